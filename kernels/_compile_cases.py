@@ -1,0 +1,25 @@
+"""What a Triton kernel is compiled for in tests: one case per kernel and element type, no GPU needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """One specialisation of a Triton kernel, as `triton.compile(ASTSource(kernel, signature, constexprs))` wants it.
+
+    Each `kernels/<op>/triton_kernels.py` has `compile_cases() -> list[CompileCase]`.
+
+    Attributes:
+        name: unique over the package, e.g. "embedding_fwd_bf16_i32".
+        kernel: the `@triton.jit` function.
+        signature: argument name -> Triton type, e.g. {"weight": "*bf16", "num_rows": "i64", "BLOCK": "constexpr"}.
+        constexprs: values of the constexpr arguments.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
