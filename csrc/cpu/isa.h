@@ -30,9 +30,9 @@ Isa active_isa();
   namespace deeprec::avx512 {            \
   ret name args;                         \
   }
-#define DEEPREC_DISPATCH(name)                                                           \
-  (::deeprec::active_isa() == ::deeprec::Isa::avx512 ? ::deeprec::avx512::name           \
-   : ::deeprec::active_isa() == ::deeprec::Isa::avx2 ? ::deeprec::avx2::name             \
+#define DEEPREC_DISPATCH(name)                                                 \
+  (::deeprec::active_isa() == ::deeprec::Isa::avx512 ? ::deeprec::avx512::name \
+   : ::deeprec::active_isa() == ::deeprec::Isa::avx2 ? ::deeprec::avx2::name   \
                                                      : ::deeprec::portable::name)
 #else
 #define DEEPREC_DECLARE(ret, name, args) \

@@ -1,0 +1,86 @@
+# Every target does its own set-up: a virtual environment in .venv, pinned installs, the build. A second run reuses them.
+# Needs Python 3.10+, pip, make and a C++ compiler (without one the PyTorch references serve).
+
+PYTHON ?= python3
+# Where pip takes torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the CPU build, .../whl/cu130 for
+# CUDA 13. Empty: pip's own configuration decides (on PyPI, Linux: a CUDA build).
+TORCH_INDEX ?=
+# Extra arguments of the demo and of pytest, e.g. PYTEST_ARGS="-k embedding -x".
+DEMO_EPOCHS ?=
+DEMO_ARGS ?=
+DEMO_DIR ?= runs/demo
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WITH_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+CSRC := $(shell find csrc -type f 2>/dev/null)
+CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint format demo bench sanitize clean distclean
+
+help:  ## Show this list
+	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]"
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: deeprec needs Python 3.10 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and alone: the index (or wheel folder) that has the right build decides, and nothing else asks for another.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+# Editable: Python edits are seen at once. The compiled code is built by the rule below, next to the sources.
+$(VENV)/.installed: $(VENV)/.torch constraints.txt pyproject.toml
+	$(PIP) install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja
+	$(WITH_VENV) $(PIP) install --quiet -c constraints.txt --no-build-isolation \
+	  -C editable.mode=inplace -C wheel.cmake=false -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed CMakeLists.txt $(CSRC)
+	$(WITH_VENV) cmake -S . -B build/make -G Ninja -DDEEPREC_INSTALL_DIR=deeprec -DCMAKE_INSTALL_PREFIX="$(CURDIR)" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" --log-level=WARNING >/dev/null
+	$(WITH_VENV) cmake --build build/make --target install --parallel >build/make/build.log || \
+	  { cat build/make/build.log; exit 1; }
+	@touch $@
+
+setup: $(VENV)/.installed
+
+build: $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
+
+test: lint build sanitize  ## Lint, all tests, the sanitizer build
+	$(WITH_VENV) python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/.installed  ## Rewrite the sources the way lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=2 for a short run)
+	$(WITH_VENV) DEMO_EPOCHS="$(DEMO_EPOCHS)" DEMO_ARGS="$(DEMO_ARGS)" DEMO_DIR="$(DEMO_DIR)" tools/demo.sh
+
+sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
+	$(WITH_VENV) tools/sanitize.sh
+
+bench: build  ## Speed of each kernel beside its rivals (one file: BENCH=bench/embedding.py)
+	$(WITH_VENV) tools/bench.sh $(BENCH)
+
+clean:  ## Remove build outputs and caches
+	rm -rf build dist deeprec/lib deeprec/_host*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f $(VENV)/.built
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## Also remove the virtual environment
+	rm -rf $(VENV)
