@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Where pip takes torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the CPU build, .../whl/cu130 for
 # CUDA 13. Empty: pip's own configuration decides (on PyPI, Linux: a CUDA build).
 TORCH_INDEX ?=
-# Extra arguments of the demo and of pytest, e.g. PYTEST_ARGS="-k embedding -x".
+# Extra arguments of the demo and of pytest.
 DEMO_EPOCHS ?=
 DEMO_ARGS ?=
 DEMO_DIR ?= runs/demo
@@ -19,7 +19,7 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint format demo bench sanitize clean distclean
+.PHONY: help setup build test pytest lint format demo bench sanitize clean distclean
 
 help:  ## Show this list
 	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]"
@@ -54,8 +54,10 @@ setup: $(VENV)/.installed
 
 build: $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
 
-test: lint build sanitize  ## Lint, all tests, the sanitizer build
-	$(WITH_VENV) python -m pytest $(PYTEST_ARGS)
+test: lint sanitize pytest  ## Lint, the sanitizer build, all tests
+
+pytest: build  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
+	$(WITH_VENV) pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
 	$(BIN)/ruff check .
