@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for one target and writes what each needs: registers, spills, shared memory, load width.
+"""Compiles every Triton kernel for one target and writes what each needs: registers, spills, shared memory, loads.
 
-Run as a program by test_triton_compiles.py, in a process of its own: under TRITON_INTERPRET=1 kernels are not compilable.
+Run by test_triton_compiles.py in a process of its own: under TRITON_INTERPRET=1 kernels are not compilable.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def _nvidia(cubin: bytes) -> dict[str, Any]:
         ).stdout
         sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    widths = [
-        int(width) if width else 32 for width in re.findall(r"\bLDG\.E(?:\.\w+?)*?(?:\.(64|128))?(?:\.\w+)* ", sass)
-    ]
+    loads = re.findall(r"\bLDG\.E([.\w]*)", sass)  # e.g. "", ".64", ".128.CONSTANT", ".U16"
+    widths = [int(match.group(1)) if (match := re.search(r"\.[US]?(8|16|64|128)\b", load)) else 32 for load in loads]
     return {
         "registers": int(numbers["REG"]),
         "spill_bytes": int(numbers["LOCAL"]),

@@ -36,7 +36,7 @@ def test_library_needs_no_unstable_torch_symbol(library: Path) -> None:
 @pytest.mark.skipif(not OBJECTS.exists(), reason="no build/make: build with make")
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_code_for_newer_processors_stays_in_its_namespace(isa: str) -> None:
-    # The linker keeps one copy of a weak (inline or template) symbol: if it is the AVX-512 one, an older processor dies.
+    # The linker keeps one copy of a weak (inline or template) symbol; an older processor dies of the AVX-512 one.
     weak = {
         line.split(maxsplit=2)[2]
         for path in OBJECTS.glob(f"deeprec_cpu_{isa}.dir/**/*.o")
