@@ -1,0 +1,9 @@
+// deeprec._host: data work on the NumPy side. Optional: each function has a slower fallback in Python.
+#include <pybind11/pybind11.h>
+
+void bind_table(pybind11::module_& module);
+
+PYBIND11_MODULE(_host, module) {
+  module.doc() = "Fast parts of deeprec.data";
+  bind_table(module);
+}

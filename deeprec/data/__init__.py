@@ -1,0 +1,28 @@
+"""Interactions, id maps, readers, data sets by name, splits and sampled candidates. Knows no model, needs no torch."""
+
+from __future__ import annotations
+
+from deeprec.data.build import from_frame
+from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
+from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
+from deeprec.data.splits import leave_one_out, official, random_holdout, sampled_negatives
+
+__all__ = [
+    "DatasetInfo",
+    "IdMap",
+    "Interactions",
+    "OfficialSplit",
+    "Split",
+    "UnknownIdError",
+    "cache_dir",
+    "find",
+    "from_frame",
+    "info",
+    "leave_one_out",
+    "list_datasets",
+    "load",
+    "official",
+    "random_holdout",
+    "sampled_negatives",
+    "search_dirs",
+]
