@@ -1,0 +1,27 @@
+"""Protocols, metrics and result cards: how a figure is made, and when two figures may be compared."""
+
+from __future__ import annotations
+
+from deeprec.evaluate.card import Card, compare, hardware, read_card, summarise, versions
+from deeprec.evaluate.evaluator import evaluate, figures, rank
+from deeprec.evaluate.metrics import METRICS
+from deeprec.evaluate.protocols import PROTOCOLS, Protocol, protocol
+from deeprec.evaluate.ranking import Ranking, Scorer
+
+__all__ = [
+    "METRICS",
+    "PROTOCOLS",
+    "Card",
+    "Protocol",
+    "Ranking",
+    "Scorer",
+    "compare",
+    "evaluate",
+    "figures",
+    "hardware",
+    "protocol",
+    "rank",
+    "read_card",
+    "summarise",
+    "versions",
+]

@@ -1,0 +1,271 @@
+"""Result cards: a figure together with everything needed to trust, repeat and compare it. JSON, written atomically."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deeprec.evaluate.protocols import Protocol
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """The result of one training run.
+
+    Attributes:
+        model: registered name of the model, such as "neumf".
+        config: its options, JSON-ready.
+        data: name, sha256, users, items, interactions of the data set; split_sha256 where known.
+        protocol: `Protocol.as_dict()` of the resolved protocol.
+        metrics: test figures of the epoch that validation chose, such as {"hr@10": 0.69}.
+        seed: seed of the training.
+        seconds: wall time of the training.
+        validation_metrics: validation figures of the same epoch.
+        best_on_test: {"epoch": n, "metrics": {...}}: what choosing the epoch on the test list would have shown; an
+            inflated figure for comparison with papers that report it, never the result. None if not measured.
+        samples_per_second: training samples (positives and negatives) a second, None if not measured.
+        epoch: epoch that validation chose, from 1, None where there are no epochs.
+        history: one dict an epoch.
+        versions, hardware: where it ran; filled in on construction.
+        schema_version: of this file format.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    seed: int
+    seconds: float
+    validation_metrics: Mapping[str, float] = field(default_factory=dict)
+    best_on_test: Mapping[str, Any] | None = None
+    samples_per_second: float | None = None
+    epoch: int | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
+    schema_version: int = SCHEMA_VERSION
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, in a form that JSON can hold: NaN and infinities become null."""
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return {"schema_version": plain.pop("schema_version"), **plain}
+
+    def write(self, path: str | Path) -> Path:
+        """Write the card as JSON; `path` holds either the old or the whole new file at every moment.
+
+        Raises:
+            OSError: the folder is missing, read-only or full; nothing half-written is left behind.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(self.as_dict(), file, indent=2, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists, strings, numbers and None out of mappings, sequences, paths and NumPy numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def read_card(path: str | Path) -> Card:
+    """The card in a file, or in the `card.json` of a model folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON object, lacks fields, or a newer version of deeprec wrote it.
+    """
+    path = Path(path)
+    path = path / "card.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_card: no card at {path}; a finished `deeprec train --out DIR` writes DIR/card.json"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"read_card: {path} must be JSON, got {error}; train again or restore the file") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"read_card: {path} must hold a JSON object, got {type(values).__name__}")
+    version = values.get("schema_version")
+    if not isinstance(version, int):
+        raise ValueError(f"read_card: {path} is no result card: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"read_card: {path} has schema version {version}, this deeprec reads up to {SCHEMA_VERSION}; "
+            "upgrade deeprec-torch"
+        )
+    fields = {f.name: f for f in dataclasses.fields(Card)}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"read_card: {path} lacks {', '.join(missing)}; train again or restore the file")
+    where: dict[str, Any] = {"versions": {}, "hardware": {}}  # those of the run, never of the reader
+    return Card(**{**where, **{k: v for k, v in values.items() if k in fields}})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a figure."""
+    import deeprec
+
+    return {
+        "deeprec": getattr(deeprec, "__version__", "unknown"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """cpu, cores, threads, isa, gpu and system of this machine; nothing that names it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_model() -> str:
+    if sys.platform == "linux":
+        try:
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()
+
+
+def check_comparable(cards: Sequence[Card]) -> None:
+    """ValueError naming what differs unless all cards have one protocol and one data set."""
+    for card in cards[1:]:
+        differences = _differences(cards[0], card)
+        if differences:
+            raise ValueError(
+                f"compare: the figures of {_label(cards[0])} and {_label(card)} are not comparable: "
+                f"{'; '.join(differences)}; evaluate both under one protocol and data set"
+            )
+
+
+def _differences(first: Card, second: Card) -> list[str]:
+    protocols = [Protocol.from_dict(card.protocol) for card in (first, second)]
+    found = [f"protocol {line}" for line in protocols[0].differences(protocols[1])]
+    for key in ("sha256", "split_sha256"):
+        ours, theirs = first.data.get(key), second.data.get(key)
+        if ours != theirs and (key == "sha256" or None not in (ours, theirs)):
+            names = (f"{card.data.get('name')} {str(card.data.get(key))[:12]}" for card in (first, second))
+            found.append(f"data {key}: {' / '.join(names)}")
+            break
+    return found
+
+
+def _label(card: Card) -> str:
+    return f"{card.model} (seed {card.seed})"
+
+
+def compare(cards: Sequence[Card]) -> list[dict[str, Any]]:
+    """One row a card: model, seed, every figure, seconds; the best headline figure first.
+
+    A figure that some cards lack is None there.
+
+    Raises:
+        ValueError: no cards, or cards of different protocols or data, naming the fields that differ.
+    """
+    names = _metric_names(cards)
+    rows: list[dict[str, Any]] = [
+        {
+            "model": card.model,
+            "seed": card.seed,
+            **{name: card.metrics.get(name) for name in names},
+            "seconds": card.seconds,
+            "samples_per_second": card.samples_per_second,
+        }
+        for card in cards
+    ]
+    return sorted(rows, key=lambda row: _descending(row[names[0]]) if names else 0.0)
+
+
+def summarise(cards: Sequence[Card]) -> list[dict[str, Any]]:
+    """One row for each model and configuration: mean and spread of every figure over the seeds.
+
+    Returns:
+        model, config, seeds (a list), then for each figure {"mean": m, "std": s}; s is the sample standard deviation
+        (n - 1), None for a single seed. Best headline mean first.
+    Raises:
+        ValueError: as `compare`, and for two cards of one configuration with the same seed.
+    """
+    names = _metric_names(cards)
+    groups: dict[str, list[Card]] = {}
+    for card in cards:
+        config = {k: v for k, v in card.config.items() if k != "seed"}
+        groups.setdefault(json.dumps([card.model, _plain(config)], sort_keys=True), []).append(card)
+    rows: list[dict[str, Any]] = []
+    for group in groups.values():
+        seeds = [card.seed for card in group]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"summarise: each seed may come once for {group[0].model}, got seeds {seeds}")
+        row: dict[str, Any] = {"model": group[0].model, "config": dict(group[0].config), "seeds": sorted(seeds)}
+        for name in (*names, "seconds"):
+            row[name] = _mean_and_spread(
+                [getattr(c, name, None) if name == "seconds" else c.metrics.get(name) for c in group]
+            )
+        rows.append(row)
+    return sorted(rows, key=lambda row: _descending(row[names[0]]["mean"]) if names else 0.0)
+
+
+def _metric_names(cards: Sequence[Card]) -> list[str]:
+    """Figures of all cards in the order they first appear, after the check that the cards go together."""
+    if not cards:
+        raise ValueError("compare: at least one card is needed, got none; pass the folders that training wrote")
+    check_comparable(cards)
+    return list(dict.fromkeys(name for card in cards for name in card.metrics))
+
+
+def _descending(value: float | None) -> float:
+    return math.inf if value is None else -value
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [v for v in values if v is not None]
+    if not known or len(known) < len(values):
+        return {"mean": None, "std": None}
+    return {"mean": float(np.mean(known)), "std": float(np.std(known, ddof=1)) if len(known) > 1 else None}

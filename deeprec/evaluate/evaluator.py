@@ -1,0 +1,139 @@
+"""evaluate(): the figures of a model under a protocol, as one flat dict."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deeprec.evaluate import metrics
+from deeprec.evaluate.protocols import Protocol
+from deeprec.evaluate.ranking import Progress, Ranking, Scorer, candidate_ranks, full_ranks
+
+if TYPE_CHECKING:
+    from deeprec.data import Interactions, Split
+
+Part = Literal["validation", "test"]
+
+
+def evaluate(
+    model: Scorer,
+    split: Split,
+    protocol: Protocol,
+    part: Part = "test",
+    *,
+    users: NDArray[Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Figures of `model` on one part of a split.
+
+    Args:
+        model: anything with `score_pairs` and `score_items` (see `Scorer`); an nn.Module is put into eval mode
+            meanwhile.
+        split: what `protocol.split(data)` returned.
+        protocol: candidates, mask, tie rule, metrics and cutoffs.
+        part: "validation" or "test". The test part is for the end: choosing anything on it inflates the figure.
+        users: internal ids of the users to evaluate, or None for all of the part.
+        progress: called with (done, total) after each block.
+    Returns:
+        "metric@k" (or "auc") to its mean over users, in the order of the protocol.
+    Raises:
+        ValueError: a score is NaN, the part is empty, or negatives are missing.
+    """
+    ranking = rank(model, split, protocol, part, users=users, progress=progress)
+    if ranking.users.size == 0:
+        raise ValueError(
+            f"evaluate: the {part} part must have a user to evaluate, got none; check the split or `users`"
+        )
+    return figures(ranking, protocol, split.train)
+
+
+def rank(
+    model: Scorer,
+    split: Split,
+    protocol: Protocol,
+    part: Part = "test",
+    *,
+    users: NDArray[Any] | None = None,
+    progress: Progress | None = None,
+) -> Ranking:
+    """Ranks behind `evaluate`, for figures of single users or significance tests; same arguments."""
+    if part not in ("validation", "test"):
+        raise ValueError(f"evaluate: part must be 'validation' or 'test', got {part!r}")
+    held_out = split.validation if part == "validation" else split.test
+    wants_lists = any(name in metrics.LIST_METRICS for name in protocol.metrics)
+    top = max(protocol.cutoffs) if wants_lists else 0
+    device = _device_of(model)
+    with _evaluating(model):
+        if protocol.candidates == "all":
+            masked = [getattr(split, name) for name in protocol.mask if name != part]
+            return full_ranks(model, held_out, masked, users=users, top=top, device=device, progress=progress)
+        negatives = split.validation_negatives if part == "validation" else split.test_negatives
+        if negatives is None or len(negatives) != len(held_out):
+            raise ValueError(f"evaluate: the {part} part has no negatives; take the split of protocol.split(data)")
+        if negatives.ndim != 2 or negatives.shape[1] != protocol.candidates:
+            raise ValueError(
+                f"evaluate: the protocol asks for {protocol.candidates} negatives, the {part} part has "
+                f"{negatives.shape[1:]}; take the split of protocol.split(data)"
+            )
+        rows = slice(None) if users is None else np.flatnonzero(np.isin(held_out.users, users))
+        return candidate_ranks(
+            model,
+            held_out.users[rows],
+            held_out.items[rows],
+            negatives[rows],
+            ties=protocol.ties,
+            top=top,
+            device=device,
+            progress=progress,
+        )
+
+
+def figures(ranking: Ranking, protocol: Protocol, train: Interactions) -> dict[str, float]:
+    """The protocol's metrics from ranks that are already there; `train` gives popularity and the catalogue size."""
+    result: dict[str, float] = {}
+    item_counts: NDArray[Any] | None = None
+    for name in protocol.metrics:
+        if name == "auc":
+            values = metrics.auc(ranking.ranks, ranking.num_candidates, ranking.offsets)
+            known = values[~np.isnan(values)]
+            result["auc"] = float(known.mean()) if known.size else float("nan")
+            continue
+        for k in protocol.cutoffs:
+            if name in metrics.RANK_METRICS:
+                value = float(metrics.RANK_METRICS[name](ranking.ranks, k, ranking.offsets).mean())
+            else:
+                assert ranking.top_items is not None  # rank() asks for lists where the protocol has a list metric
+                if name == "novelty":
+                    item_counts = train.item_counts() if item_counts is None else item_counts
+                    value = metrics.novelty(ranking.top_items, k, item_counts, train.num_users)
+                else:
+                    metric = metrics.coverage if name == "coverage" else metrics.gini
+                    value = metric(ranking.top_items, k, train.num_items)
+            result[f"{name}@{k}"] = value
+    return result
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where the model's parameters live; the CPU for anything that is no nn.Module."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No gradients, dropout off; each submodule's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,255 @@
+"""Evaluation protocols as data: what is held out, against what it is ranked, and how it is counted.
+
+Two results may be compared only when their protocols agree; `Protocol.differences` names what does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from deeprec._suggest import did_you_mean
+from deeprec.evaluate.metrics import check_metric
+
+if TYPE_CHECKING:
+    from deeprec.data import Interactions, Split
+
+_logger = logging.getLogger("deeprec")
+
+# What is reported does not change what a figure means, so these do not stand in the way of a comparison.
+_REPORTING_FIELDS = ("name", "metrics", "cutoffs")
+_TEST_STREAM, _VALIDATION_STREAM = 4, 5  # independent negatives for the two parts under one seed
+
+
+def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"protocol: unknown {field} {value!r}; {did_you_mean(str(value), choices)}")
+
+
+def _require(condition: bool, requirement: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"protocol: {requirement}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to measure a ranking model; immutable, checked on construction.
+
+    Attributes:
+        name: how it was asked for ("ncf", "full", "random").
+        holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
+            interactions; "official": the split that came with the data; "auto": official where the data has it,
+            leave_one_out otherwise (see `resolve`).
+        test_share: test share of all interactions for "random", in (0, 1).
+        validation: "random" or "last" (one training interaction of each user), "share" (a random share of all
+            interactions, with the random hold-out) or "none".
+        validation_share: validation share for "share", in (0, 1).
+        candidates: "all" items, or the number of sampled negatives each positive is ranked against, at least 1.
+        negatives: "given" (the lists published with the data), "seeded" (drawn from `negatives_seed`), "auto" (given
+            where the data has them, seeded otherwise; see `resolve`), "none" with all candidates.
+        negatives_seed: seed of seeded negatives, at least 0. Validation negatives are always seeded.
+        mask: parts whose items are taken out of the candidates when all items are ranked; subset of
+            ("train", "validation"). Validation items are masked in the test only.
+        ties: "pessimistic": among equal scores the positive ranks last; "authors": the order in which the NCF authors'
+            `heapq.nlargest` meets the candidates (sampled candidates only; see `evaluator.candidate_ranks`).
+        metrics: names out of `metrics.METRICS`.
+        cutoffs: K of each metric that has one, at least 1.
+        seed: seed of the split (not of the training), at least 0.
+    """
+
+    name: str
+    holdout: Literal["leave_one_out", "random", "official", "auto"] = "leave_one_out"
+    test_share: float = 0.1
+    validation: Literal["random", "last", "share", "none"] = "random"
+    validation_share: float = 0.1
+    candidates: int | Literal["all"] = "all"
+    negatives: Literal["given", "seeded", "auto", "none"] = "none"
+    negatives_seed: int = 0
+    mask: tuple[str, ...] = ("train", "validation")
+    ties: Literal["pessimistic", "authors"] = "pessimistic"
+    metrics: tuple[str, ...] = ("hr", "ndcg")
+    cutoffs: tuple[int, ...] = (10,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in ("holdout", "validation", "negatives", "ties"):
+            _check_choice(field, getattr(self, field), typing.get_args(hints[field]))
+        for field in ("mask", "metrics", "cutoffs"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str | int) else tuple(value))
+        for part in self.mask:
+            _check_choice("mask", part, ("train", "validation"))
+        for metric in self.metrics:
+            check_metric(metric)
+        _require(bool(self.metrics), "metrics must name at least one metric", self.metrics)
+        whole = all(isinstance(k, int) and k >= 1 for k in self.cutoffs)
+        _require(bool(self.cutoffs) and whole, "cutoffs must be whole numbers of at least 1", self.cutoffs)
+        for field in ("seed", "negatives_seed"):
+            value = getattr(self, field)
+            _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
+        for field in ("test_share", "validation_share"):
+            _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
+        random_share = (self.holdout == "random", self.validation == "share")
+        if self.validation != "none" and random_share[0] != random_share[1]:
+            remedy = "'share'" if random_share[0] else "'random' or 'last'"
+            raise ValueError(
+                f"protocol: validation={self.validation!r} does not go with holdout={self.holdout!r}; "
+                f"take validation={remedy} or 'none'"
+            )
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        candidates = self.candidates
+        sampled = candidates != "all"
+        enough = isinstance(candidates, int) and not isinstance(candidates, bool) and candidates >= 1
+        _require(not sampled or enough, "candidates must be 'all' or a number of negatives of at least 1", candidates)
+        if sampled != (self.negatives != "none"):
+            remedy = "'given', 'seeded' or 'auto'" if sampled else "'none', or candidates a number"
+            raise ValueError(
+                f"protocol: candidates={candidates!r} does not go with negatives={self.negatives!r}; take {remedy}"
+            )
+        if self.ties == "authors" and not sampled:
+            raise ValueError("protocol: ties='authors' is defined for sampled candidates; take ties='pessimistic'")
+        if self.negatives == "given" and self.holdout not in ("official", "auto"):
+            raise ValueError(
+                f"protocol: given negatives belong to the official test part, got holdout={self.holdout!r}; "
+                "take holdout='official' or negatives='seeded'"
+            )
+
+    def resolve(self, data: Interactions) -> Protocol:
+        """The same protocol with every "auto" replaced by what it means for `data`; a card must hold this one.
+
+        Raises:
+            ValueError: the official split or given negatives are asked for and `data` has none.
+        """
+        published = data.official
+        given = None if published is None else published.test_negatives
+        if published is None and self.holdout == "official":
+            raise ValueError(f"protocol: {data.name} carries no official split; take holdout='leave_one_out'")
+        holdout, negatives = self.holdout, self.negatives
+        if holdout == "auto":
+            holdout = "leave_one_out" if published is None else "official"
+        fits = holdout == "official" and given is not None and given.shape[1] == self.candidates
+        if negatives == "auto":
+            negatives = "given" if fits else "seeded"
+        if negatives == "given" and not fits:
+            lists = "none" if given is None else f"lists of {given.shape[1]}"
+            raise ValueError(
+                f"protocol: {self.candidates} given negatives a user are asked for, {data.name} carries {lists}; "
+                "take negatives='seeded'"
+            )
+        if (holdout, negatives) == (self.holdout, self.negatives):
+            return self
+        _logger.info("protocol %s on %s: holdout %s, negatives %s", self.name, data.name, holdout, negatives)
+        return dataclasses.replace(self, holdout=holdout, negatives=negatives)
+
+    def split(self, data: Interactions) -> Split:
+        """Train, validation and test parts of `data`, with negatives where the protocol samples candidates."""
+        return _split(self.resolve(data), data)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, JSON-ready; `from_dict` takes it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """The protocol that `as_dict` wrote.
+
+        Raises:
+            ValueError: an unknown key, named with the closest known one.
+        """
+        _check_keys(values)
+        return cls(**values)
+
+    def differences(self, other: Protocol) -> list[str]:
+        """Fields in which the two disagree as "field: ours / theirs", but for those that only choose what is shown."""
+        ours, theirs = self.as_dict(), other.as_dict()
+        ignored = set(_REPORTING_FIELDS)
+        # A field that the protocol does not use cannot make a difference.
+        if "random" not in (self.holdout, other.holdout):
+            ignored |= {"test_share", "validation_share"}
+        if self.candidates != "all" and other.candidates != "all":
+            ignored.add("mask")
+        if self.candidates == other.candidates == "all":
+            ignored.add("negatives_seed")
+        return [f"{k}: {ours[k]!r} / {theirs[k]!r}" for k in ours if k not in ignored and ours[k] != theirs[k]]
+
+    def same_as(self, other: Protocol) -> bool:
+        """Whether figures of the two may be compared."""
+        return not self.differences(other)
+
+    @property
+    def headline(self) -> str:
+        """The figure that chooses the epoch and leads a table, such as "hr@10"."""
+        first = self.metrics[0]
+        return first if first == "auc" else f"{first}@{self.cutoffs[0]}"
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(Protocol)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"protocol: unknown field {key!r}; {did_you_mean(key, known)}")
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    # He et al. 2017, section 4.1: the last interaction against 99 negatives, the authors' files where they are at hand.
+    "ncf": Protocol("ncf", holdout="auto", candidates=99, negatives="auto", metrics=("hr", "ndcg"), cutoffs=(10,)),
+    "full": Protocol("full", metrics=("hr", "ndcg", "mrr", "coverage", "novelty", "gini"), cutoffs=(10,)),
+    "random": Protocol(
+        "random",
+        holdout="random",
+        validation="share",
+        metrics=("recall", "ndcg", "precision", "map", "mrr", "auc"),
+        cutoffs=(10, 20),
+    ),
+}
+
+
+def protocol(name: str, **overrides: Any) -> Protocol:
+    """A protocol by name with some fields replaced: `protocol("ncf", ties="authors", cutoffs=(5, 10))`.
+
+    Args:
+        name: "ncf", "full" or "random".
+        overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse.
+    Raises:
+        ValueError: an unknown name or field, or a value out of its range.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol: unknown protocol {name!r}; {did_you_mean(name, PROTOCOLS)}")
+    _check_keys(overrides)
+    base = PROTOCOLS[name]
+    if "candidates" in overrides and "negatives" not in overrides:
+        if overrides["candidates"] == "all":
+            overrides["negatives"] = "none"
+        elif base.negatives == "none":
+            overrides["negatives"] = "seeded"
+    return dataclasses.replace(base, **overrides)
+
+
+def _split(protocol: Protocol, data: Interactions) -> Split:
+    """The parts of `data` under a resolved protocol."""
+    from deeprec.data import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
+
+    if protocol.holdout == "random":
+        share = 0.0 if protocol.validation == "none" else protocol.validation_share
+        parts = splits.random_holdout(data, test=protocol.test_share, validation=share, seed=protocol.seed)
+    elif protocol.holdout == "official":
+        parts = splits.official(data, seed=protocol.seed, validation=protocol.validation, num_negatives=0)
+    else:
+        parts = splits.leave_one_out(data, validation=protocol.validation, seed=protocol.seed)
+    if protocol.candidates == "all":
+        return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
+    test, validation = (
+        splits.sampled_negatives(data, part.users, protocol.candidates, protocol.negatives_seed, stream=stream)
+        for part, stream in ((parts.test, _TEST_STREAM), (parts.validation, _VALIDATION_STREAM))
+    )
+    if protocol.negatives == "given":
+        assert parts.test_negatives is not None  # resolve() saw them
+        test = parts.test_negatives
+    return dataclasses.replace(parts, test_negatives=test, validation_negatives=validation)

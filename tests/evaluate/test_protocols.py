@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from deeprec.evaluate import PROTOCOLS, Protocol, protocol
+
+
+def _data(num_negatives: int | None = None):
+    official = None if num_negatives is None else SimpleNamespace(test_negatives=np.zeros((3, num_negatives)))
+    return SimpleNamespace(name="some", official=official)
+
+
+def test_named_protocols_say_what_they_are() -> None:
+    ncf, full, random = (PROTOCOLS[name] for name in ("ncf", "full", "random"))
+    assert (ncf.candidates, ncf.ties, ncf.headline) == (99, "pessimistic", "hr@10")
+    assert (full.candidates, full.holdout, full.mask) == ("all", "leave_one_out", ("train", "validation"))
+    assert (random.holdout, random.test_share, random.validation) == ("random", 0.1, "share")
+
+
+def test_protocol_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        protocol("ncf").candidates = 5
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_dict_goes_there_and_back(name: str) -> None:
+    original = protocol(name, cutoffs=(5, 10), seed=3)
+    assert Protocol.from_dict(original.as_dict()) == original
+    assert isinstance(original.as_dict()["cutoffs"], list)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("nfc", {}, "did you mean 'ncf'"),
+        ("ncf", {"candidate": 5}, "did you mean 'candidates'"),
+        ("ncf", {"ties": "autors"}, "did you mean 'authors'"),
+        ("ncf", {"metrics": ("hr", "ndgc")}, "did you mean 'ndcg'"),
+        ("full", {"holdout": "leave-one-out"}, "did you mean 'leave_one_out'"),
+        ("full", {"cutoffs": (0,)}, "at least 1, got"),
+        ("full", {"cutoffs": ()}, "at least 1, got"),
+        ("full", {"seed": -1}, "at least 0, got -1"),
+        ("full", {"test_share": 1.0}, "in \\(0, 1\\)"),
+        ("full", {"mask": ("test",)}, "unknown mask 'test'"),
+        ("full", {"candidates": 0}, "at least 1, got 0"),
+        ("full", {"candidates": True}, "at least 1, got True"),
+        ("full", {"ties": "authors"}, "sampled candidates"),
+        ("full", {"negatives": "seeded"}, "candidates a number"),
+        ("ncf", {"negatives": "none"}, "'seeded' or 'auto'"),
+        ("full", {"validation": "share"}, "take validation='random'"),
+        ("random", {"validation": "last"}, "take validation='share'"),
+        ("full", {"candidates": 5, "negatives": "given"}, "official test part"),
+    ],
+)
+def test_bad_protocol_is_refused_with_a_remedy(name, overrides, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        protocol(name, **overrides)
+
+
+def test_asking_for_candidates_settles_the_negatives() -> None:
+    assert protocol("full", candidates=99).negatives == "seeded"
+    assert protocol("ncf", candidates="all").negatives == "none"
+
+
+def test_auto_becomes_what_the_data_has() -> None:
+    ncf = protocol("ncf")
+    published, plain, other = (ncf.resolve(_data(n)) for n in (99, None, 50))
+    assert (published.holdout, published.negatives) == ("official", "given")
+    assert (plain.holdout, plain.negatives) == ("leave_one_out", "seeded")
+    assert (other.holdout, other.negatives) == ("official", "seeded")
+    assert published.resolve(_data(99)) is published
+
+
+def test_given_parts_that_the_data_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match="no official split; take holdout='leave_one_out'"):
+        protocol("full", holdout="official").resolve(_data())
+    with pytest.raises(ValueError, match="take negatives='seeded'"):
+        protocol("ncf", negatives="given").resolve(_data())
+    with pytest.raises(ValueError, match="carries lists of 50"):
+        protocol("ncf", negatives="given").resolve(_data(50))
+
+
+def test_what_is_reported_is_no_difference_but_what_is_measured_is() -> None:
+    ncf = protocol("ncf")
+    assert ncf.same_as(protocol("ncf", metrics=("mrr",), cutoffs=(5,), name="mine"))
+    assert ncf.same_as(protocol("ncf", test_share=0.2))  # not used by this hold-out
+    assert not protocol("random").same_as(protocol("random", test_share=0.2))
+    assert ncf.differences(protocol("ncf", ties="authors", seed=1)) == [
+        "ties: 'pessimistic' / 'authors'",
+        "seed: 0 / 1",
+    ]
+    assert any(line.startswith("candidates: 99 / 'all'") for line in ncf.differences(protocol("full")))
+
+
+def test_importing_evaluate_brings_torch_and_numpy_only() -> None:
+    code = "import sys, deeprec.evaluate; print([m for m in ('polars', 'pandas', 'typer', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
