@@ -1,0 +1,59 @@
+// Small helpers of the PyTorch-facing wrappers (portable pass only): allocation, checks, chunked threading.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace deeprec {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A contiguous uninitialised CPU tensor. Calls the C shim directly: through the dispatcher it costs microseconds.
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(shape[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarType::Long; }
+
+// Threads worth starting for `work` units when one thread should get at least `grain` of them.
+inline int64_t threads_for(int64_t work, int64_t grain) {
+  if (work < 2 * grain) {
+    return 1;
+  }
+  return std::min<int64_t>(torch::stable::get_num_threads(), work / grain);
+}
+
+// Calls f(chunk) for chunk in [0, chunks), on as many threads as there are.
+template <class F>
+void for_each_chunk(int64_t chunks, const F& f) {
+  if (chunks <= 1) {
+    f(int64_t{0});
+    return;
+  }
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      f(chunk);
+    }
+  });
+}
+
+}  // namespace deeprec

@@ -1,0 +1,7 @@
+"""Layers over the kernels: plain `torch.nn.Module`s that drop into any PyTorch model."""
+
+from __future__ import annotations
+
+from deeprec.nn.embedding import Embedding
+
+__all__ = ["Embedding"]

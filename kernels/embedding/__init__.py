@@ -1,0 +1,222 @@
+"""Embedding lookup with a coalesced sparse gradient.
+
+`embedding_plan` sorts the ids once; every table that shares the ids (NeuMF's GMF and MLP tables) uses that one plan
+in its backward pass. The gradient of each row is summed sequentially in a fixed order, so it is bitwise the same for
+any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deeprec.kernels import _library
+from deeprec.kernels.embedding.reference import (
+    embedding_grad_reference,
+    embedding_plan_reference,
+    embedding_reference,
+)
+
+__all__ = ["EmbeddingPlan", "embedding", "embedding_plan"]
+
+
+class EmbeddingPlan(NamedTuple):
+    """The positions of a batch of ids grouped by row; made by `embedding_plan`.
+
+    Attributes:
+        rows: the distinct ids in ascending order, [U], dtype of the ids.
+        offsets: where each row's positions begin in `order`, [U + 1], int32 (int64 from 2^31 ids on).
+        order: positions in the flattened ids, grouped by row, ascending within a row, [nnz], dtype of offsets.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    order: Tensor
+
+
+def _plan_fake(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    position = torch.int32  # a traced batch of 2^31 ids is out of reach; the real operator switches by itself
+    rows = ids.new_empty(num_rows)
+    return rows, ids.new_empty(num_rows + 1, dtype=position), ids.new_empty(ids.numel(), dtype=position)
+
+
+def _embedding_fake(weight: Tensor, ids: Tensor) -> Tensor:
+    return weight.new_empty(*ids.shape, weight.shape[1])
+
+
+def _grad_fake(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -> Tensor:
+    return grad.new_empty(rows.shape[0], grad.shape[1])
+
+
+def _dense_grad(grad: Tensor, ids: Tensor, num_embeddings: int) -> Tensor:
+    rows, offsets, order = torch.ops.deeprec.embedding_plan(ids, num_embeddings)
+    out = grad.new_zeros(num_embeddings, grad.shape[1])
+    out[rows.to(torch.int64)] = torch.ops.deeprec.embedding_grad(grad, rows, offsets, order)
+    return out
+
+
+def _dense_grad_fake(grad: Tensor, ids: Tensor, num_embeddings: int) -> Tensor:
+    return grad.new_empty(num_embeddings, grad.shape[1])
+
+
+_library.define(
+    "embedding_plan(Tensor ids, int num_embeddings) -> (Tensor, Tensor, Tensor)", embedding_plan_reference, _plan_fake
+)
+_library.define("embedding(Tensor weight, Tensor ids) -> Tensor", embedding_reference, _embedding_fake)
+_library.define(
+    "embedding_grad(Tensor grad, Tensor rows, Tensor offsets, Tensor order) -> Tensor",
+    embedding_grad_reference,
+    _grad_fake,
+)
+_library.define(
+    "embedding_dense_grad(Tensor grad, Tensor ids, int num_embeddings) -> Tensor", _dense_grad, _dense_grad_fake
+)
+
+
+def _raise_out_of_range(function: str, ids: Tensor, num_embeddings: int, name: str, error: Exception) -> None:
+    """Turn the operator's error into an IndexError that names the table, when an id is what was wrong."""
+    flat = ids.flatten()
+    bad = (flat < 0) | (flat >= num_embeddings)
+    if not bool(bad.any()):
+        raise error
+    position = int(bad.to(torch.uint8).argmax())
+    table = f" of table {name!r}" if name else ""
+    raise IndexError(
+        f"{function}: ids{table} must be in [0, {num_embeddings}), got {int(flat[position])} at position {position}; "
+        "encode ids with the table's id map, or enlarge num_embeddings"
+    ) from None
+
+
+def _check_ids(function: str, ids: Tensor) -> None:
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{function}: ids must be int32 or int64, got {ids.dtype}; convert with ids.long()")
+
+
+def embedding_plan(ids: Tensor, num_embeddings: int, *, name: str = "") -> EmbeddingPlan:
+    """Group the positions of `ids` by row: a stable radix sort, done once for all tables that share the ids.
+
+    Args:
+        ids: any shape, int32 or int64, nnz values in [0, num_embeddings).
+        num_embeddings: rows of the table, >= 0.
+        name: what to call the table in an error.
+    Returns:
+        EmbeddingPlan; deterministic.
+    Raises:
+        IndexError: an id is out of range (on the CPU and the GPU).
+        TypeError: ids are not int32 or int64.
+    """
+    _check_ids("embedding_plan", ids)
+    if torch.compiler.is_compiling():
+        return EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
+    try:
+        return EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
+    except (RuntimeError, IndexError) as error:
+        _raise_out_of_range("embedding_plan", ids, num_embeddings, name, error)
+        raise
+
+
+def _lookup(weight: Tensor, ids: Tensor, name: str) -> Tensor:
+    out: Tensor
+    if torch.compiler.is_compiling():
+        out = torch.ops.deeprec.embedding(weight, ids)
+        return out
+    try:
+        out = torch.ops.deeprec.embedding(weight, ids)
+        return out
+    except (RuntimeError, IndexError) as error:
+        _raise_out_of_range("embedding", ids, weight.shape[0], name, error)
+        raise
+
+
+def coalesced_grad(rows: Tensor, values: Tensor, num_embeddings: int) -> Tensor:
+    """A sparse gradient [num_embeddings, D] of strictly ascending rows [U] and values [U, D]; nothing is copied."""
+    indices = rows.to(torch.int64).unsqueeze(0)
+    return torch.sparse_coo_tensor(
+        indices, values, (num_embeddings, values.shape[1]), is_coalesced=True, check_invariants=False
+    )
+
+
+class _SparseGradEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None, name: str) -> Tensor:
+        ctx.ids, ctx.plan, ctx.num_embeddings = ids, plan, weight.shape[0]
+        return _lookup(weight, ids, name)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        plan = ctx.plan or torch.ops.deeprec.embedding_plan(ctx.ids, ctx.num_embeddings)
+        rows, offsets, order = plan
+        values = torch.ops.deeprec.embedding_grad(grad.reshape(-1, grad.shape[-1]), rows, offsets, order)
+        return coalesced_grad(rows, values, ctx.num_embeddings), None, None, None
+
+
+class _DenseGradEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, name: str) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.num_embeddings = weight.shape[0]
+        return _lookup(weight, ids, name)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        return torch.ops.deeprec.embedding_dense_grad(flat, ids, ctx.num_embeddings), None, None
+
+
+def _sparse_embedding(weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None, name: str) -> Tensor:
+    result: Tensor = _SparseGradEmbedding.apply(weight, ids, plan, name)  # type: ignore[no-untyped-call]
+    return result
+
+
+_sparse_embedding_outside_graph: Callable[..., Tensor] = torch.compiler.disable(
+    _sparse_embedding, reason="embedding: sparse gradients do not pass torch.compile; use sparse_grad=False"
+)
+
+
+def embedding(
+    weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None = None, *, sparse_grad: bool = True, name: str = ""
+) -> Tensor:
+    """Rows of a table: out[..., :] = weight[ids[...], :].
+
+    The gradient of `weight` is a coalesced `torch.sparse_coo` tensor of the touched rows: ascending, each once, summed
+    in float32 (float64 for float64). When autograd stores it in `weight.grad` it keeps rows and values but drops the
+    flag `is_coalesced`. Under `torch.compile` a training call with sparse gradients runs outside the graph (an error
+    with fullgraph=True); with `sparse_grad=False` the gradient is dense and the call compiles. There is no second
+    derivative.
+
+    Args:
+        weight: [R, D], float32, float64, bfloat16 or float16; any D >= 1.
+        ids: any shape, int32 or int64, values in [0, R); repeated ids and none at all are welcome.
+        plan: `embedding_plan(ids, R)` where several tables share the ids; made in the backward pass otherwise.
+        sparse_grad: give `weight` a sparse gradient; a dense one otherwise.
+        name: what to call the table in an error.
+    Returns:
+        [*ids.shape, D], dtype of weight.
+    Raises:
+        IndexError: an id is out of range, named with its position (on a GPU: a device-side assertion).
+        TypeError: ids are not int32 or int64.
+        ValueError: weight is not [R, D], or plan was made for another number of ids.
+    """
+    if weight.dim() != 2:
+        raise ValueError(f"embedding: weight must be [R, D], got {tuple(weight.shape)}")
+    _check_ids("embedding", ids)
+    if plan is not None and plan.order.numel() != ids.numel():
+        raise ValueError(
+            f"embedding: plan must be made from these {ids.numel()} ids, got one of {plan.order.numel()}; "
+            "call embedding_plan(ids, num_embeddings)"
+        )
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return _lookup(weight, ids, name)
+    if sparse_grad:
+        lookup = _sparse_embedding_outside_graph if torch.compiler.is_compiling() else _sparse_embedding
+        return lookup(weight, ids, plan, name)
+    result: Tensor = _DenseGradEmbedding.apply(weight, ids, name)  # type: ignore[no-untyped-call]
+    return result

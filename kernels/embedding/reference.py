@@ -1,0 +1,46 @@
+"""What `embedding_plan`, `embedding` and `embedding_grad` mean, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _check_range(function: str, ids: Tensor, num_embeddings: int) -> None:
+    if ids.numel() == 0:
+        return
+    bad = ((ids < 0) | (ids >= num_embeddings)).flatten()
+    if bool(bad.any()):
+        position = int(bad.to(torch.uint8).argmax())
+        value = int(ids.flatten()[position])
+        raise IndexError(f"{function}: ids must be in [0, {num_embeddings}), got {value} at position {position}")
+
+
+def embedding_plan_reference(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Stable sort of the flattened ids, then run-length encoding."""
+    _check_range("embedding_plan", ids, num_embeddings)
+    position = torch.int32 if ids.numel() < 2**31 else torch.int64
+    values, order = torch.sort(ids.flatten(), stable=True)
+    rows, counts = torch.unique_consecutive(values, return_counts=True)
+    offsets = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=ids.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return rows, offsets.to(position), order.to(position)
+
+
+def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
+    """weight[ids]."""
+    if ids.device.type == "cpu":
+        _check_range("embedding", ids, weight.shape[0])
+    else:
+        low_enough = ids.numel() == 0 or ((ids >= 0) & (ids < weight.shape[0])).all()
+        torch._assert_async(torch.as_tensor(low_enough), "embedding: ids must be in [0, num_embeddings)")
+    return weight.index_select(0, ids.flatten().to(torch.int64)).reshape(*ids.shape, weight.shape[1])
+
+
+def embedding_grad_reference(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -> Tensor:
+    """out[u] = sum of grad[order[j]] for offsets[u] <= j < offsets[u + 1], in float32 (float64 for float64)."""
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    counts = (offsets[1:] - offsets[:-1]).to(torch.int64)
+    row_of = torch.repeat_interleave(torch.arange(rows.numel(), device=grad.device), counts, output_size=order.numel())
+    out = torch.zeros(rows.numel(), grad.shape[1], dtype=wide, device=grad.device)
+    return out.index_add_(0, row_of, grad.index_select(0, order.to(torch.int64)).to(wide)).to(grad.dtype)
