@@ -44,7 +44,7 @@ def report() -> dict[str, Any]:
         triton: installed, interpreter, reason.
         operators: name -> {schema, cpu: {implementation, reason}, cuda: {implementation, reason}}; reason is "" where
             the best implementation there is serves.
-        data: {found, reason}: one entry a data set as `deeprec.data.list_datasets` gives it.
+        data: searched (folders), sets: name -> {title, interactions, folder: None where the files are not found}.
     """
     return {
         "deeprec": deeprec.__version__,
@@ -134,7 +134,11 @@ def _operators() -> dict[str, Any]:
 def _data() -> dict[str, Any]:
     from deeprec import data
 
-    return {"directory": os.environ.get("DEEPREC_DATA"), "found": [dict(vars(entry)) for entry in data.list_datasets()]}
+    sets = {}
+    for entry in data.list_datasets():
+        folder = data.find(entry.name)
+        sets[entry.name] = {"title": entry.title, "interactions": entry.rows, "folder": str(folder) if folder else None}
+    return {"searched": [str(path) for path in data.search_dirs()], "sets": sets}
 
 
 def render(facts: dict[str, Any]) -> RenderableType:
@@ -197,8 +201,9 @@ def _reason_lines(facts: dict[str, Any]) -> list[RenderableType]:
 def _data_table(facts: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
-    found = facts["data"]["found"]
-    table = Table(*(found[0] if found else ["data sets"]), title="Data sets", title_justify="left")
-    for entry in found:
-        table.add_row(*(str(value) for value in entry.values()))
+    table = Table("data set", "interactions", "found in", title="Data sets", title_justify="left")
+    for name, row in facts["data"]["sets"].items():
+        found = f"[green]{row['folder']}[/]" if row["folder"] else "[yellow]not found[/]"
+        table.add_row(f"{name}: {row['title']}", f"{row['interactions']:,}", found)
+    table.caption = f"searched: {', '.join(facts['data']['searched'])}; more: deeprec data --help"
     return table
