@@ -6,6 +6,7 @@ from deeprec.data.build import from_frame
 from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
 from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.splits import leave_one_out, official, random_holdout, sampled_negatives
+from deeprec.data.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
 
 __all__ = [
     "DatasetInfo",
@@ -13,6 +14,8 @@ __all__ = [
     "Interactions",
     "OfficialSplit",
     "Split",
+    "SyntheticInteractions",
+    "SyntheticTruth",
     "UnknownIdError",
     "cache_dir",
     "find",
@@ -25,4 +28,5 @@ __all__ = [
     "random_holdout",
     "sampled_negatives",
     "search_dirs",
+    "synthetic",
 ]

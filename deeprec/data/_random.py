@@ -22,7 +22,8 @@ def _mix(x: UInt64Array) -> UInt64Array:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014), a bijection of uint64 [...]; wraps modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+    mixed: UInt64Array = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def random_bits(seed: int, stream: int, counter: NDArray[Any]) -> UInt64Array:
@@ -40,4 +41,5 @@ def random_bits(seed: int, stream: int, counter: NDArray[Any]) -> UInt64Array:
 def random_below(bits: UInt64Array, limit: NDArray[Any]) -> NDArray[np.int64]:
     """Integers in [0, limit) from random bits; `limit` in [1, 2^32), broadcast. Bias is below limit / 2^32."""
     high = bits >> np.uint64(32)
-    return ((high * limit.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    scaled: UInt64Array = (high * limit.astype(np.uint64)) >> np.uint64(32)
+    return scaled.astype(np.int64)

@@ -74,9 +74,11 @@ def from_frame(
         if on_bad == "raise" and wrong.any():
             rows = np.flatnonzero(wrong)
             wanted = "an id" if role in ("user", "item") else "a number"
-            raise ValueError(f"from_frame: {name}, {row_word} {rows[0] + first_row}: {columns[role]} must be {wanted}, "
-                             f"got {picked[role][int(rows[0])]!r} ({len(rows):,} bad: {row_word} "
-                             f"{first_few(rows + first_row)}); correct them or pass on_bad='skip'")  # fmt: skip
+            raise ValueError(
+                f"from_frame: {name}, {row_word} {rows[0] + first_row}: {columns[role]} must be {wanted}, "
+                f"got {picked[role][int(rows[0])]!r} ({len(rows):,} bad: {row_word} "
+                f"{first_few(rows + first_row)}); correct them or pass on_bad='skip'"
+            )
         bad |= wrong
     repairs = {"bad_rows_dropped": int(bad.sum())}
     keep = ~bad
@@ -137,8 +139,10 @@ def build(
         if dropped and duplicates == "raise":
             again = np.setdiff1d(np.arange(len(data)), keep)[0]
             pair = (user_ids.values[int(data.users[again])], item_ids.values[int(data.items[again])])
-            raise ValueError(f"build: each user and item may meet once in {name}, got {pair} again ({dropped:,} rows "
-                             "too many); pass duplicates='latest' or 'keep'")  # fmt: skip
+            raise ValueError(
+                f"build: each user and item may meet once in {name}, got {pair} again ({dropped:,} rows "
+                "too many); pass duplicates='latest' or 'keep'"
+            )
         if dropped:
             data = data.take(keep)
             data.repairs["duplicate_rows_dropped"] = dropped
@@ -171,8 +175,10 @@ def _to_polars(frame: Any) -> pl.DataFrame:
             raise ImportError(f"from_frame: pandas frames need pyarrow ({error}); pip install pyarrow") from None
         except Exception as error:  # pyarrow's own error types, which are not imported here
             raise TypeError(f"from_frame: every column must hold one type, got {error}; convert it first") from None
-    raise TypeError(f"from_frame: a pandas or polars DataFrame is required, got {type(frame).__name__}; "
-                    "build one from your columns: polars.DataFrame({'user_id': ..., 'item_id': ...})")  # fmt: skip
+    raise TypeError(
+        f"from_frame: a pandas or polars DataFrame is required, got {type(frame).__name__}; "
+        "build one from your columns: polars.DataFrame({'user_id': ..., 'item_id': ...})"
+    )
 
 
 def _find_column(role: str, given: str | None, present: list[str], name: str) -> str | None:
@@ -181,8 +187,10 @@ def _find_column(role: str, given: str | None, present: list[str], name: str) ->
         return column
     if given is None and role not in ("user", "item"):
         return None
-    raise ValueError(f"from_frame: {name} needs a column {column!r} for the {role}, got {present}"
-                     f"{did_you_mean(column, present)} Name it by {role}=...")  # fmt: skip
+    raise ValueError(
+        f"from_frame: {name} needs a column {column!r} for the {role}, got {present}"
+        f"{did_you_mean(column, present)} Name it by {role}=..."
+    )
 
 
 def _normalise(role: str, column: pl.Series) -> pl.Series:
@@ -202,38 +210,41 @@ def _numbers(column: pl.Series) -> pl.Series:
         column = column.cast(pl.String)
     if column.dtype == pl.String:
         column = column.str.strip_chars()
-    numbers = column.cast(pl.Float64, strict=False)
+    numbers: pl.Series = column.cast(pl.Float64, strict=False)
     # float32 is what the models see: a number beyond it would turn infinite later.
-    return numbers.set(~(numbers.abs() <= np.finfo(np.float32).max).fill_null(False), None)
+    numbers = numbers.set(~(numbers.abs() <= np.finfo(np.float32).max).fill_null(False), None)
+    return numbers
 
 
 def _labels(column: pl.Series) -> pl.Series:
     numbers = _numbers(column)
-    return numbers.set(~numbers.is_in([0.0, 1.0]), None)
+    numbers = numbers.set(~numbers.is_in([0.0, 1.0]), None)
+    return numbers
 
 
 def _times(column: pl.Series) -> pl.Series:
     """int64, later is larger: integers as they are, dates in microseconds, fractions times 1e6."""
-    if column.dtype.is_integer():
-        return column.cast(pl.Int64, strict=False)
     if column.dtype == pl.String:
-        whole = column.str.strip_chars().cast(pl.Int64, strict=False)
-        if whole.null_count() == column.null_count():
-            return whole
-        numbers = _numbers(column)
+        numbers = column.str.strip_chars().cast(pl.Int64, strict=False)
         if numbers.null_count() > column.null_count():
-            return _parse_dates(column)
+            numbers = _numbers(column)
+        if numbers.null_count() > column.null_count():
+            numbers = _parse_dates(column)
         column = numbers
-    if column.dtype == pl.Date or column.dtype == pl.Datetime:
-        return column.cast(pl.Datetime("us")).cast(pl.Int64)
-    numbers = _numbers(column)
-    known = numbers.drop_nulls()
-    scale = 1.0 if (known == known.floor()).all() else 1e6
-    return (numbers * scale).round().cast(pl.Int64, strict=False)
+    elif column.dtype == pl.Date or column.dtype == pl.Datetime:
+        column = column.cast(pl.Datetime("us"))
+    elif not column.dtype.is_integer():
+        column = _numbers(column)
+    if column.dtype.is_float():
+        known = column.drop_nulls()
+        column = (column * (1.0 if (known == known.floor()).all() else 1e6)).round()
+    times: pl.Series = column.cast(pl.Int64, strict=False)
+    return times
 
 
 def _parse_dates(column: pl.Series) -> pl.Series:
     try:
-        return column.str.to_datetime(time_unit="us", strict=False).cast(pl.Int64)
+        dates: pl.Series = column.str.to_datetime(time_unit="us", strict=False)
     except pl.exceptions.ComputeError:  # no format fits the first values
-        return pl.Series(column.name, [None] * len(column), dtype=pl.Int64)
+        dates = pl.Series(column.name, [None] * len(column), dtype=pl.Int64)
+    return dates

@@ -26,12 +26,15 @@ from deeprec.data.readers import (
     read_path,
     read_triple,
 )
+from deeprec.data.synthetic import synthetic
 from deeprec.data.text import OnBad, did_you_mean, with_gz
 
 _log = logging.getLogger("deeprec")
 
-_MOVIELENS_TERMS = ("GroupLens: research use; no redistribution without separate permission; no commercial use without "
-                    "permission; cite Harper & Konstan 2015 (doi 10.1145/2827872)")  # fmt: skip
+_MOVIELENS_TERMS = (
+    "GroupLens: research use; no redistribution without separate permission; no commercial use without "
+    "permission; cite Harper & Konstan 2015 (doi 10.1145/2827872)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ def list_datasets() -> list[DatasetInfo]:
 def info(name: str) -> DatasetInfo:
     """What is known about `name`; ValueError with the closest name where there is none."""
     if name not in _REGISTRY:
-        raise ValueError(f"info: a data set must be one of {sorted(_REGISTRY)}, got {name!r}"
-                         f"{did_you_mean(name, _REGISTRY)}")  # fmt: skip
+        raise ValueError(
+            f"info: a data set must be one of {sorted(_REGISTRY)}, got {name!r}{did_you_mean(name, _REGISTRY)}"
+        )
     return _REGISTRY[name]
 
 
@@ -107,15 +111,15 @@ def load(
     """
     text = os.fspath(name_or_path)
     if text == "synthetic":
-        from deeprec.data.synthetic import synthetic
-
         return synthetic(**options)
     if text in _REGISTRY:
         folder = find(text, data_dir)
         if folder is None:
             places = ", ".join(str(place / _REGISTRY[text].folder) for place in search_dirs(data_dir))
-            raise FileNotFoundError(f"load: {text} is {' or '.join(_REGISTRY[text].files)} (or .gz), not found in: "
-                                    f"{places}; {_how_to_get(text)}")  # fmt: skip
+            raise FileNotFoundError(
+                f"load: {text} is {' or '.join(_REGISTRY[text].files)} (or .gz), not found in: "
+                f"{places}; {_how_to_get(text)}"
+            )
         return _call(_REGISTRY[text].read, folder, {"name": text, **options})
     path = Path(text).expanduser()
     if path.is_dir():
@@ -127,16 +131,19 @@ def load(
     if path.parent != Path() or path.suffix:
         hint = did_you_mean(path.name, [*siblings, *names])
         raise FileNotFoundError(f"load: no file or folder {text}{hint}; known names are {sorted(names)}")
-    raise ValueError(f"load: a data set must be one of {sorted(names)} or a path, got {text!r}"
-                     f"{did_you_mean(text, [*names, *siblings])}")  # fmt: skip
+    raise ValueError(
+        f"load: a data set must be one of {sorted(names)} or a path, got {text!r}"
+        f"{did_you_mean(text, [*names, *siblings])}"
+    )
 
 
 def _call(read: Callable[..., Interactions], path: Path, options: dict[str, Any]) -> Interactions:
     known = {"name", "on_bad", "duplicates", "user", "item", "rating", "timestamp", "label", "separator", "fold"}
     for option in options:
         if option not in known:
-            raise TypeError(f"load: an option must be one of {sorted(known)}, got {option!r}"
-                            f"{did_you_mean(option, known)}")  # fmt: skip
+            raise TypeError(
+                f"load: an option must be one of {sorted(known)}, got {option!r}{did_you_mean(option, known)}"
+            )
     try:
         return read(path, **options)
     except TypeError as error:
@@ -163,8 +170,9 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Interactions:
     if len(triples) == 1:
         return read_triple(folder, triples[0], **{"name": triples[0], **options})
     found = sorted(path.name for path in folder.iterdir())[:10]
-    raise ValueError(f"load: a folder must hold one known data set, got {folder} with {found}; "
-                     "name one of its files instead")  # fmt: skip
+    raise ValueError(
+        f"load: a folder must hold one known data set, got {folder} with {found}; name one of its files instead"
+    )
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path:
@@ -224,22 +232,25 @@ _ML_1M_FILES = ("ratings.dat", "ratings_rank.dat")
 _NCF = "https://github.com/hexiangnan/neural_collaborative_filtering"
 _DEEP_CF = "https://github.com/familyld/DeepCF"
 
+# fmt: off
 _REGISTRY = {
     entry.name: entry
     for entry in (
-        DatasetInfo("ml-100k", "MovieLens 100K: ratings 1-5 with time, users, movies, folds", "ml-100k", ("u.data",),
-                    100_000, 943, 1_682, _MOVIELENS_TERMS, "https://grouplens.org/datasets/movielens/100k/",
-                    _read_ml_100k),
+        DatasetInfo("ml-100k", "MovieLens 100K: ratings 1-5 with time, users, movies, folds",
+                    "ml-100k", ("u.data",), 100_000, 943, 1_682, _MOVIELENS_TERMS,
+                    "https://grouplens.org/datasets/movielens/100k/", _read_ml_100k),
         DatasetInfo("ml-1m", "MovieLens 1M: ratings 1-5 with time, users, movies; NCF's split where ncf/ is there",
                     "ml-1m", _ML_1M_FILES, 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
                     "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m),
-        DatasetInfo("ncf-ml-1m", "MovieLens 1M as the NCF authors' triple, 99 negatives a user", "ncf",
-                    ("ml-1m.train.rating",), 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS, _NCF, _triple_reader("ml-1m")),
-        DatasetInfo("ncf-lastfm", "Last.fm as an NCF triple (DeepCF), 99 negatives a user", "ncf",
-                    ("lastfm.train.rating",), 69_149, 1_741, 2_665, "terms not stated by the source: research only",
-                    _DEEP_CF, _triple_reader("lastfm")),
-        DatasetInfo("ncf-amusic", "Amazon Music as an NCF triple (DeepCF), 99 negatives a user", "ncf",
-                    ("AMusic.train.rating",), 46_087, 1_776, 12_929, "Amazon reviews (McAuley, UCSD): academic research",
-                    _DEEP_CF, _triple_reader("AMusic")),
+        DatasetInfo("ncf-ml-1m", "MovieLens 1M as the NCF authors' triple, 99 negatives a user",
+                    "ncf", ("ml-1m.train.rating",), 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
+                    _NCF, _triple_reader("ml-1m")),
+        DatasetInfo("ncf-lastfm", "Last.fm as an NCF triple (DeepCF), 99 negatives a user",
+                    "ncf", ("lastfm.train.rating",), 69_149, 1_741, 2_665,
+                    "terms not stated by the source: research only", _DEEP_CF, _triple_reader("lastfm")),
+        DatasetInfo("ncf-amusic", "Amazon Music as an NCF triple (DeepCF), 99 negatives a user",
+                    "ncf", ("AMusic.train.rating",), 46_087, 1_776, 12_929,
+                    "Amazon reviews (McAuley, UCSD): academic research", _DEEP_CF, _triple_reader("AMusic")),
     )
-}  # fmt: skip
+}
+# fmt: on

@@ -9,20 +9,27 @@ import polars as pl
 from deeprec.data.ids import IdMap
 from deeprec.data.text import read_bytes
 
-_GENRES_100K = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]  # fmt: skip
+# fmt: off
+_GENRES_100K = [
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+]
+# fmt: on
 
 
 def _fields(path: Path, separator: str, names: list[str]) -> pl.DataFrame:
     """All fields of a file as text, one column a name; ValueError names a line with too few."""
     lines = pl.Series(read_bytes(path).decode("latin-1").splitlines())
     lines = lines.filter(lines.str.len_chars() > 0)
-    frame = lines.str.splitn(separator, len(names)).struct.unnest()
+    frame: pl.DataFrame = lines.str.splitn(separator, len(names)).struct.unnest()
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
     short = frame.get_column(names[-1]).is_null()
     if short.any():
         line = int(short.arg_max() or 0)
-        raise ValueError(f"read: {path}, line {line + 1} must have {len(names)} fields separated by {separator!r}, "
-                         f"got {lines[line]!r}; download it again")  # fmt: skip
+        raise ValueError(
+            f"read: {path}, line {line + 1} must have {len(names)} fields separated by {separator!r}, "
+            f"got {lines[line]!r}; download it again"
+        )
     return frame
 
 

@@ -46,17 +46,23 @@ def normalise_ids(series: pl.Series) -> pl.Series:
     integers when one is missing). Nulls are left alone. Raises TypeError for fractions, lists and Python objects."""
     dtype = series.dtype
     if dtype in (pl.Categorical, pl.Enum):
-        return series.cast(pl.String)
+        text: pl.Series = series.cast(pl.String)
+        return text
     if dtype.is_float():
         filled = series.fill_nan(None)
         whole = filled.drop_nulls()
         if ((whole == whole.floor()) & (whole.abs() < 2.0**53)).all():
-            return filled.cast(pl.Int64)
-        raise TypeError(f"{series.name} ids: whole numbers or strings are required, got {dtype} with fractions; "
-                        "convert them with str or round them")  # fmt: skip
+            integers: pl.Series = filled.cast(pl.Int64)
+            return integers
+        raise TypeError(
+            f"{series.name} ids: whole numbers or strings are required, got {dtype} with fractions; "
+            "convert them with str or round them"
+        )
     if dtype == pl.Object or dtype.is_nested() or dtype == pl.Int128:
-        raise TypeError(f"{series.name} ids: integers within 64 bits, strings or dates are required, got {dtype}; "
-                        "convert them with str")  # fmt: skip
+        raise TypeError(
+            f"{series.name} ids: integers within 64 bits, strings or dates are required, got {dtype}; "
+            "convert them with str"
+        )
     return series
 
 
@@ -77,8 +83,10 @@ class IdMap:
         if series.null_count():
             raise ValueError(f"IdMap: {name} ids must not be missing, got {series.null_count()} null; drop them first")
         if series.n_unique() != len(series):
-            raise ValueError(f"IdMap: {name} ids must be distinct, got {series.n_unique()} distinct of {len(series)}; "
-                             "use IdMap.from_values")  # fmt: skip
+            raise ValueError(
+                f"IdMap: {name} ids must be distinct, got {series.n_unique()} distinct of {len(series)}; "
+                "use IdMap.from_values"
+            )
         self.name = name
         self._values = series
         # Built by the first encode: ascending ids and their indices; for integers in a narrow range, a direct table.
@@ -145,8 +153,10 @@ class IdMap:
         bad = (index < 0) | (index >= len(self))
         if bad.any():
             at = int(np.flatnonzero(bad.ravel())[0])
-            raise IndexError(f"IdMap.decode: {self.name} indices must be in [0, {len(self)}), "
-                             f"got {index.ravel()[at]} at position {at}")  # fmt: skip
+            raise IndexError(
+                f"IdMap.decode: {self.name} indices must be in [0, {len(self)}), "
+                f"got {index.ravel()[at]} at position {at}"
+            )
         return self._values.gather(index.ravel().astype(np.int64)).to_numpy().reshape(index.shape)
 
     def parse(self, texts: Iterable[str]) -> pl.Series:
@@ -154,11 +164,13 @@ class IdMap:
         given = pl.Series(self.name, list(texts), dtype=pl.String)
         if self._values.dtype == pl.String:
             return given
-        parsed = given.cast(self._values.dtype, strict=False)
+        parsed: pl.Series = given.cast(self._values.dtype, strict=False)
         if parsed.null_count():
             wrong = given.filter(parsed.is_null())[0]
-            raise ValueError(f"{self.name} ids here are {_kind(self._values.dtype)}, got {wrong!r}; "
-                             f"an example of one is {self._values[0]!r}")  # fmt: skip
+            raise ValueError(
+                f"{self.name} ids here are {_kind(self._values.dtype)}, got {wrong!r}; "
+                f"an example of one is {self._values[0]!r}"
+            )
         return parsed
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
@@ -176,12 +188,14 @@ class IdMap:
     def read_parquet(cls, path: str | os.PathLike[str], name: str) -> IdMap:
         """The map written by `write_parquet`; ValueError when the file is not one."""
         try:
-            frame = pl.read_parquet(path, columns=[f"{name}_id"])
+            frame = pl.read_parquet(Path(path), columns=[f"{name}_id"])
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise ValueError(f"IdMap.read_parquet: {path} must hold a column {name}_id, got {error}; "
-                             "the file is damaged or of another kind: save the model again") from None  # fmt: skip
+            raise ValueError(
+                f"IdMap.read_parquet: {path} must hold a column {name}_id, got {error}; "
+                "the file is damaged or of another kind: save the model again"
+            ) from None
         return cls(frame.to_series(), name)
 
     def sha256(self) -> str:
@@ -199,14 +213,15 @@ class IdMap:
 
     def _as_query(self, given: pl.Series) -> pl.Series:
         """`given` in the map's type, null where it has no equal there."""
-        if given.dtype == self._values.dtype or len(given) == 0:
-            return given.cast(self._values.dtype)
-        series = normalise_ids(given)
-        if series.dtype != pl.Null and _kind(series.dtype) != _kind(self._values.dtype):
-            raise TypeError(f"IdMap.encode: {self.name} ids here are {_kind(self._values.dtype)}, "
-                            f"got {_kind(series.dtype)} ({given[0]!r}); convert them, or parse text with "
-                            ".parse()")  # fmt: skip
-        return series.cast(self._values.dtype, strict=False)
+        mine = self._values.dtype
+        series = given if given.dtype == mine or len(given) == 0 else normalise_ids(given)
+        if len(given) and series.dtype != pl.Null and _kind(series.dtype) != _kind(mine):
+            raise TypeError(
+                f"IdMap.encode: {self.name} ids here are {_kind(mine)}, got {_kind(series.dtype)} ({given[0]!r}); "
+                "convert them, or parse text with .parse()"
+            )
+        query: pl.Series = series.cast(mine, strict=False)
+        return query
 
     def _lookup(self, query: pl.Series) -> Int32Array:
         """Indices int32 [n], -1 for null or unknown."""
@@ -241,16 +256,20 @@ class IdMap:
         if self._table is not None:
             inside = (numbers >= self._ordered[0]) & (numbers <= self._ordered[-1])
             offset = np.where(inside, numbers, self._ordered[0]) - self._ordered[0]
-            return np.where(inside, self._table[offset.astype(np.int64)], np.int32(-1))
+            from_table: Int32Array = np.where(inside, self._table[offset.astype(np.int64)], np.int32(-1))
+            return from_table
         at = np.minimum(np.searchsorted(self._ordered, numbers), len(self) - 1)
-        return np.where(self._ordered[at] == numbers, self._positions[at], np.int32(-1))
+        found: Int32Array = np.where(self._ordered[at] == numbers, self._positions[at], np.int32(-1))
+        return found
 
     def _unknown(self, given: pl.Series, missing: NDArray[np.bool_]) -> UnknownIdError:
         values = given.filter(pl.Series(missing)).unique(maintain_order=True).to_list()
         shown = ", ".join(repr(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
         example = f" (an example of a known one is {self._values[0]!r})" if len(self) else ""
-        return UnknownIdError(f"IdMap.encode: every {self.name} id must be among the {len(self)} known ones, "
-                              f"got {len(values)} unknown: {shown}; drop them, or pass unknown=-1{example}")  # fmt: skip
+        return UnknownIdError(
+            f"IdMap.encode: every {self.name} id must be among the {len(self)} known ones, "
+            f"got {len(values)} unknown: {shown}; drop them, or pass unknown=-1{example}"
+        )
 
 
 def _kind(dtype: pl.DataType) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deeprec.data.ids import IdMap, Int32Array, UnknownIdError
 
-__all__ = ["IdMap", "Interactions", "OfficialSplit", "Split", "UnknownIdError"]
+__all__ = ["IdMap", "Int32Array", "Int64Array", "Interactions", "OfficialSplit", "Split", "UnknownIdError"]
 
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
@@ -80,12 +80,13 @@ class Interactions:
         }
         for label, (column, dtype) in columns.items():
             if column is not None and (column.dtype != dtype or column.shape != (len(self.users),)):
-                raise ValueError(f"Interactions: {label} must be {np.dtype(dtype)} [{len(self.users)}], "
-                                 f"got {column.dtype} {list(column.shape)}")  # fmt: skip
+                raise ValueError(
+                    f"Interactions: {label} must be {np.dtype(dtype)} [{len(self.users)}], "
+                    f"got {column.dtype} {list(column.shape)}"
+                )
         for label, column, count in (("users", self.users, self.num_users), ("items", self.items, self.num_items)):
             if len(column) and (column.min() < 0 or column.max() >= count):
-                raise ValueError(f"Interactions: {label} must be in [0, {count}), "
-                                 f"got {column.min()}..{column.max()}")  # fmt: skip
+                raise ValueError(f"Interactions: {label} must be in [0, {count}), got {column.min()}..{column.max()}")
         if self.ratings is not None and not np.isfinite(self.ratings).all():
             at = int(np.flatnonzero(~np.isfinite(self.ratings))[0])
             raise ValueError(f"Interactions: ratings must be finite, got {self.ratings[at]} at row {at}; drop the row")
@@ -95,8 +96,10 @@ class Interactions:
 
     def __repr__(self) -> str:
         extras = [label for label in ("ratings", "order", "official") if getattr(self, label) is not None]
-        return (f"Interactions({self.name}: {len(self):,} rows, {self.num_users:,} users, {self.num_items:,} items"
-                f"{', ' + ', '.join(extras) if extras else ''})")  # fmt: skip
+        return (
+            f"Interactions({self.name}: {len(self):,} rows, {self.num_users:,} users, {self.num_items:,} items"
+            f"{', ' + ', '.join(extras) if extras else ''})"
+        )
 
     @property
     def num_users(self) -> int:

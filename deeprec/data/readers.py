@@ -127,11 +127,16 @@ def _ncf_rows(data: Interactions, num_train: int, duplicates: Duplicates) -> NDA
     if duplicates == "keep":
         return rows
     keys = data.pair_keys()
+    ascending = np.sort(keys)
+    if not (ascending[1:] == ascending[:-1]).any():
+        return rows
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
     keep = np.union1d(last, rows[num_train:])
     if duplicates == "raise" and len(keep) < len(rows):
-        raise ValueError(f"read_ncf: each user and item may meet once in {data.name}, got {len(rows) - len(keep)} "
-                         "repeated training rows; pass duplicates='latest'")  # fmt: skip
+        raise ValueError(
+            f"read_ncf: each user and item may meet once in {data.name}, got {len(rows) - len(keep)} "
+            "repeated training rows; pass duplicates='latest'"
+        )
     return keep
 
 
@@ -157,13 +162,17 @@ def _ncf_negatives(path: Path, test: dict[str, NDArray[Any]]) -> NDArray[np.int6
     kinds = {"user": "i", "item": "i", **{f"negative {place}": "i" for place in range(1, width - 1)}}
     columns, _ = parse_numbers(data, "\t", kinds, path)
     if len(columns["user"]) != len(test["user"]):
-        raise ValueError(f"read_ncf: {path} must have one line for each of {len(test['user'])} test rows, "
-                         f"got {len(columns['user'])}; take both files from one source")  # fmt: skip
+        raise ValueError(
+            f"read_ncf: {path} must have one line for each of {len(test['user'])} test rows, "
+            f"got {len(columns['user'])}; take both files from one source"
+        )
     wrong = np.flatnonzero((columns["user"] != test["user"]) | (columns["item"] != test["item"]))
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(f"read_ncf: {path}, line {row + 1} must be for ({test['user'][row]},{test['item'][row]}), got "
-                         f"({columns['user'][row]},{columns['item'][row]}); take both files from one source")  # fmt: skip
+        raise ValueError(
+            f"read_ncf: {path}, line {row + 1} must be for ({test['user'][row]},{test['item'][row]}), got "
+            f"({columns['user'][row]},{columns['item'][row]}); take both files from one source"
+        )
     return np.stack([columns[label] for label in list(kinds)[2:]], axis=1)
 
 
@@ -186,8 +195,10 @@ def ncf_split_of_movielens(data: Interactions, test: Path, negative: Path) -> Of
     if data.ratings is not None:
         agree &= data.ratings[at] == columns["rating"].astype(np.float32)
     if largest >= data.num_items or not agree.all():
-        raise ValueError(f"ncf split: every test pair of {test} must be in {data.name} with its rating, got "
-                         f"{int((~agree).sum())} that are not; the ratings are not the published ml-1m")  # fmt: skip
+        raise ValueError(
+            f"ncf split: every test pair of {test} must be in {data.name} with its rating, got "
+            f"{int((~agree).sum())} that are not; the ratings are not the published ml-1m"
+        )
     train = np.ones(len(data), dtype=np.bool_)
     train[at] = False
     return OfficialSplit(np.flatnonzero(train), at, negatives.astype(np.int32), f"{test.name} (He et al. 2017)")
@@ -205,8 +216,10 @@ def read_csv(path: Path, *, name: str, separator: str | None = None, **columns: 
         # All as text: a guessed type would turn a bad rating into an error that names neither line nor value.
         frame = pl.read_csv(io.BytesIO(data), separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"read: {path} must be a table separated by {separator!r} with a header line, "
-                         f"got {str(error).splitlines()[0]}; correct the line or pass separator=...") from None  # fmt: skip
+        raise ValueError(
+            f"read: {path} must be a table separated by {separator!r} with a header line, "
+            f"got {str(error).splitlines()[0]}; correct the line or pass separator=..."
+        ) from None
     frame = frame.with_columns(_integers_where_plain(frame.get_column(column)) for column in frame.columns)
     return from_frame(frame, name=name, first_row=2, row_word="line", **columns)
 
@@ -227,8 +240,9 @@ def read_parquet(path: Path, *, name: str, **columns: Any) -> Interactions:
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"read: {path} must be a Parquet file, got {str(error).splitlines()[0]}; "
-                         "write or download it again") from None  # fmt: skip
+        raise ValueError(
+            f"read: {path} must be a Parquet file, got {str(error).splitlines()[0]}; write or download it again"
+        ) from None
     return from_frame(frame, name=name, **columns)
 
 
@@ -247,8 +261,10 @@ def read_path(path: Path, **options: Any) -> Interactions:
     if stem.endswith((".csv", ".tsv", ".txt")):
         return read_csv(path, **options)
     known = [".dat", ".csv", ".tsv", ".txt", ".parquet", ".train.rating"]
-    raise ValueError(f"load: the name must end in one of {known} (or with .gz behind it), got {path.name!r}"
-                     f"{did_you_mean(Path(stem).suffix, known)}")  # fmt: skip
+    raise ValueError(
+        f"load: the name must end in one of {known} (or with .gz behind it), got {path.name!r}"
+        f"{did_you_mean(Path(stem).suffix, known)}"
+    )
 
 
 def read_triple(folder: Path, prefix: str, **options: Any) -> Interactions:
@@ -257,7 +273,8 @@ def read_triple(folder: Path, prefix: str, **options: Any) -> Interactions:
     paths = [with_gz(folder / name) for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
-        raise FileNotFoundError(f"load: an NCF data set is three files in one folder, got none called {missing} "
-                                f"(or with .gz) in {folder}")  # fmt: skip
+        raise FileNotFoundError(
+            f"load: an NCF data set is three files in one folder, got none called {missing} (or with .gz) in {folder}"
+        )
     train, test, negative = (path for path in paths if path is not None)
     return read_ncf(train, test, negative, **options)

@@ -75,8 +75,10 @@ def official(
     """
     mode = _validation_mode("official", validation)
     if data.official is None:
-        raise ValueError(f"official: a data set with a published split is required, got {data.name} without; "
-                         "use leave_one_out or random_holdout, or add the authors' files to the data folder")  # fmt: skip
+        raise ValueError(
+            f"official: a data set with a published split is required, got {data.name} without; "
+            "use leave_one_out or random_holdout, or add the authors' files to the data folder"
+        )
     given = data.official.test_negatives
     if num_negatives is None:
         num_negatives = 0 if given is None else given.shape[1]
@@ -95,8 +97,10 @@ def random_holdout(data: Interactions, test: float = 0.1, validation: float = 0.
     """
     _need_rows("random_holdout", data)
     if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
-        raise ValueError("random_holdout: test and validation must be shares in [0, 1) with a sum below 1, "
-                         f"got {test} and {validation}; the usual are 0.1 and 0.1")  # fmt: skip
+        raise ValueError(
+            "random_holdout: test and validation must be shares in [0, 1) with a sum below 1, "
+            f"got {test} and {validation}; the usual are 0.1 and 0.1"
+        )
     shuffled = np.argsort(random_bits(seed, _HOLDOUT, np.arange(len(data))), kind="stable")
     num_test, num_validation = round(len(data) * test), round(len(data) * validation)
     pinned = np.zeros(len(data), dtype=np.bool_)
@@ -136,9 +140,11 @@ def sampled_negatives(
     unmet = data.num_items - (indptr[users + 1] - indptr[users])
     if len(users) and unmet.min() < num_negatives:
         worst = int(users[np.argmin(unmet)])
-        raise ValueError(f"sampled_negatives: each user needs {num_negatives} items not yet met, "
-                         f"got {unmet.min()} for user {data.user_ids.decode([worst])[0]!r} of {data.num_items} items; "
-                         "ask for fewer negatives or use the full protocol")  # fmt: skip
+        raise ValueError(
+            f"sampled_negatives: each user needs {num_negatives} items not yet met, "
+            f"got {unmet.min()} for user {data.user_ids.decode([worst])[0]!r} of {data.num_items} items; "
+            "ask for fewer negatives or use the full protocol"
+        )
     distinct, where = np.unique(users, return_inverse=True)
     blocks = [
         _ranks_to_items(ranks, rows, indptr, indices)
@@ -171,7 +177,8 @@ def _ranks_to_items(ranks: Int64Array, users: Int64Array, indptr: Int64Array, in
     width = max(int(unmet_before.max(initial=0)), int(ranks.max(initial=0))) + 1
     keys = np.repeat(row, counts) * width + unmet_before  # ascending
     passed = np.searchsorted(keys, row[:, None] * width + ranks, side="right") - (np.cumsum(counts) - counts)[:, None]
-    return (ranks + passed).astype(np.int32)
+    items: Int64Array = ranks + passed
+    return items.astype(np.int32)
 
 
 def _finish(
@@ -204,8 +211,14 @@ def _finish(
         notes["users_without_validation"] = active - len(validation)
     if any(notes.values()):
         _log.info("split of %s: %s (too few interactions; they stay in training)", data.name, notes)
-    parts = (data.take(rows) for rows in (train, validation, test))
-    return Split(*parts, test_negatives=test_negatives, validation_negatives=validation_negatives, notes=notes)
+    return Split(
+        data.take(train),
+        data.take(validation),
+        data.take(test),
+        test_negatives=test_negatives,
+        validation_negatives=validation_negatives,
+        notes=notes,
+    )
 
 
 def _pick_per_user(data: Interactions, rows: Int64Array, mode: Validation, seed: int, stream: int) -> Int64Array:
@@ -217,7 +230,8 @@ def _pick_per_user(data: Interactions, rows: Int64Array, mode: Validation, seed:
         ordered = rows[np.lexsort((rows, random_bits(seed, stream, rows), users))]
     sorted_users = data.users[ordered]
     is_last = np.append(sorted_users[1:] != sorted_users[:-1], np.True_)[: len(ordered)]
-    return ordered[is_last]
+    picked: Int64Array = ordered[is_last]
+    return picked
 
 
 def _without(count: int, rows: Int64Array) -> Int64Array:

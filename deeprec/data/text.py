@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 try:
-    from deeprec import _host
+    from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
 except ImportError:  # no compiler at installation: polars parses, about three times slower
     _host = None
 
@@ -56,14 +56,18 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise ValueError(f"read: {path} is empty (0 bytes); copy or download it again")
     if not data.startswith(_GZIP_MAGIC):
         if path.suffix == ".gz":
-            raise ValueError(f"read: {path} must be a gzip file, got bytes {data[:4]!r}; "
-                             "drop the .gz from its name if it is plain text, or download it again")  # fmt: skip
+            raise ValueError(
+                f"read: {path} must be a gzip file, got bytes {data[:4]!r}; "
+                "drop the .gz from its name if it is plain text, or download it again"
+            )
         return data
     try:
         return gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"read: {path} must be a whole gzip file, got {len(data):,} bytes that end early or are "
-                         f"damaged ({error}); copy or download it again")  # fmt: skip
+        raise ValueError(
+            f"read: {path} must be a whole gzip file, got {len(data):,} bytes that end early or are "
+            f"damaged ({error}); copy or download it again"
+        ) from None
 
 
 def parse_numbers(
@@ -90,8 +94,10 @@ def parse_numbers(
         name, kind = list(columns.items())[column]
         wanted = "an integer" if kind == "i" else "a number"
         found = repr(text.decode("utf-8", "replace")) if text else "nothing (too few fields)"
-        raise ValueError(f"read: {path}, line {line}: {name} must be {wanted}, got {found} ({len(bad_lines):,} bad "
-                         f"lines: {first_few(bad_lines)}); correct them or pass on_bad='skip'")  # fmt: skip
+        raise ValueError(
+            f"read: {path}, line {line}: {name} must be {wanted}, got {found} ({len(bad_lines):,} bad "
+            f"lines: {first_few(bad_lines)}); correct them or pass on_bad='skip'"
+        )
     named = dict(zip((name for name, kind in columns.items() if kind != "-"), arrays, strict=True))
     if not len(next(iter(named.values()))):
         raise ValueError(f"read: {path} must hold at least one good line, got none of {len(bad_lines)}")
@@ -132,8 +138,10 @@ def _parse_table_python(
         good &= okay.to_numpy()
         values.append(value)
     wrong = np.flatnonzero(~good)
-    errors = [(int(numbers[int(row)]), int(at), (texts[int(at)][int(row)] or "")[:60].encode())
-              for row, at in zip(wrong[:5], bad_column[wrong[:5]], strict=True)]  # fmt: skip
+    errors = [
+        (int(numbers[int(row)]), int(at), (texts[int(at)][int(row)] or "")[:60].encode())
+        for row, at in zip(wrong[:5], bad_column[wrong[:5]], strict=True)
+    ]
     arrays = [
         value.filter(pl.Series(good)).to_numpy() for value, kind in zip(values, kinds, strict=True) if kind != "-"
     ]
