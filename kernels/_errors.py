@@ -1,0 +1,21 @@
+"""Errors of the compiled kernels: they cross PyTorch's stable ABI as RuntimeError; the message names the kind."""
+
+from __future__ import annotations
+
+import re
+
+_KINDS: dict[str, type[Exception]] = {"IndexError": IndexError, "ValueError": ValueError, "TypeError": TypeError}
+_PATTERN = re.compile(rf"\b({'|'.join(_KINDS)}): (.*)")
+
+
+def translate(error: RuntimeError) -> Exception:
+    """The exception that a kernel meant: its message contains "IndexError: ...", "ValueError: ..." or "TypeError: ...".
+
+    Returns:
+        that exception, or `error` itself where the message names no kind.
+
+    >>> translate(RuntimeError("IndexError: embedding: ids must lie in [0, 5), got 7 at position 0"))
+    IndexError('embedding: ids must lie in [0, 5), got 7 at position 0')
+    """
+    found = _PATTERN.search(str(error))
+    return _KINDS[found.group(1)](found.group(2).strip()) if found else error
