@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+import deeprec
+
 _NAMESPACE = "deeprec"
-_LIBRARY_DIR = Path(__file__).resolve().parent.parent / "deeprec" / "lib"
-_INSTALLED_DIR = Path(__file__).absolute().parent.parent / "lib"  # in a wheel, kernels/ lies inside deeprec/
 _logger = logging.getLogger("deeprec")
 _fragment = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
@@ -57,9 +57,9 @@ _operators: dict[str, Operator] = {}
 
 def _load(stem: str) -> str:
     """Load one compiled library; returns "" or the reason why it is missing."""
-    for directory in (_INSTALLED_DIR, _LIBRARY_DIR):
+    for directory in deeprec.__path__:  # two in an editable install: what was built lies apart from the sources
         for suffix in (".so", ".dylib", ".dll"):
-            path = directory / f"lib{stem}{suffix}"
+            path = Path(directory) / "lib" / f"lib{stem}{suffix}"
             if path.exists():
                 try:
                     torch.ops.load_library(str(path))
