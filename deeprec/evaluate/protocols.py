@@ -236,13 +236,14 @@ def _split(protocol: Protocol, data: Interactions) -> Split:
     """The parts of `data` under a resolved protocol."""
     from deeprec.data import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
 
+    validation_rows = "none" if protocol.validation == "share" else protocol.validation
     if protocol.holdout == "random":
         share = 0.0 if protocol.validation == "none" else protocol.validation_share
         parts = splits.random_holdout(data, test=protocol.test_share, validation=share, seed=protocol.seed)
     elif protocol.holdout == "official":
-        parts = splits.official(data, seed=protocol.seed, validation=protocol.validation, num_negatives=0)
+        parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
     else:
-        parts = splits.leave_one_out(data, validation=protocol.validation, seed=protocol.seed)
+        parts = splits.leave_one_out(data, validation=validation_rows, seed=protocol.seed)
     if protocol.candidates == "all":
         return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
     test, validation = (

@@ -88,7 +88,7 @@ def test_given_parts_that_the_data_lacks_are_refused() -> None:
 
 def test_what_is_reported_is_no_difference_but_what_is_measured_is() -> None:
     ncf = protocol("ncf")
-    assert ncf.same_as(protocol("ncf", metrics=("mrr",), cutoffs=(5,), name="mine"))
+    assert ncf.same_as(protocol("ncf", metrics=("mrr",), cutoffs=(5,)))
     assert ncf.same_as(protocol("ncf", test_share=0.2))  # not used by this hold-out
     assert not protocol("random").same_as(protocol("random", test_share=0.2))
     assert ncf.differences(protocol("ncf", ties="authors", seed=1)) == [
@@ -99,6 +99,7 @@ def test_what_is_reported_is_no_difference_but_what_is_measured_is() -> None:
 
 
 def test_importing_evaluate_brings_torch_and_numpy_only() -> None:
-    code = "import sys, deeprec.evaluate; print([m for m in ('polars', 'pandas', 'typer', 'matplotlib') if m in sys.modules])"
+    heavy = ("polars", "pandas", "typer", "matplotlib")
+    code = f"import sys, deeprec.evaluate; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
