@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from deeprec.data.build import from_frame
 from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
+from deeprec.data.fetch import SOURCES, fetch
 from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.splits import leave_one_out, official, random_holdout, sampled_negatives
 from deeprec.data.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
 
 __all__ = [
+    "SOURCES",
     "DatasetInfo",
     "IdMap",
     "Interactions",
@@ -18,6 +20,7 @@ __all__ = [
     "SyntheticTruth",
     "UnknownIdError",
     "cache_dir",
+    "fetch",
     "find",
     "from_frame",
     "info",

@@ -1,3 +1,254 @@
+"""Download a data set from its publisher: checked, resumed, all or nothing. Runs only when asked."""
+
 from __future__ import annotations
 
-SOURCES: dict[str, object] = {}
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deeprec.data.datasets import cache_dir, info
+from deeprec.data.text import did_you_mean
+
+_log = logging.getLogger("deeprec")
+
+Progress = Callable[[str, int, int | None], None]  # (file, bytes so far, bytes in all where known)
+
+_CHUNK = 1 << 18
+_SAFE = re.compile(r"https://|http://(127\.0\.0\.1|localhost)[:/]")
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to download.
+
+    Args:
+        url: where it is.
+        folder: below the data directory.
+        sha256: of the file, or None where the publisher's own checksum file is asked instead.
+        md5_url: the publisher's checksum file (`<md5>  name` or `MD5 (name) = <md5>`).
+        unpack: whether it is a zip whose top folder is `folder`.
+    """
+
+    url: str
+    folder: str
+    sha256: str | None = None
+    md5_url: str | None = None
+    unpack: bool = False
+
+    @property
+    def file(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+
+def _grouplens(name: str) -> tuple[Source, ...]:
+    url = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+    return (Source(url, name, md5_url=f"{url}.md5", unpack=True),)
+
+
+def _github(repository: str, commit: str, files: dict[str, str]) -> tuple[Source, ...]:
+    base = f"https://raw.githubusercontent.com/{repository}/{commit}/Data"
+    return tuple(Source(f"{base}/{file}", "ncf", sha256=digest) for file, digest in files.items())
+
+
+# A fixed commit and the SHA-256 of its files, computed from copies of them (there is no published checksum).
+_NCF_COMMIT = "4aab159e81c44b062c091bdaed0ab54ac632371f"
+_DEEP_CF_COMMIT = "0d91a5ddacde4ec6de16972cb7f22a74c7c9e1a8"
+
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "ml-100k": _grouplens("ml-100k"),
+    "ml-1m": (
+        *_grouplens("ml-1m"),
+        *_github(
+            "hexiangnan/neural_collaborative_filtering",
+            _NCF_COMMIT,
+            {
+                "ml-1m.test.rating": "231ae11eb060b643a8c58c063cd17ffc743b54f569afb073d1abb6cf126b88b5",
+                "ml-1m.test.negative": "127853228a76b7d21c0481e8ef8d00dd009cd5c88670dbdd9e9debfdb9f93de4",
+            },
+        ),
+    ),
+    "ncf-lastfm": _github(
+        "familyld/DeepCF",
+        _DEEP_CF_COMMIT,
+        {
+            "lastfm.train.rating": "aa286fd070b5063ccdb3ef847b64c927e83dbc961d8804fa8454dd8964dc6662",
+            "lastfm.test.rating": "1bbe3bddddaf7c49d6c3ed204bda72d97545ce1acf98c0e0c7234aff9fcb5ce0",
+            "lastfm.test.negative": "331f05638d7a786f59dc33f346318018224bdb24a91a5d0444dcdbf24bf9498d",
+        },
+    ),
+    "ncf-amusic": _github(
+        "familyld/DeepCF",
+        _DEEP_CF_COMMIT,
+        {
+            "AMusic.train.rating": "7e7aa977b152a99e706c581f8feaa73a9c490b3c9f88b81a0aa1da3272bd3a98",
+            "AMusic.test.rating": "e6d556349b628eaeae94170a96e183db899e1947664bb17dbe30c31962b5def1",
+            "AMusic.test.negative": "a490e1666b38ee0cf0396b8723bc1ffc119b3cfa070a7b4b1165ec9b6ed07ce1",
+        },
+    ),
+}
+
+
+def fetch(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    sha256: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    sources: tuple[Source, ...] | None = None,
+) -> list[Path]:
+    """Download `name` from its publisher into `data_dir` (default: the user's cache, which `load` searches).
+
+    A download that broke off leaves `<file>.part`, and the next call resumes it (HTTP Range). Every file is checked
+    against a checksum before it gets its name; a wrong one is deleted.
+
+    Args:
+        name: one of `SOURCES`.
+        sha256: for a data set of one file: check against this instead of the publisher's checksum.
+        force: download again what is there already.
+        progress: called as the bytes come.
+        sources: other addresses than the publisher's (a mirror), with their checksums.
+    Returns:
+        the files or folders that are now there.
+    Raises:
+        ValueError: an unknown name, or one that cannot be fetched; a checksum that does not agree.
+        OSError: the network, the disk or the folder refuses; what to do is said.
+    """
+    entry = info(name)
+    sources = sources if sources is not None else SOURCES.get(name)
+    if not sources:
+        raise ValueError(
+            f"fetch: one of {sorted(SOURCES)} is required, got {name!r}, which is not published as files with a "
+            f"checksum{did_you_mean(name.removeprefix('ncf-'), SOURCES)}; get it from {entry.homepage}"
+        )
+    if sha256 is not None:
+        zips = [source for source in sources if source.unpack] or list(sources)
+        if len(zips) != 1 or not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+            raise ValueError(f"fetch: sha256 must be 64 hexadecimal digits for one file, got {sha256!r} for {name}")
+        sources = tuple(replace(item, sha256=sha256.lower()) if item == zips[0] else item for item in sources)
+    root = Path(data_dir).expanduser() if data_dir else cache_dir()
+    done = []
+    for source in sources:
+        target = root / source.folder if source.unpack else root / source.folder / source.file
+        if target.exists() and not force:
+            _log.info("fetch: %s is there already", target)
+        else:
+            _fetch_file(source, root, target, progress)
+        done.append(target)
+    return done
+
+
+def _fetch_file(source: Source, root: Path, target: Path, progress: Progress | None) -> None:
+    part = root / f"{source.file}.part" if source.unpack else target.with_name(f"{source.file}.part")
+    try:
+        kind, digest = _expected(source)
+        _download(source, part, progress)
+        found = _digest(part, kind)
+        if found != digest:
+            part.unlink()
+            raise ValueError(
+                f"fetch: {source.url} must have the {kind} {digest}, got {found}; the download was deleted: fetch "
+                "again, and if it stays so the file was changed at its source"
+            )
+        if source.unpack:
+            _unpack(part, target, source)
+        else:
+            part.replace(target)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"fetch: {root} must be a folder one can write to, got {error}; pass another data_dir") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(
+            f"fetch: {source.url} was not fetched ({getattr(error, 'reason', error)}); check the connection and the "
+            f"free space and fetch again (it resumes), or put the files at {target} yourself"
+        ) from None
+
+
+def _expected(source: Source) -> tuple[str, str]:
+    """(algorithm, hexadecimal digest) the file must have."""
+    if source.sha256:
+        return "sha256", source.sha256
+    if source.md5_url is None:
+        raise ValueError(f"fetch: a checksum is required for {source.url}, got none; pass sha256=...")
+    with _open(source.md5_url) as answer:
+        text = answer.read(4096).decode("ascii", "replace")
+    match = re.search(r"\b[0-9a-fA-F]{32}\b", text)
+    if not match:
+        raise ValueError(f"fetch: {source.md5_url} must hold an MD5, got {text[:80]!r}; pass sha256=...")
+    return "md5", match.group().lower()
+
+
+def _open(url: str, start: int = 0) -> Any:
+    if not _SAFE.match(url):
+        raise ValueError(f"fetch: https is required, got {url}")
+    headers = {"User-Agent": "deeprec", **({"Range": f"bytes={start}-"} if start else {})}
+    request = urllib.request.Request(url, headers=headers)
+    answer: Any = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    if not _SAFE.match(answer.geturl()):
+        answer.close()
+        raise ValueError(f"fetch: https is required, got a redirection to {answer.geturl()}")
+    return answer
+
+
+def _download(source: Source, part: Path, progress: Progress | None) -> None:
+    """Bring `part` to the whole file, starting from what it has."""
+    start = part.stat().st_size if part.exists() else 0
+    try:
+        answer = _open(source.url, start)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing beyond `start`: the part is whole, or the checksum will say that it is not
+            return
+        raise
+    with answer:
+        resumes = getattr(answer, "status", 200) == 206
+        resumes &= str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
+        size = start if resumes else 0
+        length = answer.headers.get("Content-Length")
+        total = size + int(length) if length else None
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab" if resumes else "wb") as out:
+            while chunk := answer.read(_CHUNK):
+                out.write(chunk)
+                size += len(chunk)
+                if progress:
+                    progress(source.file, size, total)
+    if total is not None and size < total:
+        raise OSError(f"it has {total:,} bytes and broke off after {size:,}")
+
+
+def _digest(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _unpack(archive: Path, target: Path, source: Source) -> None:
+    """The zip's top folder as `target`, renamed into place when whole; the zip is removed."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)  # strips absolute paths and ".." itself
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"fetch: {source.url} must be a zip file ({error}); the address serves another") from None
+        inner = Path(folder) / source.folder
+        if not inner.is_dir():
+            names = sorted(path.name for path in Path(folder).iterdir())
+            raise ValueError(f"fetch: {source.url} must hold a folder {source.folder}, got {names[:5]}")
+        if target.exists():
+            shutil.rmtree(target)
+        inner.replace(target)
+    archive.unlink()

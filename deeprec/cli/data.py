@@ -1,0 +1,147 @@
+"""`deeprec data list | info NAME | fetch NAME`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from deeprec import data
+
+app = typer.Typer(help="Data sets: which are known, where they are, and how to get them.", no_args_is_help=True)
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Look here first (then $DEEPREC_DATA, then the cache).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.command("list")
+def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Every data set known by name, and where it was found."""
+    found = {entry.name: data.find(entry.name, data_dir) for entry in data.list_datasets()}
+    if as_json:
+        _print_json([_facts(entry, found[entry.name]) for entry in data.list_datasets()])
+        return
+    table = Table("name", "interactions", "users", "items", "found in", "what it is", title_justify="left")
+    table.add_row(
+        "synthetic", "120,000", "2,000", "1,500", "[green]made here[/]", "seeded, sizes by argument, no files"
+    )
+    for entry in data.list_datasets():
+        folder = found[entry.name]
+        place = f"[green]{folder}[/]" if folder else "[dim]not found[/]"
+        table.add_row(entry.name, f"{entry.rows:,}", f"{entry.users:,}", f"{entry.items:,}", place)
+    console = Console()
+    console.print(table)
+    missing = [name for name, folder in found.items() if folder is None and name in data.SOURCES]
+    console.print(f"Searched: {', '.join(str(place) for place in data.search_dirs(data_dir))}", highlight=False)
+    if missing:
+        console.print(f"Get one with: deeprec data fetch {missing[0]}", highlight=False)
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A name of `deeprec data list`, or a file or folder.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a data set holds: read it, count it, and show its hash and repairs."""
+    entry = next((entry for entry in data.list_datasets() if entry.name == name), None)
+    folder = data.find(name, data_dir) if entry else None
+    facts: dict[str, Any] = _facts(entry, folder) if entry else {"name": name}
+    if entry is None or folder is not None:
+        facts |= _content(_or_exit(lambda: data.load(name, data_dir)))
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for label, value in facts.items():
+        text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(f"[bold]{label.replace('_', ' ')}[/]", text)
+    console = Console()
+    console.print(table)
+    if entry is not None and folder is None:
+        how = f"deeprec data fetch {name}" if name in data.SOURCES else f"see {entry.homepage}"
+        console.print(f"Not found here. To get it: {how}", highlight=False)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name of `deeprec data list`.")],
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Put it here instead of the cache.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Check against this instead of the publisher's checksum.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is there already.")] = False,
+) -> None:
+    """Download a data set from its publisher, check it, and unpack it. Breaks off cleanly; run again to resume."""
+    console = Console()
+    if name in data.SOURCES:
+        console.print(f"Terms of {name}: {data.info(name).terms}", highlight=False)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True)
+    with bar:
+        tasks: dict[str, Any] = {}
+
+        def show(file: str, size: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=size, total=total)
+
+        done = _or_exit(lambda: data.fetch(name, data_dir, sha256=sha256, force=force, progress=show))
+    for path in done:
+        console.print(f"[green]checked[/] {path}", highlight=False)
+    where = f" --data-dir {data_dir}" if data_dir else ""
+    console.print(
+        f"Next: deeprec data info {name}{where}, or deeprec train neumf --data {name}{where}", highlight=False
+    )
+
+
+def _facts(entry: data.DatasetInfo, folder: Path | None) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "interactions": entry.rows,
+        "users": entry.users,
+        "items": entry.items,
+        "terms": entry.terms,
+        "homepage": entry.homepage,
+        "found_in": str(folder) if folder else None,
+    }
+
+
+def _content(interactions: data.Interactions) -> dict[str, Any]:
+    per_user = interactions.user_counts()
+    ratings = interactions.ratings
+    order = {"time": "timestamps", "rank": "places within each user", None: "unknown"}[interactions.order_kind]
+    return {
+        "interactions": len(interactions),
+        "users": interactions.num_users,
+        "items": interactions.num_items,
+        "interactions_per_user": f"{per_user.min()} to {per_user.max()}, mean {per_user.mean():.1f}",
+        "ratings": f"{ratings.min():g} to {ratings.max():g}" if ratings is not None else "none",
+        "order": order,
+        "official_split": interactions.official.source if interactions.official else "none",
+        "user_features": interactions.user_features.columns[1:] if interactions.user_features is not None else [],
+        "item_features": interactions.item_features.columns[1:] if interactions.item_features is not None else [],
+        "repairs": interactions.repairs or "none",
+        "sha256": interactions.sha256,
+    }
+
+
+def _or_exit(work: Any) -> Any:
+    """The result of `work`, or its error in one line and exit status 1: a wrong name is no reason for a traceback."""
+    try:
+        return work()
+    except (ValueError, TypeError, OSError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _print_json(value: Any) -> None:
+    Console().print_json(json.dumps(value, default=str))
