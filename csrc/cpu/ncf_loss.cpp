@@ -1,0 +1,590 @@
+// deeprec::ncf_loss on the CPU: loss and every gradient of GMF, MLP or NeuMF (He et al. 2017) in five passes.
+//
+//   pack    weights into the operands of tile_gemm.h, once a call
+//   hidden  first layer of each unique user and item: W1u P[u] + b1 and W1i Q[i]; an example only adds two rows
+//   tiles   up to 120 examples stay in cache through all layers, forward and backward; leaves the gradient of the
+//           logit and of the first layer's output per example, summed over a group for the user
+//   rows    the same gradients summed per unique row, then row gradients dA W1 and weight gradients dA^T P
+//   sum     weight gradients of the chunks, in order
+//
+// Chunks depend on the batch alone and are summed in order: the result is the same bit for bit whatever the number
+// of threads. ncf_loss_op.cpp checks, allocates and runs the passes.
+#include "ncf_loss.h"
+
+#include "tile_gemm.h"
+
+namespace deeprec::DEEPREC_ISA {
+namespace {
+
+// A tile of T examples of a width, in the two forms that products want: `rows` is the left operand of the next
+// layer, `steps` either operand of a weight gradient, whose sum runs over examples (in pairs for bfloat16).
+template <class T>
+struct Tile {
+  T *rows, *steps;
+  int64_t row_stride, step_stride;
+};
+
+struct Scratch {
+  uint32_t* at;
+  uint32_t* take(int64_t words) {
+    uint32_t* out = at;
+    at += (words + 15) / 16 * 16;
+    return out;
+  }
+  float* floats(int64_t count) { return reinterpret_cast<float*>(take(count)); }
+  void tile(int64_t width, Tile<float>& out) {
+    out.row_stride = out.step_stride = stride(width);
+    out.rows = out.steps = floats(kNcfTile * out.row_stride);
+  }
+  void tile(int64_t width, Tile<uint32_t>& out) {
+    out.row_stride = stride(padded(width) / 2);
+    out.step_stride = stride(width);
+    out.rows = take(kNcfTile * out.row_stride);
+    out.steps = take(kNcfTile / 2 * out.step_stride);
+  }
+};
+
+// Two examples e, e + 1 (e even), one vector of columns.
+DEEPREC_INLINE void put(const Tile<float>& t, int64_t e, int64_t j, Vec even, Vec odd) {
+  store(t.rows + e * t.row_stride + j, even);
+  store(t.rows + (e + 1) * t.row_stride + j, odd);
+}
+DEEPREC_INLINE void put(const Tile<uint32_t>& t, int64_t e, int64_t j, Vec even, Vec odd) {
+  store_row_bf16(t.rows + e * t.row_stride + j / 2, even);
+  store_row_bf16(t.rows + (e + 1) * t.row_stride + j / 2, odd);
+  store_bits(t.steps + e / 2 * t.step_stride + j, pair_bf16(even, odd));
+}
+
+// ReLU's derivative: keep the gradient where the activation is positive.
+DEEPREC_INLINE void mask(const Tile<float>& x, int64_t e, int64_t j, Vec& even, Vec& odd) {
+  even = load(x.rows + e * x.row_stride + j) > 0.0f ? even : Vec{};
+  odd = load(x.rows + (e + 1) * x.row_stride + j) > 0.0f ? odd : Vec{};
+}
+DEEPREC_INLINE void mask(const Tile<uint32_t>& x, int64_t e, int64_t j, Vec& even, Vec& odd) {
+  const Bits pair = *reinterpret_cast<const BitsMem*>(x.steps + e / 2 * x.step_stride + j);
+  even = (pair << 17) != 0 ? even : Vec{};
+  odd = (pair & 0x7fff0000u) != 0 ? odd : Vec{};
+}
+
+template <class T>
+struct Activate {
+  Tile<T> out;
+  const float* bias;
+  template <int M, int N>
+  DEEPREC_INLINE void operator()(const Vec (&acc)[M][N], int64_t i, int64_t j) const {
+    if constexpr (M > 1) {
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        const Vec b = load(bias + j + v * kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < M; r += 2) {
+          put(out, i + r, j + v * kLanes, relu(acc[r][v] + b), relu(acc[r + 1][v] + b));
+        }
+      }
+    }
+  }
+};
+
+// Gradient through ReLU and its sum over examples; into a tile, or as float32 rows for the first layer.
+template <class T, bool kFirst>
+struct Derive {
+  Tile<T> x, out;
+  float* first;
+  int64_t first_stride, num_examples;
+  float* d_bias;
+  template <int M, int N>
+  DEEPREC_INLINE void operator()(const Vec (&acc)[M][N], int64_t i, int64_t j) const {
+    if constexpr (M > 1) {
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        const int64_t column = j + v * kLanes;
+        Vec sum = load(d_bias + column);
+#pragma GCC unroll 4
+        for (int r = 0; r < M; r += 2) {
+          Vec even = acc[r][v], odd = acc[r + 1][v];
+          mask(x, i + r, column, even, odd);
+          sum += even + odd;
+          if constexpr (kFirst) {
+            store(first + (i + r) * first_stride + column, even);
+            if (i + r + 1 < num_examples) {
+              store(first + (i + r + 1) * first_stride + column, odd);
+            }
+          } else {
+            put(out, i + r, column, even, odd);
+          }
+        }
+        store(d_bias + column, sum);
+      }
+    }
+  }
+};
+
+struct Accumulate {
+  float* c;
+  int64_t ldc;
+  bool is_first;
+  template <int M, int N>
+  DEEPREC_INLINE void operator()(const Vec (&acc)[M][N], int64_t i, int64_t j) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        float* to = c + (i + r) * ldc + j + v * kLanes;
+        store(to, is_first ? acc[r][v] : acc[r][v] + load(to));
+      }
+    }
+  }
+};
+
+template <class T>
+T* words(uint32_t* p) {
+  return reinterpret_cast<T*>(p);
+}
+
+void clear(float* p, int64_t count) { __builtin_memset(p, 0, static_cast<uint64_t>(count) * sizeof(float)); }
+
+float horizontal(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    sum += v[i];
+  }
+  return sum;
+}
+
+// exp(-a) for a >= 0 (Cephes' polynomial, 2 ulp); beyond 87 it stays at exp(-87).
+DEEPREC_INLINE Vec exp_negative(Vec a) {
+  typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+  const Vec x = -(a < 87.0f ? a : Vec{} + 87.0f);
+  const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
+  const Vec n = __builtin_convertvector(whole, Vec);
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  return y * (Vec)((whole + 127) << 23);
+}
+
+// log(1 + t) for t in [0, 1]: 2 atanh(t / (2 + t)), whose argument is at most 1/3.
+DEEPREC_INLINE Vec log_one_plus(Vec t) {
+  const Vec s = t / (t + 2.0f), q = s * s;
+  Vec y = q * (1.0f / 15) + 1.0f / 13;
+  y = y * q + 1.0f / 11;
+  y = y * q + 1.0f / 9;
+  y = y * q + 1.0f / 7;
+  y = y * q + 1.0f / 5;
+  y = y * q + 1.0f / 3;
+  return 2.0f * (s + s * q * y);
+}
+
+// Binary cross-entropy of num logits, and its gradient: max(z, 0) - z y + log(1 + exp(-|z|)); sigmoid(z) - y.
+// Arrays hold a multiple of kPad entries.
+void cross_entropy(const float* logits, const float* labels, float scale, int64_t num, float* gradients, double* loss,
+                   double* d_out_bias) {
+  for (int64_t e = 0; e < num; e += kLanes) {
+    const Vec z = load(logits + e), y = load(labels + e);
+    const Vec t = exp_negative(z < 0.0f ? -z : z);
+    const Vec value = (z > 0.0f ? z : Vec{}) - z * y + log_one_plus(t);
+    const Vec g = scale * ((z < 0.0f ? t : Vec{} + 1.0f) / (t + 1.0f) - y);
+    store(gradients + e, z == z ? g : z);
+    for (int i = 0; i < kLanes && e + i < num; ++i) {
+      *loss += value[i];
+      *d_out_bias += gradients[e + i];
+    }
+  }
+}
+
+// The passes of one chunk of examples.
+template <class T>
+struct ChunkPass {
+  const NcfProblem& p;
+  int64_t chunk;
+  Tile<T> activations[kNcfMaxLayers];  // x_1 .. x_{L-1}
+  Tile<T> gradients[2];
+  float* last;  // x_L in float32
+  int64_t last_stride = 0, first_stride = 0;
+  float *logits, *labels, *d_logits;
+  int64_t e0 = 0, num = 0, num_even = 0;
+
+  ChunkPass(const NcfProblem& problem, int64_t which, uint32_t* memory) : p(problem), chunk(which) {
+    Scratch scratch{memory};
+    logits = scratch.floats(padded(kNcfTile));
+    labels = scratch.floats(padded(kNcfTile));
+    d_logits = scratch.floats(padded(kNcfTile));
+    last = logits;
+    if (p.num_layers == 0) {
+      return;
+    }
+    int64_t widest = 0;
+    for (int64_t l = 0; l + 1 < p.num_layers; ++l) {
+      scratch.tile(p.layers[l].out, activations[l]);
+      widest = p.layers[l + 1].out > widest ? p.layers[l + 1].out : widest;
+    }
+    scratch.tile(widest, gradients[0]);
+    scratch.tile(widest, gradients[1]);
+    last_stride = stride(p.layers[p.num_layers - 1].out);
+    last = scratch.floats(kNcfTile * last_stride);
+    first_stride = padded(p.layers[0].out);
+  }
+
+  float* d_bias(int64_t l) const { return p.layers[l].d_bias + chunk * padded(p.layers[l].out); }
+
+  const float* user_hidden(int64_t e) const {
+    return p.user.hidden + static_cast<int64_t>(p.user.inverse[e / p.group_size]) * first_stride;
+  }
+  const float* item_hidden(int64_t e) const {
+    return p.item.hidden + static_cast<int64_t>(p.item.inverse[e]) * first_stride;
+  }
+
+  // x_1 = relu(user's hidden row + item's hidden row), two examples at a time; the odd one out is doubled.
+  void gather_hidden() {
+    const int64_t width = padded(p.layers[0].out);
+    const bool is_last = p.num_layers == 1;
+    for (int64_t e = 0; e < num_even; e += 2) {
+      const int64_t even = e0 + e, odd = e + 1 < num ? even + 1 : even;
+      const float *u0 = user_hidden(even), *u1 = user_hidden(odd), *i0 = item_hidden(even), *i1 = item_hidden(odd);
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const Vec x0 = relu(load(u0 + j) + load(i0 + j)), x1 = relu(load(u1 + j) + load(i1 + j));
+        if (is_last) {
+          store(last + e * last_stride + j, x0);
+          store(last + (e + 1) * last_stride + j, x1);
+        } else {
+          put(activations[0], e, j, x0, x1);
+        }
+      }
+    }
+  }
+
+  void forward_layers() {
+    for (int64_t l = 1; l < p.num_layers; ++l) {
+      const NcfLayer& layer = p.layers[l];
+      const Tile<T>& x = activations[l - 1];
+      const T* w = words<T>(layer.forward);
+      const int64_t width = padded(layer.out), num_steps = steps<T>(layer.in);
+      if (l + 1 < p.num_layers) {
+        gemm<T>(x.rows, x.row_stride, 1, w, stride(layer.out), num_even, width, num_steps,
+                Activate<T>{activations[l], layer.bias});
+      } else {
+        gemm<T>(x.rows, x.row_stride, 1, w, stride(layer.out), num_even, width, num_steps,
+                Store<true>{last, last_stride, layer.bias});
+      }
+    }
+  }
+
+  float gmf_logit(int64_t e) const {
+    const int64_t width = p.gmf_width;
+    const float* a = p.user.gmf + p.user.rows[p.user.inverse[e / p.group_size]] * width;
+    const float* b = p.item.gmf + p.item.rows[p.item.inverse[e]] * width;
+    Vec sum{};
+    int64_t d = 0;
+    for (; d + kLanes <= width; d += kLanes) {
+      sum += load(a + d) * load(b + d) * load(p.gmf_weight + d);
+    }
+    float rest = 0;
+    for (; d < width; ++d) {
+      rest += a[d] * b[d] * p.gmf_weight[d];
+    }
+    return horizontal(sum) + rest;
+  }
+
+  void logits_and_loss() {
+    const int64_t width = p.num_layers ? padded(p.layers[p.num_layers - 1].out) : 0;
+    for (int64_t e = 0; e < num; ++e) {
+      Vec sum{};
+      for (int64_t j = 0; j < width; j += kLanes) {
+        sum += load(last + e * last_stride + j) * load(p.mlp_weight + j);
+      }
+      logits[e] = p.out_bias + horizontal(sum) + (p.gmf_width ? gmf_logit(e0 + e) : 0.0f);
+      labels[e] = p.labels[e0 + e];
+    }
+    for (int64_t e = num; e < padded(num); ++e) {
+      logits[e] = labels[e] = 0.0f;
+    }
+    cross_entropy(logits, labels, p.scale, num, d_logits, p.loss + chunk, p.d_out_bias + chunk);
+    for (int64_t e = 0; e < num; ++e) {
+      p.d_logits[e0 + e] = d_logits[e];
+    }
+    if (num < num_even) {
+      d_logits[num] = 0.0f;
+    }
+  }
+
+  // Gradient of x_L: d_logit * h through ReLU; sums for h and for the bias.
+  void backward_last() {
+    const int64_t l = p.num_layers - 1, width = padded(p.layers[l].out);
+    float* d_weight = p.d_mlp_weight + chunk * width;
+    float* d_b = d_bias(l);
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const Vec h = load(p.mlp_weight + j);
+      Vec d_h = load(d_weight + j), sum = load(d_b + j);
+      for (int64_t e = 0; e < num_even; e += 2) {
+        const Vec x0 = load(last + e * last_stride + j), x1 = load(last + (e + 1) * last_stride + j);
+        const Vec g0 = x0 > 0.0f ? d_logits[e] * h : Vec{}, g1 = x1 > 0.0f ? d_logits[e + 1] * h : Vec{};
+        d_h += d_logits[e] * x0 + d_logits[e + 1] * x1;
+        sum += g0 + g1;
+        if (l > 0) {
+          put(gradients[l & 1], e, j, g0, g1);
+          continue;
+        }
+        store(p.d_example + (e0 + e) * first_stride + j, g0);
+        if (e + 1 < num) {
+          store(p.d_example + (e0 + e + 1) * first_stride + j, g1);
+        }
+      }
+      store(d_weight + j, d_h);
+      store(d_b + j, sum);
+    }
+  }
+
+  void backward_layers(bool is_first_tile) {
+    for (int64_t l = p.num_layers - 1; l > 0; --l) {
+      const NcfLayer& layer = p.layers[l];
+      const Tile<T>&x = activations[l - 1], &g = gradients[l & 1];
+      const int64_t width = padded(layer.in);
+      gemm<T>(g.steps, 1, g.step_stride, x.steps, x.step_stride, layer.out, width, steps<T>(num_even),
+              Accumulate{layer.d_weight + chunk * layer.out * width, width, is_first_tile});
+      const T* w = words<T>(layer.backward);
+      float* first = p.d_example + e0 * first_stride;
+      if (l > 1) {
+        gemm<T>(g.rows, g.row_stride, 1, w, stride(layer.in), num_even, width, steps<T>(layer.out),
+                Derive<T, false>{x, gradients[(l - 1) & 1], nullptr, 0, num, d_bias(l - 1)});
+      } else {
+        gemm<T>(g.rows, g.row_stride, 1, w, stride(layer.in), num_even, width, steps<T>(layer.out),
+                Derive<T, true>{x, g, first, first_stride, num, d_bias(0)});
+      }
+    }
+  }
+
+  // A user's gradient: sum over the examples of its group, in order. Groups do not cross chunks.
+  void sum_groups() {
+    for (int64_t e = e0; e < e0 + num; ++e) {
+      const float* from = p.d_example + e * first_stride;
+      float* to = p.d_group + e / p.group_size * first_stride;
+      const bool is_first = e % p.group_size == 0;
+      for (int64_t j = 0; j < first_stride; j += kLanes) {
+        store(to + j, is_first ? load(from + j) : load(to + j) + load(from + j));
+      }
+    }
+  }
+
+  void run() {
+    const int64_t begin = chunk * p.chunk_groups * p.group_size;
+    int64_t end = begin + p.chunk_groups * p.group_size;
+    end = end < p.num_groups * p.group_size ? end : p.num_groups * p.group_size;
+    p.loss[chunk] = p.d_out_bias[chunk] = 0.0;
+    for (int64_t l = 0; l < p.num_layers; ++l) {
+      clear(d_bias(l), padded(p.layers[l].out));
+    }
+    if (p.num_layers) {
+      const int64_t width = padded(p.layers[p.num_layers - 1].out);
+      clear(p.d_mlp_weight + chunk * width, width);
+    }
+    for (e0 = begin; e0 < end; e0 += num) {
+      num = end - e0 < kNcfTile ? end - e0 : kNcfTile;
+      num_even = (num + 1) / 2 * 2;
+      if (p.num_layers) {
+        gather_hidden();
+        forward_layers();
+      }
+      logits_and_loss();
+      if (p.num_layers) {
+        backward_last();
+        backward_layers(e0 == begin);
+        if (p.group_size > 1) {
+          sum_groups();
+        }
+      }
+    }
+  }
+};
+
+// MLP part of the rows pass: rows [begin, end) of one side, at most a tile of them.
+template <class T>
+struct RowPass {
+  const NcfProblem& p;
+  const NcfSide& side;
+  Tile<T> gradients, embeddings;
+  float *sums, *d_rows;  // two hidden rows; a tile of row gradients where E is not a multiple of kPad
+  int64_t hidden = 0;
+
+  RowPass(const NcfProblem& problem, const NcfSide& which, uint32_t* memory) : p(problem), side(which) {
+    Scratch scratch{memory};
+    hidden = p.num_layers ? padded(p.layers[0].out) : 0;
+    scratch.tile(hidden, gradients);
+    scratch.tile(side.width, embeddings);
+    sums = scratch.floats(2 * hidden);
+    d_rows = scratch.floats(kNcfTile * padded(side.width));
+  }
+
+  void sum_segment(int64_t row, float* sum) const {
+    for (int32_t k = side.offsets[row]; k < side.offsets[row + 1]; ++k) {
+      const float* from = side.d_hidden + static_cast<int64_t>(side.order[k]) * hidden;
+      const bool is_first = k == side.offsets[row];
+      for (int64_t j = 0; j < hidden; j += kLanes) {
+        store(sum + j, is_first ? load(from + j) : load(sum + j) + load(from + j));
+      }
+    }
+  }
+
+  void gather(int64_t begin, int64_t num) const {
+    for (int64_t r = 0; r < num; r += 2) {
+      const bool has_odd = r + 1 < num;
+      const float* even = side.mlp + side.rows[begin + r] * side.width;
+      const float* odd = has_odd ? side.mlp + side.rows[begin + r + 1] * side.width : even;
+      int64_t j = 0;
+      for (; j + kLanes <= side.width; j += kLanes) {
+        put(embeddings, r, j, load(even + j), has_odd ? load(odd + j) : Vec{});
+      }
+      for (; j < padded(side.width); j += kLanes) {
+        Vec a{}, b{};
+        for (int i = 0; i < kLanes && j + i < side.width; ++i) {
+          a[i] = even[j + i];
+          b[i] = has_odd ? odd[j + i] : 0.0f;
+        }
+        put(embeddings, r, j, a, b);
+      }
+    }
+  }
+
+  void run(int64_t begin, int64_t num, float* d_first, bool is_first_tile) {
+    for (int64_t r = 0; r < num; r += 2) {
+      sum_segment(begin + r, sums);
+      if (r + 1 < num) {
+        sum_segment(begin + r + 1, sums + hidden);
+      } else {
+        clear(sums + hidden, hidden);
+      }
+      for (int64_t j = 0; j < hidden; j += kLanes) {
+        put(gradients, r, j, load(sums + j), load(sums + hidden + j));
+      }
+    }
+    gather(begin, num);
+    const int64_t width = padded(side.width), num_even = (num + 1) / 2 * 2;
+    gemm<T>(gradients.steps, 1, gradients.step_stride, embeddings.steps, embeddings.step_stride, p.layers[0].out, width,
+            steps<T>(num_even), Accumulate{d_first, width, is_first_tile});
+    const bool is_direct = width == side.width;
+    float* out = side.d_mlp + begin * side.width;
+    gemm<T>(gradients.rows, gradients.row_stride, 1, words<T>(side.backward), stride(side.width), num, width,
+            steps<T>(p.layers[0].out), Store<false>{is_direct ? out : d_rows, width, nullptr});
+    for (int64_t r = 0; !is_direct && r < num; ++r) {
+      __builtin_memcpy(out + r * side.width, d_rows + r * width, static_cast<uint64_t>(side.width) * sizeof(float));
+    }
+  }
+};
+
+// GMF part: d p[u] = h * sum_e d_logit[e] q[i(e)], and the other way round; d h = sum_u p[u] * that sum.
+void gmf_row(const NcfProblem& p, const NcfSide& side, int64_t row, float* d_weight) {
+  const bool is_user = &side == &p.user;
+  const NcfSide& other = is_user ? p.item : p.user;
+  const int64_t width = p.gmf_width, examples = is_user ? p.group_size : 1;
+  float* out = side.d_gmf + row * width;
+  clear(out, width);
+  for (int32_t k = side.offsets[row]; k < side.offsets[row + 1]; ++k) {
+    const int64_t position = side.order[k];
+    for (int64_t e = position * examples; e < (position + 1) * examples; ++e) {
+      const float* from = other.gmf + other.rows[other.inverse[is_user ? e : e / p.group_size]] * width;
+      const float g = p.d_logits[e];
+#pragma omp simd
+      for (int64_t d = 0; d < width; ++d) {
+        out[d] += g * from[d];
+      }
+    }
+  }
+  const float* own = side.gmf + side.rows[row] * width;
+#pragma omp simd
+  for (int64_t d = 0; d < width; ++d) {
+    if (d_weight) {
+      d_weight[d] += out[d] * own[d];
+    }
+    out[d] *= p.gmf_weight[d];
+  }
+}
+
+template <class T>
+void hidden_rows(const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch) {
+  const RowPass<T> pass(p, side, scratch);
+  for (int64_t r = begin; r < end; r += kNcfTile) {
+    const int64_t num = end - r < kNcfTile ? end - r : kNcfTile;
+    pass.gather(r, num);
+    gemm<T>(pass.embeddings.rows, pass.embeddings.row_stride, 1, words<T>(side.forward), stride(p.layers[0].out), num,
+            pass.hidden, steps<T>(side.width), Store<false>{side.hidden + r * pass.hidden, pass.hidden, side.bias});
+  }
+}
+
+template <class T>
+void row_chunk(const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch) {
+  const int64_t begin = chunk * side.chunk_rows;
+  const int64_t end = begin + side.chunk_rows < side.num_rows ? begin + side.chunk_rows : side.num_rows;
+  if (p.num_layers) {
+    RowPass<T> pass(p, side, scratch);
+    float* d_first = side.d_first + chunk * p.layers[0].out * padded(side.width);
+    for (int64_t r = begin; r < end; r += kNcfTile) {
+      pass.run(r, end - r < kNcfTile ? end - r : kNcfTile, d_first, r == begin);
+    }
+  }
+  if (p.gmf_width) {
+    float* d_weight = side.d_gmf_weight ? side.d_gmf_weight + chunk * p.gmf_width : nullptr;
+    if (d_weight) {
+      clear(d_weight, p.gmf_width);
+    }
+    for (int64_t r = begin; r < end; ++r) {
+      gmf_row(p, side, r, d_weight);
+    }
+  }
+}
+
+template <class T>
+void pack_layer(const NcfProblem& p, int64_t job) {
+  const NcfLayer& layer = p.layers[job / 2];
+  const bool is_forward = job % 2 == 0;
+  const auto side = [&](const NcfSide& s, const float* w) {
+    if (is_forward) {
+      pack_transposed(w, layer.in, layer.out, s.width, words<T>(s.forward), stride(layer.out));
+    } else {
+      pack(w, layer.in, layer.out, s.width, words<T>(s.backward), stride(s.width));
+    }
+  };
+  if (job < 2) {
+    side(p.user, layer.weight);
+    side(p.item, layer.weight + p.user.width);
+  } else if (is_forward) {
+    pack_transposed(layer.weight, layer.in, layer.out, layer.in, words<T>(layer.forward), stride(layer.out));
+  } else {
+    pack(layer.weight, layer.in, layer.out, layer.in, words<T>(layer.backward), stride(layer.in));
+  }
+}
+
+}  // namespace
+
+void ncf_pack(const NcfProblem& p, int64_t job) {
+  p.bfloat16 ? pack_layer<uint32_t>(p, job) : pack_layer<float>(p, job);
+}
+
+void ncf_hidden(const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch) {
+  p.bfloat16 ? hidden_rows<uint32_t>(p, side, begin, end, scratch) : hidden_rows<float>(p, side, begin, end, scratch);
+}
+
+void ncf_tiles(const NcfProblem& p, int64_t chunk, uint32_t* scratch) {
+  p.bfloat16 ? ChunkPass<uint32_t>(p, chunk, scratch).run() : ChunkPass<float>(p, chunk, scratch).run();
+}
+
+void ncf_rows(const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch) {
+  p.bfloat16 ? row_chunk<uint32_t>(p, side, chunk, scratch) : row_chunk<float>(p, side, chunk, scratch);
+}
+
+void ncf_sum(float* out, const float* chunks, int64_t stride, int64_t num_chunks, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) {
+    out[j] = num_chunks ? chunks[j] : 0.0f;
+  }
+  for (int64_t c = 1; c < num_chunks; ++c) {
+    const float* from = chunks + c * stride;
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) {
+      out[j] += from[j];
+    }
+  }
+}
+
+}  // namespace deeprec::DEEPREC_ISA

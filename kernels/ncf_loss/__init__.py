@@ -1,0 +1,268 @@
+"""Fused loss of neural collaborative filtering: GMF, MLP and NeuMF, forward and backward in one operator.
+
+With user u, item i and label y of an example:
+
+    gmf   = P_g[u] * Q_g[i]
+    x_1   = relu(W_1 [P_m[u] ; Q_m[i]] + b_1),  x_l = relu(W_l x_{l-1} + b_l)
+    logit = h . [gmf ; x_L] + b
+    loss  = scale * sum BCEWithLogits(logit, y)
+
+Either part may be absent: without the MLP it is GMF, and with h = 1 a dot product (biases of users and items fold
+into two extra columns of the tables). Reference: He et al. 2017 (arXiv 1708.05031), equations 7, 10, 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from deeprec.kernels._library import define
+from deeprec.kernels.embedding import EmbeddingPlan, coalesced_grad, embedding_plan
+from deeprec.kernels.ncf_loss.reference import Gradients, ncf_logits_reference, ncf_loss_reference
+
+__all__ = ["NCFLoss", "ncf_logits_reference", "ncf_loss", "ncf_loss_reference"]
+
+_MAX_LAYERS = 16
+
+
+def _fake(
+    gmf_user: Tensor,
+    gmf_item: Tensor,
+    mlp_user: Tensor,
+    mlp_item: Tensor,
+    user_rows: Tensor,
+    user_offsets: Tensor,
+    user_order: Tensor,
+    item_rows: Tensor,
+    item_offsets: Tensor,
+    item_order: Tensor,
+    labels: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    scale: float,
+    bfloat16: bool,
+) -> Gradients:
+    users, items = user_rows.shape[0], item_rows.shape[0]
+    return (
+        labels.new_empty(()),
+        gmf_user.new_empty((users, gmf_user.shape[1])),
+        gmf_item.new_empty((items, gmf_item.shape[1])),
+        mlp_user.new_empty((users, mlp_user.shape[1])),
+        mlp_item.new_empty((items, mlp_item.shape[1])),
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
+        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in biases],
+        torch.empty_like(out_weight, memory_format=torch.contiguous_format),
+        torch.empty_like(out_bias, memory_format=torch.contiguous_format),
+    )
+
+
+define(
+    "ncf_loss(Tensor gmf_user, Tensor gmf_item, Tensor mlp_user, Tensor mlp_item, Tensor user_rows, "
+    "Tensor user_offsets, Tensor user_order, Tensor item_rows, Tensor item_offsets, Tensor item_order, Tensor labels, "
+    "Tensor[] weights, Tensor[] biases, Tensor out_weight, Tensor out_bias, float scale, bool bfloat16) -> "
+    "(Tensor loss, Tensor d_gmf_user, Tensor d_gmf_item, Tensor d_mlp_user, Tensor d_mlp_item, Tensor[] d_weights, "
+    "Tensor[] d_biases, Tensor d_out_weight, Tensor d_out_bias)",
+    ncf_loss_reference,
+    _fake,
+)
+
+
+class NCFLoss(torch.autograd.Function):
+    """Gradients are computed with the loss; backward hands them out, sparse and coalesced for the tables."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user_plan: EmbeddingPlan,
+        item_plan: EmbeddingPlan,
+        labels: Tensor,
+        scale: float,
+        bfloat16: bool,
+        num_layers: int,
+        *parameters: Tensor,
+    ) -> Tensor:
+        tables, weights, biases = parameters[:4], parameters[4 : 4 + num_layers], parameters[4 + num_layers : -2]
+        # The C++ kernel is float32; the reference serves float64 (gradient checks) on the CPU too.
+        run = torch.ops.deeprec.ncf_loss if labels.dtype == torch.float32 else ncf_loss_reference
+        loss, *d_tables, d_weights, d_biases, d_out_weight, d_out_bias = run(
+            *tables, *user_plan, *item_plan, labels, weights, biases, *parameters[-2:], scale, bfloat16
+        )
+        ctx.gradients = [*d_tables, *d_weights, *d_biases, d_out_weight, d_out_bias]
+        ctx.rows = [user_plan.rows.long(), item_plan.rows.long()]
+        ctx.num_table_rows = [table.shape[0] for table in tables]
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "ncf_loss: backward must run once, got a second call; the gradients were handed out without a copy, so "
+                "call ncf_loss again, or sum the losses before backward()"
+            )
+        gradients: list[Tensor | None] = ctx.gradients
+        ctx.gradients = None  # so that autograd can store them as .grad without a copy
+        for index, is_needed in enumerate(ctx.needs_input_grad[6:]):
+            if not is_needed:
+                gradients[index] = None
+        # Reading one number is free on the CPU and would be a synchronisation elsewhere.
+        if grad_output.device.type != "cpu" or float(grad_output) != 1.0:
+            gradients = [None if gradient is None else gradient.mul_(grad_output) for gradient in gradients]
+        for table in range(4):
+            values = gradients[table]
+            if values is not None:
+                gradients[table] = coalesced_grad(ctx.rows[table % 2], values, ctx.num_table_rows[table])
+        return (None,) * 6 + tuple(gradients)
+
+
+def _require(is_met: bool, requirement: str, value: object, remedy: str = "") -> None:
+    if not is_met:
+        raise ValueError(f"ncf_loss: {requirement}, got {value}" + (f"; {remedy}" if remedy else ""))
+
+
+def _check_table_pair(user: Tensor, item: Tensor, name: str) -> None:
+    for side, table in (("user", user), ("item", item)):
+        _require(table.dim() == 2, f"{name}_{side} must be [num_{side}s, width]", tuple(table.shape))
+
+
+def _check_batch(users: Tensor, items: Tensor, labels: Tensor) -> None:
+    _require(users.dim() == 1, "users must be [G]", tuple(users.shape), "one user a row of items")
+    shape = tuple(items.shape)
+    _require(
+        items.dim() == 2 and shape[0] == len(users) and shape[1] > 0,
+        f"items must be [{len(users)}, 1 + n]",
+        shape,
+        "one row of items for each of users; pairs are items[:, None]",
+    )
+    _require(labels.shape == items.shape, f"labels must be {shape}, the shape of items", tuple(labels.shape))
+
+
+def _check_network(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    width: int,
+    gmf_width: int,
+    out_weight: Tensor,
+    out_bias: Tensor,
+) -> None:
+    num = len(weights)
+    _require(num <= _MAX_LAYERS, f"weights must be at most {_MAX_LAYERS} layers", num)
+    _require(len(biases) == num, f"biases must be {num}, one for each of weights", len(biases), "pass zeros for none")
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        shape = tuple(weight.shape)
+        _require(
+            weight.dim() == 2 and shape[0] > 0 and shape[1] == width,
+            f"weights[{layer}] must be [H, {width}]",
+            shape,
+            "the first layer reads [user ; item], each other the layer before it" if shape else "",
+        )
+        width = shape[0]
+        _require(tuple(bias.shape) == (width,), f"biases[{layer}] must be [{width}]", tuple(bias.shape))
+    last = gmf_width + (width if num else 0)
+    _require(
+        tuple(out_weight.shape) == (last,),
+        f"out_weight must be [{last}], GMF width and last layer",
+        tuple(out_weight.shape),
+        "flatten the [1, D + H] weight of a Linear with .reshape(-1)",
+    )
+    _require(tuple(out_bias.shape) == (1,), "out_bias must be [1] or None", tuple(out_bias.shape))
+
+
+def ncf_loss(
+    gmf_user: Tensor | None,
+    gmf_item: Tensor | None,
+    mlp_user: Tensor | None,
+    mlp_item: Tensor | None,
+    users: Tensor,
+    items: Tensor,
+    labels: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    precision: str = "float32",
+    user_plan: EmbeddingPlan | None = None,
+    item_plan: EmbeddingPlan | None = None,
+) -> Tensor:
+    """Binary cross-entropy of GMF, MLP or NeuMF over groups of one user and 1 + n items, with fused gradients.
+
+        logit = h . [P_g[u] * Q_g[i] ; x_L] + b,  x_l = relu(W_l x_{l-1} + b_l),  x_0 = [P_m[u] ; Q_m[i]]
+
+    Unique rows are looked up, and run through the first layer, once a batch. `backward()` gives the tables coalesced
+    sparse gradients (autograd drops their flag `is_coalesced`, not the fact), which `deeprec.train.optim` consumes.
+    Deterministic for any number of threads. backward() runs once a call, and there is no second derivative. Under
+    `torch.compile` the reference formulas are traced instead, and the tables get dense gradients, because AOTAutograd
+    has no sparse ones.
+
+    Args:
+        gmf_user, gmf_item: tables [num_users, D], [num_items, D], or both None for no GMF part.
+        mlp_user, mlp_item: tables [num_users, E_u], [num_items, E_i], or both None for no MLP part.
+        users: [G], int32 or int64.
+        items: [G, 1 + n], int32 or int64; any n >= 0.
+        labels: [G, 1 + n], 0 to 1, converted to the dtype of out_weight. Not checked: a label outside or a NaN gives
+            the formula's value.
+        weights: W_l [H_l, H_{l-1}] with H_0 = E_u + E_i as in torch.nn.Linear, at most 16; empty without MLP tables.
+        biases: b_l [H_l].
+        out_weight: h, [D + H_L]. out_bias: b, [1], or None for 0.
+        reduction: "mean" over the G (1 + n) examples, or "sum".
+        precision: "float32", or "bfloat16" for bfloat16 inputs to the layers' products; they accumulate in float32,
+            and everything else stays in float32.
+        user_plan, item_plan: `embedding_plan` of users and of items, where the caller has them already.
+    Returns:
+        loss, []; 0 for an empty batch. All floating tensors are float32 (or float64, through the reference).
+    Raises:
+        ValueError: a shape, dtype or option does not fit. IndexError: an id is out of range.
+    Reference: He et al. 2017 (arXiv 1708.05031), equations 7, 10, 12.
+    """
+    _require(reduction in ("mean", "sum"), 'reduction must be "mean" or "sum"', repr(reduction))
+    _require(precision in ("float32", "bfloat16"), 'precision must be "float32" or "bfloat16"', repr(precision))
+    for name, user, item in (("gmf", gmf_user, gmf_item), ("mlp", mlp_user, mlp_item)):
+        _require((user is None) == (item is None), f"{name}_user and {name}_item go together", "only one of them")
+    _require(gmf_user is not None or mlp_user is not None, "needs GMF tables, MLP tables or both", "neither")
+    _require((mlp_user is None) == (len(weights) == 0), "MLP tables and weights go together", f"{len(weights)} weights")
+    template = gmf_user if gmf_user is not None else mlp_user
+    other = gmf_item if gmf_item is not None else mlp_item
+    assert template is not None
+    assert other is not None
+    tables = [
+        given if given is not None else like.new_empty((like.shape[0], 0))
+        for given, like in ((gmf_user, template), (gmf_item, other), (mlp_user, template), (mlp_item, other))
+    ]
+    _check_table_pair(tables[0], tables[1], "gmf")
+    _check_table_pair(tables[2], tables[3], "mlp")
+    _require(tables[0].shape[1] == tables[1].shape[1], "gmf_item must be as wide as gmf_user", tuple(tables[1].shape))
+    for side, gmf, mlp in (("user", tables[0], tables[2]), ("item", tables[1], tables[3])):
+        _require(len(gmf) == len(mlp), f"mlp_{side} must have the {len(gmf)} rows of gmf_{side}", len(mlp))
+    out_bias = out_weight.new_zeros(1) if out_bias is None else out_bias
+    _check_batch(users, items, labels)
+    _check_network(weights, biases, tables[2].shape[1] + tables[3].shape[1], tables[0].shape[1], out_weight, out_bias)
+    dtype = template.dtype
+    parameters = [*tables, *weights, *biases, out_weight, out_bias]
+    _require(dtype in (torch.float32, torch.float64), "tables must be float32 (or float64)", dtype, "use .float()")
+    for parameter in parameters:
+        _require(parameter.dtype == dtype, f"every table, weight and bias must be {dtype}", parameter.dtype)
+    scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
+    labels = labels.to(dtype)
+    if torch.compiler.is_compiling():
+        logits = ncf_logits_reference(
+            *tables, users, items, weights, biases, out_weight, out_bias, precision == "bfloat16"
+        )
+        return scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    user_plan = embedding_plan(users, len(tables[0]), name="users") if user_plan is None else user_plan
+    item_plan = embedding_plan(items, len(tables[1]), name="items") if item_plan is None else item_plan
+    for table, plan in zip(tables, (user_plan, item_plan) * 2, strict=True):
+        catch_up = getattr(table, "_deeprec_catch_up", None)
+        if catch_up is not None:
+            catch_up(plan.rows)
+    return NCFLoss.apply(  # type: ignore[no-any-return,no-untyped-call]
+        user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), *parameters
+    )

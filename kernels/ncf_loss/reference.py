@@ -1,0 +1,137 @@
+"""Plain PyTorch definition of `ncf_loss`: the formulas of He et al. 2017, forward and backward, for any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]
+
+
+def _rounded(x: Tensor, bfloat16: bool) -> Tensor:
+    """`x` as it enters a product: rounded to bfloat16 if asked, in its own dtype either way."""
+    return x.bfloat16().to(x.dtype) if bfloat16 else x
+
+
+def ncf_logits_reference(
+    gmf_user: Tensor,
+    gmf_item: Tensor,
+    mlp_user: Tensor,
+    mlp_item: Tensor,
+    users: Tensor,
+    items: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    bfloat16: bool = False,
+) -> Tensor:
+    """Logits h . [p_u * q_i ; x_L] + b with x_l = relu(W_l x_{l-1} + b_l), x_0 = [p'_u ; q'_i]; differentiable.
+
+    Args:
+        gmf_user, gmf_item: tables [num_users, D], [num_items, D]; D = 0 for no GMF part.
+        mlp_user, mlp_item: tables [num_users, E_u], [num_items, E_i]; not read without `weights`.
+        users: [G]. items: [G, 1 + n].
+        weights, biases: W_l [H_l, H_{l-1}] with H_0 = E_u + E_i, b_l [H_l].
+        out_weight: h, [D + H_L]. out_bias: b, [1].
+        bfloat16: round the inputs of the layers' products to bfloat16.
+    Returns:
+        [G, 1 + n].
+    """
+    gmf_width = gmf_user.shape[1]
+    logits = ((gmf_user[users][:, None] * gmf_item[items]) @ out_weight[:gmf_width]) + out_bias
+    if not weights:
+        return logits
+    x = torch.cat([mlp_user[users][:, None].expand(*items.shape, -1), mlp_item[items]], dim=-1)
+    for weight, bias in zip(weights, biases, strict=True):
+        x = F.relu(_rounded(x, bfloat16) @ _rounded(weight, bfloat16).T + bias)
+    return logits + x @ out_weight[gmf_width:]
+
+
+def _positions(rows: Tensor, offsets: Tensor, order: Tensor) -> Tensor:
+    """The index into `rows` of each position: the inverse of the plan, [nnz]."""
+    counts = offsets.long().diff()
+    index = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts, output_size=len(order))
+    return torch.empty_like(index).scatter_(0, order.long(), index)
+
+
+def ncf_loss_reference(
+    gmf_user: Tensor,
+    gmf_item: Tensor,
+    mlp_user: Tensor,
+    mlp_item: Tensor,
+    user_rows: Tensor,
+    user_offsets: Tensor,
+    user_order: Tensor,
+    item_rows: Tensor,
+    item_offsets: Tensor,
+    item_order: Tensor,
+    labels: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    scale: float,
+    bfloat16: bool,
+) -> Gradients:
+    """Loss and every gradient; the first layer runs once per unique row, as in the kernel.
+
+    Args:
+        user_rows, user_offsets, user_order: the plan of users [G]; item_*: the plan of items [G, 1 + n] flattened.
+        labels: [G, 1 + n]. scale: factor of the summed loss and of the gradients. The rest as in
+        `ncf_logits_reference`.
+    Returns:
+        loss [], gradients of the unique rows [U_u, D], [U_i, D], [U_u, E_u], [U_i, E_i], of weights, biases,
+        out_weight and out_bias.
+    """
+    group_size = labels.shape[1]
+    user_index = _positions(user_rows, user_offsets, user_order).repeat_interleave(group_size)  # [B]
+    item_index = _positions(item_rows, item_offsets, item_order)
+    user_rows, item_rows, y = user_rows.long(), item_rows.long(), labels.reshape(-1)
+    gmf_width, user_width = gmf_user.shape[1], mlp_user.shape[1]
+    h_gmf, h_mlp = out_weight[:gmf_width], out_weight[gmf_width:]
+
+    p, q = gmf_user[user_rows], gmf_item[item_rows]
+    product = p[user_index] * q[item_index]
+    logits = product @ h_gmf + out_bias
+    low_weights = [_rounded(weight, bfloat16) for weight in weights]
+    embedded = [_rounded(mlp_user[user_rows], bfloat16), _rounded(mlp_item[item_rows], bfloat16)]
+    inputs: list[Tensor] = []  # inputs[l] is x_{l+1}, the input of weights[l + 1]
+    if weights:
+        first = embedded[0] @ low_weights[0][:, :user_width].T + biases[0]
+        x = F.relu(first[user_index] + (embedded[1] @ low_weights[0][:, user_width:].T)[item_index])
+        for weight, bias in zip(low_weights[1:], biases[1:], strict=True):
+            inputs.append(_rounded(x, bfloat16))
+            x = F.relu(inputs[-1] @ weight.T + bias)
+        logits = logits + x @ h_mlp
+
+    loss = scale * F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+    g = scale * (logits.sigmoid() - y)
+    d_p = torch.zeros_like(p).index_add_(0, user_index, g[:, None] * q[item_index]) * h_gmf
+    d_q = torch.zeros_like(q).index_add_(0, item_index, g[:, None] * p[user_index]) * h_gmf
+    d_out_weight = product.T @ g
+    d_weights: list[Tensor] = []
+    d_biases: list[Tensor] = []
+    d_mlp = [torch.zeros_like(embedded[0]), torch.zeros_like(embedded[1])]
+    if weights:
+        d_out_weight = torch.cat([d_out_weight, x.T @ g])
+        d_x = g[:, None] * h_mlp * (x > 0)
+        for weight, before in zip(reversed(low_weights[1:]), reversed(inputs), strict=True):
+            d_biases.append(d_x.sum(0))
+            d_x = _rounded(d_x, bfloat16)
+            d_weights.append(d_x.T @ before)
+            d_x = (d_x @ weight) * (before > 0)
+        d_biases.append(d_x.sum(0))
+        d_first = []
+        for side, index in enumerate((user_index, item_index)):
+            rows = embedded[side]
+            d_rows = torch.zeros(len(rows), d_x.shape[1], dtype=d_x.dtype, device=d_x.device).index_add_(0, index, d_x)
+            d_rows = _rounded(d_rows, bfloat16)
+            d_first.append(d_rows.T @ rows)
+            half = low_weights[0][:, user_width:] if side else low_weights[0][:, :user_width]
+            d_mlp[side] = d_rows @ half
+        d_weights.append(torch.cat(d_first, dim=1))
+    return loss, d_p, d_q, d_mlp[0], d_mlp[1], d_weights[::-1], d_biases[::-1], d_out_weight, g.sum().reshape(1)
