@@ -220,21 +220,6 @@ Tensor embedding(const Tensor& weight_in, const Tensor& ids_in) {
   return out;
 }
 
-Element element_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Element::f32;
-    case ScalarType::Double:
-      return Element::f64;
-    case ScalarType::BFloat16:
-      return Element::bf16;
-    case ScalarType::Half:
-      return Element::f16;
-    default:
-      STD_TORCH_CHECK(false, "embedding_grad: grad must be float32, float64, bfloat16 or float16");
-  }
-}
-
 Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& offsets, const Tensor& order) {
   STD_TORCH_CHECK(grad_in.dim() == 2, "embedding_grad: grad must be [nnz, D], got ", grad_in.dim(), " dimensions");
   STD_TORCH_CHECK(offsets.numel() == rows.numel() + 1 && order.numel() == grad_in.size(0) &&
@@ -247,7 +232,7 @@ Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& o
   const Tensor grad = dim <= 1 || grad_in.stride(1) == 1 ? grad_in : torch::stable::contiguous(grad_in);
   const int64_t unique = rows.numel(), nnz = order.numel();
   Tensor out = empty_cpu({unique, dim}, grad.scalar_type());
-  SegmentSumArgs args{element_of(grad.scalar_type()),
+  SegmentSumArgs args{element_of("embedding_grad", grad.scalar_type()),
                       grad.data_ptr(),
                       grad.stride(0),
                       dim,

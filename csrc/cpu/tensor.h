@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "element.h"
+
 namespace deeprec {
 
 using torch::headeronly::ScalarType;
@@ -33,6 +35,16 @@ inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
 }
 
 inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarType::Long; }
+
+inline Element element_of(const char* op, ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Element::f32;
+    case ScalarType::Double: return Element::f64;
+    case ScalarType::BFloat16: return Element::bf16;
+    case ScalarType::Half: return Element::f16;
+    default: STD_TORCH_CHECK(false, op, ": values must be float32, float64, bfloat16 or float16");
+  }
+}
 
 // Threads worth starting for `work` units when one thread should get at least `grain` of them.
 inline int64_t threads_for(int64_t work, int64_t grain) {

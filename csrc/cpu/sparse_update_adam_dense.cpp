@@ -1,0 +1,449 @@
+// Adam on the dense gradient at a sparse price: deeprec::adam_catch_up_ and deeprec::adam_dense_update_.
+//
+// A row without a gradient still moves under dense Adam. After n such steps from step t0 its moments are m b1^n and
+// v b2^n, and its weight has moved by
+//     -m * sum_k a_k / (r s_k + eps),   r = sqrt(v), k = 1..n,
+//     a_k = lr_{t0+k} b1^k / (1 - b1^{t0+k}),   s_k = sqrt(b2^k / (1 - b2^{t0+k})),
+// where a_k and s_k are the same for all elements of all rows that missed the same steps. s_k hardly varies over the
+// steps that count, so the sum is taken about the a-weighted mean s of the s_k, where the linear term vanishes:
+//     sum_k a_k / (r s_k + eps) = q (A0 + u^2 (A2 - u A3)) + ...,   q = 1 / (r s + eps), u = r q < 1 / s,
+// with A_p = sum_k a_k (s_k - s)^p. One root and one division per element, however many steps were missed. The
+// fourth moment bounds what is left out; where that is not negligible (the first hundred or so steps of a training,
+// when 1 - b2^t changes fast; float64) the steps are replayed one by one in registers.
+#include "isa.h"
+
+#include "sparse_update.h"
+
+namespace deeprec {
+
+// The replay of one number of missed steps.
+struct Replay {
+  bool closed;           // the expansion above is accurate
+  int64_t counted;       // steps whose a_k matters
+  double s, a0, a2, a3;  // the expansion
+  double decay1, decay2; // b1^n, b2^n
+};
+
+struct DenseAdamArgs {
+  RowUpdateArgs row;        // rows null: all rows; grads null: catch up only
+  int32_t* last_step;       // [R] step that each row has reached, 0 before its first gradient
+  int64_t step;             // rows are brought to this step; the gradient's step, if any, follows
+  const double* lr;         // lr[t - 1 - history_start] of step t
+  int64_t history_start;
+  const Replay* table;      // by missed steps, [0, table_size)
+  int64_t table_size;
+  int64_t max_counted;      // steps beyond which a_k vanishes in float32
+  double tolerance;         // for `closed`
+  int64_t part, parts;      // this call handles rows with (row / 16) % parts == part: duplicates meet in one thread
+};
+
+}  // namespace deeprec
+
+DEEPREC_DECLARE(void, adam_dense_rows, (const DenseAdamArgs& a))
+
+namespace deeprec::DEEPREC_ISA {
+namespace {
+
+constexpr int64_t kAhead = 4;
+
+// Whether m vanished: below this it cannot move a weight, and subnormal numbers would make the loops crawl.
+constexpr float kTiny = 1e-30f;
+
+inline double power(double base, double exponent) { return __builtin_pow(base, exponent); }
+
+// Central moments from raw ones (E_p = sum a s^p), and whether the expansion may be used.
+inline void finish(const double* e, double tolerance, Replay* out) {
+  const double s = e[0] > 0 ? e[1] / e[0] : 0;
+  out->s = s;
+  out->a0 = e[0];
+  out->a2 = e[2] - s * e[1];
+  out->a3 = e[3] - 3 * s * e[2] + 2 * s * s * e[1];
+  const double a4 = e[4] - 4 * s * e[3] + 6 * s * s * e[2] - 3 * s * s * s * e[1];
+  out->closed = e[0] == 0 || (s > 0 && a4 <= tolerance * e[0] * s * s * s * s);
+}
+
+// One row's replay computed directly, for those that missed more steps than the table holds.
+inline Replay direct(const DenseAdamArgs& a, int64_t last, int64_t missed) {
+  Replay out{};
+  out.counted = missed < a.max_counted ? missed : a.max_counted;
+  double e[5] = {0, 0, 0, 0, 0};
+  const double b1 = a.row.beta1, b2 = a.row.beta2;
+  double p1 = power(b1, static_cast<double>(last)), p2 = power(b2, static_cast<double>(last)), k1 = 1, k2 = 1;
+  for (int64_t k = 1; k <= out.counted; ++k) {
+    p1 *= b1, p2 *= b2, k1 *= b1, k2 *= b2;
+    const double alpha = a.lr[last + k - 1 - a.history_start] * k1 / (1 - p1);
+    const double s = __builtin_sqrt(k2 / (1 - p2));
+    e[0] += alpha, e[1] += alpha * s, e[2] += alpha * s * s, e[3] += alpha * s * s * s, e[4] += alpha * s * s * s * s;
+  }
+  finish(e, a.tolerance, &out);
+  out.decay1 = power(b1, static_cast<double>(missed));
+  out.decay2 = power(b2, static_cast<double>(missed));
+  return out;
+}
+
+template <class T, class A>
+void replay_closed(const Replay& p, A eps, T* w, A* m, A* v, int64_t dim) {
+  const A s = static_cast<A>(p.s), a0 = static_cast<A>(p.a0), a2 = static_cast<A>(p.a2), a3 = static_cast<A>(p.a3);
+  const A decay1 = static_cast<A>(p.decay1), decay2 = static_cast<A>(p.decay2);
+#pragma omp simd
+  for (int64_t k = 0; k < dim; ++k) {
+    const A first = m[k], second = v[k];
+    const A r = root(second);
+    const A q = 1 / (r * s + eps);
+    const A u = r * q;
+    narrow(widen(w[k]) - first * q * (a0 + u * u * (a2 - u * a3)), w + k);
+    const A left = first * decay1;
+    m[k] = left < kTiny && left > -kTiny ? 0 : left;
+    v[k] = second * decay2;
+  }
+}
+
+// a_k and s_k of the steps after `last`, a block of steps at a time; then every element takes them one by one.
+template <class T, class A>
+void replay_steps(const DenseAdamArgs& a, const Replay& p, int64_t last, T* w, A* m, A* v, int64_t dim) {
+  constexpr int64_t kSteps = 64, kLanes = 32;
+  const double b1 = a.row.beta1, b2 = a.row.beta2;
+  const A eps = static_cast<A>(a.row.eps);
+  double p1 = power(b1, static_cast<double>(last)), p2 = power(b2, static_cast<double>(last)), k1 = 1, k2 = 1;
+  A alpha[kSteps], scale[kSteps];
+  for (int64_t begin = 0; begin < p.counted; begin += kSteps) {
+    const int64_t steps = p.counted - begin < kSteps ? p.counted - begin : kSteps;
+    for (int64_t k = 0; k < steps; ++k) {
+      p1 *= b1, p2 *= b2, k1 *= b1, k2 *= b2;
+      alpha[k] = static_cast<A>(a.lr[last + begin + k - a.history_start] * k1 / (1 - p1));
+      scale[k] = static_cast<A>(__builtin_sqrt(k2 / (1 - p2)));
+    }
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int64_t lanes = dim - d < kLanes ? dim - d : kLanes;
+      A sum[kLanes], r[kLanes];
+      for (int64_t l = 0; l < kLanes; ++l) {
+        sum[l] = 0;
+        r[l] = l < lanes ? root(v[d + l]) : 0;
+      }
+      for (int64_t k = 0; k < steps; ++k) {
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l) {
+          sum[l] += alpha[k] / (r[l] * scale[k] + eps);
+        }
+      }
+      for (int64_t l = 0; l < lanes; ++l) {
+        // A padding lane may hold inf (eps = 0), a real one must not: 0 / 0 is a row without a gradient so far.
+        const A moved = m[d + l] == 0 ? 0 : m[d + l] * sum[l];
+        narrow(widen(w[d + l]) - moved, w + d + l);
+      }
+    }
+  }
+  const A decay1 = static_cast<A>(p.decay1), decay2 = static_cast<A>(p.decay2);
+  for (int64_t k = 0; k < dim; ++k) {
+    const A left = m[k] * decay1;
+    m[k] = left < kTiny && left > -kTiny ? 0 : left;
+    v[k] *= decay2;
+  }
+}
+
+// With weight decay the missed gradients are not zero but weight_decay * w: there is no short cut.
+template <class T, class A>
+void replay_decayed(const DenseAdamArgs& a, int64_t last, T* w, A* m, A* v, int64_t dim) {
+  constexpr int64_t kLanes = 32;
+  const A beta1 = static_cast<A>(a.row.beta1), beta2 = static_cast<A>(a.row.beta2);
+  const A eps = static_cast<A>(a.row.eps), decay = static_cast<A>(a.row.weight_decay);
+  const double start1 = power(a.row.beta1, static_cast<double>(last));
+  const double start2 = power(a.row.beta2, static_cast<double>(last));
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const int64_t lanes = dim - d < kLanes ? dim - d : kLanes;
+    A x[kLanes], first[kLanes], second[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      x[l] = l < lanes ? widen(w[d + l]) : 0;
+      first[l] = l < lanes ? m[d + l] : 0;
+      second[l] = l < lanes ? v[d + l] : 1;
+    }
+    double p1 = start1, p2 = start2;
+    for (int64_t t = last; t < a.step; ++t) {
+      p1 *= a.row.beta1, p2 *= a.row.beta2;
+      const A step_size = static_cast<A>(a.lr[t - a.history_start] / (1 - p1));
+      const A scale = static_cast<A>(1 / __builtin_sqrt(1 - p2));
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const A g = decay * x[l];
+        first[l] = beta1 * first[l] + (1 - beta1) * g;
+        second[l] = beta2 * second[l] + (1 - beta2) * (g * g);
+        x[l] -= step_size * first[l] / (root(second[l]) * scale + eps);
+      }
+    }
+    for (int64_t l = 0; l < lanes; ++l) {
+      narrow(x[l], w + d + l);
+      m[d + l] = first[l];
+      v[d + l] = second[l];
+    }
+  }
+}
+
+template <class T, class A>
+void catch_up(const DenseAdamArgs& a, int64_t row, T* w, A* m, A* v) {
+  const int64_t last = a.last_step[row], missed = a.step - last;
+  const bool untouched = last == 0 && a.row.weight_decay == 0;
+  if (missed <= 0 || untouched) {
+    return;
+  }
+  a.last_step[row] = static_cast<int32_t>(a.step);
+  if (a.row.weight_decay != 0) {
+    replay_decayed<T, A>(a, last, w, m, v, a.row.dim);
+    return;
+  }
+  const Replay p = missed < a.table_size ? a.table[missed] : direct(a, last, missed);
+  if (p.closed) {
+    replay_closed<T, A>(p, static_cast<A>(a.row.eps), w, m, v, a.row.dim);
+  } else {
+    replay_steps<T, A>(a, p, last, w, m, v, a.row.dim);
+  }
+}
+
+template <class T, class A>
+void take_gradient(const RowUpdateArgs& r, const T* grad, T* w, A* m, A* v) {
+  const A decay = static_cast<A>(r.weight_decay), eps = static_cast<A>(r.eps);
+  const A beta1 = static_cast<A>(r.beta1), beta2 = static_cast<A>(r.beta2);
+  const A step_size = static_cast<A>(r.step_size), inv_root2 = static_cast<A>(r.inv_sqrt_correction2);
+#pragma omp simd
+  for (int64_t k = 0; k < r.dim; ++k) {
+    const A x = widen(w[k]);
+    const A g = widen(grad[k]) + decay * x;
+    const A first = beta1 * m[k] + (1 - beta1) * g;
+    const A second = beta2 * v[k] + (1 - beta2) * (g * g);
+    m[k] = first;
+    v[k] = second;
+    narrow(x - step_size * first / (root(second) * inv_root2 + eps), w + k);
+  }
+}
+
+template <class T, class Id>
+void rows_of(const DenseAdamArgs& a) {
+  using A = typename Accumulator<T>::type;
+  const RowUpdateArgs& r = a.row;
+  const Id* rows = static_cast<const Id*>(r.rows);
+  T* weight = static_cast<T*>(r.weight);
+  A* m = static_cast<A*>(r.first_state);
+  A* v = static_cast<A*>(r.second_state);
+  const T* grads = static_cast<const T*>(r.grads);
+  const auto row_at = [&](int64_t i) { return rows ? static_cast<int64_t>(rows[i]) : i; };
+  const auto mine = [&](int64_t row) { return a.parts == 1 || (row / 16) % a.parts == a.part; };
+  for (int64_t i = r.begin; i < r.end; ++i) {
+    if (i + kAhead < r.end) {
+      const int64_t next = row_at(i + kAhead);
+      if (mine(next)) {
+        prefetch_for_write(weight + next * r.dim, r.dim * sizeof(T));
+        prefetch_for_write(m + next * r.dim, r.dim * sizeof(A));
+        prefetch_for_write(v + next * r.dim, r.dim * sizeof(A));
+      }
+    }
+    const int64_t row = row_at(i);
+    if (!mine(row)) {
+      continue;
+    }
+    T* w = weight + row * r.dim;
+    catch_up<T, A>(a, row, w, m + row * r.dim, v + row * r.dim);
+    if (grads) {
+      take_gradient<T, A>(r, grads + i * r.grad_stride, w, m + row * r.dim, v + row * r.dim);
+      a.last_step[row] = static_cast<int32_t>(a.step + 1);
+    }
+  }
+}
+
+template <class T>
+void rows_of_any(const DenseAdamArgs& a) {
+  if (a.row.wide_rows) {
+    rows_of<T, int64_t>(a);
+  } else {
+    rows_of<T, int32_t>(a);
+  }
+}
+
+}  // namespace
+
+void adam_dense_rows(const DenseAdamArgs& a) {
+  switch (a.row.element) {
+    case Element::f32: return rows_of_any<float>(a);
+    case Element::f64: return rows_of_any<double>(a);
+    case Element::bf16: return rows_of_any<Bf16>(a);
+    case Element::f16: return rows_of_any<F16>(a);
+  }
+}
+
+}  // namespace deeprec::DEEPREC_ISA
+
+#ifdef DEEPREC_ISA_portable
+#include <cmath>
+#include <limits>
+#include <optional>
+
+namespace deeprec {
+namespace {
+
+constexpr int64_t kMaxTable = 512;
+
+// Steps after which what is left of a_k / s_k cannot be seen in float32; all of them where it does not shrink.
+int64_t max_counted(const RowUpdateArgs& row) {
+  const double ratio = row.beta2 > 0 ? row.beta1 / std::sqrt(row.beta2) : 1.0;
+  if (row.element == Element::f64 || ratio > 0.99) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  return ratio <= 0 ? 1 : static_cast<int64_t>(std::ceil(-23.0 / std::log(ratio)));  // e^-23 = 1e-10
+}
+
+// Replays of 0, 1, 2... missed steps that all end at a.step. One more missed step in front changes the raw moments by
+// E_p <- b1 b2^(p/2) E_p + a_1 s_1^p, so the table costs a few operations an entry.
+std::vector<Replay> replay_table(const DenseAdamArgs& a, int64_t max_missed) {
+  const double b1 = a.row.beta1, b2 = a.row.beta2, root2 = std::sqrt(b2);
+  const int64_t size = std::min({max_missed, a.max_counted, kMaxTable}) + 1;
+  std::vector<Replay> table(size);
+  table[0] = Replay{true, 0, 0, 0, 0, 0, 1, 1};
+  double e[5] = {0, 0, 0, 0, 0}, decay1 = 1, decay2 = 1, p1 = 0, p2 = 0;
+  for (int64_t missed = 1; missed < size; ++missed) {
+    const int64_t step = a.step - missed + 1;  // the first missed step
+    if (missed % 64 == 1 || b1 == 0 || b2 == 0) {
+      p1 = std::pow(b1, static_cast<double>(step)), p2 = std::pow(b2, static_cast<double>(step));
+    } else {
+      p1 /= b1, p2 /= b2;
+    }
+    const double alpha = a.lr[step - 1 - a.history_start] * b1 / (1 - p1);
+    const double s = root2 / std::sqrt(1 - p2);
+    double shrink = b1, power = alpha;
+    for (double& moment : e) {
+      moment = shrink * moment + power;
+      shrink *= root2;
+      power *= s;
+    }
+    Replay& out = table[missed];
+    out.counted = missed;
+    out.decay1 = decay1 *= b1;
+    out.decay2 = decay2 *= b2;
+    portable::finish(e, a.tolerance, &out);
+  }
+  return table;
+}
+
+// Longest absence among the rows; checks them all before anything is changed.
+template <class Id>
+int64_t longest_absence(const char* op, const DenseAdamArgs& a, const Id* rows, int64_t count, int64_t num_rows) {
+  int64_t oldest = a.step;
+  const bool skips_untouched = a.row.weight_decay == 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows ? static_cast<int64_t>(rows[i]) : i;
+    STD_TORCH_CHECK(row >= 0 && row < num_rows, op, ": rows must be in [0, ", num_rows, "), got ", row,
+                    " at position ", i);
+    const int64_t last = a.last_step[row];
+    if (last < oldest && !(skips_untouched && last == 0)) {
+      oldest = last;
+    }
+  }
+  STD_TORCH_CHECK(oldest >= a.history_start, op, ": a row reached step ", oldest,
+                  " only, but lr_history begins after step ", a.history_start);
+  return a.step - oldest;
+}
+
+void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
+  const int64_t missed =
+      a.row.wide_rows ? longest_absence(op, a, static_cast<const int64_t*>(a.row.rows), a.row.end, num_rows)
+                      : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
+  if (missed <= 0 && !a.row.grads) {
+    return;
+  }
+  a.max_counted = max_counted(a.row);
+  a.tolerance = a.row.element == Element::f64 ? 1e-13 : 1e-6;
+  const std::vector<Replay> table = replay_table(a, a.row.weight_decay == 0 ? missed : 0);
+  a.table = table.data();
+  a.table_size = static_cast<int64_t>(table.size());
+  const auto kernel = DEEPREC_DISPATCH(adam_dense_rows);
+  const int64_t parts = threads_for(a.row.end * a.row.dim, kUpdateGrain);
+  for_each_chunk(parts, [&](int64_t part) {
+    DenseAdamArgs mine = a;
+    if (a.row.grads || !a.row.rows) {  // distinct rows: neighbours stay together
+      mine.row.begin = a.row.end * part / parts;
+      mine.row.end = a.row.end * (part + 1) / parts;
+      mine.part = 0, mine.parts = 1;
+    } else {
+      mine.part = part, mine.parts = parts;
+    }
+    kernel(mine);
+  });
+}
+
+void set_states(const char* op, DenseAdamArgs& a, const Tensor& weight, const Tensor& exp_avg,
+                const Tensor& exp_avg_sq, const Tensor& last_step, const Tensor& lr_history, int64_t history_start,
+                int64_t steps) {
+  a.row.first_state = state_data(op, "exp_avg", exp_avg, weight, weight.numel());
+  a.row.second_state = state_data(op, "exp_avg_sq", exp_avg_sq, weight, weight.numel());
+  STD_TORCH_CHECK(last_step.scalar_type() == ScalarType::Int && last_step.is_contiguous() &&
+                      last_step.numel() == weight.size(0),
+                  op, ": last_step must be int32 [", weight.size(0), "]");
+  STD_TORCH_CHECK(lr_history.scalar_type() == ScalarType::Double && lr_history.is_contiguous() &&
+                      lr_history.numel() >= steps - history_start && steps >= history_start && history_start >= 0,
+                  op, ": lr_history must be float64 with the learning rate of each step from ", history_start + 1,
+                  " to ", steps, ", got ", lr_history.numel());
+  a.last_step = static_cast<int32_t*>(last_step.data_ptr());
+  a.lr = static_cast<const double*>(lr_history.data_ptr());
+  a.history_start = history_start;
+}
+
+void set_rule(DenseAdamArgs& a, double beta1, double beta2, double eps, double weight_decay) {
+  a.row.beta1 = beta1;
+  a.row.beta2 = beta2;
+  a.row.eps = eps;
+  a.row.weight_decay = weight_decay;
+}
+
+void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& last_step,
+                    const std::optional<Tensor>& rows, const Tensor& lr_history, int64_t history_start, int64_t step,
+                    double beta1, double beta2, double eps, double weight_decay) {
+  const char* op = "adam_catch_up_";
+  check_weight(op, weight);
+  DenseAdamArgs a{};
+  Tensor ids = weight;  // holds a contiguous copy of rows while the kernel reads it
+  a.row.element = element_of(op, weight.scalar_type());
+  a.row.weight = weight.data_ptr();
+  a.row.dim = weight.size(1);
+  a.row.end = weight.size(0);
+  if (rows) {
+    STD_TORCH_CHECK(is_index(rows->scalar_type()), op, ": rows must be int32 or int64");
+    ids = rows->is_contiguous() ? *rows : torch::stable::contiguous(*rows);
+    a.row.rows = ids.data_ptr();
+    a.row.wide_rows = ids.scalar_type() == ScalarType::Long;
+    a.row.end = ids.numel();
+    if (a.row.end == 0) {
+      return;
+    }
+  }
+  a.step = step;
+  set_rule(a, beta1, beta2, eps, weight_decay);
+  set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
+  run(op, a, weight.size(0));
+}
+
+void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                        const Tensor& last_step, const Tensor& rows, const Tensor& grads, const Tensor& lr_history,
+                        int64_t history_start, int64_t step, double beta1, double beta2, double eps,
+                        double weight_decay) {
+  const char* op = "adam_dense_update_";
+  DenseAdamArgs a{};
+  a.row = row_update_args(op, weight, rows, grads);
+  if (a.row.end == 0) {
+    return;
+  }
+  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op,
+                  ": step must be in [1, 2^31), got ", step);
+  a.step = step - 1;
+  set_rule(a, beta1, beta2, eps, weight_decay);
+  set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
+  const double lr = a.lr[step - 1 - history_start];
+  a.row.step_size = lr / (1.0 - std::pow(beta1, static_cast<double>(step)));
+  a.row.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step)));
+  run(op, a, weight.size(0));
+}
+
+}  // namespace
+}  // namespace deeprec
+
+STABLE_TORCH_LIBRARY_IMPL(deeprec, CPU, m) {
+  m.impl("adam_catch_up_", TORCH_BOX(&deeprec::adam_catch_up_));
+  m.impl("adam_dense_update_", TORCH_BOX(&deeprec::adam_dense_update_));
+}
+#endif

@@ -1,0 +1,200 @@
+"""Fused in-place updates of the rows that a coalesced gradient touches: SGD, Adagrad, row-wise Adagrad, Adam.
+
+In every function `weight` is [R, D], contiguous, float32, float64, bfloat16 or float16; `rows` [U] are strictly
+ascending, int32 or int64; `grads` [U, D] have the dtype of weight; states are float32 (float64 for a float64 weight).
+`weight_decay` is L2: weight_decay * weight is added to the gradient of the touched rows. Each row is written by one
+thread: results do not depend on the number of threads. Wrong arguments raise RuntimeError before anything is changed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deeprec.kernels import _library
+from deeprec.kernels.sparse_update import reference
+
+__all__ = [
+    "adagrad_update_",
+    "adam_catch_up_",
+    "adam_dense_update_",
+    "adam_update_",
+    "rowwise_adagrad_update_",
+    "sgd_update_",
+]
+
+
+def _nothing(*args: object) -> None:
+    return None
+
+
+_ADAM = "float beta1, float beta2, float eps, float weight_decay"
+_MOMENTS = "Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq"
+_library.define(
+    "sgd_update_(Tensor(a!) weight, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grads, float lr, float momentum, "
+    "float weight_decay) -> ()",
+    reference.sgd_update_reference,
+    _nothing,
+)
+_library.define(
+    "adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
+    "float weight_decay) -> ()",
+    reference.adagrad_update_reference,
+    _nothing,
+)
+_library.define(
+    "rowwise_adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
+    "float weight_decay) -> ()",
+    reference.rowwise_adagrad_update_reference,
+    _nothing,
+)
+_library.define(
+    f"adam_update_({_MOMENTS}, Tensor rows, Tensor grads, int step, float lr, {_ADAM}) -> ()",
+    reference.adam_update_reference,
+    _nothing,
+)
+_library.define(
+    f"adam_catch_up_({_MOMENTS}, Tensor(d!) last_step, Tensor? rows, Tensor lr_history, int history_start, int step, "
+    f"{_ADAM}) -> ()",
+    reference.adam_catch_up_reference,
+    _nothing,
+)
+_library.define(
+    f"adam_dense_update_({_MOMENTS}, Tensor(d!) last_step, Tensor rows, Tensor grads, Tensor lr_history, "
+    f"int history_start, int step, {_ADAM}) -> ()",
+    reference.adam_dense_update_reference,
+    _nothing,
+)
+
+
+def sgd_update_(
+    weight: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> None:
+    """buffer <- momentum buffer + g; w <- w - lr buffer, on the touched rows only.
+
+    Args:
+        momentum_buffer: [R, D], or None for plain SGD; the buffers of untouched rows stand still.
+    """
+    torch.ops.deeprec.sgd_update_(weight, momentum_buffer, rows, grads, lr, momentum, weight_decay)
+
+
+def adagrad_update_(
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float = 0.0
+) -> None:
+    """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps).
+
+    Args:
+        sum: sums of squared gradients, [R, D].
+    Reference: Duchi, Hazan, Singer 2011, JMLR 12.
+    """
+    torch.ops.deeprec.adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay)
+
+
+def rowwise_adagrad_update_(
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float = 0.0
+) -> None:
+    """sum <- sum + mean_d g_d^2, one number a row; w <- w - lr g / (sqrt(sum) + eps).
+
+    Args:
+        sum: [R].
+    """
+    torch.ops.deeprec.rowwise_adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay)
+
+
+def adam_update_(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """Lazy Adam: step number `step` on the touched rows; the moments of the others stand still.
+
+    Args:
+        exp_avg, exp_avg_sq: first and second moments, [R, D].
+        step: number of this step, >= 1, for the bias correction.
+    Reference: Kingma, Ba 2015 (arXiv 1412.6980), algorithm 1. torch.optim.SparseAdam differs in that its eps is not
+        bias-corrected.
+    """
+    torch.ops.deeprec.adam_update_(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, beta1, beta2, eps, weight_decay)
+
+
+def adam_catch_up_(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor | None,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """Bring rows to step `step` of dense Adam by replaying the steps in which they had no gradient.
+
+    Without weight decay the steps collapse into one: with zero gradients the moments only decay, and the sum of the
+    moves is evaluated by its first three moments (csrc/cpu/sparse_update_adam_dense.cpp); to about 1e-6 of the move.
+
+    Args:
+        exp_avg, exp_avg_sq: [R, D].
+        last_step: the step each row has reached, [R], int32; 0 before its first gradient.
+        rows: any rows, repeated ones too, int32 or int64; None for all.
+        lr_history: float64; entry t - 1 - history_start is the learning rate of step t, up to `step`.
+        history_start: no row but those without a gradient so far is behind this step.
+        step: steps completed, >= history_start.
+    """
+    torch.ops.deeprec.adam_catch_up_(
+        weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step, beta1, beta2, eps, weight_decay
+    )
+
+
+def adam_dense_update_(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """Step `step` of dense Adam on the touched rows, after `adam_catch_up_` to step - 1.
+
+    With every row caught up at the end, weights and moments are those of torch.optim.Adam on the dense gradient.
+    Arguments as in `adam_catch_up_`, except that `rows` are strictly ascending, and lr_history reaches `step`.
+    """
+    torch.ops.deeprec.adam_dense_update_(
+        weight,
+        exp_avg,
+        exp_avg_sq,
+        last_step,
+        rows,
+        grads,
+        lr_history,
+        history_start,
+        step,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    )

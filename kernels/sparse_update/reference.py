@@ -1,0 +1,141 @@
+"""What the fused row updates mean, in plain PyTorch: `w` is weight[rows], `g` the gradient plus weight_decay * w."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The touched rows and their gradients in the accumulator's dtype; checks what the kernels check."""
+    index = rows.to(torch.int64)
+    if index.numel() and not (
+        bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < weight.shape[0]
+    ):
+        raise RuntimeError(f"rows must be strictly ascending in [0, {weight.shape[0]}); coalesce the gradient")
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    w = weight[index].to(dtype)
+    return w, grads.to(dtype) + weight_decay * w
+
+
+def sgd_update_reference(
+    weight: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """buffer <- momentum buffer + g; w <- w - lr buffer."""
+    w, g = _wide(weight, rows, grads, weight_decay)
+    if momentum_buffer is not None:
+        g = momentum * momentum_buffer[rows.to(torch.int64)] + g
+        momentum_buffer[rows.to(torch.int64)] = g
+    weight[rows.to(torch.int64)] = (w - lr * g).to(weight.dtype)
+
+
+def adagrad_update_reference(
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps)."""
+    w, g = _wide(weight, rows, grads, weight_decay)
+    index = rows.to(torch.int64)
+    sum[index] += g * g
+    weight[index] = (w - lr * g / (sum[index].sqrt() + eps)).to(weight.dtype)
+
+
+def rowwise_adagrad_update_reference(
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    """sum <- sum + mean_d g^2, one number a row; w <- w - lr g / (sqrt(sum) + eps)."""
+    w, g = _wide(weight, rows, grads, weight_decay)
+    index = rows.to(torch.int64)
+    sum[index] += (g * g).mean(1)
+    weight[index] = (w - lr * g / (sum[index].sqrt() + eps)[:, None]).to(weight.dtype)
+
+
+def _adam(
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    w = w - lr / (1 - beta1**step) * m / (v.sqrt() / math.sqrt(1 - beta2**step) + eps)
+    return w, m, v
+
+
+def adam_update_reference(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of Adam on the touched rows; the moments of the others stand still."""
+    w, g = _wide(weight, rows, grads, weight_decay)
+    index = rows.to(torch.int64)
+    w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, beta1, beta2, eps)
+    weight[index], exp_avg[index], exp_avg_sq[index] = w.to(weight.dtype), m, v
+
+
+def adam_catch_up_reference(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor | None,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another."""
+    index = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows.to(torch.int64).unique()
+    if weight_decay == 0:
+        index = index[last_step[index] > 0]  # before its first gradient a row does not move
+    if index.numel() == 0:
+        return
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    learning_rates = lr_history.tolist()
+    for now in range(int(last_step[index].min()) + 1, step + 1):
+        behind = index[last_step[index] < now]
+        w = weight[behind].to(dtype)
+        lr = learning_rates[now - 1 - history_start]
+        w, m, v = _adam(w, weight_decay * w, exp_avg[behind], exp_avg_sq[behind], now, lr, beta1, beta2, eps)
+        weight[behind], exp_avg[behind], exp_avg_sq[behind] = w.to(weight.dtype), m, v
+    last_step[index] = torch.clamp(last_step[index], min=step)
+
+
+def adam_dense_update_reference(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Catch up to step - 1, then take the gradient of step `step`."""
+    rule = (beta1, beta2, eps, weight_decay)
+    _wide(weight, rows, grads, weight_decay)
+    adam_catch_up_reference(weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step - 1, *rule)
+    lr = float(lr_history[step - 1 - history_start])
+    adam_update_reference(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, *rule)
+    last_step[rows.to(torch.int64)] = step
