@@ -29,10 +29,11 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([_facts(entry, found[entry.name]) for entry in data.list_datasets()])
         return
-    table = Table("name", "interactions", "users", "items", "found in", "what it is", title_justify="left")
-    table.add_row(
-        "synthetic", "120,000", "2,000", "1,500", "[green]made here[/]", "seeded, sizes by argument, no files"
-    )
+    table = Table("name", box=SIMPLE)
+    for column in ("interactions", "users", "items"):
+        table.add_column(column, justify="right")
+    table.add_column("found in", overflow="fold")
+    table.add_row("synthetic", "120,000", "2,000", "1,500", "[green]made here[/], sizes by argument")
     for entry in data.list_datasets():
         folder = found[entry.name]
         place = f"[green]{folder}[/]" if folder else "[dim]not found[/]"

@@ -243,9 +243,11 @@ def _unpack(archive: Path, target: Path, source: Source) -> None:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder)  # strips absolute paths and ".." itself
         except zipfile.BadZipFile as error:
+            archive.unlink()
             raise ValueError(f"fetch: {source.url} must be a zip file ({error}); the address serves another") from None
         inner = Path(folder) / source.folder
         if not inner.is_dir():
+            archive.unlink()
             names = sorted(path.name for path in Path(folder).iterdir())
             raise ValueError(f"fetch: {source.url} must hold a folder {source.folder}, got {names[:5]}")
         if target.exists():

@@ -142,7 +142,7 @@ def sampled_negatives(
         worst = int(users[np.argmin(unmet)])
         raise ValueError(
             f"sampled_negatives: each user needs {num_negatives} items not yet met, "
-            f"got {unmet.min()} for user {data.user_ids.decode([worst])[0]!r} of {data.num_items} items; "
+            f"got {unmet.min()} for user {data.user_ids.values[worst]!r} of {data.num_items} items; "
             "ask for fewer negatives or use the full protocol"
         )
     distinct, where = np.unique(users, return_inverse=True)
@@ -163,7 +163,9 @@ def _floyd(users: Int64Array, limits: Int64Array, count: int, seed: int, stream:
     for step in range(count):
         taken = (chosen[:, :step] == draws[:, step : step + 1]).any(axis=1)
         chosen[:, step] = np.where(taken, limits - count + step, draws[:, step])
-    return chosen
+    # Floyd puts large ranks last; shuffled (by the bits not yet used), any part of the list is a fair sample too.
+    shuffled: Int64Array = np.take_along_axis(chosen, np.argsort(bits << np.uint64(32), axis=1, kind="stable"), axis=1)
+    return shuffled
 
 
 def _ranks_to_items(ranks: Int64Array, users: Int64Array, indptr: Int64Array, indices: Int32Array) -> Int32Array:

@@ -1,0 +1,141 @@
+"""IdMap: any ids in, the same ids out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeprec.data import IdMap, UnknownIdError
+
+int64s = st.integers(-(2**63), 2**63 - 1)
+id_lists = st.one_of(
+    st.lists(int64s, min_size=1, max_size=50),
+    st.lists(st.integers(-100, 100), min_size=1, max_size=50),
+    st.lists(st.integers(2**63, 2**64 - 1), min_size=1, max_size=20),
+    st.lists(st.text(max_size=8), min_size=1, max_size=50),
+    st.lists(st.binary(max_size=8), min_size=1, max_size=20),
+    st.lists(st.dates(), min_size=1, max_size=20),
+)
+
+
+@given(id_lists)
+def test_every_id_comes_back(values: list[object]) -> None:
+    ids = IdMap.from_values(values, "item")
+    codes = ids.encode(values)
+    assert codes.dtype == np.int32
+    assert ids.values.gather(codes).to_list() == values
+    assert set(codes.tolist()) == set(range(len(ids)))
+    back = pl.Series(ids.decode(codes)).cast(ids.values.dtype).to_list()
+    assert back == values
+
+
+@given(id_lists)
+def test_indices_go_by_first_appearance(values: list[object]) -> None:
+    assert IdMap.from_values(values, "user").values.to_list() == list(dict.fromkeys(values))
+
+
+@given(st.lists(int64s, unique=True, min_size=1, max_size=30), st.lists(int64s, max_size=30))
+def test_unknown_integers_are_told_from_known(known: list[int], asked: list[int]) -> None:
+    codes = IdMap(known, "item").encode(asked, unknown=-1)
+    assert codes.tolist() == [known.index(value) if value in known else -1 for value in asked]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64])
+def test_integer_types_are_kept(dtype: type) -> None:
+    limits = np.iinfo(dtype)
+    ids = IdMap(np.array([limits.max, limits.min, 3], dtype=dtype), "user")
+    assert ids.decode([0, 1]).dtype == dtype
+    assert ids.encode([limits.min, limits.max, 3, 4], unknown=-1).tolist() == [1, 0, 2, -1]
+
+
+def test_ids_beyond_int32_are_kept() -> None:
+    ids = IdMap([2**40, 2**40 + 1, -(2**50)], "item")
+    assert ids.decode(ids.encode([-(2**50), 2**40])).tolist() == [-(2**50), 2**40]
+
+
+def test_unknown_ids_are_named_with_a_remedy() -> None:
+    ids = IdMap(["anna", "bert"], "user")
+    with pytest.raises(UnknownIdError, match=r"user id .* 2 known .* 1 unknown: 'carl'; drop them, or pass unknown=-1"):
+        ids.encode(["anna", "carl", "carl"])
+    assert ids.encode(["carl", "bert"], unknown=-1).tolist() == [-1, 1]
+
+
+def test_text_for_integer_ids_is_refused_but_parsed_on_request() -> None:
+    ids = IdMap([10, 20], "user")
+    with pytest.raises(TypeError, match=r"ids here are integers, got strings \('20'\)"):
+        ids.encode(["20"])
+    assert ids.encode(ids.parse(["20"])).tolist() == [1]
+    with pytest.raises(ValueError, match=r"got 'x'; an example of one is 10"):
+        ids.parse(["x"])
+
+
+def test_one_id_counts_as_a_list() -> None:
+    assert IdMap(["a", "b"], "item").encode("b").tolist() == [1]
+    assert IdMap([5, 6], "item").encode(np.int64(6)).tolist() == [1]
+
+
+def test_no_ids_give_an_empty_answer() -> None:
+    assert IdMap([1, 2], "item").encode([]).shape == (0,)
+    assert IdMap([1, 2], "item").decode([]).shape == (0,)
+
+
+def test_missing_among_asked_ids_is_unknown() -> None:
+    assert IdMap([1, 2], "item").encode([2, None], unknown=-1).tolist() == [1, -1]
+    assert IdMap(["a"], "item").encode(["a", None], unknown=-1).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize("values", [[1, "a"], [object()], [[1], [2]], [1.5]])
+def test_ids_that_cannot_be_mapped_are_refused(values: list[object]) -> None:
+    with pytest.raises(TypeError, match="convert them with str"):
+        IdMap.from_values(values, "item")
+
+
+def test_a_map_needs_distinct_present_ids() -> None:
+    with pytest.raises(ValueError, match="distinct"):
+        IdMap([1, 1], "item")
+    with pytest.raises(ValueError, match="missing"):
+        IdMap([1, None], "item")
+
+
+def test_index_out_of_range_names_value_and_position() -> None:
+    with pytest.raises(IndexError, match=r"in \[0, 2\), got 7 at position 1"):
+        IdMap([1, 2], "item").decode([0, 7])
+    with pytest.raises(TypeError, match="integer indices"):
+        IdMap([1, 2], "item").decode([0.5])
+
+
+def test_pandas_and_categories_are_read() -> None:
+    ids = IdMap.from_values(pd.Series(["x", "y", "x"], dtype="category"), "item")
+    assert ids.encode(pd.Series(["y"])).tolist() == [1]
+    assert IdMap.from_values(pl.Series(["x", "y"], dtype=pl.Categorical), "item").decode([1]).tolist() == ["y"]
+
+
+def test_hash_depends_on_ids_and_their_order_not_on_integer_width() -> None:
+    assert IdMap(np.array([1, 2], np.int32), "item").sha256() == IdMap(np.array([1, 2]), "item").sha256()
+    assert IdMap([1, 2], "item").sha256() != IdMap([2, 1], "item").sha256()
+    assert IdMap(["ab", "c"], "item").sha256() != IdMap(["a", "bc"], "item").sha256()
+
+
+@given(id_lists)
+def test_parquet_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[object]) -> None:
+    path = tmp_path_factory.mktemp("ids") / "items.parquet"
+    ids = IdMap.from_values(values, "item")
+    ids.write_parquet(path)
+    assert IdMap.read_parquet(path, "item") == ids
+    assert [entry.name for entry in path.parent.iterdir()] == ["items.parquet"]
+
+
+def test_a_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match=r"items\.parquet must hold a column item_id"):
+        IdMap.read_parquet(path, "item")
+    IdMap([1], "user").write_parquet(path)
+    with pytest.raises(ValueError, match="item_id"):
+        IdMap.read_parquet(path, "item")
