@@ -82,7 +82,7 @@ def official(
     given = data.official.test_negatives
     if num_negatives is None:
         num_negatives = 0 if given is None else given.shape[1]
-    train = np.asarray(data.official.train_index)
+    train = np.sort(data.official.train_index)
     test = np.asarray(data.official.test_index)
     return _finish(data, train, test, mode, seed, num_negatives, given)
 
@@ -198,7 +198,9 @@ def _finish(
         validation = _pick_per_user(data, train, mode, seed, _VALIDATION)
         counts = np.bincount(data.users[train], minlength=data.num_users)
         validation = validation[counts[data.users[validation]] > 1]
-        train = train[~np.isin(train, validation)]
+        held = np.zeros(len(data), dtype=np.bool_)
+        held[validation] = True
+        train = train[~held[train]]
     validation_negatives = None
     if num_negatives:
         if test_negatives is None:
@@ -224,12 +226,12 @@ def _finish(
 
 
 def _pick_per_user(data: Interactions, rows: Int64Array, mode: Validation, seed: int, stream: int) -> Int64Array:
-    """One of `rows` for each user that has any, ordered by user."""
+    """One of `rows` (ascending: the sort is stable, so the last row wins a tie) for each user that has any."""
     users = data.users[rows]
     if mode == "last" and data.order is not None:
-        ordered = rows[np.lexsort((rows, data.order[rows], users))]
+        ordered = rows[np.lexsort((data.order[rows], users))]
     else:
-        ordered = rows[np.lexsort((rows, random_bits(seed, stream, rows), users))]
+        ordered = rows[np.lexsort((random_bits(seed, stream, rows), users))]
     sorted_users = data.users[ordered]
     is_last = np.append(sorted_users[1:] != sorted_users[:-1], np.True_)[: len(ordered)]
     picked: Int64Array = ordered[is_last]
