@@ -28,25 +28,29 @@ help:  ## Show this list
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: deeprec needs Python 3.10 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "make: virtual environment in $(VENV), by $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 # torch first and alone: the index (or wheel folder) that has the right build decides, and nothing else asks for another.
 $(VENV)/.torch: $(VENV)/.created constraints.txt
-	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "make: installing torch"
+	@$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 # Editable: Python edits are seen at once. The compiled code is built by the rule below, next to the sources.
 $(VENV)/.installed: $(VENV)/.torch constraints.txt pyproject.toml
-	$(PIP) install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja
-	$(WITH_VENV) $(PIP) install --quiet -c constraints.txt --no-build-isolation \
+	@echo "make: installing the package and its tools, versions pinned in constraints.txt"
+	@$(PIP) install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja
+	@$(WITH_VENV) $(PIP) install --quiet -c constraints.txt --no-build-isolation \
 	  -C editable.mode=inplace -C wheel.cmake=false -e '.[test,lint]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed CMakeLists.txt $(CSRC)
-	$(WITH_VENV) cmake -S . -B build/make -G Ninja -DDEEPREC_INSTALL_DIR=deeprec -DCMAKE_INSTALL_PREFIX="$(CURDIR)" \
+	@echo "make: compiling csrc"
+	@$(WITH_VENV) cmake -S . -B build/make -G Ninja -DDEEPREC_INSTALL_DIR=deeprec -DCMAKE_INSTALL_PREFIX="$(CURDIR)" \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" --log-level=WARNING >/dev/null
-	$(WITH_VENV) cmake --build build/make --target install --parallel >build/make/build.log || \
+	@$(WITH_VENV) cmake --build build/make --target install --parallel >build/make/build.log || \
 	  { cat build/make/build.log; exit 1; }
 	@touch $@
 
@@ -57,7 +61,7 @@ build: $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
 test: lint sanitize pytest  ## Lint, the sanitizer build, all tests
 
 pytest: build  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
-	$(WITH_VENV) pytest $(PYTEST_ARGS)
+	@$(WITH_VENV) pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
 	$(BIN)/ruff check .
@@ -71,13 +75,13 @@ format: $(VENV)/.installed  ## Rewrite the sources the way lint wants them
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=2 for a short run)
-	$(WITH_VENV) DEMO_EPOCHS="$(DEMO_EPOCHS)" DEMO_ARGS="$(DEMO_ARGS)" DEMO_DIR="$(DEMO_DIR)" tools/demo.sh
+	@$(WITH_VENV) DEMO_EPOCHS="$(DEMO_EPOCHS)" DEMO_ARGS="$(DEMO_ARGS)" DEMO_DIR="$(DEMO_DIR)" tools/demo.sh
 
 sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
-	$(WITH_VENV) tools/sanitize.sh
+	@$(WITH_VENV) tools/sanitize.sh
 
 bench: build  ## Speed of each kernel beside its rivals (one file: BENCH=bench/embedding.py)
-	$(WITH_VENV) tools/bench.sh $(BENCH)
+	@$(WITH_VENV) tools/bench.sh $(BENCH)
 
 clean:  ## Remove build outputs and caches
 	rm -rf build dist deeprec/lib deeprec/_host*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
