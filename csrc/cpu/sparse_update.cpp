@@ -1,8 +1,8 @@
 // Fused in-place updates of the rows that a coalesced gradient touches: sgd_update_, adagrad_update_,
 // rowwise_adagrad_update_, adam_update_ (lazy). One read and one write of each touched row and of its state.
-#include "isa.h"
-
 #include "sparse_update.h"
+
+#include "isa.h"
 
 DEEPREC_DECLARE(void, sgd_rows, (const RowUpdateArgs& a))
 DEEPREC_DECLARE(void, adagrad_rows, (const RowUpdateArgs& a))
@@ -51,10 +51,14 @@ void dispatch_rows(const RowUpdateArgs& a) {
 template <template <class> class Update>
 void dispatch(const RowUpdateArgs& a) {
   switch (a.element) {
-    case Element::f32: return dispatch_rows<float, Update>(a);
-    case Element::f64: return dispatch_rows<double, Update>(a);
-    case Element::bf16: return dispatch_rows<Bf16, Update>(a);
-    case Element::f16: return dispatch_rows<F16, Update>(a);
+    case Element::f32:
+      return dispatch_rows<float, Update>(a);
+    case Element::f64:
+      return dispatch_rows<double, Update>(a);
+    case Element::bf16:
+      return dispatch_rows<Bf16, Update>(a);
+    case Element::f16:
+      return dispatch_rows<F16, Update>(a);
   }
 }
 
@@ -64,6 +68,7 @@ struct UpdateBase {
   static constexpr bool kStatePerRow = false;
   A *first, *second;
   A lr, decay, eps, beta1, beta2, step_size, inv_root2;
+  A rest1, rest2;  // 1 - beta, in double: 1 - float(0.999) is off by 5e-5
 
   explicit UpdateBase(const RowUpdateArgs& a)
       : first(static_cast<A*>(a.first_state)),
@@ -74,7 +79,9 @@ struct UpdateBase {
         beta1(static_cast<A>(a.beta1)),
         beta2(static_cast<A>(a.beta2)),
         step_size(static_cast<A>(a.step_size)),
-        inv_root2(static_cast<A>(a.inv_sqrt_correction2)) {}
+        inv_root2(static_cast<A>(a.inv_sqrt_correction2)),
+        rest1(static_cast<A>(1 - a.beta1)),
+        rest2(static_cast<A>(1 - a.beta2)) {}
 };
 
 template <class T>
@@ -150,15 +157,15 @@ struct Adam : UpdateBase<T> {
   using UpdateBase<T>::UpdateBase;
   void operator()(T* w, const T* grad, int64_t row, int64_t dim) const {
     const A decay = this->decay, eps = this->eps, beta1 = this->beta1, beta2 = this->beta2;
-    const A step_size = this->step_size, inv_root2 = this->inv_root2;
+    const A step_size = this->step_size, inv_root2 = this->inv_root2, rest1 = this->rest1, rest2 = this->rest2;
     A* first = this->first + row * dim;
     A* second = this->second + row * dim;
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) {
       const A x = widen(w[k]);
       const A g = widen(grad[k]) + decay * x;
-      const A m = beta1 * first[k] + (1 - beta1) * g;
-      const A v = beta2 * second[k] + (1 - beta2) * (g * g);
+      const A m = beta1 * first[k] + rest1 * g;
+      const A v = beta2 * second[k] + rest2 * (g * g);
       first[k] = m;
       second[k] = v;
       narrow(x - step_size * m / (root(v) * inv_root2 + eps), w + k);
@@ -186,8 +193,7 @@ void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buf
                  const Tensor& grads, double lr, double momentum, double weight_decay) {
   RowUpdateArgs args = row_update_args("sgd_update_", weight, rows, grads);
   if (momentum_buffer) {
-    args.first_state =
-        state_data("sgd_update_", "momentum_buffer", *momentum_buffer, weight, weight.numel());
+    args.first_state = state_data("sgd_update_", "momentum_buffer", *momentum_buffer, weight, weight.numel());
   }
   args.lr = lr;
   args.beta1 = momentum;

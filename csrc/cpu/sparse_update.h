@@ -8,17 +8,17 @@ namespace deeprec {
 // One update of rows [begin, end) of a gradient. States have the accumulator's type: float, or double for double.
 struct RowUpdateArgs {
   Element element;
-  void* weight;         // [R, D] contiguous
-  void* first_state;    // momentum, squared-gradient sum, or first moment; may be null
-  void* second_state;   // second moment; may be null
-  const void* rows;     // [U] strictly ascending
+  void* weight;        // [R, D] contiguous
+  void* first_state;   // momentum, squared-gradient sum, or first moment; may be null
+  void* second_state;  // second moment; may be null
+  const void* rows;    // [U] strictly ascending
   bool wide_rows;
-  const void* grads;    // [U, D], rows grad_stride elements apart
+  const void* grads;  // [U, D], rows grad_stride elements apart
   int64_t grad_stride;
   int64_t dim;
   int64_t begin, end;
   double lr, weight_decay, eps;
-  double beta1, beta2;  // SGD: beta1 is the momentum
+  double beta1, beta2;                     // SGD: beta1 is the momentum
   double step_size, inv_sqrt_correction2;  // Adam: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)
 };
 
@@ -53,10 +53,10 @@ inline void check_weight(const char* op, const Tensor& weight) {
 }
 
 inline void* state_data(const char* op, const char* name, const Tensor& state, const Tensor& weight, int64_t numel) {
-  STD_TORCH_CHECK(state.is_contiguous() && state.numel() == numel &&
-                      state.scalar_type() == state_type(weight.scalar_type()),
-                  op, ": ", name, " must be contiguous with ", numel,
-                  " values in float32 (float64 for a float64 weight), got ", state.numel());
+  STD_TORCH_CHECK(
+      state.is_contiguous() && state.numel() == numel && state.scalar_type() == state_type(weight.scalar_type()), op,
+      ": ", name, " must be contiguous with ", numel, " values in float32 (float64 for a float64 weight), got ",
+      state.numel());
   return state.data_ptr();
 }
 

@@ -11,30 +11,29 @@
 // fourth moment bounds what is left out; where that is not negligible (the first hundred or so steps of a training,
 // when 1 - b2^t changes fast; float64) the steps are replayed one by one in registers.
 #include "isa.h"
-
 #include "sparse_update.h"
 
 namespace deeprec {
 
 // The replay of one number of missed steps.
 struct Replay {
-  bool closed;           // the expansion above is accurate
-  int64_t counted;       // steps whose a_k matters
-  double s, a0, a2, a3;  // the expansion
-  double decay1, decay2; // b1^n, b2^n
+  bool closed;            // the expansion above is accurate
+  int64_t counted;        // steps whose a_k matters
+  double s, a0, a2, a3;   // the expansion
+  double decay1, decay2;  // b1^n, b2^n
 };
 
 struct DenseAdamArgs {
-  RowUpdateArgs row;        // rows null: all rows; grads null: catch up only
-  int32_t* last_step;       // [R] step that each row has reached, 0 before its first gradient
-  int64_t step;             // rows are brought to this step; the gradient's step, if any, follows
-  const double* lr;         // lr[t - 1 - history_start] of step t
+  RowUpdateArgs row;   // rows null: all rows; grads null: catch up only
+  int32_t* last_step;  // [R] step that each row has reached, 0 before its first gradient
+  int64_t step;        // rows are brought to this step; the gradient's step, if any, follows
+  const double* lr;    // lr[t - 1 - history_start] of step t
   int64_t history_start;
-  const Replay* table;      // by missed steps, [0, table_size)
+  const Replay* table;  // by missed steps, [0, table_size)
   int64_t table_size;
-  int64_t max_counted;      // steps beyond which a_k vanishes in float32
-  double tolerance;         // for `closed`
-  int64_t part, parts;      // this call handles rows with (row / 16) % parts == part: duplicates meet in one thread
+  int64_t max_counted;  // steps beyond which a_k vanishes in float32
+  double tolerance;     // for `closed`
+  int64_t part, parts;  // this call handles rows with (row / 16) % parts == part: duplicates meet in one thread
 };
 
 }  // namespace deeprec
@@ -146,6 +145,7 @@ template <class T, class A>
 void replay_decayed(const DenseAdamArgs& a, int64_t last, T* w, A* m, A* v, int64_t dim) {
   constexpr int64_t kLanes = 32;
   const A beta1 = static_cast<A>(a.row.beta1), beta2 = static_cast<A>(a.row.beta2);
+  const A rest1 = static_cast<A>(1 - a.row.beta1), rest2 = static_cast<A>(1 - a.row.beta2);
   const A eps = static_cast<A>(a.row.eps), decay = static_cast<A>(a.row.weight_decay);
   const double start1 = power(a.row.beta1, static_cast<double>(last));
   const double start2 = power(a.row.beta2, static_cast<double>(last));
@@ -165,8 +165,8 @@ void replay_decayed(const DenseAdamArgs& a, int64_t last, T* w, A* m, A* v, int6
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
         const A g = decay * x[l];
-        first[l] = beta1 * first[l] + (1 - beta1) * g;
-        second[l] = beta2 * second[l] + (1 - beta2) * (g * g);
+        first[l] = beta1 * first[l] + rest1 * g;
+        second[l] = beta2 * second[l] + rest2 * (g * g);
         x[l] -= step_size * first[l] / (root(second[l]) * scale + eps);
       }
     }
@@ -202,13 +202,14 @@ template <class T, class A>
 void take_gradient(const RowUpdateArgs& r, const T* grad, T* w, A* m, A* v) {
   const A decay = static_cast<A>(r.weight_decay), eps = static_cast<A>(r.eps);
   const A beta1 = static_cast<A>(r.beta1), beta2 = static_cast<A>(r.beta2);
+  const A rest1 = static_cast<A>(1 - r.beta1), rest2 = static_cast<A>(1 - r.beta2);  // not 1 - float(beta): 5e-5 off
   const A step_size = static_cast<A>(r.step_size), inv_root2 = static_cast<A>(r.inv_sqrt_correction2);
 #pragma omp simd
   for (int64_t k = 0; k < r.dim; ++k) {
     const A x = widen(w[k]);
     const A g = widen(grad[k]) + decay * x;
-    const A first = beta1 * m[k] + (1 - beta1) * g;
-    const A second = beta2 * v[k] + (1 - beta2) * (g * g);
+    const A first = beta1 * m[k] + rest1 * g;
+    const A second = beta2 * v[k] + rest2 * (g * g);
     m[k] = first;
     v[k] = second;
     narrow(x - step_size * first / (root(second) * inv_root2 + eps), w + k);
@@ -261,10 +262,14 @@ void rows_of_any(const DenseAdamArgs& a) {
 
 void adam_dense_rows(const DenseAdamArgs& a) {
   switch (a.row.element) {
-    case Element::f32: return rows_of_any<float>(a);
-    case Element::f64: return rows_of_any<double>(a);
-    case Element::bf16: return rows_of_any<Bf16>(a);
-    case Element::f16: return rows_of_any<F16>(a);
+    case Element::f32:
+      return rows_of_any<float>(a);
+    case Element::f64:
+      return rows_of_any<double>(a);
+    case Element::bf16:
+      return rows_of_any<Bf16>(a);
+    case Element::f16:
+      return rows_of_any<F16>(a);
   }
 }
 
@@ -328,8 +333,8 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, const Id* rows, 
   const bool skips_untouched = a.row.weight_decay == 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = rows ? static_cast<int64_t>(rows[i]) : i;
-    STD_TORCH_CHECK(row >= 0 && row < num_rows, op, ": rows must be in [0, ", num_rows, "), got ", row,
-                    " at position ", i);
+    STD_TORCH_CHECK(row >= 0 && row < num_rows, op, ": rows must be in [0, ", num_rows, "), got ", row, " at position ",
+                    i);
     const int64_t last = a.last_step[row];
     if (last < oldest && !(skips_untouched && last == 0)) {
       oldest = last;
@@ -341,9 +346,9 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, const Id* rows, 
 }
 
 void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
-  const int64_t missed =
-      a.row.wide_rows ? longest_absence(op, a, static_cast<const int64_t*>(a.row.rows), a.row.end, num_rows)
-                      : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
+  const int64_t missed = a.row.wide_rows
+                             ? longest_absence(op, a, static_cast<const int64_t*>(a.row.rows), a.row.end, num_rows)
+                             : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
   if (missed <= 0 && !a.row.grads) {
     return;
   }
@@ -367,14 +372,13 @@ void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
   });
 }
 
-void set_states(const char* op, DenseAdamArgs& a, const Tensor& weight, const Tensor& exp_avg,
-                const Tensor& exp_avg_sq, const Tensor& last_step, const Tensor& lr_history, int64_t history_start,
-                int64_t steps) {
+void set_states(const char* op, DenseAdamArgs& a, const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                const Tensor& last_step, const Tensor& lr_history, int64_t history_start, int64_t steps) {
   a.row.first_state = state_data(op, "exp_avg", exp_avg, weight, weight.numel());
   a.row.second_state = state_data(op, "exp_avg_sq", exp_avg_sq, weight, weight.numel());
-  STD_TORCH_CHECK(last_step.scalar_type() == ScalarType::Int && last_step.is_contiguous() &&
-                      last_step.numel() == weight.size(0),
-                  op, ": last_step must be int32 [", weight.size(0), "]");
+  STD_TORCH_CHECK(
+      last_step.scalar_type() == ScalarType::Int && last_step.is_contiguous() && last_step.numel() == weight.size(0),
+      op, ": last_step must be int32 [", weight.size(0), "]");
   STD_TORCH_CHECK(lr_history.scalar_type() == ScalarType::Double && lr_history.is_contiguous() &&
                       lr_history.numel() >= steps - history_start && steps >= history_start && history_start >= 0,
                   op, ": lr_history must be float64 with the learning rate of each step from ", history_start + 1,
@@ -418,18 +422,17 @@ void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& e
   run(op, a, weight.size(0));
 }
 
-void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                        const Tensor& last_step, const Tensor& rows, const Tensor& grads, const Tensor& lr_history,
-                        int64_t history_start, int64_t step, double beta1, double beta2, double eps,
-                        double weight_decay) {
+void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& last_step,
+                        const Tensor& rows, const Tensor& grads, const Tensor& lr_history, int64_t history_start,
+                        int64_t step, double beta1, double beta2, double eps, double weight_decay) {
   const char* op = "adam_dense_update_";
   DenseAdamArgs a{};
   a.row = row_update_args(op, weight, rows, grads);
   if (a.row.end == 0) {
     return;
   }
-  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op,
-                  ": step must be in [1, 2^31), got ", step);
+  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
+                  step);
   a.step = step - 1;
   set_rule(a, beta1, beta2, eps, weight_decay);
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);

@@ -38,11 +38,16 @@ inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarT
 
 inline Element element_of(const char* op, ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return Element::f32;
-    case ScalarType::Double: return Element::f64;
-    case ScalarType::BFloat16: return Element::bf16;
-    case ScalarType::Half: return Element::f16;
-    default: STD_TORCH_CHECK(false, op, ": values must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return Element::f32;
+    case ScalarType::Double:
+      return Element::f64;
+    case ScalarType::BFloat16:
+      return Element::bf16;
+    case ScalarType::Half:
+      return Element::f16;
+    default:
+      STD_TORCH_CHECK(false, op, ": values must be float32, float64, bfloat16 or float16");
   }
 }
 
