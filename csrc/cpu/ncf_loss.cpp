@@ -144,11 +144,22 @@ T* words(uint32_t* p) {
 void clear(float* p, int64_t count) { __builtin_memset(p, 0, static_cast<uint64_t>(count) * sizeof(float)); }
 
 float horizontal(Vec v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    sum += v[i];
+  float parts[kLanes];
+  store(parts, v);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      parts[i] += parts[i + half];
+    }
   }
-  return sum;
+  return parts[0];
+}
+
+// Rows of tables and of hidden layers are read in random order: ask for them a few examples ahead.
+constexpr int64_t kAhead = 4;
+DEEPREC_INLINE void prefetch(const float* row, int64_t width) {
+  for (int64_t j = 0; j < width; j += 16) {
+    __builtin_prefetch(row + j);
+  }
 }
 
 // exp(-a) for a >= 0 (Cephes' polynomial, 2 ulp); beyond 87 it stays at exp(-87).
@@ -245,6 +256,11 @@ struct ChunkPass {
     for (int64_t e = 0; e < num_even; e += 2) {
       const int64_t even = e0 + e, odd = e + 1 < num ? even + 1 : even;
       const float *u0 = user_hidden(even), *u1 = user_hidden(odd), *i0 = item_hidden(even), *i1 = item_hidden(odd);
+      if (e + kAhead + 1 < num) {
+        prefetch(item_hidden(even + kAhead), width);
+        prefetch(item_hidden(even + kAhead + 1), width);
+        prefetch(user_hidden(even + kAhead + 1), width);
+      }
       for (int64_t j = 0; j < width; j += kLanes) {
         const Vec x0 = relu(load(u0 + j) + load(i0 + j)), x1 = relu(load(u1 + j) + load(i1 + j));
         if (is_last) {
@@ -273,11 +289,15 @@ struct ChunkPass {
     }
   }
 
-  float gmf_logit(int64_t e) const {
+  const float* user_gmf(int64_t e) const {
+    return p.user.gmf + p.user.rows[p.user.inverse[e / p.group_size]] * p.gmf_width;
+  }
+  const float* item_gmf(int64_t e) const { return p.item.gmf + p.item.rows[p.item.inverse[e]] * p.gmf_width; }
+
+  // Adds the lanes of the products to sum; returns the columns that do not fill a vector.
+  float gmf_logit(int64_t e, Vec& sum) const {
     const int64_t width = p.gmf_width;
-    const float* a = p.user.gmf + p.user.rows[p.user.inverse[e / p.group_size]] * width;
-    const float* b = p.item.gmf + p.item.rows[p.item.inverse[e]] * width;
-    Vec sum{};
+    const float *a = user_gmf(e), *b = item_gmf(e);
     int64_t d = 0;
     for (; d + kLanes <= width; d += kLanes) {
       sum += load(a + d) * load(b + d) * load(p.gmf_weight + d);
@@ -286,17 +306,25 @@ struct ChunkPass {
     for (; d < width; ++d) {
       rest += a[d] * b[d] * p.gmf_weight[d];
     }
-    return horizontal(sum) + rest;
+    return rest;
   }
 
   void logits_and_loss() {
     const int64_t width = p.num_layers ? padded(p.layers[p.num_layers - 1].out) : 0;
     for (int64_t e = 0; e < num; ++e) {
       Vec sum{};
+      float rest = p.out_bias;
+      if (p.gmf_width) {
+        if (e + kAhead < num) {
+          prefetch(item_gmf(e0 + e + kAhead), p.gmf_width);
+          prefetch(user_gmf(e0 + e + kAhead), p.gmf_width);
+        }
+        rest += gmf_logit(e0 + e, sum);
+      }
       for (int64_t j = 0; j < width; j += kLanes) {
         sum += load(last + e * last_stride + j) * load(p.mlp_weight + j);
       }
-      logits[e] = p.out_bias + horizontal(sum) + (p.gmf_width ? gmf_logit(e0 + e) : 0.0f);
+      logits[e] = rest + horizontal(sum);
       labels[e] = p.labels[e0 + e];
     }
     for (int64_t e = num; e < padded(num); ++e) {
@@ -357,14 +385,20 @@ struct ChunkPass {
     }
   }
 
-  // A user's gradient: sum over the examples of its group, in order. Groups do not cross chunks.
+  // A user's gradient: sum over the examples of its group, in order. A group may go on in the next tile, but not in
+  // another chunk.
   void sum_groups() {
-    for (int64_t e = e0; e < e0 + num; ++e) {
-      const float* from = p.d_example + e * first_stride;
-      float* to = p.d_group + e / p.group_size * first_stride;
-      const bool is_first = e % p.group_size == 0;
+    for (int64_t e = e0, next; e < e0 + num; e = next) {
+      const int64_t group = e / p.group_size;
+      next = (group + 1) * p.group_size < e0 + num ? (group + 1) * p.group_size : e0 + num;
+      float* to = p.d_group + group * first_stride;
+      const bool is_begun = e % p.group_size != 0;
       for (int64_t j = 0; j < first_stride; j += kLanes) {
-        store(to + j, is_first ? load(from + j) : load(to + j) + load(from + j));
+        Vec sum = is_begun ? load(to + j) : Vec{};
+        for (int64_t i = e; i < next; ++i) {
+          sum += load(p.d_example + i * first_stride + j);
+        }
+        store(to + j, sum);
       }
     }
   }
@@ -418,14 +452,26 @@ struct RowPass {
     d_rows = scratch.floats(kNcfTile * padded(side.width));
   }
 
-  void sum_segment(int64_t row, float* sum) const {
-    for (int32_t k = side.offsets[row]; k < side.offsets[row + 1]; ++k) {
-      const float* from = side.d_hidden + static_cast<int64_t>(side.order[k]) * hidden;
-      const bool is_first = k == side.offsets[row];
+  const float* position_gradient(int32_t k) const {
+    return side.d_hidden + static_cast<int64_t>(side.order[k]) * hidden;
+  }
+
+  // Sum over the positions of a row, in order: in place where there is one, else in the buffer.
+  const float* sum_segment(int64_t row, float* buffer) const {
+    const int32_t begin = side.offsets[row], end = side.offsets[row + 1];
+    for (int32_t k = begin; k < end; ++k) {
+      if (k + kAhead < side.num_positions) {
+        prefetch(position_gradient(k + kAhead), hidden);
+      }
+      if (k == begin) {
+        continue;
+      }
+      const float *from = position_gradient(k), *sum = k == begin + 1 ? position_gradient(begin) : buffer;
       for (int64_t j = 0; j < hidden; j += kLanes) {
-        store(sum + j, is_first ? load(from + j) : load(sum + j) + load(from + j));
+        store(buffer + j, load(sum + j) + load(from + j));
       }
     }
+    return end - begin == 1 ? position_gradient(begin) : buffer;
   }
 
   void gather(int64_t begin, int64_t num) const {
@@ -450,14 +496,14 @@ struct RowPass {
 
   void run(int64_t begin, int64_t num, float* d_first, bool is_first_tile) {
     for (int64_t r = 0; r < num; r += 2) {
-      sum_segment(begin + r, sums);
+      const float *even = sum_segment(begin + r, sums), *odd = sums + hidden;
       if (r + 1 < num) {
-        sum_segment(begin + r + 1, sums + hidden);
+        odd = sum_segment(begin + r + 1, sums + hidden);
       } else {
         clear(sums + hidden, hidden);
       }
       for (int64_t j = 0; j < hidden; j += kLanes) {
-        put(gradients, r, j, load(sums + j), load(sums + hidden + j));
+        put(gradients, r, j, load(even + j), load(odd + j));
       }
     }
     gather(begin, num);
@@ -483,6 +529,10 @@ void gmf_row(const NcfProblem& p, const NcfSide& side, int64_t row, float* d_wei
   clear(out, width);
   for (int32_t k = side.offsets[row]; k < side.offsets[row + 1]; ++k) {
     const int64_t position = side.order[k];
+    if (k + kAhead < side.num_positions) {
+      const int64_t e = side.order[k + kAhead] * examples;
+      prefetch(other.gmf + other.rows[other.inverse[is_user ? e : e / p.group_size]] * width, width);
+    }
     for (int64_t e = position * examples; e < (position + 1) * examples; ++e) {
       const float* from = other.gmf + other.rows[other.inverse[is_user ? e : e / p.group_size]] * width;
       const float g = p.d_logits[e];

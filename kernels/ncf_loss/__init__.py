@@ -13,7 +13,7 @@ into two extra columns of the tables). Reference: He et al. 2017 (arXiv 1708.050
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,14 +90,15 @@ class NCFLoss(torch.autograd.Function):
     ) -> Tensor:
         tables, weights, biases = parameters[:4], parameters[4 : 4 + num_layers], parameters[4 + num_layers : -2]
         # The C++ kernel is float32; the reference serves float64 (gradient checks) on the CPU too.
-        run = torch.ops.deeprec.ncf_loss if labels.dtype == torch.float32 else ncf_loss_reference
+        is_float32 = labels.dtype == torch.float32
+        run: Callable[..., Gradients] = torch.ops.deeprec.ncf_loss if is_float32 else ncf_loss_reference
         loss, *d_tables, d_weights, d_biases, d_out_weight, d_out_bias = run(
             *tables, *user_plan, *item_plan, labels, weights, biases, *parameters[-2:], scale, bfloat16
         )
         ctx.gradients = [*d_tables, *d_weights, *d_biases, d_out_weight, d_out_bias]
         ctx.rows = [user_plan.rows.long(), item_plan.rows.long()]
         ctx.num_table_rows = [table.shape[0] for table in tables]
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -254,7 +255,17 @@ def ncf_loss(
     labels = labels.to(dtype)
     if torch.compiler.is_compiling():
         logits = ncf_logits_reference(
-            *tables, users, items, weights, biases, out_weight, out_bias, precision == "bfloat16"
+            tables[0],
+            tables[1],
+            tables[2],
+            tables[3],
+            users,
+            items,
+            weights,
+            biases,
+            out_weight,
+            out_bias,
+            bfloat16=precision == "bfloat16",
         )
         return scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
     user_plan = embedding_plan(users, len(tables[0]), name="users") if user_plan is None else user_plan
