@@ -55,9 +55,8 @@ class NeuMF(nn.Module):
     def fused_loss(self, users: Tensor, items: Tensor, labels: Tensor, precision: str) -> Tensor:
         tables = [table.weight for table in (*self.gmf, *self.mlp)]
         weights, biases = [x.weight for x in self.layers], [x.bias for x in self.layers]
-        return ncf_loss(
-            *tables, users, items, labels, weights, biases, self.out.weight, self.out.bias, precision=precision
-        )
+        out_weight = self.out.weight.reshape(-1)
+        return ncf_loss(*tables, users, items, labels, weights, biases, out_weight, self.out.bias, precision=precision)
 
 
 def flops(shape: Shape, unique_users: int, unique_items: int) -> float:
