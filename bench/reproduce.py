@@ -45,7 +45,9 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
             on_progress=_say,
         )
         card_path.write_bytes((Path(folder) / "card.json").read_bytes())
-    print(f"{card_path.relative_to(ROOT)}: {result.card.metrics}, epoch {result.card.epoch}, {result.card.seconds:.0f} s")
+    print(
+        f"{card_path.relative_to(ROOT)}: {result.card.metrics}, epoch {result.card.epoch}, {result.card.seconds:.0f} s"
+    )
 
 
 def _say(progress: Progress) -> None:
@@ -73,7 +75,15 @@ def _row(folder: Path, recipe: dict[str, Any], cards: list[dict[str, Any]]) -> s
     best_text = " / ".join(f"{statistics.mean(b[m] for b in best):.4f}" for m in METRICS) if best else "-"
     minutes = statistics.median(card["seconds"] for card in cards) / 60
     name = f"[{folder.parent.name}/{folder.name}]({folder.relative_to(ROOT).as_posix()}/recipe.json)"
-    cells = (name, len(cards), *measured, recipe.get("target", "-"), recipe.get("paper", "-"), best_text, f"{minutes:.1f}")
+    cells = (
+        name,
+        len(cards),
+        *measured,
+        recipe.get("target", "-"),
+        recipe.get("paper", "-"),
+        best_text,
+        f"{minutes:.1f}",
+    )
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

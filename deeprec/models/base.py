@@ -149,7 +149,9 @@ class Recommender(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """[num_items, D] vectors whose cosine says how alike two items are."""
-        raise ValueError(f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf")
+        raise ValueError(
+            f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf"
+        )
 
     def fit_directly(self, train: Interactions) -> None:
         """Fit without gradient steps; only models with `trains_by_gradient = False` implement it."""
@@ -215,5 +217,7 @@ class Recommender(nn.Module):
     def require_built(self) -> Schema:
         """The schema, or an error that says how to get one."""
         if self.schema is None:
-            raise ValueError(f"{self.name}: the model has no data yet; call fit(data) or load one with deeprec.load(dir)")
+            raise ValueError(
+                f"{self.name}: the model has no data yet; call fit(data) or load one with deeprec.load(dir)"
+            )
         return self.schema

@@ -52,7 +52,8 @@ class TrainConfig:
         _at_least(self, "patience", 0)
         _at_least(self, "weight_decay", 0)
         if not 0 <= self.weight_averaging < 1:
-            raise ValueError(f"{type(self).__name__}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
+            name = type(self).__name__
+            raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
         if not self.lr > 0:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
         _one_of(self, "optimizer", OPTIMIZERS)
@@ -64,7 +65,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 def make_config(config_class: type[ConfigT], config: ConfigT | None, options: Mapping[str, Any]) -> ConfigT:
-    """`config` (or the defaults) with `options` laid over it; an unknown key raises ValueError with the nearest name."""
+    """`config` (or the defaults) with `options` laid over it; an unknown key raises ValueError."""
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in options:
         if key not in known:

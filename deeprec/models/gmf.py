@@ -39,6 +39,4 @@ class GMF(NCFRecommender):
     config: GMFConfig
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
-        self.network = NCFNetwork(
-            schema.num_users, schema.num_items, gmf_dim=self.config.factors, generator=generator
-        )
+        self.network = NCFNetwork(schema.num_users, schema.num_items, gmf_dim=self.config.factors, generator=generator)

@@ -61,9 +61,7 @@ class MF(NCFRecommender):
     config: MFConfig
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
-        self.network = NCFNetwork(
-            schema.num_users, schema.num_items, gmf_dim=self.config.factors, generator=generator
-        )
+        self.network = NCFNetwork(schema.num_users, schema.num_items, gmf_dim=self.config.factors, generator=generator)
         users, items = self.network.gmf_user, self.network.gmf_item
         assert users is not None
         assert items is not None
@@ -80,9 +78,7 @@ class MF(NCFRecommender):
     def loss(self, batch: Batch) -> Tensor:
         """Logistic loss with L2, Rendle et al. 2020, section 3.1."""
         config = self.config
-        return self.network.loss(
-            *batch, reduction=config.reduction, precision=config.precision, l2=config.l2
-        )
+        return self.network.loss(*batch, reduction=config.reduction, precision=config.precision, l2=config.l2)
 
 
 def _without_column(gradient: Tensor, *, column: int) -> Tensor:

@@ -62,9 +62,7 @@ class NCFRecommender(Recommender):
         return self.network.item_vectors()
 
 
-def mlp_layers(
-    factors: int, num_layers: int, layout: str, layers: tuple[int, ...], *, owner: str
-) -> tuple[int, ...]:
+def mlp_layers(factors: int, num_layers: int, layout: str, layers: tuple[int, ...], *, owner: str) -> tuple[int, ...]:
     """Widths (2E, H_1, ..., H_L) of the MLP half: a tower whose last hidden layer has `factors` units.
 
     The paper's text and the authors' code size the embeddings differently (He et al. 2017, section 4.1): for 8 factors

@@ -8,6 +8,7 @@ LeCun initialisations, which the paper does not mention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class NCFNetwork(nn.Module):
         self.gmf_item = Embedding(num_items, gmf_dim) if gmf_dim else None
         self.mlp_user = Embedding(num_users, embedding_dim) if embedding_dim else None
         self.mlp_item = Embedding(num_items, embedding_dim) if embedding_dim else None
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(mlp_layers, mlp_layers[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(mlp_layers))
         self.output = nn.Linear(gmf_dim + (mlp_layers[-1] if mlp_layers else 0), 1)
         self.reset_parameters(generator)
 
@@ -63,8 +64,7 @@ class NCFNetwork(nn.Module):
         for table in (self.gmf_user, self.gmf_item, self.mlp_user, self.mlp_item):
             if table is not None:
                 table.weight.normal_(0.0, 0.01, generator=generator)
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
+        for layer in self._linears():
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
         bound = (3.0 / self.output.in_features) ** 0.5
@@ -102,7 +102,14 @@ class NCFNetwork(nn.Module):
         return logits
 
     def loss(
-        self, users: Tensor, items: Tensor, labels: Tensor, *, reduction: str = "mean", precision: str = "float32", l2: float = 0.0
+        self,
+        users: Tensor,
+        items: Tensor,
+        labels: Tensor,
+        *,
+        reduction: str = "mean",
+        precision: str = "float32",
+        l2: float = 0.0,
     ) -> Tensor:
         """Binary cross-entropy of each user with a group of items, fused forward and backward.
 
@@ -126,14 +133,17 @@ class NCFNetwork(nn.Module):
             users,
             items,
             labels,
-            [layer.weight for layer in self.layers],
-            [layer.bias for layer in self.layers],
+            [layer.weight for layer in self._linears()],
+            [layer.bias for layer in self._linears()],
             self.output.weight.reshape(-1),
             self.output.bias,
             reduction=reduction,
             precision=precision,
             l2=l2,
         )
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
@@ -149,7 +159,7 @@ class NCFNetwork(nn.Module):
         rows = list(user_rows)
         factors = rows.pop(0) if self.gmf_item is not None else None
         hidden, item_hidden = None, None
-        later = list(self.layers)
+        later = self._linears()
         if self.mlp_item is not None:
             first = later.pop(0)
             half = self.mlp_item.embedding_dim
@@ -172,7 +182,9 @@ class NCFNetwork(nn.Module):
         if self.mlp_item is not None and not self.layers:
             rows = tuple(row.unsqueeze(1) for row in user_rows)
             items = torch.arange(self.mlp_item.num_embeddings, device=rows[0].device)
-            return self.forward_rows(tuple(row.expand(-1, len(items), -1) for row in rows), items.expand(len(rows[0]), -1))
+            return self.forward_rows(
+                tuple(row.expand(-1, len(items), -1) for row in rows), items.expand(len(rows[0]), -1)
+            )
         return score_items(self.scorer(user_rows))
 
     @torch.no_grad()

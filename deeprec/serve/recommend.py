@@ -40,7 +40,9 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
     users = torch.from_numpy(users_map.encode(wanted)).long()
     k = min(k, len(items_map))
     blocks = [
-        model.topk(block, k, model.seen if exclude_seen else None) for block in users.split(_USERS_A_BLOCK) if len(block)
+        model.topk(block, k, model.seen if exclude_seen else None)
+        for block in users.split(_USERS_A_BLOCK)
+        if len(block)
     ]
     return _ranked("user_id", pl.Series(wanted), blocks, items_map, "item_id", k)
 

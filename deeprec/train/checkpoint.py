@@ -63,7 +63,9 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "optimizer_extra": {k: v for k, v in checkpoint.optimizer.items() if k not in ("state", "param_groups")},
     }
     # Cloned because safetensors refuses tensors that share storage (a best epoch that is the running one).
-    content = save({key: value.detach().clone().contiguous() for key, value in tensors.items()}, {"deeprec": json.dumps(header)})
+    content = save(
+        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, {"deeprec": json.dumps(header)}
+    )
     write_atomically(directory / FILE_NAME, content)
 
 

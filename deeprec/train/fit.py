@@ -138,7 +138,8 @@ def fit(
         model: any registered model; built (or rebuilt) for the data.
         data: Interactions, a polars or pandas frame, or the name or path of a data set.
         protocol: how to split and measure; a name ("ncf", "full", "random") or a Protocol.
-        seed: of initialisation, shuffling and negatives (the split has the protocol's own); same seed, same result on this machine.
+        seed: of initialisation, shuffling and negatives (the split has the protocol's own);
+            same seed, same result on this machine.
         out: folder for the model, card, curves and, while training, the checkpoint.
         resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends.
         select: validation metric that chooses the epoch; the protocol's first by default.
@@ -319,7 +320,7 @@ def _epoch(
     for batch in batches.epoch(stage.epoch):
         optimizer.zero_grad(set_to_none=True)
         loss = model.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         examples = batch.labels.numel()
         total += loss.detach() * examples if is_mean else loss.detach()
@@ -329,7 +330,9 @@ def _epoch(
             last_report = now
             rate = done / (now - started)
             run.on_progress(
-                Progress(stage.name, stage.epoch + 1, stage.epochs, done, batches.num_examples, float(total) / done, rate)
+                Progress(
+                    stage.name, stage.epoch + 1, stage.epochs, done, batches.num_examples, float(total) / done, rate
+                )
             )
     if hasattr(optimizer, "flush"):
         optimizer.flush()

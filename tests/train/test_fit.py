@@ -55,7 +55,9 @@ def test_resumed_run_ends_bit_for_bit_where_the_whole_run_ends(data, tmp_path, o
     options = {**OPTIONS, "optimizer": optimizer}
     whole = fit(create("neumf", **options), data, protocol="ncf", seed=5, out=tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(create("neumf", **options), data, protocol="ncf", seed=5, out=tmp_path / "cut", on_progress=stop_in_epoch(2))
+        fit(
+            create("neumf", **options), data, protocol="ncf", seed=5, out=tmp_path / "cut", on_progress=stop_in_epoch(2)
+        )
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     resumed = fit(create("neumf", **options), data, protocol="ncf", seed=5, out=tmp_path / "cut", resume=True)
     assert_same_weights(weights(whole.model), weights(resumed.model))
@@ -97,7 +99,8 @@ def test_kill_9_loses_at_most_the_running_epoch(data, tmp_path):
     script = (
         "import sys; from deeprec.data import synthetic; from deeprec.models import create; from deeprec.train import fit\n"
         "data = synthetic(num_users=120, num_items=300, num_interactions=3000, seed=1)\n"
-        f"fit(create('gmf', factors=4, epochs=100000, batch_size=200), data, protocol='ncf', seed=5, out=sys.argv[1])\n"
+        "model = create('gmf', factors=4, epochs=100000, batch_size=200)\n"
+        "fit(model, data, protocol='ncf', seed=5, out=sys.argv[1])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2])
     checkpoint = tmp_path / "checkpoint.safetensors"
@@ -180,10 +183,9 @@ def test_out_that_is_a_file_is_refused(data, tmp_path):
 
 def test_folder_holds_model_card_and_picture(data, tmp_path):
     fit(create("gmf", **OPTIONS), data, protocol="ncf", seed=5, out=tmp_path)
+    weights, ids = {"model.safetensors", "seen.safetensors"}, {"users.parquet", "items.parquet"}
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
-        "model.safetensors", "seen.safetensors", "users.parquet", "items.parquet", "config.json", "card.json", "curves.png",
-    }  # fmt: skip
+    assert names == {*weights, *ids, "config.json", "card.json", "curves.png"}
     card = json.loads((tmp_path / "card.json").read_text())
     for key in ("model", "config", "data", "protocol", "metrics", "seed", "seconds", "versions", "hardware"):
         assert key in card
