@@ -7,6 +7,7 @@ registered for an (operator, device).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -121,6 +122,21 @@ def implement(name: str, device: str, kernel: Callable[..., Any], kind: str = "t
         return
     _fragment.impl(name, kernel, device.upper())
     _operators[name].python_kernels[device] = kind
+
+
+def implement_triton(op: str, names: tuple[str, ...]) -> None:
+    """Register launchers of kernels/<op>/triton_kernels.py, by name, for CUDA and ROCm; imported at the first call."""
+    if not has_triton() or not (torch.version.cuda or torch.version.hip):
+        return
+
+    def launcher(name: str) -> Callable[..., Any]:
+        def launch(*args: Any) -> Any:
+            return getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)(*args)
+
+        return launch
+
+    for name in names:
+        implement(name, "cuda", launcher(name))
 
 
 def operators() -> list[Operator]:

@@ -1,6 +1,3 @@
-"""Training: `fit`, sparse optimizers (`deeprec.train.optim`), checkpoints and model folders."""
+"""Training: optimizers that understand sparse gradients, and the fit loop."""
 
-from deeprec.train.fit import FitResult, Progress, evaluate_model, fit
-from deeprec.train.folder import load, save
-
-__all__ = ["FitResult", "Progress", "evaluate_model", "fit", "load", "save"]
+from __future__ import annotations

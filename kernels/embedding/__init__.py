@@ -76,6 +76,7 @@ _library.define(
 _library.define(
     "embedding_dense_grad(Tensor grad, Tensor ids, int num_embeddings) -> Tensor", _dense_grad, _dense_grad_fake
 )
+_library.implement_triton("embedding", ("embedding", "embedding_grad"))  # embedding_plan is torch.sort there
 
 
 def _raise_out_of_range(function: str, ids: Tensor, num_embeddings: int, name: str, error: Exception) -> None:

@@ -65,6 +65,7 @@ _library.define(
     reference.adam_dense_update_reference,
     _nothing,
 )
+_library.implement_triton("sparse_update", tuple(__all__))
 
 
 def sgd_update_(

@@ -101,6 +101,13 @@ def adam_catch_up_reference(
     weight_decay: float,
 ) -> None:
     """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another."""
+    if rows is not None:
+        bad = ((rows < 0) | (rows >= weight.shape[0])).flatten().nonzero().flatten()
+        if bad.numel():
+            value, position = int(rows.flatten()[bad[0]]), int(bad[0])
+            raise RuntimeError(f"rows must be in [0, {weight.shape[0]}), got {value} at position {position}")
+    if lr_history.numel() < step - history_start:
+        raise RuntimeError(f"lr_history must be float64 with the learning rate of each step to {step}")
     index = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows.to(torch.int64).unique()
     if weight_decay == 0:
         index = index[last_step[index] > 0]  # before its first gradient a row does not move

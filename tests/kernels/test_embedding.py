@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprec.kernels.embedding import embedding, embedding_plan
@@ -217,7 +222,6 @@ def test_sparse_gradient_under_compile_runs_outside_the_graph_or_says_so() -> No
     torch.testing.assert_close(got.to_dense(), want)
 
 
-@settings(max_examples=60, deadline=None)
 @given(num_embeddings=st.integers(1, 300), dim=st.integers(1, 70), nnz=st.integers(0, 400), seed=st.integers(0, 2**31))
 def test_any_shape_matches_reference(num_embeddings: int, dim: int, nnz: int, seed: int) -> None:
     ids = ids_of(num_embeddings, nnz, seed=seed)
@@ -237,3 +241,17 @@ def test_rows_beyond_2_31_elements_are_read_right() -> None:
     weight[ids] = torch.arange(1, 5, dtype=torch.bfloat16)[:, None].expand(4, dim)
     assert torch.equal(embedding(weight, ids), weight[ids])
     assert embedding_plan(ids, num_embeddings).rows.tolist() == [0, 2**25, num_embeddings - 1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_kernels_match_under_the_interpreter() -> None:
+    """In a process of its own: Triton decides on import whether kernels are interpreted."""
+    file = Path(__file__).with_name("triton_embedding.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,85 @@
+"""`deeprec compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from deeprec.cli.console import console, figure, print_json, rate, seconds, table
+from deeprec.evaluate import Card, Protocol, read_card, summarise
+from deeprec.evaluate import compare as compare_cards
+from deeprec.evaluate.card import check_comparable
+
+
+def compare(
+    places: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Model folders or card files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Put results side by side; runs that differ in the seed only also as mean and spread.
+
+    Cards of different protocols or data are refused.
+    """
+    cards = [read_card(place) for place in places]
+    check_comparable(cards)
+    groups = summarise(cards)
+    if as_json:
+        print_json({"runs": compare_cards(cards), "summary": groups})
+        return
+    varying = _varying(cards)
+    names = list(dict.fromkeys(name for card in cards for name in card.metrics))
+    first = cards[0]
+    out = console()
+    rule = Protocol.from_dict(first.protocol)
+    out.print(f"data {escape(str(first.data.get('name')))}, protocol {rule.name}, test part")
+    out.print(_runs(cards, varying, names))
+    if any(len(group["seeds"]) > 1 for group in groups):
+        out.print(_summary(groups, varying, names))
+
+
+def _varying(cards: Sequence[Card]) -> list[str]:
+    """Options in which the cards differ, so that rows can be told apart."""
+    keys = dict.fromkeys(key for card in cards for key in card.config)
+    return [key for key in keys if len({repr(card.config.get(key)) for card in cards}) > 1]
+
+
+def _runs(cards: Sequence[Card], varying: list[str], names: list[str]) -> Any:
+    columns = ["model", *varying, "seed", *names, "epoch", "time", "samples"]
+    rows = table(*columns, title="runs, best first", numbers=[c for c in columns if c != "model"])
+    headline = names[0] if names else ""
+    for card in sorted(cards, key=lambda c: -_number(c.metrics.get(headline))):
+        rows.add_row(
+            card.model,
+            *(_option(card.config.get(key)) for key in varying),
+            str(card.seed),
+            *(figure(card.metrics.get(name)) for name in names),
+            str(card.epoch or "-"),
+            seconds(card.seconds),
+            rate(card.samples_per_second),
+        )
+    return rows
+
+
+def _summary(groups: Sequence[dict[str, Any]], varying: list[str], names: list[str]) -> Any:
+    columns = ["model", *varying, "seeds", *names]
+    rows = table(*columns, title="mean and spread (standard deviation) over seeds", numbers=columns[1:])
+    for group in groups:
+        figures = (_with_spread(group[name]) for name in names)
+        options = (_option(group["config"].get(key)) for key in varying)
+        rows.add_row(group["model"], *options, str(len(group["seeds"])), *figures)
+    return rows
+
+
+def _with_spread(value: dict[str, float | None]) -> str:
+    return figure(value["mean"]) + (f" ± {figure(value['std'])}" if value["std"] is not None else "")
+
+
+def _option(value: Any) -> str:
+    return "-" if value is None else escape(str(value))
+
+
+def _number(value: float | None) -> float:
+    return float("-inf") if value is None else value

@@ -1,0 +1,80 @@
+"""`deeprec recommend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from rich.markup import escape
+
+import deeprec
+from deeprec.cli import folder
+from deeprec.cli.console import console, print_json, table
+from deeprec.data import IdMap
+
+
+def recommend(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `deeprec train` wrote.")],
+    user: Annotated[list[str] | None, typer.Option("--user", "-u", help="User id; may be given several times.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Items for each user.")] = 10,
+    history: Annotated[
+        list[str] | None, typer.Option("--history", help="Instead of a user: items a new user liked, ITEM,ITEM,...")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Recommend items to users of the data, or to a new user with a history."""
+    if bool(user) == bool(history):
+        raise ValueError(
+            "recommend: either --user ID or --history ITEM,ITEM is needed; --user may be given several times"
+        )
+    model = deeprec.load(directory)
+    if model.user_ids is None or model.item_ids is None:
+        raise ValueError(f"recommend: {directory} has no id maps; train it with deeprec train")
+    if user:
+        found = model.recommend(parse_ids(user, model.user_ids), k)
+    else:
+        liked = [item.strip() for text in history or [] for item in text.split(",") if item.strip()]
+        found = model.recommend_for_history(parse_ids(liked, model.item_ids), k)
+    titles = folder.titles_of(directory)
+    if titles is not None and titles.schema["item_id"] == found.schema["item_id"]:
+        found = found.join(titles, on="item_id", how="left", maintain_order="left")
+    if as_json:
+        print_json(found.to_dicts())
+    else:
+        _print(found)
+
+
+def parse_ids(texts: list[str], ids: IdMap) -> list[Any]:
+    """Ids as typed on the command line, in the type of the data's ids.
+
+    Raises:
+        ValueError: a text that is no such id, e.g. a word where ids are numbers.
+    """
+    dtype = ids.values.dtype
+    if dtype == pl.String:
+        return list(texts)
+    try:
+        return pl.Series(texts, dtype=pl.String).cast(dtype, strict=True).to_list()
+    except pl.exceptions.PolarsError:
+        kind = "whole numbers" if dtype.is_integer() else str(dtype).lower()
+        example, got = ids.decode([0])[0], ", ".join(texts)
+        raise ValueError(
+            f"recommend: the {ids.name} ids of this model are {kind} such as {example}, got {got}"
+        ) from None
+
+
+def _print(found: pl.DataFrame) -> None:
+    out = console()
+    groups = found.partition_by("user_id", maintain_order=True) if "user_id" in found.columns else [found]
+    if not found.height:
+        out.print("No item is left to recommend.")
+    for group in groups:
+        owner = f"user {group['user_id'][0]}" if "user_id" in group.columns else "a new user"
+        columns = [name for name in ("rank", "item_id", "title", "score") if name in group.columns]
+        rows = table(*columns, title=f"For {owner}", numbers=("rank", "score"))
+        for record in group.iter_rows(named=True):
+            cells = (f"{record[c]:.4f}" if c == "score" else escape(str(record[c] or "")) for c in columns)
+            rows.add_row(*cells)
+        out.print(rows)

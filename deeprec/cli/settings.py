@@ -1,0 +1,219 @@
+"""Options from the command line (`factors=32`) and from a file, typed by the dataclass they belong to.
+
+A key belongs to the model; `protocol.ties=authors` to the protocol, `data.num_users=500` to the reader of the data.
+Files are TOML or JSON with the same keys, `protocol` and `data` being tables. A card.json repeats its run's options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deeprec._suggest import did_you_mean
+from deeprec.evaluate import Protocol
+
+_SECTIONS = ("protocol", "data")
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Typed options of one run: of the model, of the protocol, of the data reader."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(config: type[Any], pairs: Sequence[str], file: Path | None = None) -> Settings:
+    """Options of a run; those of the command line win over those of the file.
+
+    Args:
+        config: the model's config dataclass; its annotations type the values.
+        pairs: "key=value" words.
+        file: .toml or .json, or None.
+    Raises:
+        ValueError: an unknown key (with the closest known one), or a value that does not fit its type.
+        FileNotFoundError: no such file.
+    """
+    settings = Settings()
+    for source in ({} if file is None else _read_file(file), _parse_words(pairs)):
+        for key, value in source.items():
+            _put(settings, config, key, value)
+    return settings
+
+
+def _put(settings: Settings, config: type[Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    if not name:
+        settings.model[key] = convert(key, value, _type_of(config, key))
+    elif section == "protocol":
+        settings.protocol[name] = convert(key, value, _type_of(Protocol, name))
+    elif section == "data":
+        settings.data[name] = _guess(value)
+    else:
+        raise ValueError(f"option: unknown section {section!r} in {key!r}; {did_you_mean(section, _SECTIONS)}")
+
+
+def _type_of(owner: type[Any], key: str) -> Any:
+    """Annotation of one field of a dataclass; ValueError with the closest field otherwise."""
+    known = [f.name for f in dataclasses.fields(owner)]
+    if key not in known:
+        raise ValueError(f"option: unknown key {key!r} for {owner.__name__}; {did_you_mean(key, known)}")
+    return typing.get_type_hints(owner)[key]
+
+
+def _parse_words(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in pairs:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"option: key=value is needed, got {word!r}; for example epochs=20")
+        if key in found:
+            raise ValueError(f"option: {key!r} is given twice, as {found[key]!r} and {value!r}; keep one")
+        found[key] = value
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Flat keys of a TOML or JSON file: the tables `protocol` and `data` become "protocol.x" and "data.x"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no file {path}; check the path")
+    try:
+        if path.suffix.lower() == ".toml":
+            values = _toml(path.read_text(encoding="utf-8"))
+        elif path.suffix.lower() == ".json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            raise ValueError(f"config: a .toml or .json file is needed, got {path.name}")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} cannot be read: {error}; correct it") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} must hold a table of options, got {type(values).__name__}")
+    if "schema_version" in values and "config" in values:
+        values = values["config"]  # a result card
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _toml(text: str) -> dict[str, Any]:
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config: the file is no TOML: {error}; correct it") from None
+    return values
+
+
+def convert(key: str, value: Any, wanted: Any) -> Any:
+    """`value`, text or from a file, as the annotated type `wanted`.
+
+    Understands int, float, str, bool, tuple[X, ...] ("64,32,16"), Literal, None and unions of them.
+
+    Raises:
+        ValueError: it does not fit; names the key, the value and the type.
+    """
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(key, value, wanted, arguments)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        names = [str(choice) for choice in arguments]
+        raise ValueError(f"option {key}: unknown value {value!r}; {did_you_mean(str(value), names)}")
+    if origin is tuple:
+        parts = _listed(value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(convert(key, part, arguments[0]) for part in parts)
+        if len(parts) != len(arguments):
+            raise ValueError(f"option {key}: {len(arguments)} values are needed, got {value!r}")
+        return tuple(convert(key, part, inner) for part, inner in zip(parts, arguments, strict=True))
+    converters: dict[Any, Any] = {int: _int, float: _float, bool: _bool, str: _str, type(None): _none}
+    if wanted not in converters:
+        return value
+    try:
+        return converters[wanted](value)
+    except (ValueError, TypeError, OverflowError):
+        name = _TYPE_NAMES.get(wanted, "none")
+        raise ValueError(f"option {key}: {name} is needed, got {value!r}") from None
+
+
+def _convert_union(key: str, value: Any, wanted: Any, arguments: tuple[Any, ...]) -> Any:
+    for inner in sorted(arguments, key=lambda a: a is str):  # str takes anything, so it comes last
+        try:
+            return convert(key, value, inner)
+        except ValueError:
+            continue
+    raise ValueError(f"option {key}: {wanted} is needed, got {value!r}")
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        text = value.strip().removeprefix("[").removesuffix("]").removeprefix("(").removesuffix(")")
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value)  # 1e4
+    if value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError
+    return text in _TRUE
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _none(value: Any) -> None:
+    if value is not None and str(value).lower() not in ("none", "null"):
+        raise ValueError
+
+
+def _guess(value: Any) -> Any:
+    """Text as the number, truth value or text it looks like."""
+    if not isinstance(value, str):
+        return value
+    for parse in (int, float):
+        try:
+            return parse(value)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(value.lower(), value)

@@ -1,0 +1,216 @@
+"""The commands as a user types them, on the small synthetic model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import deeprec as package
+from deeprec.cli import train as train_module
+from deeprec.evaluate import read_card
+
+
+def _error(done) -> str:
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_train_shows_epochs_figures_files_and_the_next_command(trained) -> None:
+    out, printed = trained
+    for expected in (
+        "gmf epochs=2 factors=4",
+        "120 users, 300 items",
+        "99 seeded negatives",
+        "epoch 1/2  loss 0.",
+        "validation hr@10",
+        "/s",
+        "ndcg@10",
+        "Written to",
+        f"deeprec recommend {out} --user 1 -k 10",
+        f"deeprec evaluate {out}",
+    ):
+        assert expected in printed
+    written = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "config.json", "card.json", "curves.png", "run.json", "titles.parquet"} <= written
+
+
+def test_card_holds_what_the_issue_asks_for(trained) -> None:
+    card = json.loads((trained[0] / "card.json").read_text())
+    assert (card["model"], card["seed"]) == ("gmf", 1)
+    assert card["config"]["factors"] == 4
+    assert {"name", "sha256"} <= set(card["data"])
+    assert card["protocol"]["negatives"] == "seeded"
+    assert 0 <= card["metrics"]["hr@10"] <= 1
+    assert {"seconds", "versions", "hardware"} <= set(card)
+
+
+def test_evaluate_repeats_the_figures_of_the_card(trained, deeprec) -> None:
+    done = deeprec("evaluate", trained[0], "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metrics"] == pytest.approx(read_card(trained[0]).metrics)
+
+
+def test_evaluate_by_another_protocol_keeps_the_held_out_rows(trained, deeprec) -> None:
+    done = deeprec("evaluate", trained[0], "--protocol", "full", "protocol.cutoffs=5,10", "--json")
+    found = json.loads(done.stdout)
+    assert "hr@5" in found["metrics"]
+    assert found["protocol"]["candidates"] == "all"
+    assert found["protocol"]["seed"] == read_card(trained[0]).protocol["seed"]
+    assert "Not comparable with the card" in deeprec("evaluate", trained[0], "--protocol", "full").output
+
+
+def test_evaluate_on_other_data_is_refused(trained, deeprec) -> None:
+    assert "SHA-256" in _error(deeprec("evaluate", trained[0], "--data", "synthetic"))
+
+
+def test_recommend_lists_titles_for_several_users(trained, deeprec) -> None:
+    done = deeprec("recommend", trained[0], "--user", 1, "--user", 2, "-k", 3)
+    assert done.exit_code == 0, done.output
+    assert "For user 1" in done.output
+    assert "For user 2" in done.output
+    assert "title" in done.output
+    rows = json.loads(deeprec("recommend", trained[0], "-u", 1, "-u", 2, "-k", 3, "--json").stdout)
+    assert [row["user_id"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert [row["rank"] for row in rows] == [1, 2, 3] * 2
+    assert all(row["title"] for row in rows)
+
+
+def test_recommend_serves_a_new_user_from_a_history(trained, deeprec) -> None:
+    rows = json.loads(deeprec("recommend", trained[0], "--history", "1,2", "--history", "3", "-k", 4, "--json").stdout)
+    assert len(rows) == 4
+    assert not {1, 2, 3} & {row["item_id"] for row in rows}
+
+
+def test_damaged_titles_leave_the_ids(trained, deeprec, tmp_path) -> None:
+    copy = shutil.copytree(trained[0], tmp_path / "copy")
+    (copy / "titles.parquet").write_bytes(b"no parquet")
+    done = deeprec("recommend", copy, "--user", 1, "--json")
+    assert done.exit_code == 0
+    assert "title" not in json.loads(done.stdout)[0]
+
+
+def test_compare_shows_runs_and_spread_over_seeds(trained, deeprec, tmp_path, small) -> None:
+    again = tmp_path / "again"
+    assert deeprec("train", "gmf", "--protocol", "ncf", "--seed", 2, "--out", again,
+                   "epochs=2", "factors=4", *small).exit_code == 0  # fmt: skip
+    done = deeprec("compare", trained[0], again)
+    assert done.exit_code == 0, done.output
+    assert "mean and spread" in done.output
+    assert "±" in done.output
+    found = json.loads(deeprec("compare", trained[0], again, "--json").stdout)
+    assert found["summary"][0]["seeds"] == [1, 2]
+
+
+def test_compare_refuses_another_protocol(trained, deeprec, tmp_path) -> None:
+    values = json.loads((trained[0] / "card.json").read_text())
+    values["protocol"]["ties"] = "authors"
+    other = tmp_path / "card.json"
+    other.write_text(json.dumps(values))
+    assert "protocol ties: 'pessimistic' / 'authors'" in _error(deeprec("compare", trained[0], other))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "neufm"), "did you mean 'neumf'"),
+        (("train", "neumf", "--protocol", "nfc"), "did you mean 'ncf'"),
+        (("train", "neumf", "--data", "sinthetic"), "did you mean 'synthetic'"),
+        (("train", "neumf", "epohcs=3"), "did you mean 'epochs'"),
+        (("train", "neumf", "epochs=0"), "epochs"),
+        (("train", "neumf", "data.nun_users=3"), "did you mean 'num_users'"),
+        (("train", "neumf", "protocol.ties=autors"), "did you mean 'authors'"),
+        (("train", "neumf", "--config", "nowhere.toml"), "no file nowhere.toml"),
+        (("train", "neumf", "--data", "nowhere.csv"), "nowhere.csv"),
+        (("models", "gmff"), "did you mean 'gmf'"),
+        (("evaluate", "nowhere"), "no model in nowhere"),
+        (("recommend", "nowhere", "--user", "1"), "no model in nowhere"),
+        (("compare", "nowhere"), "no card at nowhere"),
+    ],
+)
+def test_user_error_is_one_line_with_a_remedy(deeprec, words, message) -> None:
+    assert message in _error(deeprec(*words))
+
+
+def test_wrong_ids_are_named(trained, deeprec) -> None:
+    assert "whole numbers such as 1, got abc" in _error(deeprec("recommend", trained[0], "--user", "abc"))
+    assert "99999" in _error(deeprec("recommend", trained[0], "--user", 99999))
+    assert "99999" in _error(deeprec("recommend", trained[0], "--history", "1,99999"))
+    assert "either --user ID or --history" in _error(deeprec("recommend", trained[0]))
+
+
+def test_training_options_do_not_fit_evaluate(trained, deeprec) -> None:
+    assert "option of training" in _error(deeprec("evaluate", trained[0], "epochs=3"))
+    assert "train anew" in _error(deeprec("evaluate", trained[0], "protocol.seed=3"))
+
+
+def test_out_that_is_a_file_is_a_clear_error(deeprec, tmp_path, small) -> None:
+    (tmp_path / "file").write_text("")
+    assert "writable directory" in _error(deeprec("train", "gmf", "--out", tmp_path / "file", *small))
+
+
+def test_debug_shows_the_traceback(deeprec) -> None:
+    done = deeprec("train", "neufm", "--debug")
+    assert isinstance(done.exception, ValueError)
+
+
+def test_resume_of_a_finished_run_does_nothing(trained, deeprec, small) -> None:
+    before = (trained[0] / "card.json").read_bytes()
+    done = deeprec("train", "gmf", "--protocol", "ncf", "--seed", 1, "--out", trained[0], "--resume", *small)
+    assert done.exit_code == 0
+    assert "already finished" in done.output
+    assert (trained[0] / "card.json").read_bytes() == before
+
+
+def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_path, small, monkeypatch) -> None:
+    out = tmp_path / "run"
+    words = ("train", "gmf", "--protocol", "ncf", "--seed", 1, "--out", out, "epochs=2", "factors=4", *small)
+    show = train_module._Display.show
+
+    def interrupt(self, state) -> None:
+        show(self, state)
+        if state.metrics is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Display, "show", interrupt)
+        stopped = deeprec(*words)
+    assert stopped.exit_code == train_module.INTERRUPTED
+    assert "after 1 finished epochs" in stopped.output
+    assert "--resume" in stopped.output
+    resumed = deeprec(*words, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "epoch 1/2" not in resumed.output
+    assert read_card(out).metrics == read_card(trained[0]).metrics
+    assert (out / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+
+
+def test_models_lists_every_model_and_the_options_of_one(deeprec) -> None:
+    listed = deeprec("models").output
+    assert all(name in listed for name in package.models.names())
+    assert "num_negatives" in deeprec("models", "neumf").output
+    assert json.loads(deeprec("models", "neumf", "--json").stdout)["factors"] == {"type": "int", "default": 8}
+
+
+def test_doctor_and_data_answer_in_json(deeprec) -> None:
+    assert json.loads(deeprec("doctor", "--json").stdout)["deeprec"] == package.__version__
+    assert isinstance(json.loads(deeprec("data", "list", "--json").stdout), list)
+    assert "did you mean" in deeprec("data", "info", "ml-1mm").output
+
+
+def test_module_runs_as_a_process(tmp_path, small) -> None:
+    out = tmp_path / "run"
+    words = ["train", "gmf", "--protocol", "ncf", "--out", str(out), "epochs=1", *small]
+    done = subprocess.run([sys.executable, "-m", "deeprec", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout
+    wrong = subprocess.run([sys.executable, "-m", "deeprec", "train", "neufm"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip() == "error: model: unknown name 'neufm'; did you mean 'neumf'?"

@@ -1,0 +1,237 @@
+"""Claims about the fused row updates on the CPU: against the references in float64, and what they must not do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import deeprec.kernels.sparse_update as ops
+from deeprec.kernels.sparse_update import reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+RULE = (0.9, 0.999, 1e-8)
+NAMES = ("sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adam_dense")
+
+
+class Problem:
+    """A table, its states some way into training, and a gradient for some of its rows."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int,
+        dtype: torch.dtype,
+        seed: int = 0,
+        index: torch.dtype = torch.int64,
+        step: int = 40,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.weight = torch.randn(num_rows, dim, generator=generator, dtype=torch.float64).to(dtype)
+        self.first = torch.randn(num_rows, dim, generator=generator, dtype=torch.float64).to(self.state_dtype)
+        self.second = torch.rand(num_rows, dim, generator=generator, dtype=torch.float64).to(self.state_dtype)
+        self.row_state = self.second[:, :1].sum(1).contiguous()
+        self.last_step = torch.randint(0, step, (num_rows,), generator=generator, dtype=torch.int32)
+        untouched = self.last_step == 0
+        self.first[untouched] = 0
+        self.second[untouched] = 0
+        self.lr_history = torch.rand(step, generator=generator, dtype=torch.float64) * 0.01
+        self.step = step
+        self.rows = (torch.rand(num_rows, generator=generator) < 0.6).nonzero().flatten().to(index)
+        self.grads = torch.randn(len(self.rows), dim, generator=generator, dtype=torch.float64).to(dtype)
+
+    def arguments(self, name: str, decay: float) -> tuple[object, ...]:
+        w, m, v, rows, grads = self.weight, self.first, self.second, self.rows, self.grads
+        return {
+            "sgd": (w, None, rows, grads, 0.1, 0.0, decay),
+            "momentum": (w, m, rows, grads, 0.1, 0.9, decay),
+            "adagrad": (w, v, rows, grads, 0.1, 1e-10, decay),
+            "rowwise_adagrad": (w, self.row_state, rows, grads, 0.1, 1e-10, decay),
+            "adam": (w, m, v, rows, grads, self.step, 0.01, *RULE, decay),
+            "adam_dense": (w, m, v, self.last_step, rows, grads, self.lr_history, 0, self.step, *RULE, decay),
+            "catch_up": (w, m, v, self.last_step, rows, self.lr_history, 0, self.step, *RULE, decay),
+        }[name]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.weight, self.first, self.second, self.row_state, self.last_step]
+
+
+KERNELS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "sgd": (ops.sgd_update_, reference.sgd_update_reference),
+    "momentum": (ops.sgd_update_, reference.sgd_update_reference),
+    "adagrad": (ops.adagrad_update_, reference.adagrad_update_reference),
+    "rowwise_adagrad": (ops.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
+    "adam": (ops.adam_update_, reference.adam_update_reference),
+    "adam_dense": (ops.adam_dense_update_, reference.adam_dense_update_reference),
+    "catch_up": (ops.adam_catch_up_, reference.adam_catch_up_reference),
+}
+
+
+def compare(
+    name: str, num_rows: int, dim: int, dtype: torch.dtype, index: torch.dtype, decay: float, seed: int
+) -> None:
+    """Kernel in `dtype` against the reference in float64; it may err as far as the reference in `dtype` does."""
+    ours, honest, want = (Problem(num_rows, dim, dtype, seed, index) for _ in range(3))
+    for key in ("weight", "first", "second", "row_state", "grads"):
+        setattr(want, key, getattr(want, key).double())
+    KERNELS[name][0](*ours.arguments(name, decay))
+    KERNELS[name][1](*honest.arguments(name, decay))
+    KERNELS[name][1](*want.arguments(name, decay))
+    assert torch.equal(ours.last_step, want.last_step)
+    for a, b, c in zip(ours.tensors()[:4], honest.tensors()[:4], want.tensors()[:4], strict=True):
+        error, allowed = (a.double() - c).abs(), (b.double() - c).abs().max()
+        slack = (1e-12 if dtype == torch.float64 else 4e-6) * (1 + c.abs()) + torch.finfo(a.dtype).eps * c.abs()
+        assert bool((error <= allowed + slack).all()), f"{float((error - slack).max()):.3g} > {float(allowed):.3g}"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "catch_up"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_rows", "dim"), [(50, 64), (33, 17), (5, 123), (40, 1), (1, 8)])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_update_matches_float64_reference(name: str, dtype: torch.dtype, num_rows: int, dim: int, decay: float) -> None:
+    compare(name, num_rows, dim, dtype, torch.int64, decay, seed=3)
+
+
+@given(
+    name=st.sampled_from([*NAMES, "catch_up"]),
+    num_rows=st.integers(1, 60),
+    dim=st.integers(1, 90),
+    index=st.sampled_from([torch.int32, torch.int64]),
+    decay=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_matches_float64_reference(
+    name: str, num_rows: int, dim: int, index: torch.dtype, decay: float, seed: int
+) -> None:
+    compare(name, num_rows, dim, torch.float32, index, decay, seed)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.99), (0.0, 0.999), (0.9, 0.9999), (0.99, 0.995)], ids=str)
+@pytest.mark.parametrize("start", [0, 3, 50, 500, 20_000])
+@pytest.mark.parametrize("missed", [1, 5, 150, 1500])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-9])
+def test_catch_up_equals_the_replay_at_any_time_and_gradient_size(
+    betas: tuple[float, float], start: int, missed: int, scale: float
+) -> None:
+    torch.manual_seed(0)
+    last = max(start, 1)
+    moments = scale * torch.randn(4, 20, dtype=torch.float64), (scale * torch.randn(4, 20, dtype=torch.float64)) ** 2
+    tables = []
+    for dtype, run in ((torch.float32, ops.adam_catch_up_), (torch.float64, reference.adam_catch_up_reference)):
+        w, m, v = torch.zeros(4, 20, dtype=dtype), *(moment.to(torch.float32).to(dtype) for moment in moments)
+        reached = torch.full((4,), last, dtype=torch.int32)
+        history = torch.full((missed,), 1e-3, dtype=torch.float64)
+        run(w, m, v, reached, None, history, last, last + missed, *betas, 1e-8, 0.0)
+        tables.append((w.double(), m.double(), v.double()))
+        assert reached.tolist() == [last + missed] * 4
+    (w, m, v), (w_want, m_want, v_want) = tables
+    torch.testing.assert_close(w, w_want, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(m, m_want, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(v, v_want, rtol=1e-5, atol=1e-30)
+
+
+def test_repeated_unsorted_rows_catch_up_once() -> None:
+    a, b = Problem(50, 9, torch.float32), Problem(50, 9, torch.float32)
+    ids = torch.tensor([[7, 3, 7], [3, 49, 7]])
+    for problem, rows in ((a, ids), (b, ids.unique())):
+        problem.rows = rows
+        ops.adam_catch_up_(*problem.arguments("catch_up", 0.0))
+    assert all(map(torch.equal, a.tensors(), b.tensors()))
+
+
+def test_row_before_its_first_gradient_stands_still() -> None:
+    problem = Problem(20, 4, torch.float32)
+    problem.last_step.zero_()
+    before = [tensor.clone() for tensor in problem.tensors()]
+    ops.adam_catch_up_(*problem.arguments("catch_up", 0.0))
+    assert all(map(torch.equal, before, problem.tensors()))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "catch_up"])
+def test_bitwise_equal_for_any_thread_count(name: str) -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            problem = Problem(3000, 65, torch.float32)
+            KERNELS[name][0](*problem.arguments(name, 0.0))
+            results.append(problem.tensors())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows_change_nothing(name: str) -> None:
+    problem = Problem(10, 4, torch.float32)
+    problem.rows, problem.grads = problem.rows[:0], problem.grads[:0]
+    before = [tensor.clone() for tensor in problem.tensors()]
+    KERNELS[name][0](*problem.arguments(name, 0.1))
+    assert all(map(torch.equal, before, problem.tensors()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [[3, 1], [2, 2], [-1, 4], [4, 10]], ids=str)
+def test_wrong_rows_are_refused_and_nothing_changes(name: str, rows: list[int]) -> None:
+    problem = Problem(10, 4, torch.float32)
+    problem.rows, problem.grads = torch.tensor(rows), torch.ones(2, 4)
+    before = [tensor.clone() for tensor in problem.tensors()]
+    with pytest.raises(RuntimeError, match="strictly ascending"):
+        KERNELS[name][0](*problem.arguments(name, 0.0))
+    assert all(map(torch.equal, before, problem.tensors()))
+
+
+def test_catch_up_refuses_rows_out_of_range_and_a_history_too_short() -> None:
+    problem = Problem(10, 4, torch.float32)
+    before = [tensor.clone() for tensor in problem.tensors()]
+    problem.rows = torch.tensor([0, 10])
+    with pytest.raises(RuntimeError, match=r"rows must be in \[0, 10\), got 10 at position 1"):
+        ops.adam_catch_up_(*problem.arguments("catch_up", 0.0))
+    problem.rows, problem.lr_history = torch.tensor([0]), problem.lr_history[:3]
+    with pytest.raises(RuntimeError, match="lr_history must be"):
+        ops.adam_catch_up_(*problem.arguments("catch_up", 0.0))
+    assert all(map(torch.equal, before, problem.tensors()))
+
+
+def test_gradients_of_any_row_stride() -> None:
+    for grads in (torch.randn(30, 20)[:, 3:11], torch.randn(60, 8)[::2], torch.randn(1, 8).expand(30, 8)):
+        tables = []
+        for some in (grads, grads.contiguous()):
+            problem = Problem(30, 8, torch.float32)
+            problem.rows, problem.grads = torch.arange(30), some
+            ops.adam_update_(*problem.arguments("adam", 0.0))
+            tables.append(problem.weight)
+        assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "catch_up"])
+def test_opcheck(name: str) -> None:
+    problem = Problem(12, 5, torch.float32)
+    op = {"momentum": "sgd", "catch_up": "adam_catch_up_"}.get(name, name)
+    op = op if op.endswith("_") else f"{op}_update_"
+    torch.library.opcheck(getattr(torch.ops.deeprec, op).default, problem.arguments(name, 0.01))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_kernels_match_under_the_interpreter() -> None:
+    """In a process of its own: Triton decides on import whether kernels are interpreted."""
+    file = Path(__file__).with_name("triton_sparse_update.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

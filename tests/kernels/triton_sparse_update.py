@@ -1,0 +1,58 @@
+"""Triton kernels of the row updates under the interpreter; run by test_sparse_update.py in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeprec.kernels.sparse_update import reference, triton_kernels
+
+_spec = importlib.util.spec_from_file_location("sparse_update_cases", Path(__file__).with_name("test_sparse_update.py"))
+assert _spec is not None
+assert _spec.loader is not None
+cases = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = cases
+_spec.loader.exec_module(cases)
+
+KERNELS = {
+    "sgd": (triton_kernels.sgd_update_, reference.sgd_update_reference),
+    "momentum": (triton_kernels.sgd_update_, reference.sgd_update_reference),
+    "adagrad": (triton_kernels.adagrad_update_, reference.adagrad_update_reference),
+    "rowwise_adagrad": (triton_kernels.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
+    "adam": (triton_kernels.adam_update_, reference.adam_update_reference),
+    "adam_dense": (triton_kernels.adam_dense_update_, reference.adam_dense_update_reference),
+    "catch_up": (triton_kernels.adam_catch_up_, reference.adam_catch_up_reference),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_rows", "dim"), [(9, 17), (5, 123), (6, 1), (3, 1100)])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_update_matches_float64_reference(
+    name: str, dtype: torch.dtype, num_rows: int, dim: int, decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "KERNELS", KERNELS)
+    index = torch.int32 if dim % 2 else torch.int64
+    cases.compare(name, num_rows, dim, dtype, index, decay, seed=5)
+
+
+def test_all_rows_catch_up() -> None:
+    ours, want = (cases.Problem(12, 9, torch.float32) for _ in range(2))
+    ours.rows = want.rows = None
+    triton_kernels.adam_catch_up_(*ours.arguments("catch_up", 0.0))
+    reference.adam_catch_up_reference(*want.arguments("catch_up", 0.0))
+    torch.testing.assert_close(ours.weight, want.weight, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours.last_step, want.last_step)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "adam", "adam_dense"])
+def test_rows_out_of_order_are_refused(name: str) -> None:
+    problem = cases.Problem(10, 4, torch.float32)
+    problem.rows, problem.grads = torch.tensor([3, 1]), torch.ones(2, 4)
+    with pytest.raises(RuntimeError, match="strictly ascending"):
+        KERNELS[name][0](*problem.arguments(name, 0.0))
