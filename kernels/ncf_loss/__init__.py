@@ -86,6 +86,7 @@ class NCFLoss(torch.autograd.Function):
         scale: float,
         bfloat16: bool,
         num_layers: int,
+        l2: float,
         *parameters: Tensor,
     ) -> Tensor:
         tables, weights, biases = parameters[:4], parameters[4 : 4 + num_layers], parameters[4 + num_layers : -2]
@@ -95,6 +96,11 @@ class NCFLoss(torch.autograd.Function):
         loss, *d_tables, d_weights, d_biases, d_out_weight, d_out_bias = run(
             *tables, *user_plan, *item_plan, labels, weights, biases, *parameters[-2:], scale, bfloat16
         )
+        if l2:
+            group = labels.shape[1]
+            plans = ((user_plan, group), (item_plan, 1)) * 2
+            for table, (plan, examples), d_table in zip(tables, plans, d_tables, strict=True):
+                loss = loss + _add_l2(table, plan, l2 * scale * examples, d_table)
         ctx.gradients = [*d_tables, *d_weights, *d_biases, d_out_weight, d_out_bias]
         ctx.rows = [user_plan.rows.long(), item_plan.rows.long()]
         ctx.num_table_rows = [table.shape[0] for table in tables]
@@ -110,7 +116,7 @@ class NCFLoss(torch.autograd.Function):
             )
         gradients: list[Tensor | None] = ctx.gradients
         ctx.gradients = None  # so that autograd can store them as .grad without a copy
-        for index, is_needed in enumerate(ctx.needs_input_grad[6:]):
+        for index, is_needed in enumerate(ctx.needs_input_grad[7:]):
             if not is_needed:
                 gradients[index] = None
         # Reading one number is free on the CPU and would be a synchronisation elsewhere.
@@ -120,7 +126,15 @@ class NCFLoss(torch.autograd.Function):
             values = gradients[table]
             if values is not None:
                 gradients[table] = coalesced_grad(ctx.rows[table % 2], values, ctx.num_table_rows[table])
-        return (None,) * 6 + tuple(gradients)
+        return (None,) * 7 + tuple(gradients)
+
+
+def _add_l2(table: Tensor, plan: EmbeddingPlan, weight: float, d_table: Tensor) -> Tensor:
+    """Add the gradient of sum over positions of weight / 2 |row|^2 to `d_table` [U, D]; returns the sum."""
+    rows = torch.ops.deeprec.embedding(table, plan.rows)
+    weighted = rows * (plan.offsets.diff() * weight).unsqueeze(1).to(rows.dtype)
+    d_table.add_(weighted)
+    return 0.5 * (weighted * rows).sum()
 
 
 def _require(is_met: bool, requirement: str, value: object, remedy: str = "") -> None:
@@ -191,6 +205,7 @@ def ncf_loss(
     *,
     reduction: str = "mean",
     precision: str = "float32",
+    l2: float = 0.0,
     user_plan: EmbeddingPlan | None = None,
     item_plan: EmbeddingPlan | None = None,
 ) -> Tensor:
@@ -217,6 +232,8 @@ def ncf_loss(
         reduction: "mean" over the G (1 + n) examples, or "sum".
         precision: "float32", or "bfloat16" for bfloat16 inputs to the layers' products; they accumulate in float32,
             and everything else stays in float32.
+        l2: each example adds l2 / 2 times the squared norms of its four table rows to its loss, >= 0 (Rendle et al.
+            2020, arXiv 2005.09683, section 3.1 regularise their dot product so).
         user_plan, item_plan: `embedding_plan` of users and of items, where the caller has them already.
     Returns:
         loss, []; 0 for an empty batch. All floating tensors are float32 (or float64, through the reference).
@@ -225,6 +242,7 @@ def ncf_loss(
     Reference: He et al. 2017 (arXiv 1708.05031), equations 7, 10, 12.
     """
     _require(reduction in ("mean", "sum"), 'reduction must be "mean" or "sum"', repr(reduction))
+    _require(l2 >= 0, "l2 must be >= 0", l2)
     _require(precision in ("float32", "bfloat16"), 'precision must be "float32" or "bfloat16"', repr(precision))
     for name, user, item in (("gmf", gmf_user, gmf_item), ("mlp", mlp_user, mlp_item)):
         _require((user is None) == (item is None), f"{name}_user and {name}_item go together", "only one of them")
@@ -267,7 +285,11 @@ def ncf_loss(
             out_bias,
             bfloat16=precision == "bfloat16",
         )
-        return scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        loss = scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        for table, ids in zip(tables, (users, items) * 2, strict=True):
+            each = l2 * scale * (items.shape[1] if ids is users else 1)
+            loss = loss + 0.5 * each * F.embedding(ids, table).square().sum()
+        return loss
     user_plan = embedding_plan(users, len(tables[0]), name="users") if user_plan is None else user_plan
     item_plan = embedding_plan(items, len(tables[1]), name="items") if item_plan is None else item_plan
     for table, plan in zip(tables, (user_plan, item_plan) * 2, strict=True):
@@ -275,5 +297,5 @@ def ncf_loss(
         if catch_up is not None:
             catch_up(plan.rows)
     return NCFLoss.apply(  # type: ignore[no-any-return,no-untyped-call]
-        user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), *parameters
+        user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), l2, *parameters
     )

@@ -340,3 +340,20 @@ def test_every_instruction_set_matches(isa):
     environment = {**os.environ, "DEEPREC_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_l2_adds_the_squared_norms_of_every_examples_rows():
+    torch.manual_seed(0)
+    user = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    item = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    users, items = torch.tensor([3, 0, 3]), torch.tensor([[1, 8], [1, 2], [4, 1]])
+    labels, h = torch.rand(3, 2, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    logits = (user[users].unsqueeze(1) * item[items]).sum(-1)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    norms = 2 * user[users].square().sum() + item[items].square().sum()
+    expected = torch.autograd.grad(bce + 0.15 * norms, (user, item))
+    loss = ncf_loss(user, item, None, None, users, items, labels, [], [], h, reduction="sum", l2=0.3)
+    torch.testing.assert_close(loss, bce + 0.15 * norms)
+    loss.backward()
+    for parameter, gradient in zip((user, item), expected, strict=True):
+        torch.testing.assert_close(parameter.grad.to_dense(), gradient)

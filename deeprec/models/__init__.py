@@ -1,0 +1,27 @@
+"""Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`."""
+
+from deeprec.models.base import Batch, Recommender, Schema, Seen
+from deeprec.models.config import TrainConfig
+from deeprec.models.gmf import GMF
+from deeprec.models.mf import MF
+from deeprec.models.mlp import MLP
+from deeprec.models.neumf import NeuMF
+from deeprec.models.popularity import Popularity
+from deeprec.models.registry import config_class, create, model_class, names
+
+__all__ = [
+    "GMF",
+    "MF",
+    "MLP",
+    "Batch",
+    "NeuMF",
+    "Popularity",
+    "Recommender",
+    "Schema",
+    "Seen",
+    "TrainConfig",
+    "config_class",
+    "create",
+    "model_class",
+    "names",
+]

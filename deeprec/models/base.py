@@ -1,0 +1,223 @@
+"""`Recommender`: what every model offers, with external ids in and out.
+
+A model implements its mathematics (`_build`, `forward`, `loss`, scoring); this class validates, maps ids, and passes
+the work on to `deeprec.train`, `deeprec.evaluate` and `deeprec.serve`. Those layers lie above this one, so the facade
+methods below import them when called; it is the only such place (see tests/test_layering.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeprec.data import IdMap, Interactions
+from deeprec.models.config import TrainConfig, make_config
+
+if TYPE_CHECKING:
+    import polars as pl
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The sizes a model is built for.
+
+    Attributes:
+        num_users, num_items: number of distinct users and items, >= 1.
+    """
+
+    num_users: int
+    num_items: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Schema: {name} must be >= 1, got {getattr(self, name)}")
+
+
+class Batch(NamedTuple):
+    """A training step's examples: each user with a group of items, the positive first.
+
+    Attributes:
+        users: [b] internal ids.
+        items: [b, 1 + n] internal ids.
+        labels: [b, 1 + n], float32.
+    """
+
+    users: Tensor
+    items: Tensor
+    labels: Tensor
+
+
+class Seen(NamedTuple):
+    """Each user's training items as CSR: row u is items[offsets[u]:offsets[u + 1]], sorted.
+
+    Attributes:
+        offsets: [num_users + 1], int64.
+        items: [nnz], int32.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+
+class Recommender(nn.Module):
+    """Base of every model.
+
+    Args:
+        schema: sizes; None leaves the model unbuilt until `fit` sees the data.
+        config: a full config; `options` are laid over it.
+        generator: source of the initial weights.
+        **options: fields of the model's config class.
+    Raises:
+        ValueError: an unknown option (with the nearest name) or one out of range.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[TrainConfig]]
+    trains_by_gradient: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        schema: Schema | None = None,
+        config: TrainConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = make_config(self.config_class, config, options)
+        self.schema: Schema | None = None
+        self.user_ids: IdMap | None = None
+        self.item_ids: IdMap | None = None
+        self.seen: Seen | None = None
+        self._fitted_on: Any = None
+        if schema is not None:
+            self.build(schema, generator)
+
+    def build(self, schema: Schema, generator: torch.Generator | None = None) -> Self:
+        """Create the parameters for `schema`, replacing any there were."""
+        self._build(schema, generator)
+        self.schema = schema
+        return self
+
+    # -- what a model implements -----------------------------------------------------------------------------------
+
+    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar training loss of a batch."""
+        raise NotImplementedError
+
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores [n] of pairs of internal ids, each [n]; larger is better."""
+        with torch.no_grad():
+            scores: Tensor = self(users, items)
+        return scores.float()
+
+    def score_items(self, users: Tensor) -> Tensor:
+        """Scores [b, num_items] of every item for users [b] (internal ids)."""
+        return self.score_items_from_rows(self.user_rows(users))
+
+    def topk(self, users: Tensor, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+        """The k best unseen items of users [b]: scores [b, k] and item indices [b, k] (-1 where there are fewer)."""
+        return self.topk_from_rows(self.user_rows(users), k, seen, users)
+
+    def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
+        """What the model knows of users [b]: one tensor [b, D] a table. These rows are what a new user is given."""
+        raise NotImplementedError
+
+    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        """Scores of items [n] for user rows [n, D], differentiable in the rows."""
+        raise NotImplementedError
+
+    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
+        """Scores [b, num_items] for user rows [b, D]."""
+        raise NotImplementedError
+
+    def topk_from_rows(
+        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The k best items for user rows [b, D] without those in rows `seen_rows` [b] of `seen` (by default row j)."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> Tensor:
+        """[num_items, D] vectors whose cosine says how alike two items are."""
+        raise ValueError(
+            f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf"
+        )
+
+    def fit_directly(self, train: Interactions) -> None:
+        """Fit without gradient steps; only models with `trains_by_gradient = False` implement it."""
+        raise NotImplementedError
+
+    def warm_start(self, train_stage: Any) -> None:
+        """Called before training with a function that trains another model on the same split; for pre-training."""
+
+    # -- the facade --------------------------------------------------------------------------------------------------
+
+    def fit(self, data: Any, **options: Any) -> Self:
+        """Train on `data` (Interactions, a polars or pandas frame, a data set's name or a path).
+
+        Args:
+            data: what to learn from; a frame has columns user_id and item_id, and rating, timestamp if known.
+            **options: of `deeprec.train.fit` (protocol, seed, out, resume, ...).
+        Returns:
+            the model, with the weights of the best validation epoch.
+        """
+        from deeprec.train import fit
+
+        fit(self, data, **options)
+        return self
+
+    def evaluate(self, protocol: Any = None, data: Any = None) -> dict[str, float]:
+        """Metrics of the test part, e.g. {"hr@10": 0.7}; by default with the protocol and data of `fit`."""
+        from deeprec.train import evaluate_model
+
+        return evaluate_model(self, protocol, data)
+
+    def recommend(self, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
+        """The k best items for each user: a frame with user_id, rank (from 1), item_id, score."""
+        from deeprec.serve import recommend
+
+        return recommend(self, user_ids, k, exclude_seen=exclude_seen)
+
+    def recommend_for_history(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
+        """The k best further items for a user whom the model never saw, from the items they liked."""
+        from deeprec.serve import recommend_for_history
+
+        return recommend_for_history(self, item_ids, k)
+
+    def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
+        """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""
+        from deeprec.serve import similar_items
+
+        return similar_items(self, item_ids, k)
+
+    def score(self, pairs: Any) -> np.ndarray:
+        """Scores of (user id, item id) pairs: a frame, or a sequence of pairs; float32, larger is better."""
+        from deeprec.serve import score
+
+        return score(self, pairs)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the model folder; see `deeprec.load`."""
+        from deeprec.serve import save
+
+        return save(self, directory)
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def require_built(self) -> Schema:
+        """The schema, or an error that says how to get one."""
+        if self.schema is None:
+            raise ValueError(
+                f"{self.name}: the model has no data yet; call fit(data) or load one with deeprec.load(dir)"
+            )
+        return self.schema

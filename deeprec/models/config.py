@@ -1,0 +1,95 @@
+"""Options that every trained model shares, and the way options become a frozen, validated config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from deeprec._suggest import did_you_mean
+
+OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
+PRECISIONS = ("float32", "bfloat16")
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; model configs extend it with the model's own sizes.
+
+    Attributes:
+        epochs: passes over the training positives, >= 1.
+        batch_size: examples a step, positives and negatives together, >= 1 + num_negatives.
+        lr: learning rate, > 0.
+        optimizer: "adam" (equal to dense Adam, touched rows only), "lazy-adam", "adagrad" or "sgd".
+        weight_decay: L2 coefficient, >= 0; on embedding tables it acts on the touched rows ("adam": on every row).
+        num_negatives: negatives drawn for each positive, anew every epoch, >= 1.
+        reduction: "mean" (paper) or "sum" of the examples' losses in a step; the learning rate's scale follows.
+        precision: matrix products in "float32" or "bfloat16" (float32 master weights and accumulation either way).
+        patience: stop after this many epochs without a better validation figure; 0 never stops early.
+        weight_averaging: a in [0, 1); 0 is off. After each epoch average = a average + (1 - a) weights, and the average
+            is what is validated, chosen, saved and served, while training goes on from the weights themselves.
+        refit: after the epoch is chosen, train anew on train + validation for that many epochs.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 0.001
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    num_negatives: int = 4
+    reduction: str = "mean"
+    precision: str = "float32"
+    patience: int = 0
+    weight_averaging: float = 0.0
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, "epochs", 1)
+        _at_least(self, "num_negatives", 1)
+        _at_least(self, "batch_size", 1 + self.num_negatives)
+        _at_least(self, "patience", 0)
+        _at_least(self, "weight_decay", 0)
+        if not 0 <= self.weight_averaging < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
+        if not self.lr > 0:
+            raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
+        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "reduction", REDUCTIONS)
+        _one_of(self, "precision", PRECISIONS)
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
+
+def make_config(config_class: type[ConfigT], config: ConfigT | None, options: Mapping[str, Any]) -> ConfigT:
+    """`config` (or the defaults) with `options` laid over it; an unknown key raises ValueError."""
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"{config_class.__name__}: unknown option {key!r}; {did_you_mean(key, known)}")
+    if config is None:
+        return config_class(**options)
+    if not isinstance(config, config_class):
+        raise TypeError(f"{config_class.__name__} expected, got {type(config).__name__}")
+    return dataclasses.replace(config, **options)
+
+
+def config_from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """A config read back from JSON, where tuples became lists."""
+    restored = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return make_config(config_class, None, restored)
+
+
+def _at_least(config: TrainConfig, name: str, least: float) -> None:
+    value = getattr(config, name)
+    if not value >= least:
+        raise ValueError(f"{type(config).__name__}: {name} must be >= {least}, got {value}")
+
+
+def _one_of(config: TrainConfig, name: str, options: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in options:
+        raise ValueError(f"{type(config).__name__}: {name} must be one of {', '.join(options)}; got {value!r}")

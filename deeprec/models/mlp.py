@@ -1,0 +1,53 @@
+"""MLP: a tower of ReLU layers over the concatenated user and item embeddings.
+
+Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), section 3.3, eq. 10.
+Official code: github.com/hexiangnan/neural_collaborative_filtering (MLP.py). No deviation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deeprec.models.base import Schema
+from deeprec.models.config import TrainConfig
+from deeprec.models.ncf import NCFRecommender, mlp_layers
+from deeprec.nn.ncf import NCFNetwork
+
+
+@dataclass(frozen=True)
+class MLPConfig(TrainConfig):
+    """Attributes:
+    factors: width of the last hidden layer, >= 1 ("predictive factors").
+    num_layers: hidden layers, >= 0.
+    layout: "code" (embeddings twice as wide, as the authors' code) or "paper".
+    layers: explicit widths as the authors' `--layers`, e.g. (64, 32, 16, 8); overrides the three above.
+    """
+
+    factors: int = 8
+    num_layers: int = 3
+    layout: str = "code"
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.widths()
+
+    def widths(self) -> tuple[int, ...]:
+        """(2E, H_1, ..., H_L)."""
+        return mlp_layers(self.factors, self.num_layers, self.layout, self.layers, owner="MLPConfig")
+
+
+class MLP(NCFRecommender):
+    """logit = h . relu(W_L ... relu(W_1 [p_u; q_i] + b_1) ...) + b, He et al. 2017, eq. 10."""
+
+    name = "mlp"
+    config_class: ClassVar[type[TrainConfig]] = MLPConfig
+    config: MLPConfig
+
+    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
+        self.network = NCFNetwork(
+            schema.num_users, schema.num_items, mlp_layers=self.config.widths(), generator=generator
+        )

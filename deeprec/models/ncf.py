@@ -1,0 +1,90 @@
+"""What GMF, MLP, NeuMF and MF share: they are all an `NCFNetwork` with parts left out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deeprec.models.base import Batch, Recommender, Seen
+from deeprec.nn.ncf import NCFNetwork
+
+LAYOUTS = ("code", "paper")
+
+
+class NCFRecommender(Recommender):
+    """A recommender whose scores come from an `NCFNetwork` called `network`."""
+
+    network: NCFNetwork
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of pairs of internal ids; shapes broadcast."""
+        self.require_built()
+        logits: Tensor = self.network(users, items)
+        return logits
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Binary cross-entropy, He et al. 2017, eq. 7."""
+        return self.network.loss(
+            batch.users,
+            batch.items,
+            batch.labels,
+            reduction=self.config.reduction,
+            precision=self.config.precision,
+        )
+
+    def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
+        self.require_built()
+        return self.network.user_rows(users)
+
+    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        return self.network.forward_rows(user_rows, items)
+
+    @torch.no_grad()
+    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
+        return self.network.score_items(user_rows)
+
+    @torch.no_grad()
+    def topk_from_rows(
+        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if seen is None:
+            return self.network.topk(user_rows, k)
+        return self.network.topk(
+            user_rows,
+            k,
+            seen_offsets=torch.from_numpy(seen.offsets),
+            seen_items=torch.from_numpy(seen.items),
+            seen_rows=seen_rows,
+        )
+
+    def item_vectors(self) -> Tensor:
+        self.require_built()
+        return self.network.item_vectors()
+
+
+def mlp_layers(factors: int, num_layers: int, layout: str, layers: tuple[int, ...], *, owner: str) -> tuple[int, ...]:
+    """Widths (2E, H_1, ..., H_L) of the MLP half: a tower whose last hidden layer has `factors` units.
+
+    The paper's text and the authors' code size the embeddings differently (He et al. 2017, section 4.1): for 8 factors
+    and 3 hidden layers the code runs 64 -> 32 -> 16 -> 8 (embeddings of 32 a side, "code"), the text says embeddings
+    of 16 a side, that is 32 -> 32 -> 16 -> 8 ("paper").
+
+    Args:
+        factors: width of the last hidden layer, >= 1.
+        num_layers: hidden layers L, >= 0; 0 feeds the concatenated embeddings to the output.
+        layout: "code" or "paper"; ignored where `layers` is given.
+        layers: explicit widths as the authors' `--layers`, or ().
+        owner: config class for error messages.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"{owner}: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if factors < 1 or num_layers < 0:
+        raise ValueError(f"{owner}: factors must be >= 1 and num_layers >= 0, got {factors} and {num_layers}")
+    if layers:
+        if layers[0] % 2 or min(layers) < 1:
+            raise ValueError(f"{owner}: layers must be widths >= 1 that start with an even one, got {layers}")
+        return layers
+    hidden = tuple(factors << (num_layers - 1 - i) for i in range(num_layers))
+    if not hidden:
+        return (2 * factors,)
+    return (2 * hidden[0] if layout == "code" else hidden[0], *hidden)

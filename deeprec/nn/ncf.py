@@ -1,0 +1,210 @@
+"""The network of neural collaborative filtering: GMF, MLP, and their fusion NeuMF.
+
+Paper: He, Liao, Zhang, Nie, Hu, Chua 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), equations 8 to 12.
+Authors' code: github.com/hexiangnan/neural_collaborative_filtering; from it come the output bias and the Glorot and
+LeCun initialisations, which the paper does not mention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deeprec.kernels.ncf_loss import ncf_loss
+from deeprec.kernels.score_topk import DotScorer, NCFScorer, score_items, score_topk
+from deeprec.nn.embedding import Embedding
+
+
+class NCFNetwork(nn.Module):
+    """logit = h . [p_g * q_g ; MLP([p_m ; q_m])] + b, with either half absent on request.
+
+    Args:
+        num_users, num_items: sizes of the embedding tables, >= 1.
+        gmf_dim: width D of the element-wise half (GMF), 0 leaves it out.
+        mlp_layers: (2E, H_1, ..., H_L): width of the concatenated embeddings, then the hidden layers, as the authors'
+            `--layers`; () leaves the half out. 2E must be even. With a single entry (no hidden layer) the concatenated
+            embeddings feed the output directly (MLP-0 of the paper's Table 3).
+        generator: source of the initial weights; torch's global one by default.
+    Reference: He et al. 2017 (arXiv 1708.05031), eq. 8, 10, 12.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        *,
+        gmf_dim: int = 0,
+        mlp_layers: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if gmf_dim <= 0 and not mlp_layers:
+            raise ValueError("NCFNetwork: gmf_dim and mlp_layers cannot both be empty; give one of the halves a width")
+        if mlp_layers and (mlp_layers[0] % 2 or min(mlp_layers) < 1):
+            raise ValueError(
+                f"NCFNetwork: mlp_layers must start with an even width (user and item half) and hold widths >= 1, "
+                f"got {tuple(mlp_layers)}"
+            )
+        embedding_dim = mlp_layers[0] // 2 if mlp_layers else 0
+        self.gmf_user = Embedding(num_users, gmf_dim) if gmf_dim else None
+        self.gmf_item = Embedding(num_items, gmf_dim) if gmf_dim else None
+        self.mlp_user = Embedding(num_users, embedding_dim) if embedding_dim else None
+        self.mlp_item = Embedding(num_items, embedding_dim) if embedding_dim else None
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(mlp_layers))
+        self.output = nn.Linear(gmf_dim + (mlp_layers[-1] if mlp_layers else 0), 1)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Embeddings N(0, 0.01^2), hidden layers Glorot uniform, output LeCun uniform, biases 0 (paper 4.1, code)."""
+        for table in (self.gmf_user, self.gmf_item, self.mlp_user, self.mlp_item):
+            if table is not None:
+                table.weight.normal_(0.0, 0.01, generator=generator)
+        for layer in self._linears():
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        bound = (3.0 / self.output.in_features) ** 0.5
+        self.output.weight.uniform_(-bound, bound, generator=generator)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of user-item pairs.
+
+        Args:
+            users: indices, any shape that broadcasts with `items`, int32 or int64.
+            items: indices, int32 or int64.
+        Returns:
+            logits, the broadcast shape, dtype of the weights.
+        """
+        users, items = torch.broadcast_tensors(users, items)
+        return self.forward_rows(self.user_rows(users), items)
+
+    def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
+        """The users' embedding rows, one tensor [*users.shape, D or E] for each table of the network."""
+        return tuple(table(users) for table in (self.gmf_user, self.mlp_user) if table is not None)
+
+    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        """Logits from user rows that need not be in the tables (a new user); items: [*rows' leading shape]."""
+        rows = list(user_rows)
+        features = []
+        if self.gmf_item is not None:
+            features.append(rows.pop(0) * self.gmf_item(items))
+        if self.mlp_item is not None:
+            x = torch.cat([rows.pop(0), self.mlp_item(items)], dim=-1)
+            for layer in self.layers:
+                x = F.relu(layer(x))
+            features.append(x)
+        logits: Tensor = self.output(torch.cat(features, dim=-1)).squeeze(-1)
+        return logits
+
+    def loss(
+        self,
+        users: Tensor,
+        items: Tensor,
+        labels: Tensor,
+        *,
+        reduction: str = "mean",
+        precision: str = "float32",
+        l2: float = 0.0,
+    ) -> Tensor:
+        """Binary cross-entropy of each user with a group of items, fused forward and backward.
+
+        Args:
+            users: [b]; items: [b, 1 + n]; labels: [b, 1 + n], float32 in [0, 1].
+            reduction: "mean" or "sum" over the b (1 + n) examples.
+            precision: "float32" or "bfloat16" matrix products.
+            l2: each example adds l2 / 2 times the squared norm of its embedding rows.
+        Returns:
+            scalar; its gradient is row-sparse in the tables.
+        Reference: He et al. 2017, eq. 7.
+        """
+        if self.mlp_item is not None and not self.layers:
+            logits = self(users.unsqueeze(-1), items)
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
+        return ncf_loss(
+            _weight(self.gmf_user),
+            _weight(self.gmf_item),
+            _weight(self.mlp_user),
+            _weight(self.mlp_item),
+            users,
+            items,
+            labels,
+            [layer.weight for layer in self._linears()],
+            [layer.bias for layer in self._linears()],
+            self.output.weight.reshape(-1),
+            self.output.bias,
+            reduction=reduction,
+            precision=precision,
+            l2=l2,
+        )
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor:
+        """What the network knows of each item, [N, D + E]: the item rows of every table, side by side."""
+        return torch.cat([t.weight for t in (self.gmf_item, self.mlp_item) if t is not None], dim=1)
+
+    @torch.no_grad()
+    def scorer(self, user_rows: tuple[Tensor, ...]) -> NCFScorer:
+        """What `score_items` and `score_topk` need to score the whole catalogue for user rows [b, D] and [b, E].
+
+        The first hidden layer is split: its user half is computed once a user, its item half once an item.
+        """
+        rows = list(user_rows)
+        factors = rows.pop(0) if self.gmf_item is not None else None
+        hidden, item_hidden = None, None
+        later = self._linears()
+        if self.mlp_item is not None:
+            first = later.pop(0)
+            half = self.mlp_item.embedding_dim
+            hidden = F.linear(rows.pop(0), first.weight[:, :half], first.bias)
+            item_hidden = F.linear(self.mlp_item.weight, first.weight[:, half:])
+        return NCFScorer(
+            hidden,
+            item_hidden,
+            factors,
+            self.gmf_item.weight if self.gmf_item is not None else None,
+            [layer.weight for layer in later],
+            [layer.bias for layer in later],
+            self.output.weight,
+            self.output.bias,
+        )
+
+    @torch.no_grad()
+    def score_items(self, user_rows: tuple[Tensor, ...]) -> Tensor:
+        """Logits [b, N] of every item for user rows [b, D] and [b, E]."""
+        if self.mlp_item is not None and not self.layers:
+            rows = tuple(row.unsqueeze(1) for row in user_rows)
+            items = torch.arange(self.mlp_item.num_embeddings, device=rows[0].device)
+            return self.forward_rows(
+                tuple(row.expand(-1, len(items), -1) for row in rows), items.expand(len(rows[0]), -1)
+            )
+        return score_items(self.scorer(user_rows))
+
+    @torch.no_grad()
+    def topk(
+        self,
+        user_rows: tuple[Tensor, ...],
+        k: int,
+        *,
+        seen_offsets: Tensor | None = None,
+        seen_items: Tensor | None = None,
+        seen_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The k best items: logits [b, k] and item indices [b, k], -1 where there are fewer; see `score_topk`."""
+        if self.mlp_item is not None and not self.layers:
+            every = torch.eye(self.mlp_item.num_embeddings)
+            scorer: NCFScorer | DotScorer = DotScorer(self.score_items(user_rows), every)
+        else:
+            scorer = self.scorer(user_rows)
+        return score_topk(scorer, k, seen_indptr=seen_offsets, seen_indices=seen_items, seen_rows=seen_rows)
+
+
+def _weight(table: Embedding | None) -> Tensor | None:
+    return None if table is None else table.weight

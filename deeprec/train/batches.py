@@ -1,0 +1,70 @@
+"""Training batches of implicit feedback: shuffled positives, each with negatives drawn anew every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from deeprec.data import Interactions
+from deeprec.kernels.sample_negatives import sample_negatives
+from deeprec.models.base import Batch
+
+_GROUPS_A_DRAW = 1 << 20  # negatives are drawn in blocks, so memory does not grow with the data
+
+
+class PairwiseBatches:
+    """Positives with `num_negatives` unseen items each, He et al. 2017, section 4.1.
+
+    Negatives are uniform over the items without a training interaction of the user; held-out items may be drawn, as
+    in every published code. A given (seed, epoch) yields the same batches on every machine and thread count.
+
+    Args:
+        train: the training interactions; every row is a positive.
+        batch_size: examples a step, positives and negatives together.
+        num_negatives: n, negatives for each positive.
+        seed: of shuffling and sampling.
+    """
+
+    def __init__(self, train: Interactions, *, batch_size: int, num_negatives: int, seed: int) -> None:
+        self.num_items = train.num_items
+        self.num_negatives = num_negatives
+        self.groups = max(1, batch_size // (1 + num_negatives))
+        self.seed = seed
+        self._users = torch.from_numpy(np.ascontiguousarray(train.users))
+        self._items = torch.from_numpy(np.ascontiguousarray(train.items))
+        offsets, items = train.csr()
+        self._offsets, self._seen = torch.from_numpy(offsets), torch.from_numpy(items)
+        self._labels = torch.zeros(self.groups, 1 + num_negatives)
+        self._labels[:, 0] = 1.0
+
+    def __len__(self) -> int:
+        return -(-len(self._users) // self.groups)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch, positives and negatives."""
+        return len(self._users) * (1 + self.num_negatives)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
+        order = torch.randperm(len(self._users), generator=torch.Generator().manual_seed(int(order_seed)))
+        block = _GROUPS_A_DRAW // self.groups * self.groups or self.groups
+        for start in range(0, len(order), block):
+            rows = order[start : start + block]
+            users = self._users[rows]
+            negatives = sample_negatives(
+                users,
+                self._offsets,
+                self._seen,
+                self.num_items,
+                self.num_negatives,
+                seed=int(sample_seed),
+                offset=start,
+            )
+            items = torch.cat([self._items[rows].unsqueeze(1), negatives.to(torch.int32)], dim=1)
+            for first in range(0, len(rows), self.groups):
+                group_items = items[first : first + self.groups]
+                yield Batch(users[first : first + self.groups], group_items, self._labels[: len(group_items)])

@@ -1,0 +1,111 @@
+"""Checkpoints: one safetensors file that holds a run's weights, optimizer state and history, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from deeprec._files import write_atomically
+
+FILE_NAME = "checkpoint.safetensors"
+_FORMAT = 1
+_PARTS = ("model", "average", "best")
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        identity: model, config, protocol, data and seed of the run; a resumed run must match it.
+        progress: JSON-ready counters and history.
+        model, average, best: state dicts of the running weights, of their average (empty if unused), of the best ones.
+        optimizer: the optimizer's state dict.
+    """
+
+    identity: dict[str, Any]
+    progress: dict[str, Any]
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in `directory`.
+
+    Raises:
+        OSError: not writable or disk full; the previous checkpoint is then untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part in _PARTS:
+        tensors.update({f"{part}/{key}": value for key, value in getattr(checkpoint, part).items()})
+    plain_state: dict[str, dict[str, Any]] = {}
+    for index, state in checkpoint.optimizer["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                plain_state.setdefault(str(index), {})[key] = value
+    header = {
+        "format": _FORMAT,
+        "identity": checkpoint.identity,
+        "progress": checkpoint.progress,
+        "optimizer_state": plain_state,
+        "optimizer_groups": checkpoint.optimizer["param_groups"],
+        "optimizer_extra": {k: v for k, v in checkpoint.optimizer.items() if k not in ("state", "param_groups")},
+    }
+    # Cloned because safetensors refuses tensors that share storage (a best epoch that is the running one).
+    content = save(
+        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, {"deeprec": json.dumps(header)}
+    )
+    write_atomically(directory / FILE_NAME, content)
+
+
+def read_checkpoint(directory: Path) -> Checkpoint | None:
+    """The checkpoint in `directory`, None where there is none.
+
+    Raises:
+        ValueError: the file is damaged or from a newer version.
+    """
+    path = directory / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["deeprec"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"resume: {path} is damaged ({error}); remove it to start the run anew") from error
+    if header["format"] > _FORMAT:
+        raise ValueError(
+            f"resume: {path} has format {header['format']}, this deeprec reads up to {_FORMAT}; upgrade deeprec"
+        )
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in header["optimizer_state"].items()}
+    for key, value in tensors.items():
+        part, _, rest = key.partition("/")
+        if part == "optimizer":
+            index, _, name = rest.partition("/")
+            state.setdefault(int(index), {})[name] = value
+        else:
+            parts[part][rest] = value
+    optimizer = {"state": state, "param_groups": header["optimizer_groups"], **header["optimizer_extra"]}
+    return Checkpoint(header["identity"], header["progress"], optimizer=optimizer, **parts)
+
+
+def remove_checkpoint(directory: Path) -> None:
+    """Forget the checkpoint of a finished run."""
+    (directory / FILE_NAME).unlink(missing_ok=True)
+
+
+def copy_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A detached copy of a module's state dict."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -1,0 +1,41 @@
+"""Training curves as a picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from deeprec._files import write_atomically
+
+
+def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> None:
+    """Draw loss and validation metrics over the epochs into the PNG file `path`; nothing for an empty history."""
+    if not history:
+        return
+    # Imported here: it takes half a second, which nobody wants to wait for on `import deeprec`.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, metric_axes = figure.subplots(1, 2)
+    shown = [entry for entry in history if not entry.get("refit")]
+    epochs = [entry["epoch"] for entry in shown]
+    loss_axes.plot(epochs, [entry["loss"] for entry in shown], color="#c44e52", marker="o", markersize=3)
+    loss_axes.set(xlabel="epoch", ylabel="training loss")
+    for metric, colour in (("hr@10", "#4c72b0"), ("ndcg@10", "#55a868")):
+        points = [(entry["epoch"], entry[metric]) for entry in shown if metric in entry]
+        if points:
+            best = max(points, key=lambda point: point[1])
+            metric_axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=metric)
+            metric_axes.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 6), ha="center", size=8)
+    metric_axes.set(xlabel="epoch", ylabel="validation metric")
+    if metric_axes.lines:
+        metric_axes.legend(frameon=False)
+    for axes in (loss_axes, metric_axes):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,456 @@
+"""`fit`: from interactions to a trained model, its card and its curves; interrupted runs go on where they stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deeprec.data import Interactions, Split, from_frame, load
+from deeprec.evaluate import Card, Protocol, evaluate
+from deeprec.evaluate import protocol as protocol_by_name
+from deeprec.models.base import Recommender, Schema, Seen
+from deeprec.models.config import TrainConfig
+from deeprec.train import optim
+from deeprec.train.batches import PairwiseBatches
+from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
+from deeprec.train.curves import plot_curves
+from deeprec.train.folder import save
+
+_logger = logging.getLogger("deeprec")
+
+_REFIT, _PRETRAIN = "refit", "pretrain-"
+_PROGRESS = ("epoch", "best_epoch", "best_value", "history")
+_ENTRY = ("epoch", "loss", "seconds", "samples_per_second")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; handed to `on_progress` about ten times a second and at the end of every epoch.
+
+    Attributes:
+        stage: e.g. "neumf", "gmf (pre-training)", "neumf (refit)".
+        epoch, num_epochs: running epoch, from 1.
+        done, total: examples of the epoch.
+        loss: mean training loss of the epoch so far.
+        samples_per_second: of the epoch so far, validation excluded.
+        metrics: validation metrics, once the epoch is over.
+        is_best: whether the epoch is the best so far.
+    """
+
+    stage: str
+    epoch: int
+    num_epochs: int
+    done: int
+    total: int
+    loss: float
+    samples_per_second: float
+    metrics: dict[str, float] | None = None
+    is_best: bool = False
+
+
+@dataclass
+class FitResult:
+    """What `fit` returns.
+
+    Attributes:
+        model: trained, with the best epoch's weights.
+        card: what was measured and how.
+        history: one entry an epoch of the model's own stage and of its refit: epoch, loss, seconds,
+            samples_per_second, validation metrics.
+        out: folder that holds the model, None where nothing was written.
+    """
+
+    model: Recommender
+    card: Card
+    history: list[dict[str, float]]
+    out: Path | None
+
+
+@dataclass
+class _Run:
+    """The settings of one run, shared by its stages."""
+
+    protocol: Protocol
+    split: Split
+    data: Interactions
+    seed: int
+    select: str
+    on_progress: Callable[[Progress], None] | None
+    best_on_test: _BestOnTest | None = None
+    chosen_epochs: dict[str, int] = field(default_factory=dict)  # model name -> epoch that validation chose
+
+
+@dataclass
+class _Stage:
+    """One training loop: the model's own, that of a part in pre-training, or either of them again in the refit."""
+
+    name: str
+    train: Interactions
+    epochs: int
+    directory: Path | None
+    is_refit: bool
+    is_main: bool
+    epoch: int = 0
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class _BestOnTest:
+    """The best test figure over all epochs, which papers often print; nothing in the run depends on it."""
+
+    def __init__(self) -> None:
+        self.best: dict[str, Any] | None = None
+
+    def look(self, model: Recommender, run: _Run, epoch: int) -> None:
+        """Evaluate the test part after an epoch."""
+        metrics = evaluate(model, run.split, run.protocol, part="test")
+        if self.best is None or metrics[run.select] > self.best["metrics"][run.select]:
+            self.best = {"epoch": epoch, "metrics": metrics}
+
+
+def fit(
+    model: Recommender,
+    data: Any,
+    *,
+    protocol: Protocol | str = "full",
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    select: str | None = None,
+    report_best_on_test: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train `model` and measure it.
+
+    The validation part chooses the epoch, the test part is used once, at the end.
+
+    Args:
+        model: any registered model; built (or rebuilt) for the data.
+        data: Interactions, a polars or pandas frame, or the name or path of a data set.
+        protocol: how to split and measure; a name ("ncf", "full", "random") or a Protocol.
+        seed: of initialisation, shuffling and negatives (the split has the protocol's own);
+            same seed, same result on this machine.
+        out: folder for the model, card, curves and, while training, the checkpoint.
+        resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends.
+        select: validation metric that chooses the epoch; the protocol's first by default.
+        report_best_on_test: also evaluate the test part each epoch, only to report the best figure, labelled as such.
+        on_progress: called with a `Progress`.
+    Raises:
+        ValueError: unusable data or options, or `out` belongs to another run.
+    """
+    interactions = as_interactions(data)
+    chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
+    directory = None if out is None else _writable_directory(Path(out))
+    run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
+    run.best_on_test = _BestOnTest() if report_best_on_test else None
+    started = time.perf_counter()
+    stage = _fit_stage(model, run, directory, resume)
+    history = stage.history
+    if model.config.refit and model.trains_by_gradient:
+        below = None if directory is None else _writable_directory(directory / _REFIT)
+        again = _fit_stage(model, run, below, resume, is_refit=True)
+        history = history + [{**entry, "refit": 1.0} for entry in again.history]
+    # A resumed run counts the epochs of its earlier parts too.
+    seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in history))
+    _adopt(model, run)
+    card = Card(
+        model=model.name,
+        config=asdict(model.config),
+        data={
+            "name": interactions.name,
+            "sha256": interactions.sha256,
+            "users": interactions.num_users,
+            "items": interactions.num_items,
+            "interactions": len(interactions),
+        },
+        protocol=chosen.as_dict(),
+        metrics=evaluate(model, run.split, chosen, part="test"),
+        seed=seed,
+        seconds=seconds,
+        validation_metrics=_validation_metrics(stage),
+        best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
+        samples_per_second=float(np.median([e["samples_per_second"] for e in history])) if history else None,
+        epoch=stage.best_epoch or None,
+        history=history,
+    )
+    if directory is not None:
+        save(model, directory, card=card)
+        plot_curves(history, directory / "curves.png", title=f"{model.name} on {interactions.name}")
+        _clean_up(directory)
+    return FitResult(model, card, history, directory)
+
+
+def as_interactions(data: Any) -> Interactions:
+    """Interactions from whatever `fit` accepts."""
+    if isinstance(data, Interactions):
+        return data
+    if isinstance(data, str | Path):
+        return load(str(data))
+    return from_frame(data)
+
+
+def evaluate_model(model: Recommender, protocol: Protocol | str | None = None, data: Any = None) -> dict[str, float]:
+    """Test metrics of a trained model; by default with the protocol, data and seed it was fitted with.
+
+    Raises:
+        ValueError: nothing says which data to use.
+    """
+    fitted: _Run | None = model._fitted_on
+    if protocol is None and data is None and fitted is not None:
+        return evaluate(model, fitted.split, fitted.protocol, part="test")
+    if data is None and fitted is None:
+        raise ValueError(f"{model.name}: evaluate needs data; pass data=, e.g. data='ml-1m'")
+    source = as_interactions(data) if data is not None else fitted.data  # type: ignore[union-attr]
+    chosen = protocol if isinstance(protocol, Protocol) else protocol_by_name(protocol or "full")
+    chosen = chosen.resolve(source)
+    _same_ids(model, source)
+    return evaluate(model, chosen.split(source), chosen, part="test")
+
+
+def _fit_stage(
+    model: Recommender,
+    run: _Run,
+    directory: Path | None,
+    resume: bool,
+    *,
+    is_refit: bool = False,
+    is_main: bool = True,
+) -> _Stage:
+    """Build and train one model, its pre-training included; leaves the chosen epoch's weights in it."""
+    model.build(Schema(run.data.num_users, run.data.num_items), torch.Generator().manual_seed(run.seed))
+    name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
+    train = _joined(run.split.train, run.split.validation) if is_refit else run.split.train
+    epochs = run.chosen_epochs[model.name] if is_refit else model.config.epochs
+    stage = _Stage(name, train, epochs, directory, is_refit, is_main)
+    if not model.trains_by_gradient:
+        model.fit_directly(train)
+        return stage
+    checkpoint = read_checkpoint(directory) if resume and directory is not None else None
+    if checkpoint is None:
+
+        def train_part(part: Recommender) -> Recommender:
+            below = None if directory is None else _writable_directory(directory / f"{_PRETRAIN}{part.name}")
+            _fit_stage(part, run, below, resume, is_refit=is_refit, is_main=False)
+            return part
+
+        model.warm_start(train_part)
+    _train(model, run, stage, checkpoint)
+    if not is_refit:
+        run.chosen_epochs[model.name] = stage.best_epoch
+    return stage
+
+
+def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint | None) -> None:
+    """The epochs of a stage, from its beginning or from `checkpoint`."""
+    optimizer = make_optimizer(model, model.config)
+    identity = _identity(model, run, stage)
+    average: dict[str, torch.Tensor] = {}
+    best: dict[str, torch.Tensor] = {}
+    tracker = run.best_on_test if stage.is_main and not stage.is_refit else None
+    if checkpoint is not None:
+        _require_same_run(checkpoint.identity, identity)
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        average, best = checkpoint.average, checkpoint.best
+        for key in _PROGRESS:
+            setattr(stage, key, checkpoint.progress[key])
+        run.chosen_epochs.update(checkpoint.progress["chosen_epochs"])
+        if tracker is not None:
+            tracker.best = checkpoint.progress["best_on_test"]
+    batches = PairwiseBatches(
+        stage.train, batch_size=model.config.batch_size, num_negatives=model.config.num_negatives, seed=run.seed
+    )
+    while stage.epoch < stage.epochs and not _out_of_patience(stage, model.config.patience):
+        entry = _epoch(model, optimizer, batches, run, stage)
+        stage.epoch += 1
+        running = copy_state(model)
+        if model.config.weight_averaging:
+            average = _averaged(average, running, model.config.weight_averaging)
+            model.load_state_dict(average)
+        metrics = {} if stage.is_refit else evaluate(model, run.split, run.protocol, part="validation")
+        value = float(stage.epoch) if stage.is_refit else _selected(metrics, run.select)
+        is_best = value > stage.best_value
+        if is_best:
+            stage.best_value, stage.best_epoch, best = value, stage.epoch, copy_state(model)
+        if tracker is not None:
+            tracker.look(model, run, stage.epoch)
+        model.load_state_dict(running)
+        stage.history.append({**entry, **metrics})
+        if stage.directory is not None:
+            progress = {key: getattr(stage, key) for key in _PROGRESS}
+            progress["chosen_epochs"] = run.chosen_epochs
+            progress["best_on_test"] = tracker.best if tracker is not None else None
+            state = Checkpoint(identity, progress, running, average, best, optimizer.state_dict())
+            write_checkpoint(stage.directory, state)
+        _report(run, stage, batches.num_examples, entry, metrics, is_best)
+    model.load_state_dict(best)
+
+
+def _averaged(
+    average: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], keep: float
+) -> dict[str, torch.Tensor]:
+    """keep * average + (1 - keep) * weights; the weights themselves at first."""
+    return {key: torch.lerp(value, average.get(key, value), keep) for key, value in weights.items()}
+
+
+def _selected(metrics: dict[str, float], select: str) -> float:
+    if select not in metrics:
+        raise ValueError(f"fit: select must be a metric of the protocol, got {select!r}; one of {', '.join(metrics)}")
+    return metrics[select]
+
+
+def _epoch(
+    model: Recommender, optimizer: torch.optim.Optimizer, batches: PairwiseBatches, run: _Run, stage: _Stage
+) -> dict[str, float]:
+    """One pass over the training positives; returns the epoch's entry in the history."""
+    model.train()
+    started = last_report = time.perf_counter()
+    total, done = torch.zeros((), dtype=torch.float64), 0
+    is_mean = model.config.reduction == "mean"
+    for batch in batches.epoch(stage.epoch):
+        optimizer.zero_grad(set_to_none=True)
+        loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+        examples = batch.labels.numel()
+        total += loss.detach() * examples if is_mean else loss.detach()
+        done += examples
+        now = time.perf_counter()
+        if run.on_progress is not None and now - last_report > 0.1:
+            last_report = now
+            rate = done / (now - started)
+            run.on_progress(
+                Progress(
+                    stage.name, stage.epoch + 1, stage.epochs, done, batches.num_examples, float(total) / done, rate
+                )
+            )
+    if hasattr(optimizer, "flush"):
+        optimizer.flush()
+    model.eval()
+    seconds = time.perf_counter() - started
+    mean_loss = float(total) / done
+    if not math.isfinite(mean_loss):
+        raise ValueError(
+            f"fit: the training loss became {mean_loss} in epoch {stage.epoch + 1}; lower lr (now {model.config.lr}) "
+            f"or use reduction=mean"
+        )
+    return {
+        "epoch": float(stage.epoch + 1),
+        "loss": mean_loss,
+        "seconds": seconds,
+        "samples_per_second": done / seconds,
+    }
+
+
+def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that `config.optimizer` names, over the parameters that need gradients."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adagrad":
+        return optim.Adagrad(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    mode = "dense" if config.optimizer == "adam" else "lazy"
+    return optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, mode=mode)
+
+
+def _joined(first: Interactions, second: Interactions) -> Interactions:
+    """The rows of two parts of one split."""
+
+    def both(column: str) -> Any:
+        left, right = getattr(first, column), getattr(second, column)
+        return None if left is None else np.concatenate([left, right])
+
+    return replace(first, **{column: both(column) for column in ("users", "items", "ratings", "order")})
+
+
+def _clean_up(directory: Path) -> None:
+    """Forget the checkpoints of a finished run."""
+    remove_checkpoint(directory)
+    for below in (directory / _REFIT, *directory.glob(f"{_PRETRAIN}*")):
+        shutil.rmtree(below, ignore_errors=True)
+
+
+def _adopt(model: Recommender, run: _Run) -> None:
+    """Give the model its id maps and the items each user has seen, so that it can recommend."""
+    model.user_ids, model.item_ids = run.data.user_ids, run.data.item_ids
+    model.seen = Seen(*run.split.train.csr())
+    model._fitted_on = run
+    model.eval()
+
+
+def _out_of_patience(stage: _Stage, patience: int) -> bool:
+    return bool(patience) and not stage.is_refit and stage.epoch - stage.best_epoch >= patience
+
+
+def _validation_metrics(stage: _Stage) -> dict[str, float]:
+    """Validation figures of the chosen epoch."""
+    for entry in stage.history:
+        if entry["epoch"] == stage.best_epoch:
+            return {key: value for key, value in entry.items() if key not in _ENTRY}
+    return {}
+
+
+def _report(
+    run: _Run, stage: _Stage, total: int, entry: dict[str, float], metrics: dict[str, float], is_best: bool
+) -> None:
+    if run.on_progress is not None:
+        rate = entry["samples_per_second"]
+        run.on_progress(
+            Progress(stage.name, stage.epoch, stage.epochs, total, total, entry["loss"], rate, metrics, is_best)
+        )
+    shown = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("hr@10", "ndcg@10") if key in metrics)
+    _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)
+
+
+def _identity(model: Recommender, run: _Run, stage: _Stage) -> dict[str, Any]:
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(model.config).items()}
+    return {
+        "stage": stage.name,
+        "model": model.name,
+        "config": config,
+        "protocol": run.protocol.as_dict(),
+        "data": run.data.sha256,
+        "seed": run.seed,
+        "select": run.select,
+    }
+
+
+def _require_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [key for key in wanted if found.get(key) != wanted[key]]
+    if different:
+        raise ValueError(
+            f"resume: the checkpoint belongs to another run, {', '.join(different)} differ "
+            f"({', '.join(f'{key}: {found.get(key)!r} there, {wanted[key]!r} here' for key in different)}); "
+            f"use the same options, or another out"
+        )
+
+
+def _same_ids(model: Recommender, data: Interactions) -> None:
+    if model.user_ids is None or model.item_ids is None:
+        raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")
+    if model.user_ids.sha256() != data.user_ids.sha256() or model.item_ids.sha256() != data.item_ids.sha256():
+        raise ValueError(
+            f"{model.name}: evaluate needs the data the model was trained on, got other users or items in "
+            f"{data.name!r}; train on it first"
+        )
+
+
+def _writable_directory(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".deeprec-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"fit: out must be a writable directory, got {directory} ({error}); choose another") from error
+    return directory
