@@ -9,62 +9,10 @@
 //
 // Chunks depend on the batch alone and are summed in order: the result is the same bit for bit whatever the number
 // of threads. ncf_loss_op.cpp checks, allocates and runs the passes.
-#include "ncf_loss.h"
-
-#include "tile_gemm.h"
+#include "ncf_loss_tile.h"
 
 namespace deeprec::DEEPREC_ISA {
 namespace {
-
-// A tile of T examples of a width, in the two forms that products want: `rows` is the left operand of the next
-// layer, `steps` either operand of a weight gradient, whose sum runs over examples (in pairs for bfloat16).
-template <class T>
-struct Tile {
-  T *rows, *steps;
-  int64_t row_stride, step_stride;
-};
-
-struct Scratch {
-  uint32_t* at;
-  uint32_t* take(int64_t words) {
-    uint32_t* out = at;
-    at += (words + 15) / 16 * 16;
-    return out;
-  }
-  float* floats(int64_t count) { return reinterpret_cast<float*>(take(count)); }
-  void tile(int64_t width, Tile<float>& out) {
-    out.row_stride = out.step_stride = stride(width);
-    out.rows = out.steps = floats(kNcfTile * out.row_stride);
-  }
-  void tile(int64_t width, Tile<uint32_t>& out) {
-    out.row_stride = stride(padded(width) / 2);
-    out.step_stride = stride(width);
-    out.rows = take(kNcfTile * out.row_stride);
-    out.steps = take(kNcfTile / 2 * out.step_stride);
-  }
-};
-
-// Two examples e, e + 1 (e even), one vector of columns.
-DEEPREC_INLINE void put(const Tile<float>& t, int64_t e, int64_t j, Vec even, Vec odd) {
-  store(t.rows + e * t.row_stride + j, even);
-  store(t.rows + (e + 1) * t.row_stride + j, odd);
-}
-DEEPREC_INLINE void put(const Tile<uint32_t>& t, int64_t e, int64_t j, Vec even, Vec odd) {
-  store_row_bf16(t.rows + e * t.row_stride + j / 2, even);
-  store_row_bf16(t.rows + (e + 1) * t.row_stride + j / 2, odd);
-  store_bits(t.steps + e / 2 * t.step_stride + j, pair_bf16(even, odd));
-}
-
-// ReLU's derivative: keep the gradient where the activation is positive.
-DEEPREC_INLINE void mask(const Tile<float>& x, int64_t e, int64_t j, Vec& even, Vec& odd) {
-  even = load(x.rows + e * x.row_stride + j) > 0.0f ? even : Vec{};
-  odd = load(x.rows + (e + 1) * x.row_stride + j) > 0.0f ? odd : Vec{};
-}
-DEEPREC_INLINE void mask(const Tile<uint32_t>& x, int64_t e, int64_t j, Vec& even, Vec& odd) {
-  const Bits pair = *reinterpret_cast<const BitsMem*>(x.steps + e / 2 * x.step_stride + j);
-  even = (pair << 17) != 0 ? even : Vec{};
-  odd = (pair & 0x7fff0000u) != 0 ? odd : Vec{};
-}
 
 template <class T>
 struct Activate {
@@ -119,30 +67,6 @@ struct Derive {
   }
 };
 
-struct Accumulate {
-  float* c;
-  int64_t ldc;
-  bool is_first;
-  template <int M, int N>
-  DEEPREC_INLINE void operator()(const Vec (&acc)[M][N], int64_t i, int64_t j) const {
-#pragma GCC unroll 8
-    for (int r = 0; r < M; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) {
-        float* to = c + (i + r) * ldc + j + v * kLanes;
-        store(to, is_first ? acc[r][v] : acc[r][v] + load(to));
-      }
-    }
-  }
-};
-
-template <class T>
-T* words(uint32_t* p) {
-  return reinterpret_cast<T*>(p);
-}
-
-void clear(float* p, int64_t count) { __builtin_memset(p, 0, static_cast<uint64_t>(count) * sizeof(float)); }
-
 float horizontal(Vec v) {
   float parts[kLanes];
   store(parts, v);
@@ -152,14 +76,6 @@ float horizontal(Vec v) {
     }
   }
   return parts[0];
-}
-
-// Rows of tables and of hidden layers are read in random order: ask for them a few examples ahead.
-constexpr int64_t kAhead = 4;
-DEEPREC_INLINE void prefetch(const float* row, int64_t width) {
-  for (int64_t j = 0; j < width; j += 16) {
-    __builtin_prefetch(row + j);
-  }
 }
 
 // exp(-a) for a >= 0 (Cephes' polynomial, 2 ulp); beyond 87 it stays at exp(-87).
@@ -434,207 +350,10 @@ struct ChunkPass {
   }
 };
 
-// MLP part of the rows pass: rows [begin, end) of one side, at most a tile of them.
-template <class T>
-struct RowPass {
-  const NcfProblem& p;
-  const NcfSide& side;
-  Tile<T> gradients, embeddings;
-  float *sums, *d_rows;  // two hidden rows; a tile of row gradients where E is not a multiple of kPad
-  int64_t hidden = 0;
-
-  RowPass(const NcfProblem& problem, const NcfSide& which, uint32_t* memory) : p(problem), side(which) {
-    Scratch scratch{memory};
-    hidden = p.num_layers ? padded(p.layers[0].out) : 0;
-    scratch.tile(hidden, gradients);
-    scratch.tile(side.width, embeddings);
-    sums = scratch.floats(2 * hidden);
-    d_rows = scratch.floats(kNcfTile * padded(side.width));
-  }
-
-  const float* position_gradient(int32_t k) const {
-    return side.d_hidden + static_cast<int64_t>(side.order[k]) * hidden;
-  }
-
-  // Sum over the positions of a row, in order: in place where there is one, else in the buffer.
-  const float* sum_segment(int64_t row, float* buffer) const {
-    const int32_t begin = side.offsets[row], end = side.offsets[row + 1];
-    for (int32_t k = begin; k < end; ++k) {
-      if (k + kAhead < side.num_positions) {
-        prefetch(position_gradient(k + kAhead), hidden);
-      }
-      if (k == begin) {
-        continue;
-      }
-      const float *from = position_gradient(k), *sum = k == begin + 1 ? position_gradient(begin) : buffer;
-      for (int64_t j = 0; j < hidden; j += kLanes) {
-        store(buffer + j, load(sum + j) + load(from + j));
-      }
-    }
-    return end - begin == 1 ? position_gradient(begin) : buffer;
-  }
-
-  void gather(int64_t begin, int64_t num) const {
-    for (int64_t r = 0; r < num; r += 2) {
-      const bool has_odd = r + 1 < num;
-      const float* even = side.mlp + side.rows[begin + r] * side.width;
-      const float* odd = has_odd ? side.mlp + side.rows[begin + r + 1] * side.width : even;
-      int64_t j = 0;
-      for (; j + kLanes <= side.width; j += kLanes) {
-        put(embeddings, r, j, load(even + j), has_odd ? load(odd + j) : Vec{});
-      }
-      for (; j < padded(side.width); j += kLanes) {
-        Vec a{}, b{};
-        for (int i = 0; i < kLanes && j + i < side.width; ++i) {
-          a[i] = even[j + i];
-          b[i] = has_odd ? odd[j + i] : 0.0f;
-        }
-        put(embeddings, r, j, a, b);
-      }
-    }
-  }
-
-  void run(int64_t begin, int64_t num, float* d_first, bool is_first_tile) {
-    for (int64_t r = 0; r < num; r += 2) {
-      const float *even = sum_segment(begin + r, sums), *odd = sums + hidden;
-      if (r + 1 < num) {
-        odd = sum_segment(begin + r + 1, sums + hidden);
-      } else {
-        clear(sums + hidden, hidden);
-      }
-      for (int64_t j = 0; j < hidden; j += kLanes) {
-        put(gradients, r, j, load(even + j), load(odd + j));
-      }
-    }
-    gather(begin, num);
-    const int64_t width = padded(side.width), num_even = (num + 1) / 2 * 2;
-    gemm<T>(gradients.steps, 1, gradients.step_stride, embeddings.steps, embeddings.step_stride, p.layers[0].out, width,
-            steps<T>(num_even), Accumulate{d_first, width, is_first_tile});
-    const bool is_direct = width == side.width;
-    float* out = side.d_mlp + begin * side.width;
-    gemm<T>(gradients.rows, gradients.row_stride, 1, words<T>(side.backward), stride(side.width), num, width,
-            steps<T>(p.layers[0].out), Store<false>{is_direct ? out : d_rows, width, nullptr});
-    for (int64_t r = 0; !is_direct && r < num; ++r) {
-      __builtin_memcpy(out + r * side.width, d_rows + r * width, static_cast<uint64_t>(side.width) * sizeof(float));
-    }
-  }
-};
-
-// GMF part: d p[u] = h * sum_e d_logit[e] q[i(e)], and the other way round; d h = sum_u p[u] * that sum.
-void gmf_row(const NcfProblem& p, const NcfSide& side, int64_t row, float* d_weight) {
-  const bool is_user = &side == &p.user;
-  const NcfSide& other = is_user ? p.item : p.user;
-  const int64_t width = p.gmf_width, examples = is_user ? p.group_size : 1;
-  float* out = side.d_gmf + row * width;
-  clear(out, width);
-  for (int32_t k = side.offsets[row]; k < side.offsets[row + 1]; ++k) {
-    const int64_t position = side.order[k];
-    if (k + kAhead < side.num_positions) {
-      const int64_t e = side.order[k + kAhead] * examples;
-      prefetch(other.gmf + other.rows[other.inverse[is_user ? e : e / p.group_size]] * width, width);
-    }
-    for (int64_t e = position * examples; e < (position + 1) * examples; ++e) {
-      const float* from = other.gmf + other.rows[other.inverse[is_user ? e : e / p.group_size]] * width;
-      const float g = p.d_logits[e];
-#pragma omp simd
-      for (int64_t d = 0; d < width; ++d) {
-        out[d] += g * from[d];
-      }
-    }
-  }
-  const float* own = side.gmf + side.rows[row] * width;
-#pragma omp simd
-  for (int64_t d = 0; d < width; ++d) {
-    if (d_weight) {
-      d_weight[d] += out[d] * own[d];
-    }
-    out[d] *= p.gmf_weight[d];
-  }
-}
-
-template <class T>
-void hidden_rows(const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch) {
-  const RowPass<T> pass(p, side, scratch);
-  for (int64_t r = begin; r < end; r += kNcfTile) {
-    const int64_t num = end - r < kNcfTile ? end - r : kNcfTile;
-    pass.gather(r, num);
-    gemm<T>(pass.embeddings.rows, pass.embeddings.row_stride, 1, words<T>(side.forward), stride(p.layers[0].out), num,
-            pass.hidden, steps<T>(side.width), Store<false>{side.hidden + r * pass.hidden, pass.hidden, side.bias});
-  }
-}
-
-template <class T>
-void row_chunk(const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch) {
-  const int64_t begin = chunk * side.chunk_rows;
-  const int64_t end = begin + side.chunk_rows < side.num_rows ? begin + side.chunk_rows : side.num_rows;
-  if (p.num_layers) {
-    RowPass<T> pass(p, side, scratch);
-    float* d_first = side.d_first + chunk * p.layers[0].out * padded(side.width);
-    for (int64_t r = begin; r < end; r += kNcfTile) {
-      pass.run(r, end - r < kNcfTile ? end - r : kNcfTile, d_first, r == begin);
-    }
-  }
-  if (p.gmf_width) {
-    float* d_weight = side.d_gmf_weight ? side.d_gmf_weight + chunk * p.gmf_width : nullptr;
-    if (d_weight) {
-      clear(d_weight, p.gmf_width);
-    }
-    for (int64_t r = begin; r < end; ++r) {
-      gmf_row(p, side, r, d_weight);
-    }
-  }
-}
-
-template <class T>
-void pack_layer(const NcfProblem& p, int64_t job) {
-  const NcfLayer& layer = p.layers[job / 2];
-  const bool is_forward = job % 2 == 0;
-  const auto side = [&](const NcfSide& s, const float* w) {
-    if (is_forward) {
-      pack_transposed(w, layer.in, layer.out, s.width, words<T>(s.forward), stride(layer.out));
-    } else {
-      pack(w, layer.in, layer.out, s.width, words<T>(s.backward), stride(s.width));
-    }
-  };
-  if (job < 2) {
-    side(p.user, layer.weight);
-    side(p.item, layer.weight + p.user.width);
-  } else if (is_forward) {
-    pack_transposed(layer.weight, layer.in, layer.out, layer.in, words<T>(layer.forward), stride(layer.out));
-  } else {
-    pack(layer.weight, layer.in, layer.out, layer.in, words<T>(layer.backward), stride(layer.in));
-  }
-}
-
 }  // namespace
-
-void ncf_pack(const NcfProblem& p, int64_t job) {
-  p.bfloat16 ? pack_layer<uint32_t>(p, job) : pack_layer<float>(p, job);
-}
-
-void ncf_hidden(const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch) {
-  p.bfloat16 ? hidden_rows<uint32_t>(p, side, begin, end, scratch) : hidden_rows<float>(p, side, begin, end, scratch);
-}
 
 void ncf_tiles(const NcfProblem& p, int64_t chunk, uint32_t* scratch) {
   p.bfloat16 ? ChunkPass<uint32_t>(p, chunk, scratch).run() : ChunkPass<float>(p, chunk, scratch).run();
-}
-
-void ncf_rows(const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch) {
-  p.bfloat16 ? row_chunk<uint32_t>(p, side, chunk, scratch) : row_chunk<float>(p, side, chunk, scratch);
-}
-
-void ncf_sum(float* out, const float* chunks, int64_t stride, int64_t num_chunks, int64_t width) {
-  for (int64_t j = 0; j < width; ++j) {
-    out[j] = num_chunks ? chunks[j] : 0.0f;
-  }
-  for (int64_t c = 1; c < num_chunks; ++c) {
-    const float* from = chunks + c * stride;
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) {
-      out[j] += from[j];
-    }
-  }
 }
 
 }  // namespace deeprec::DEEPREC_ISA

@@ -85,10 +85,14 @@ void copy_indices(const Tensor& t, T* out, int64_t limit, const char* name) {
   const Tensor c = torch::stable::contiguous(t);
   const int64_t n = c.numel();
   const auto copy = [&](const auto* from) {
+    bool is_bad = false;
     for (int64_t i = 0; i < n; ++i) {
+      is_bad |= (from[i] < 0) | (from[i] >= limit);
+      out[i] = static_cast<T>(from[i]);
+    }
+    for (int64_t i = 0; is_bad && i < n; ++i) {
       STD_TORCH_CHECK(from[i] >= 0 && from[i] < limit, "ncf_loss: ", name, "[", i, "] must be in [0, ", limit,
                       "), got ", static_cast<int64_t>(from[i]), "; make the plan with embedding_plan");
-      out[i] = static_cast<T>(from[i]);
     }
   };
   if (c.scalar_type() == ScalarType::Int) {
@@ -116,13 +120,18 @@ void read_plan(const Tensor& rows, const Tensor& offsets, const Tensor& order, i
   }
   STD_TORCH_CHECK(is_valid, "ncf_loss: ", name, "' offsets must rise from 0 to ", positions,
                   "; make the plan with embedding_plan");
+  // Offsets rise from 0 to the number of positions, so `order` names each position once when none is left out.
   std::fill_n(to.inverse, positions, -1);
   for (int64_t r = 0; r < num_rows; ++r) {
     for (int32_t k = to.offsets[r]; k < to.offsets[r + 1]; ++k) {
       to.inverse[to.order[k]] = static_cast<int32_t>(r);
     }
   }
-  STD_TORCH_CHECK(std::find(to.inverse, to.inverse + positions, -1) == to.inverse + positions, "ncf_loss: ", name,
+  int32_t all = 0;
+  for (int64_t i = 0; i < positions; ++i) {
+    all |= to.inverse[i];
+  }
+  STD_TORCH_CHECK(all >= 0, "ncf_loss: ", name,
                   "' order must name every position once; make the plan with embedding_plan");
 }
 
@@ -200,11 +209,14 @@ void choose_chunks(NcfProblem& p) {
   }
 }
 
-// One range of jobs a thread, each range with a slot of scratch of its own.
+// Starting and joining the threads costs as much as this many weights packed or chunks summed.
+constexpr int64_t kSmall = 1 << 18;
+
+// One range of jobs a thread, each range with a slot of scratch of its own; small work stays on this thread.
 template <class F>
-void run_jobs(const Call& call, int64_t num_jobs, const F& job) {
+void run_jobs(const Call& call, int64_t num_jobs, const F& job, bool is_small = false) {
   std::atomic<int64_t> next_slot{0};
-  torch::stable::parallel_for(0, num_jobs, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, num_jobs, is_small ? num_jobs : 1, [&](int64_t begin, int64_t end) {
     uint32_t* scratch = call.scratch + (next_slot++ % call.num_threads) * call.scratch_words;
     for (int64_t i = begin; i < end; ++i) {
       job(i, scratch);
@@ -212,12 +224,20 @@ void run_jobs(const Call& call, int64_t num_jobs, const F& job) {
   });
 }
 
+int64_t num_weights(const Call& call) {
+  int64_t count = 0;
+  for (const NcfLayer& layer : call.layers) {
+    count += layer.in * layer.out;
+  }
+  return count;
+}
+
 void run_passes(const Call& call) {
   const NcfProblem& p = call.p;
   const int64_t user_jobs = p.user.num_chunks, row_jobs = user_jobs + p.item.num_chunks;
   if (p.num_layers) {
     const auto pack = DEEPREC_DISPATCH(ncf_pack);
-    run_jobs(call, 2 * p.num_layers, [&](int64_t job, uint32_t*) { pack(p, job); });
+    run_jobs(call, 2 * p.num_layers, [&](int64_t job, uint32_t*) { pack(p, job); }, 2 * num_weights(call) < kSmall);
     const auto hidden = DEEPREC_DISPATCH(ncf_hidden);
     run_jobs(call, row_jobs, [&](int64_t job, uint32_t* scratch) {
       const NcfSide& side = job < user_jobs ? p.user : p.item;
@@ -237,22 +257,32 @@ void sum_chunks(const Call& call, const std::vector<Tensor>& d_weights, const st
                 const Tensor& d_out_weight, const Tensor& d_out_bias, const Tensor& loss) {
   const NcfProblem& p = call.p;
   const auto sum = DEEPREC_DISPATCH(ncf_sum);
+  std::vector<int64_t> ends;  // rows of all weights in one sequence
+  for (const NcfLayer& layer : call.layers) {
+    ends.push_back((ends.empty() ? 0 : ends.back()) + layer.out);
+  }
+  const int64_t num_rows = ends.empty() ? 0 : ends.back();
+  const bool is_small = num_weights(call) * std::max(p.num_chunks, p.user.num_chunks + p.item.num_chunks) < kSmall;
+  torch::stable::parallel_for(
+      0, num_rows, is_small ? std::max<int64_t>(1, num_rows) : 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t l = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+          const NcfLayer& layer = call.layers[l];
+          const int64_t r = i - (ends[l] - layer.out);
+          float* out = mutable_data(d_weights[l]) + r * layer.in;
+          const auto row = [&](float* to, const float* chunks, int64_t num_chunks, int64_t width) {
+            sum(to, chunks + r * padded(width), layer.out * padded(width), num_chunks, width);
+          };
+          if (l == 0) {
+            row(out, p.user.d_first, p.user.num_chunks, p.user.width);
+            row(out + p.user.width, p.item.d_first, p.item.num_chunks, p.item.width);
+          } else {
+            row(out, layer.d_weight, p.num_chunks, layer.in);
+          }
+        }
+      });
   for (int64_t l = 0; l < p.num_layers; ++l) {
     const NcfLayer& layer = call.layers[l];
-    float* out = mutable_data(d_weights[l]);
-    torch::stable::parallel_for(0, layer.out, 32, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const auto row = [&](float* to, const float* chunks, int64_t num_chunks, int64_t width) {
-          sum(to, chunks + r * padded(width), layer.out * padded(width), num_chunks, width);
-        };
-        if (l == 0) {
-          row(out + r * layer.in, p.user.d_first, p.user.num_chunks, p.user.width);
-          row(out + r * layer.in + p.user.width, p.item.d_first, p.item.num_chunks, p.item.width);
-        } else {
-          row(out + r * layer.in, layer.d_weight, p.num_chunks, layer.in);
-        }
-      }
-    });
     sum(mutable_data(d_biases[l]), layer.d_bias, padded(layer.out), p.num_chunks, layer.out);
   }
   float* out_weight = mutable_data(d_out_weight);
