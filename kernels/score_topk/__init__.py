@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deeprec.kernels._errors import translate
-from deeprec.kernels._library import define
+from deeprec.kernels._library import define, has_triton, implement
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -96,8 +96,11 @@ def score_items(scorer: DotScorer | NCFScorer, *, precision: str = "float32") ->
     use_bfloat16 = _use_bfloat16(precision)
     with torch.no_grad():
         if isinstance(scorer, DotScorer):
-            return _call(torch.ops.deeprec.score_items, *_dot_arguments("score_items", scorer))
-        return _call(torch.ops.deeprec.score_items_ncf, *_ncf_arguments("score_items", scorer), use_bfloat16)
+            scores: Tensor = _call(torch.ops.deeprec.score_items, *_dot_arguments("score_items", scorer))
+        else:
+            arguments = _ncf_arguments("score_items", scorer)
+            scores = _call(torch.ops.deeprec.score_items_ncf, *arguments, use_bfloat16)
+    return scores
 
 
 def score_topk(
@@ -271,3 +274,20 @@ define(
     score_topk_ncf_reference,
     _score_topk_ncf_fake,
 )
+
+
+def _on_gpu(launcher: str) -> Callable[..., Any]:
+    """A launcher of triton_kernels.py, which is imported when the first GPU tensor arrives."""
+
+    def launch(*arguments: Any) -> Any:
+        from deeprec.kernels.score_topk import triton_kernels
+
+        return getattr(triton_kernels, launcher)(*arguments)
+
+    return launch
+
+
+# The dense dot scorer stays torch.matmul there: it is the vendor's library already.
+if has_triton() and (torch.version.cuda or torch.version.hip):
+    for _name in ("score_topk", "score_topk_ncf", "score_items_ncf"):
+        implement(_name, "cuda", _on_gpu(f"{_name}_triton"))
