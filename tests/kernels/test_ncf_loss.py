@@ -52,7 +52,7 @@ class Case:
             convert(self.out_bias),
         )
 
-    def loss(self, **options: str) -> Tensor:
+    def loss(self, **options: str | bool) -> Tensor:
         return ncf_loss(
             *self.tables,
             self.users,
@@ -210,6 +210,33 @@ def test_second_backward_is_refused():
         loss.backward()
 
 
+def test_accumulate_grad_does_what_backward_does():
+    case = make(9, 4, 4, (4, 4), [8]).to(torch.float32)
+    loss = case.loss()
+    (2 * loss).backward()
+    other = case.to(torch.float32)
+    other.biases[0].requires_grad_(False)
+    for _ in range(2):
+        direct = other.loss(accumulate_grad=True)
+    assert torch.equal(direct, loss.detach())
+    assert not direct.requires_grad
+    assert other.biases[0].grad is None
+    for a, b in zip(other.parameters(), case.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad.to_dense(), b.grad.to_dense())
+    other.weights[0] = other.weights[0] * 2
+    with pytest.raises(ValueError, match="accumulate_grad needs leaf parameters"):
+        other.loss(accumulate_grad=True)
+
+
+def test_output_weight_of_a_linear_is_taken_as_it_is():
+    case = make(9, 4, 4, (4, 4), [8]).to(torch.float32)
+    expected = dense_gradients(case, case.loss())
+    case.out_weight = case.out_weight.detach()[None].requires_grad_()
+    got = dense_gradients(case, case.loss())
+    assert torch.equal(got[-2], expected[-2][None])
+
+
 def test_tables_catch_up_before_they_are_read():
     case = make(9, 4, 4, (4, 4), [8]).to(torch.float32)
     seen = []
@@ -293,7 +320,7 @@ def test_extreme_logits_give_the_stable_loss():
         ({"weights": [torch.zeros(6, 7), torch.zeros(5, 6)]}, r"weights\[0\] must be \[H, 8\], got \(6, 7\)"),
         ({"biases": [torch.zeros(6)]}, "biases must be 2.*got 1"),
         ({"biases": [torch.zeros(6), torch.zeros(4)]}, r"biases\[1\] must be \[5\], got \(4,\)"),
-        ({"out_weight": torch.zeros(1, 8)}, r"out_weight must be \[8\].*got \(1, 8\); flatten"),
+        ({"out_weight": torch.zeros(8, 1)}, r"out_weight must be \[8\] or \[1, 8\].*got \(8, 1\)"),
         ({"out_weight": torch.zeros(8).double()}, "must be torch.float32, got torch.float64"),
         ({"out_bias": torch.zeros(2)}, r"out_bias must be \[1\] or None, got \(2,\)"),
         ({"weights": [], "biases": []}, "MLP tables and weights go together, got 0 weights"),
@@ -328,8 +355,9 @@ def test_operator_refuses_a_broken_plan():
         torch.ops.deeprec.ncf_loss(*arguments)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_every_instruction_set_matches(isa):
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_lesser_instruction_sets_match(isa):
+    # The best one of this machine serves the other tests.
     if _library.load_error():
         pytest.skip(f"needs the compiled kernels: {_library.load_error()}")
     if os.environ.get("DEEPREC_ISA"):
