@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.data import load
+from deeprec.evaluate import protocol
 from deeprec.models import create
 from deeprec.models.config import config_from_dict
 from deeprec.models.registry import config_class
@@ -37,7 +38,7 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
         result = fit(
             create(recipe["model"], config=config),
             load(recipe["data"], data_dir=data_dir),
-            protocol=recipe["protocol"],
+            protocol=protocol(**recipe["protocol"]),
             select=recipe.get("select"),
             seed=seed,
             out=folder,

@@ -157,8 +157,13 @@ class Recommender(nn.Module):
         """Fit without gradient steps; only models with `trains_by_gradient = False` implement it."""
         raise NotImplementedError
 
-    def warm_start(self, train_stage: Any) -> None:
-        """Called before training with a function that trains another model on the same split; for pre-training."""
+    def warm_start(self, train_stage: Any) -> bool:
+        """Called before training with a function that trains another model on the same split; for pre-training.
+
+        Returns:
+            whether the weights now come from somewhere else; then epoch 0 is a candidate too.
+        """
+        return False
 
     # -- the facade --------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ class NeuMFConfig(TrainConfig):
     layers: explicit MLP widths as the authors' `--layers`, e.g. (64, 32, 16, 8); overrides the three above.
     pretrain: train GMF and MLP first, start from their weights, then train with this config's optimizer.
     alpha: weight of GMF in the output layer after pre-training, in [0, 1] (paper: 0.5).
-    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_weight_decay: of the GMF and MLP stage.
+    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: of the GMF and the
+        MLP stage; validation chooses the epoch of each.
     """
 
     factors: int = 8
@@ -46,6 +47,7 @@ class NeuMFConfig(TrainConfig):
     pretrain_epochs: int = 20
     pretrain_lr: float = 0.001
     pretrain_optimizer: str = "adam"
+    pretrain_batch_size: int = 256
     pretrain_weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class NeuMFConfig(TrainConfig):
     def pretrain_config(self, config_class: type[TrainConfig]) -> TrainConfig:
         """The config of the GMF or the MLP stage, trained as this config's `pretrain_*` fields say."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
-        for name in ("epochs", "lr", "optimizer", "weight_decay"):
+        for name in ("epochs", "lr", "optimizer", "batch_size", "weight_decay"):
             shared[name] = getattr(self, f"pretrain_{name}")
         if issubclass(config_class, GMFConfig):
             shared["factors"] = self.gmf_dim()
@@ -93,15 +95,16 @@ class NeuMF(NCFRecommender):
             generator=generator,
         )
 
-    def warm_start(self, train_stage: Callable[[Recommender], Recommender]) -> None:
+    def warm_start(self, train_stage: Callable[[Recommender], Recommender]) -> bool:
         """Pre-train GMF and MLP with `train_stage` and start from their weights (section 3.4.1)."""
         if not self.config.pretrain:
-            return
+            return False
         gmf = train_stage(GMF(config=self.config.pretrain_config(GMFConfig)))
         mlp = train_stage(MLP(config=self.config.pretrain_config(MLPConfig)))
         assert isinstance(gmf, GMF)
         assert isinstance(mlp, MLP)
         self.start_from(gmf, mlp)
+        return True
 
     @torch.no_grad()
     def start_from(self, gmf: GMF, mlp: MLP) -> None:

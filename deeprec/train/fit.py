@@ -179,8 +179,8 @@ def fit(
         seconds=seconds,
         validation_metrics=_validation_metrics(stage),
         best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
-        samples_per_second=float(np.median([e["samples_per_second"] for e in history])) if history else None,
-        epoch=stage.best_epoch or None,
+        samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in history])) if history else None,
+        epoch=stage.best_epoch if history else None,
         history=history,
     )
     if directory is not None:
@@ -236,6 +236,7 @@ def _fit_stage(
         model.fit_directly(train)
         return stage
     checkpoint = read_checkpoint(directory) if resume and directory is not None else None
+    is_warm = False
     if checkpoint is None:
 
         def train_part(part: Recommender) -> Recommender:
@@ -243,15 +244,15 @@ def _fit_stage(
             _fit_stage(part, run, below, resume, is_refit=is_refit, is_main=False)
             return part
 
-        model.warm_start(train_part)
-    _train(model, run, stage, checkpoint)
+        is_warm = model.warm_start(train_part)
+    _train(model, run, stage, checkpoint, is_warm)
     if not is_refit:
         run.chosen_epochs[model.name] = stage.best_epoch
     return stage
 
 
-def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint | None) -> None:
-    """The epochs of a stage, from its beginning or from `checkpoint`."""
+def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint | None, is_warm: bool) -> None:
+    """The epochs of a stage, from its beginning or from `checkpoint`; warm weights are the candidate of epoch 0."""
     optimizer = make_optimizer(model, model.config)
     identity = _identity(model, run, stage)
     average: dict[str, torch.Tensor] = {}
@@ -267,6 +268,16 @@ def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint 
         run.chosen_epochs.update(checkpoint.progress["chosen_epochs"])
         if tracker is not None:
             tracker.best = checkpoint.progress["best_on_test"]
+    elif is_warm:
+        best = copy_state(model)
+        if not stage.is_refit:
+            metrics = evaluate(model, run.split, run.protocol, part="validation")
+            stage.best_value = _selected(metrics, run.select)
+            stage.history.append(
+                {"epoch": 0.0, "loss": math.nan, "seconds": 0.0, "samples_per_second": math.nan, **metrics}
+            )
+            if tracker is not None:
+                tracker.look(model, run, 0)
     batches = PairwiseBatches(
         stage.train, batch_size=model.config.batch_size, num_negatives=model.config.num_negatives, seed=run.seed
     )
@@ -314,11 +325,13 @@ def _epoch(
 ) -> dict[str, float]:
     """One pass over the training positives; returns the epoch's entry in the history."""
     model.train()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     started = last_report = time.perf_counter()
     total, done = torch.zeros((), dtype=torch.float64), 0
     is_mean = model.config.reduction == "mean"
     for batch in batches.epoch(stage.epoch):
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None  # what zero_grad does, without its bookkeeping
         loss = model.loss(batch)
         loss.backward()
         optimizer.step()
