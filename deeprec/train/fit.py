@@ -324,45 +324,58 @@ def _epoch(
     model: Recommender, optimizer: torch.optim.Optimizer, batches: PairwiseBatches, run: _Run, stage: _Stage
 ) -> dict[str, float]:
     """One pass over the training positives; returns the epoch's entry in the history."""
+    started = time.perf_counter()
+
+    def say(done: int, loss: float) -> None:
+        assert run.on_progress is not None
+        rate, total = done / (time.perf_counter() - started), batches.num_examples
+        run.on_progress(Progress(stage.name, stage.epoch + 1, stage.epochs, done, total, loss, rate))
+
+    loss = train_epoch(model, optimizer, batches, stage.epoch, say if run.on_progress is not None else None)
+    seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"fit: the training loss became {loss} in epoch {stage.epoch + 1}; lower lr (now {model.config.lr}) "
+            f"or use reduction=mean"
+        )
+    rate = batches.num_examples / seconds
+    return {"epoch": float(stage.epoch + 1), "loss": loss, "seconds": seconds, "samples_per_second": rate}
+
+
+def train_epoch(
+    model: Recommender,
+    optimizer: torch.optim.Optimizer,
+    batches: PairwiseBatches,
+    number: int,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> float:
+    """One pass over the training positives with the negatives of epoch `number`.
+
+    Args:
+        on_progress: called about ten times a second with the examples done and their mean loss.
+    Returns:
+        mean loss an example.
+    """
     model.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    started = last_report = time.perf_counter()
-    total, done = torch.zeros((), dtype=torch.float64), 0
     is_mean = model.config.reduction == "mean"
-    for batch in batches.epoch(stage.epoch):
+    total, done, last_report = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+    for batch in batches.epoch(number):
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
         loss = model.loss(batch)
         loss.backward()
         optimizer.step()
         examples = batch.labels.numel()
-        total += loss.detach() * examples if is_mean else loss.detach()
+        total.add_(loss.detach(), alpha=examples if is_mean else 1)
         done += examples
-        now = time.perf_counter()
-        if run.on_progress is not None and now - last_report > 0.1:
-            last_report = now
-            rate = done / (now - started)
-            run.on_progress(
-                Progress(
-                    stage.name, stage.epoch + 1, stage.epochs, done, batches.num_examples, float(total) / done, rate
-                )
-            )
+        if on_progress is not None and time.perf_counter() - last_report > 0.1:
+            last_report = time.perf_counter()
+            on_progress(done, float(total) / done)
     if hasattr(optimizer, "flush"):
         optimizer.flush()
     model.eval()
-    seconds = time.perf_counter() - started
-    mean_loss = float(total) / done
-    if not math.isfinite(mean_loss):
-        raise ValueError(
-            f"fit: the training loss became {mean_loss} in epoch {stage.epoch + 1}; lower lr (now {model.config.lr}) "
-            f"or use reduction=mean"
-        )
-    return {
-        "epoch": float(stage.epoch + 1),
-        "loss": mean_loss,
-        "seconds": seconds,
-        "samples_per_second": done / seconds,
-    }
+    return float(total) / done
 
 
 def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optimizer:
