@@ -128,7 +128,7 @@ class NCFLoss(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *parameters: Tensor) -> Tensor:
         loss, ctx.gradients = _run(call, parameters)
         ctx.rows = [call.user_plan.rows.long(), call.item_plan.rows.long()]
-        ctx.num_table_rows = [len(table) for table in parameters[:4]]
+        ctx.num_table_rows = [table.shape[0] for table in parameters[:4]]
         return loss
 
     @staticmethod
@@ -154,26 +154,32 @@ class NCFLoss(torch.autograd.Function):
         return (None, *gradients)
 
 
-def _require(is_met: bool, requirement: str, value: object, remedy: str = "") -> None:
-    if not is_met:
-        raise ValueError(f"ncf_loss: {requirement}, got {value}" + (f"; {remedy}" if remedy else ""))
+def _error(requirement: str, value: object, remedy: str = "") -> ValueError:
+    return ValueError(f"ncf_loss: {requirement}, got {value}" + (f"; {remedy}" if remedy else ""))
 
 
-def _check_table_pair(user: Tensor, item: Tensor, name: str) -> None:
-    for side, table in (("user", user), ("item", item)):
-        _require(table.dim() == 2, f"{name}_{side} must be [num_{side}s, width]", tuple(table.shape))
+def _check_tables(gmf_user: Tensor, gmf_item: Tensor, mlp_user: Tensor, mlp_item: Tensor) -> None:
+    for name, user, item in (("gmf", gmf_user, gmf_item), ("mlp", mlp_user, mlp_item)):
+        if user.dim() != 2:
+            raise _error(f"{name}_user must be [num_users, width]", tuple(user.shape))
+        if item.dim() != 2:
+            raise _error(f"{name}_item must be [num_items, width]", tuple(item.shape))
+    if gmf_user.shape[1] != gmf_item.shape[1]:
+        raise _error(f"gmf_item must be {gmf_user.shape[1]} wide, as gmf_user is", tuple(gmf_item.shape))
+    for side, gmf, mlp in (("user", gmf_user, mlp_user), ("item", gmf_item, mlp_item)):
+        if gmf.shape[0] != mlp.shape[0]:
+            raise _error(f"mlp_{side} must have the {gmf.shape[0]} rows of gmf_{side}", mlp.shape[0])
 
 
 def _check_batch(users: Tensor, items: Tensor, labels: Tensor) -> None:
-    _require(users.dim() == 1, "users must be [G]", tuple(users.shape), "one user a row of items")
-    shape = tuple(items.shape)
-    _require(
-        items.dim() == 2 and shape[0] == len(users) and shape[1] > 0,
-        f"items must be [{len(users)}, 1 + n]",
-        shape,
-        "one row of items for each of users; pairs are items[:, None]",
-    )
-    _require(labels.shape == items.shape, f"labels must be {shape}, the shape of items", tuple(labels.shape))
+    shape = items.shape
+    if users.dim() != 1:
+        raise _error("users must be [G]", tuple(users.shape), "one user a row of items")
+    if len(shape) != 2 or shape[0] != users.shape[0] or shape[1] == 0:
+        remedy = "one row of items for each of users; pairs are items[:, None]"
+        raise _error(f"items must be [{users.shape[0]}, 1 + n]", tuple(shape), remedy)
+    if labels.shape != shape:
+        raise _error(f"labels must be {tuple(shape)}, the shape of items", tuple(labels.shape))
 
 
 def _check_network(
@@ -184,26 +190,24 @@ def _check_network(
     out_weight: Tensor,
     out_bias: Tensor,
 ) -> None:
-    num = len(weights)
-    _require(num <= _MAX_LAYERS, f"weights must be at most {_MAX_LAYERS} layers", num)
-    _require(len(biases) == num, f"biases must be {num}, one for each of weights", len(biases), "pass zeros for none")
+    if len(weights) > _MAX_LAYERS:
+        raise _error(f"weights must be at most {_MAX_LAYERS} layers", len(weights))
+    if len(biases) != len(weights):
+        raise _error(f"biases must be {len(weights)}, one for each of weights", len(biases), "pass zeros for none")
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        shape = tuple(weight.shape)
-        _require(
-            weight.dim() == 2 and shape[0] > 0 and shape[1] == width,
-            f"weights[{layer}] must be [H, {width}]",
-            shape,
-            "the first layer reads [user ; item], each other the layer before it" if shape else "",
-        )
+        shape = weight.shape
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
+            remedy = "the first layer reads [user ; item], each other the layer before it"
+            raise _error(f"weights[{layer}] must be [H, {width}]", tuple(shape), remedy)
         width = shape[0]
-        _require(tuple(bias.shape) == (width,), f"biases[{layer}] must be [{width}]", tuple(bias.shape))
-    last = gmf_width + (width if num else 0)
-    _require(
-        tuple(out_weight.shape) in ((last,), (1, last)),
-        f"out_weight must be [{last}] or [1, {last}], GMF width and last layer",
-        tuple(out_weight.shape),
-    )
-    _require(tuple(out_bias.shape) == (1,), "out_bias must be [1] or None", tuple(out_bias.shape))
+        if bias.shape != (width,):
+            raise _error(f"biases[{layer}] must be [{width}]", tuple(bias.shape))
+    last = gmf_width + (width if weights else 0)
+    if out_weight.shape not in ((last,), (1, last)):
+        requirement = f"out_weight must be [{last}] or [1, {last}], GMF width and last layer"
+        raise _error(requirement, tuple(out_weight.shape))
+    if out_bias.shape != (1,):
+        raise _error("out_bias must be [1] or None", tuple(out_bias.shape))
 
 
 def _check(
@@ -215,57 +219,49 @@ def _check(
     biases: Sequence[Tensor],
     out_weight: Tensor,
     out_bias: Tensor | None,
-    reduction: str,
-    precision: str,
 ) -> list[Tensor]:
     """All parameters in the operator's order, absent tables zero columns wide, after every check but that of ids."""
-    _require(reduction in ("mean", "sum"), 'reduction must be "mean" or "sum"', repr(reduction))
-    _require(precision in ("float32", "bfloat16"), 'precision must be "float32" or "bfloat16"', repr(precision))
     gmf_user, gmf_item, mlp_user, mlp_item = tables
     for name, user, item in (("gmf", gmf_user, gmf_item), ("mlp", mlp_user, mlp_item)):
-        _require((user is None) == (item is None), f"{name}_user and {name}_item go together", "only one of them")
-    _require(gmf_user is not None or mlp_user is not None, "needs GMF tables, MLP tables or both", "neither")
-    _require((mlp_user is None) == (len(weights) == 0), "MLP tables and weights go together", f"{len(weights)} weights")
+        if (user is None) != (item is None):
+            raise _error(f"{name}_user and {name}_item go together", "only one of them")
     template = gmf_user if gmf_user is not None else mlp_user
     other = gmf_item if gmf_item is not None else mlp_item
-    assert template is not None
-    assert other is not None
+    if template is None or other is None:
+        raise _error("needs GMF tables, MLP tables or both", "neither")
+    if (mlp_user is None) != (len(weights) == 0):
+        raise _error("MLP tables and weights go together", f"{len(weights)} weights")
     present = [
         given if given is not None else like.new_empty((like.shape[0], 0))
         for given, like in ((gmf_user, template), (gmf_item, other), (mlp_user, template), (mlp_item, other))
     ]
-    _check_table_pair(present[0], present[1], "gmf")
-    _check_table_pair(present[2], present[3], "mlp")
-    _require(
-        present[0].shape[1] == present[1].shape[1], "gmf_item must be as wide as gmf_user", tuple(present[1].shape)
-    )
-    for side, gmf, mlp in (("user", present[0], present[2]), ("item", present[1], present[3])):
-        _require(len(gmf) == len(mlp), f"mlp_{side} must have the {len(gmf)} rows of gmf_{side}", len(mlp))
-    out_bias = out_weight.new_zeros(1) if out_bias is None else out_bias
+    _check_tables(*present)
     _check_batch(users, items, labels)
+    out_bias = out_weight.new_zeros(1) if out_bias is None else out_bias
     _check_network(
         weights, biases, present[2].shape[1] + present[3].shape[1], present[0].shape[1], out_weight, out_bias
     )
     dtype = template.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise _error("tables must be float32 (or float64)", dtype, "use .float()")
     parameters = [*present, *weights, *biases, out_weight, out_bias]
-    _require(dtype in (torch.float32, torch.float64), "tables must be float32 (or float64)", dtype, "use .float()")
     for parameter in parameters:
-        _require(parameter.dtype == dtype, f"every table, weight and bias must be {dtype}", parameter.dtype)
+        if parameter.dtype != dtype:
+            raise _error(f"every table, weight and bias must be {dtype}", parameter.dtype)
     return parameters
 
 
 def _accumulate_gradients(call: _Call, parameters: Sequence[Tensor]) -> Tensor:
     """What backward() of the loss would do, without autograd: the gradients go to `.grad` right away."""
-    for parameter in parameters:
-        is_leaf = parameter.is_leaf or not parameter.requires_grad
-        _require(is_leaf, "accumulate_grad needs leaf parameters", "the result of an operation", "use .backward()")
+    if any(parameter.requires_grad and not parameter.is_leaf for parameter in parameters):
+        raise _error("accumulate_grad needs leaf parameters", "the result of an operation", "use .backward()")
     with torch.no_grad():
         loss, gradients = _run(call, parameters)
         rows = [call.user_plan.rows.long(), call.item_plan.rows.long()]
         for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             if parameter.requires_grad:
                 if index < 4:
-                    gradient = coalesced_grad(rows[index % 2], gradient, len(parameter))
+                    gradient = coalesced_grad(rows[index % 2], gradient, parameter.shape[0])
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     return loss
 
@@ -324,13 +320,19 @@ def ncf_loss(
         ValueError: a shape, dtype or option does not fit. IndexError: an id is out of range.
     Reference: He et al. 2017 (arXiv 1708.05031), equations 7, 10, 12.
     """
-    _require(l2 >= 0, "l2 must be >= 0", l2)
+    if reduction not in ("mean", "sum"):
+        raise _error('reduction must be "mean" or "sum"', repr(reduction))
+    if precision not in ("float32", "bfloat16"):
+        raise _error('precision must be "float32" or "bfloat16"', repr(precision))
+    if not l2 >= 0:
+        raise _error("l2 must be >= 0", l2)
     tables = gmf_user, gmf_item, mlp_user, mlp_item
-    parameters = _check(tables, users, items, labels, weights, biases, out_weight, out_bias, reduction, precision)
+    parameters = _check(tables, users, items, labels, weights, biases, out_weight, out_bias)
     scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
     labels = labels.to(out_weight.dtype)
     if torch.compiler.is_compiling():
-        _require(not accumulate_grad, "accumulate_grad must be False under torch.compile", accumulate_grad)
+        if accumulate_grad:
+            raise _error("accumulate_grad must be False under torch.compile", True, "call backward()")
         logits = ncf_logits_reference(
             parameters[0],
             parameters[1],
@@ -349,8 +351,8 @@ def ncf_loss(
             each = l2 * scale * (items.shape[1] if ids is users else 1)
             traced = traced + 0.5 * each * F.embedding(ids, table).square().sum()
         return traced
-    user_plan = embedding_plan(users, len(parameters[0]), name="users") if user_plan is None else user_plan
-    item_plan = embedding_plan(items, len(parameters[1]), name="items") if item_plan is None else item_plan
+    user_plan = embedding_plan(users, parameters[0].shape[0], name="users") if user_plan is None else user_plan
+    item_plan = embedding_plan(items, parameters[1].shape[0], name="items") if item_plan is None else item_plan
     for index, table in enumerate(parameters[:4]):
         catch_up = getattr(table, "_deeprec_catch_up", None)
         if catch_up is not None:
