@@ -2,7 +2,7 @@
 # Needs Python 3.10+, pip, make and a C++ compiler (without one the PyTorch references serve).
 
 PYTHON ?= python3
-# Where pip takes torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the CPU build, .../whl/cu130 for
+# Where pip takes torch from: the address that pytorch.org's install page gives for the CPU build, or for a CUDA version.
 # CUDA 13. Empty: pip's own configuration decides (on PyPI, Linux: a CUDA build).
 TORCH_INDEX ?=
 # Extra arguments of the demo and of pytest.
@@ -22,7 +22,7 @@ CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 .PHONY: help setup build test pytest lint format demo bench sanitize clean distclean
 
 help:  ## Show this list
-	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]"
+	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=ADDRESS]"
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
 
 $(VENV)/.created:
