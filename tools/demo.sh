@@ -11,8 +11,10 @@ if [[ -z ${DEEPREC_DATA:-} && -d ../shared/data ]]; then
   export DEEPREC_DATA
 fi
 data=synthetic
+history=1,2,3
 if compgen -G "${DEEPREC_DATA:-none}/ml-1m/ratings*.dat*" >/dev/null; then
   data=ml-1m
+  history=260,1196,1210 # a new user who liked the three Star Wars films
 else
   echo "demo: no MovieLens-1M at hand (DEEPREC_DATA is ${DEEPREC_DATA:-not set}); training on synthetic interactions"
 fi
@@ -22,7 +24,8 @@ show() { # prints a command, then runs it
   "$@"
 }
 rm -rf "$out"
-show deeprec train neumf --data $data --protocol ncf --seed 1 --out "$out" epochs="$epochs" ${DEMO_ARGS:-}
+show deeprec train neumf --data $data --protocol ncf --seed 1 --out "$out" epochs="$epochs" batch_size=1024 ${DEMO_ARGS:-}
 show deeprec evaluate "$out"
 show deeprec recommend "$out" --user 1 -k 10
+show deeprec recommend "$out" --history "$history" -k 5
 printf '\nThe model, its result card (card.json) and its training curves (curves.png) are in %s\n' "$out"

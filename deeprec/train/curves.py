@@ -34,6 +34,7 @@ def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> N
         metric_axes.legend(frameon=False)
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     buffer = io.BytesIO()

@@ -97,7 +97,8 @@ def test_refit_trains_on_validation_too_and_resumes(data, tmp_path):
 
 def test_kill_9_loses_at_most_the_running_epoch(data, tmp_path):
     script = (
-        "import sys; from deeprec.data import synthetic; from deeprec.models import create; from deeprec.train import fit\n"
+        "import sys\nfrom deeprec.data import synthetic\n"
+        "from deeprec.models import create\nfrom deeprec.train import fit\n"
         "data = synthetic(num_users=120, num_items=300, num_interactions=3000, seed=1)\n"
         "model = create('gmf', factors=4, epochs=100000, batch_size=200)\n"
         "fit(model, data, protocol='ncf', seed=5, out=sys.argv[1])\n"
