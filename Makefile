@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 # Where pip takes torch from: the address that pytorch.org's install page gives for the CPU build, or for a CUDA version.
-# CUDA 13. Empty: pip's own configuration decides (on PyPI, Linux: a CUDA build).
+# Empty: pip's own configuration decides (on PyPI, Linux: a CUDA build).
 TORCH_INDEX ?=
 # Extra arguments of the demo and of pytest.
 DEMO_EPOCHS ?=
