@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Each user's training items as CSR: row u is items[offsets[u]:offsets[u + 1]], sorted.
+    """The items each user has met as CSR: row u is items[offsets[u]:offsets[u + 1]], sorted.
 
     Attributes:
         offsets: [num_users + 1], int64.

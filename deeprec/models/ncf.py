@@ -32,6 +32,11 @@ class NCFRecommender(Recommender):
             precision=self.config.precision,
         )
 
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits [n] of pairs of internal ids, each [n]."""
+        self.require_built()
+        return self.network.score_pairs(users, items).float()
+
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self.require_built()
         return self.network.user_rows(users)

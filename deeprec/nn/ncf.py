@@ -151,6 +151,28 @@ class NCFNetwork(nn.Module):
         return torch.cat([t.weight for t in (self.gmf_item, self.mlp_item) if t is not None], dim=1)
 
     @torch.no_grad()
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits [n] of pairs [n]; the first hidden layer runs once for each distinct user and item."""
+        if self.mlp_item is None or not self.layers:
+            logits: Tensor = self(users, items)
+            return logits
+        unique_users, users = torch.unique(users, return_inverse=True)
+        unique_items, items = torch.unique(items, return_inverse=True)
+        first, *later = self._linears()
+        half = self.mlp_item.embedding_dim
+        *gmf_rows, mlp_rows = self.user_rows(unique_users)
+        hidden = F.linear(mlp_rows, first.weight[:, :half], first.bias)[users]
+        hidden += F.linear(self.mlp_item(unique_items), first.weight[:, half:])[items]
+        hidden.relu_()
+        for layer in later:
+            hidden = layer(hidden).relu_()
+        features = [hidden]
+        if self.gmf_item is not None:
+            features.insert(0, gmf_rows[0][users] * self.gmf_item(unique_items)[items])
+        logits = self.output(torch.cat(features, dim=-1)).squeeze(-1)
+        return logits
+
+    @torch.no_grad()
     def scorer(self, user_rows: tuple[Tensor, ...]) -> NCFScorer:
         """What `score_items` and `score_topk` need to score the whole catalogue for user rows [b, D] and [b, E].
 

@@ -28,7 +28,7 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
     Args:
         user_ids: one external id or a sequence of them.
         k: list length, >= 1.
-        exclude_seen: leave out each user's training items.
+        exclude_seen: leave out the items each user has met in the data the model was fitted on.
     Returns:
         user_id, rank (from 1), item_id, score; fewer than k rows for a user who has seen nearly everything.
     Raises:

@@ -172,6 +172,7 @@ def fit(
             "users": interactions.num_users,
             "items": interactions.num_items,
             "interactions": len(interactions),
+            "split_sha256": run.split.sha256,
         },
         protocol=chosen.as_dict(),
         metrics=evaluate(model, run.split, chosen, part="test"),
@@ -407,9 +408,9 @@ def _clean_up(directory: Path) -> None:
 
 
 def _adopt(model: Recommender, run: _Run) -> None:
-    """Give the model its id maps and the items each user has seen, so that it can recommend."""
+    """Give the model its id maps and every item each user has met, held-out ones too, so that it can recommend."""
     model.user_ids, model.item_ids = run.data.user_ids, run.data.item_ids
-    model.seen = Seen(*run.split.train.csr())
+    model.seen = Seen(*run.data.csr())
     model._fitted_on = run
     model.eval()
 

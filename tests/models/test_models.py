@@ -131,6 +131,13 @@ def test_loss_starts_at_ln_2(name):
 
 
 @pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+def test_scores_of_pairs_equal_plain_forward(name):
+    model = create(name, schema=Schema(20, 30), factors=8)
+    users, items = torch.randint(20, (70,)), torch.randint(30, (70,))
+    torch.testing.assert_close(model.score_pairs(users, items), model(users, items), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
 def test_fused_loss_equals_plain_forward(name):
     special = {"l2": 0.0, "reduction": "mean"} if name == "mf" else {}
     model = create(name, schema=Schema(20, 30), factors=8, **special)
