@@ -115,6 +115,12 @@ class Recommender(nn.Module):
         """Scalar training loss of a batch."""
         raise NotImplementedError
 
+    def backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [n] of pairs of internal ids, each [n]; larger is better."""
         with torch.no_grad():

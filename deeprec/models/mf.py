@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.models.base import Batch, Schema
+from deeprec.models.base import Batch, Recommender, Schema
 from deeprec.models.config import TrainConfig
 from deeprec.models.ncf import NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
@@ -74,6 +74,10 @@ class MF(NCFRecommender):
             self.network.output.weight.fill_(1.0)
         # The output layer is the sum over dimensions, nothing to learn there but the global bias.
         self.network.output.weight.requires_grad_(False)
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Through autograd, whose hooks keep the columns of ones."""
+        return Recommender.backward(self, batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """Logistic loss with L2, Rendle et al. 2020, section 3.1."""

@@ -32,6 +32,17 @@ class NCFRecommender(Recommender):
             precision=self.config.precision,
         )
 
+    def backward(self, batch: Batch) -> Tensor:
+        """The loss's gradients, without a detour through autograd."""
+        return self.network.loss(
+            batch.users,
+            batch.items,
+            batch.labels,
+            reduction=self.config.reduction,
+            precision=self.config.precision,
+            accumulate_grad=True,
+        )
+
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Logits [n] of pairs of internal ids, each [n]."""
         self.require_built()

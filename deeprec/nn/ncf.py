@@ -110,6 +110,7 @@ class NCFNetwork(nn.Module):
         reduction: str = "mean",
         precision: str = "float32",
         l2: float = 0.0,
+        accumulate_grad: bool = False,
     ) -> Tensor:
         """Binary cross-entropy of each user with a group of items, fused forward and backward.
 
@@ -118,13 +119,18 @@ class NCFNetwork(nn.Module):
             reduction: "mean" or "sum" over the b (1 + n) examples.
             precision: "float32" or "bfloat16" matrix products.
             l2: each example adds l2 / 2 times the squared norm of its embedding rows.
+            accumulate_grad: add the gradients to `.grad` right away, without autograd; the loss then has no graph.
         Returns:
             scalar; its gradient is row-sparse in the tables.
         Reference: He et al. 2017, eq. 7.
         """
         if self.mlp_item is not None and not self.layers:
             logits = self(users.unsqueeze(-1), items)
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
+            loss = F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
+            if accumulate_grad:
+                loss.backward()
+                loss = loss.detach()
+            return loss
         return ncf_loss(
             _weight(self.gmf_user),
             _weight(self.gmf_item),
@@ -135,11 +141,12 @@ class NCFNetwork(nn.Module):
             labels,
             [layer.weight for layer in self._linears()],
             [layer.bias for layer in self._linears()],
-            self.output.weight.reshape(-1),
+            self.output.weight,
             self.output.bias,
             reduction=reduction,
             precision=precision,
             l2=l2,
+            accumulate_grad=accumulate_grad,
         )
 
     def _linears(self) -> list[nn.Linear]:

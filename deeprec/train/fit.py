@@ -364,11 +364,10 @@ def train_epoch(
     for batch in batches.epoch(number):
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
-        loss = model.loss(batch)
-        loss.backward()
+        loss = model.backward(batch)
         optimizer.step()
         examples = batch.labels.numel()
-        total.add_(loss.detach(), alpha=examples if is_mean else 1)
+        total.add_(loss, alpha=examples if is_mean else 1)
         done += examples
         if on_progress is not None and time.perf_counter() - last_report > 0.1:
             last_report = time.perf_counter()

@@ -179,3 +179,18 @@ def test_option_out_of_range_is_refused(option, value):
 def test_unfitted_model_says_what_to_do():
     with pytest.raises(ValueError, match="fit"):
         create("gmf").recommend([1])
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+def test_backward_gives_the_gradients_of_the_loss(name):
+    model = create(name, schema=Schema(20, 30), factors=8)
+    batch = Batch(torch.randint(20, (7,)), torch.randint(30, (7, 5)), torch.rand(7, 5))
+    model.loss(batch).backward()
+    expected = {key: p.grad.to_dense() for key, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    loss = model.backward(batch)
+    assert not loss.requires_grad
+    found = {key: p.grad.to_dense() for key, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient)
