@@ -24,6 +24,8 @@ class TrainConfig:
         lr: learning rate, > 0.
         optimizer: "adam" (equal to dense Adam, touched rows only), "lazy-adam", "adagrad" or "sgd".
         weight_decay: L2 coefficient, >= 0; on embedding tables it acts on the touched rows ("adam": on every row).
+        l2: each example adds l2 / 2 times the squared norms of its embedding rows to its loss, >= 0; unlike
+            `weight_decay` it grows with the number of an id's examples and leaves the network alone.
         num_negatives: negatives drawn for each positive, anew every epoch, >= 1.
         reduction: "mean" (paper) or "sum" of the examples' losses in a step; the learning rate's scale follows.
         precision: matrix products in "float32" or "bfloat16" (float32 master weights and accumulation either way).
@@ -38,6 +40,7 @@ class TrainConfig:
     lr: float = 0.001
     optimizer: str = "adam"
     weight_decay: float = 0.0
+    l2: float = 0.0
     num_negatives: int = 4
     reduction: str = "mean"
     precision: str = "float32"
@@ -51,6 +54,7 @@ class TrainConfig:
         _at_least(self, "batch_size", 1 + self.num_negatives)
         _at_least(self, "patience", 0)
         _at_least(self, "weight_decay", 0)
+        _at_least(self, "l2", 0)
         if not 0 <= self.weight_averaging < 1:
             name = type(self).__name__
             raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")

@@ -29,8 +29,6 @@ class MFConfig(TrainConfig):
     """Attributes:
     factors: size d of the vectors, the two bias columns included, >= 3.
     init_std: standard deviation of the initial vectors, > 0.
-    l2: each example adds l2 / 2 (|p_u|^2 + |q_i|^2) to its loss, >= 0; unlike `weight_decay` it grows with an id's
-        number of examples, as in the paper.
     """
 
     factors: int = 192
@@ -49,8 +47,6 @@ class MFConfig(TrainConfig):
             raise ValueError(f"MFConfig: factors must be >= 3 (two of them carry the biases), got {self.factors}")
         if not self.init_std > 0:
             raise ValueError(f"MFConfig: init_std must be > 0, got {self.init_std}")
-        if not self.l2 >= 0:
-            raise ValueError(f"MFConfig: l2 must be >= 0, got {self.l2}")
 
 
 class MF(NCFRecommender):
@@ -78,11 +74,6 @@ class MF(NCFRecommender):
     def backward(self, batch: Batch) -> Tensor:
         """Through autograd, whose hooks keep the columns of ones."""
         return Recommender.backward(self, batch)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Logistic loss with L2, Rendle et al. 2020, section 3.1."""
-        config = self.config
-        return self.network.loss(*batch, reduction=config.reduction, precision=config.precision, l2=config.l2)
 
 
 def _without_column(gradient: Tensor, *, column: int) -> Tensor:

@@ -23,24 +23,21 @@ class NCFRecommender(Recommender):
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """Binary cross-entropy, He et al. 2017, eq. 7."""
-        return self.network.loss(
-            batch.users,
-            batch.items,
-            batch.labels,
-            reduction=self.config.reduction,
-            precision=self.config.precision,
-        )
+        """Binary cross-entropy, He et al. 2017, eq. 7, with L2 as Rendle et al. 2020 (arXiv 2005.09683), section 3.1."""
+        return self._loss(batch, accumulate_grad=False)
 
     def backward(self, batch: Batch) -> Tensor:
         """The loss's gradients, without a detour through autograd."""
+        return self._loss(batch, accumulate_grad=True)
+
+    def _loss(self, batch: Batch, *, accumulate_grad: bool) -> Tensor:
+        config = self.config
         return self.network.loss(
-            batch.users,
-            batch.items,
-            batch.labels,
-            reduction=self.config.reduction,
-            precision=self.config.precision,
-            accumulate_grad=True,
+            *batch,
+            reduction=config.reduction,
+            precision=config.precision,
+            l2=config.l2,
+            accumulate_grad=accumulate_grad,
         )
 
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:

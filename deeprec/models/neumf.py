@@ -35,6 +35,7 @@ class NeuMFConfig(TrainConfig):
     alpha: weight of GMF in the output layer after pre-training, in [0, 1] (paper: 0.5).
     pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: of the GMF and the
         MLP stage; validation chooses the epoch of each.
+    pretrain_gmf_l2: `l2` of the GMF stage, >= 0.
     """
 
     factors: int = 8
@@ -49,6 +50,7 @@ class NeuMFConfig(TrainConfig):
     pretrain_optimizer: str = "adam"
     pretrain_batch_size: int = 256
     pretrain_weight_decay: float = 0.0
+    pretrain_gmf_l2: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +75,7 @@ class NeuMFConfig(TrainConfig):
         for name in ("epochs", "lr", "optimizer", "batch_size", "weight_decay"):
             shared[name] = getattr(self, f"pretrain_{name}")
         if issubclass(config_class, GMFConfig):
-            shared["factors"] = self.gmf_dim()
+            shared.update(factors=self.gmf_dim(), l2=self.pretrain_gmf_l2)
         else:
             shared["layers"] = self.widths()
         return make_config(config_class, None, shared)

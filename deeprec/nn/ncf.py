@@ -87,6 +87,9 @@ class NCFNetwork(nn.Module):
         """The users' embedding rows, one tensor [*users.shape, D or E] for each table of the network."""
         return tuple(table(users) for table in (self.gmf_user, self.mlp_user) if table is not None)
 
+    def _item_rows(self, items: Tensor) -> tuple[Tensor, ...]:
+        return tuple(table(items) for table in (self.gmf_item, self.mlp_item) if table is not None)
+
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         """Logits from user rows that need not be in the tables (a new user); items: [*rows' leading shape]."""
         rows = list(user_rows)
@@ -127,6 +130,10 @@ class NCFNetwork(nn.Module):
         if self.mlp_item is not None and not self.layers:
             logits = self(users.unsqueeze(-1), items)
             loss = F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
+            if l2:
+                rows = (*self.user_rows(users.unsqueeze(-1).expand_as(items)), *self._item_rows(items))
+                scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
+                loss = loss + 0.5 * l2 * scale * sum((row.square().sum() for row in rows), loss.new_zeros(()))
             if accumulate_grad:
                 loss.backward()
                 loss = loss.detach()
