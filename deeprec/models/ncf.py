@@ -23,7 +23,7 @@ class NCFRecommender(Recommender):
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """Binary cross-entropy, He et al. 2017, eq. 7, with L2 as Rendle et al. 2020 (arXiv 2005.09683), section 3.1."""
+        """Binary cross-entropy (He et al. 2017, eq. 7) with L2 (Rendle et al. 2020, arXiv 2005.09683, 3.1)."""
         return self._loss(batch, accumulate_grad=False)
 
     def backward(self, batch: Batch) -> Tensor:
