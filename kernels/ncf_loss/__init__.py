@@ -117,7 +117,8 @@ def _run(call: _Call, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor
     if call.l2:
         plans = ((call.user_plan, call.labels.shape[1]), (call.item_plan, 1)) * 2
         for table, (plan, examples), d_table in zip(tables, plans, d_tables, strict=True):
-            loss = loss + _add_l2(table, plan, call.l2 * call.scale * examples, d_table)
+            if table.shape[1]:
+                loss = loss + _add_l2(table, plan, call.l2 * call.scale * examples, d_table)
     return loss, [*d_tables, *d_weights, *d_biases, d_out_weight.view(out_weight.shape), d_out_bias]
 
 
