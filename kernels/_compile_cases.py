@@ -17,9 +17,13 @@ class CompileCase:
         kernel: the `@triton.jit` function.
         signature: argument name -> Triton type, e.g. {"weight": "*bf16", "num_rows": "i64", "BLOCK": "constexpr"}.
         constexprs: values of the constexpr arguments.
+        backends: "cuda" (NVIDIA), "hip" (AMD), where the launcher gives them different constants.
+        num_warps: as the launcher gives it.
     """
 
     name: str
     kernel: Any
     signature: dict[str, str]
     constexprs: dict[str, Any]
+    backends: tuple[str, ...] = ("cuda", "hip")
+    num_warps: int = 4

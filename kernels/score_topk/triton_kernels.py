@@ -30,16 +30,20 @@ MAX_WEIGHT_BYTES = 32768  # of one padded layer: it is held in shared memory
 _NO_ITEM = -(2**63)
 # Triton's interpreter would multiply the bit patterns of bfloat16.
 _WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+# Products of float32. NVIDIA has them on CUDA cores only, where a tile wants 6 KB a thread (spilled); three TF32
+# products of split operands are as exact to within a few units in the last place, and stay in registers.
+_PRECISION = "ieee" if torch.version.hip else "tf32x3"
+_NUM_WARPS = {torch.float32: 8, torch.bfloat16: 4}  # of the network: a tile of float32 fills four warps' registers
 _WANTED_PROGRAMS = 1024  # several for each multiprocessor of today's GPUs
 
 
 @triton.jit
-def _dot(a, b, acc):
-    """acc + a b in float32 (no TF32)."""
+def _dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b in float32 (no plain TF32)."""
     if _WIDEN:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -95,6 +99,7 @@ def _score_topk_dot_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Keys [B, splits, KP] of users . items + item_bias over [split * per_split, (split + 1) * per_split)."""
     split = tl.program_id(1)
@@ -127,7 +132,7 @@ def _score_topk_dot_kernel(
                 mask=is_item[None, :] & inside[:, None],
                 other=0.0,
             )
-            scores = _dot(u, v, scores)
+            scores = _dot(u, v, scores, PRECISION)
         if HAS_BIAS:
             scores += tl.load(item_bias + ids, mask=is_item, other=0.0)[None, :]
         wide_ids = tl.broadcast_to(ids[None, :], (BLOCK_B, BLOCK_N))
@@ -144,13 +149,33 @@ def _score_topk_dot_kernel(
 
 
 @triton.jit
-def _layer(x, weights, biases, OUT: tl.constexpr, IN: tl.constexpr, OF_WEIGHTS: tl.constexpr, OF_BIASES: tl.constexpr):
+def _layer(
+    x,
+    weights,
+    biases,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    OF_WEIGHTS: tl.constexpr,
+    OF_BIASES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """relu(x W^T + b), x [BLOCK_N, IN], W padded to [OUT, IN] at weights + OF_WEIGHTS."""
     rows = tl.arange(0, IN)
     columns = tl.arange(0, OUT)
     w = tl.load(weights + OF_WEIGHTS + columns[None, :] * IN + rows[:, None])
-    y = _dot(x.to(w.dtype), w, tl.zeros((x.shape[0], OUT), tl.float32))
+    y = _dot(x.to(w.dtype), w, tl.zeros((x.shape[0], OUT), tl.float32), PRECISION)
     return tl.maximum(y + tl.load(biases + OF_BIASES + columns)[None, :], 0.0)
+
+
+@triton.jit
+def _first(user_hidden, item_hidden, user, items, is_item, hidden, num_hidden):
+    """relu of the split first layer for one user and some of the hidden units, [BLOCK_N, hidden]."""
+    inside = hidden < num_hidden
+    a = tl.load(user_hidden + user * num_hidden + hidden, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(
+        item_hidden + items[:, None] * num_hidden + hidden[None, :], mask=is_item[:, None] & inside[None, :], other=0.0
+    )
+    return tl.maximum(a[None, :] + c.to(tl.float32), 0.0)
 
 
 @triton.jit
@@ -182,13 +207,13 @@ def _score_topk_ncf_kernel(
     P3: tl.constexpr,
     PD: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     KP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One user and one part of the catalogue: logits [B, N] where DENSE, else keys [B, splits, KP]."""
     user = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    hidden = tl.arange(0, P0)
-    a = tl.load(user_hidden + user * num_hidden + hidden, mask=hidden < num_hidden, other=0.0).to(tl.float32)
     bias = tl.load(out_bias)
     if HAS_FACTORS:
         factors = tl.arange(0, PD)
@@ -207,19 +232,21 @@ def _score_topk_ncf_kernel(
         ids = start + tl.arange(0, BLOCK_N)
         is_item = ids < end
         wide = ids.to(tl.int64)
-        c = tl.load(
-            item_hidden + wide[:, None] * num_hidden + hidden[None, :],
-            mask=is_item[:, None] & (hidden < num_hidden)[None, :],
-            other=0.0,
-        )
-        x = tl.maximum(a[None, :] + c.to(tl.float32), 0.0)
         WIDTH: tl.constexpr = P0 if LAYERS == 0 else (P1 if LAYERS == 1 else (P2 if LAYERS == 2 else P3))
-        if LAYERS > 0:
-            x = _layer(x, weights, biases, P1, P0, 0, 0)
+        if LAYERS == 0:
+            x = _first(user_hidden, item_hidden, user, wide, is_item, tl.arange(0, P0), num_hidden)
+        else:  # the widest product, in slices that fit registers
+            y = tl.zeros((BLOCK_N, P1), tl.float32)
+            for h in tl.range(0, P0, BLOCK_H, num_stages=1):
+                hidden = h + tl.arange(0, BLOCK_H)
+                x = _first(user_hidden, item_hidden, user, wide, is_item, hidden, num_hidden)
+                w = tl.load(weights + tl.arange(0, P1)[None, :] * P0 + hidden[:, None])
+                y = _dot(x.to(w.dtype), w, y, PRECISION)
+            x = tl.maximum(y + tl.load(biases + tl.arange(0, P1))[None, :], 0.0)
         if LAYERS > 1:
-            x = _layer(x, weights, biases, P2, P1, P1 * P0, P1)
+            x = _layer(x, weights, biases, P2, P1, P1 * P0, P1, PRECISION)
         if LAYERS > 2:
-            x = _layer(x, weights, biases, P3, P2, P1 * P0 + P2 * P1, P1 + P2)
+            x = _layer(x, weights, biases, P3, P2, P1 * P0 + P2 * P1, P1 + P2, PRECISION)
         scores = bias + tl.sum(x * tl.load(hidden_weight + tl.arange(0, WIDTH))[None, :], axis=1)
         if HAS_FACTORS:
             gi = tl.load(
@@ -310,6 +337,7 @@ def score_topk_triton(
         BLOCK_N=block_n,
         BLOCK_D=32,
         KP=kp,
+        PRECISION=_PRECISION,
     )
     return _unpack(keys.view(num_users, -1), k)
 
@@ -393,7 +421,10 @@ def _launch_ncf(
         P3=padded[3],
         PD=_power_of_two(num_factors),
         BLOCK_N=block_n,
+        BLOCK_H=16,
         KP=max(kp, 1),
+        PRECISION=_PRECISION,
+        num_warps=_NUM_WARPS[packed.dtype],
     )
     return out
 
@@ -465,19 +496,20 @@ def compile_cases() -> list[CompileCase]:
     """Both kernels in float32 and bfloat16, as launched for K = 10 and K = 50; NeuMF-32's network."""
     constants: dict[str, Any]
     cases = []
-    for kind in ("fp32", "bf16"):
+    for kind, (backend, precision) in itertools.product(("fp32", "bf16"), (("cuda", "tf32x3"), ("hip", "ieee"))):
         for k in (16, 64):
             constants = {"HAS_BIAS": True, "HAS_SEEN": True, "HAS_ROWS": True}
-            constants |= {"BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": 32, "KP": k}
+            constants |= {"BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": 32, "KP": k, "PRECISION": precision}
             signature = dict.fromkeys(("users", "items"), f"*{kind}") | {"item_bias": "*fp32"}
             signature |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "out": "*i64"}
             signature |= dict.fromkeys(("num_users", "num_items", "dim", "per_split"), "i32")
             signature |= dict.fromkeys(constants, "constexpr")
-            cases.append(CompileCase(f"score_topk_dot_{kind}_k{k}", _score_topk_dot_kernel, signature, constants))
+            name = f"score_topk_dot_{kind}_k{k}"
+            cases.append(CompileCase(name, _score_topk_dot_kernel, signature, constants, (backend,)))
         for dense in (False, True):
             constants = {"DENSE": dense, "HAS_FACTORS": True, "HAS_SEEN": not dense, "HAS_ROWS": not dense}
             constants |= {"LAYERS": 2, "P0": 128, "P1": 64, "P2": 32, "P3": 16, "PD": 32}
-            constants |= {"BLOCK_N": 64, "KP": 1 if dense else 16}
+            constants |= {"BLOCK_N": 64, "BLOCK_H": 16, "KP": 1 if dense else 16, "PRECISION": precision}
             names = ("user_hidden", "item_hidden", "user_factors", "item_factors")
             signature = dict.fromkeys(names, "*fp32") | {"weights": f"*{kind}", "biases": "*fp32"}
             signature |= {"hidden_weight": "*fp32", "out_bias": "*fp32", "seen_indptr": "*i64"}
@@ -485,5 +517,6 @@ def compile_cases() -> list[CompileCase]:
             signature |= dict.fromkeys(("num_items", "num_hidden", "num_factors", "per_split"), "i32")
             signature |= dict.fromkeys(constants, "constexpr")
             name = f"{'score_items' if dense else 'score_topk'}_ncf_{kind}"
-            cases.append(CompileCase(name, _score_topk_ncf_kernel, signature, constants))
+            num_warps = 8 if kind == "fp32" else 4
+            cases.append(CompileCase(name, _score_topk_ncf_kernel, signature, constants, (backend,), num_warps))
     return cases

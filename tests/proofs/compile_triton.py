@@ -46,17 +46,23 @@ def kernel_names() -> set[str]:
     return names
 
 
+def cases_for(target: str) -> list[Any]:
+    """The cases that are meant for `target`."""
+    return [case for case in all_cases() if TARGETS[target][0] in case.backends]
+
+
 def compile_case(index: int, target: str) -> dict[str, Any]:
     """Compile case number `index` for `target`; an error is part of the answer."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case = all_cases()[index]
+    case = cases_for(target)[index]
     row: dict[str, Any] = {"case": case.name, "kernel": case.kernel.__name__, "target": target, "error": ""}
     try:
         source = ASTSource(fn=case.kernel, signature=case.signature, constexprs=case.constexprs)
-        compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]))
+        options = {"num_warps": case.num_warps}
+        compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     except Exception as error:
         return {**row, "error": f"{type(error).__name__}: {error}"[:2000]}
     row["shared_bytes"] = compiled.metadata.shared
@@ -76,12 +82,13 @@ def _nvidia(cubin: bytes) -> dict[str, Any]:
             [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
         sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    numbers = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     loads = re.findall(r"\bLDG\.E([.\w]*)", sass)  # e.g. "", ".64", ".128.CONSTANT", ".U16"
     widths = [int(match.group(1)) if (match := re.search(r"\.[US]?(8|16|64|128)\b", load)) else 32 for load in loads]
     return {
         "registers": int(numbers["REG"]),
-        "spill_bytes": int(numbers["LOCAL"]),
+        # Spilled registers are all that a Triton kernel keeps on its stack; STL is the store that puts them there.
+        "spill_bytes": int(numbers["STACK"]) if re.search(r"\bSTL\b", sass) else 0,
         "stack_bytes": int(numbers["STACK"]),
         "widest_load_bits": max(widths, default=0),
     }
@@ -102,7 +109,7 @@ def _amd(assembly: str) -> dict[str, Any]:
 
 
 def main(target: str, out: Path) -> None:
-    cases = all_cases()
+    cases = cases_for(target)
     seen = {case.name for case in cases}
     if len(seen) != len(cases):
         sys.exit(f"compile_cases: names must be unique, got {sorted(case.name for case in cases)}")
