@@ -19,6 +19,7 @@ class CompileCase:
         constexprs: values of the constexpr arguments.
         backends: "cuda" (NVIDIA), "hip" (AMD), where the launcher gives them different constants.
         num_warps: as the launcher gives it.
+        aligned: arguments that are multiples of 16 (pointers: of 16 bytes), which Triton sees for itself at a launch.
     """
 
     name: str
@@ -27,3 +28,4 @@ class CompileCase:
     constexprs: dict[str, Any]
     backends: tuple[str, ...] = ("cuda", "hip")
     num_warps: int = 4
+    aligned: tuple[str, ...] = ()

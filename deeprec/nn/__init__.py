@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from deeprec.nn.embedding import Embedding
+from deeprec.nn.fm import BiInteraction, FMInteraction
 
-__all__ = ["Embedding"]
+__all__ = ["BiInteraction", "Embedding", "FMInteraction"]

@@ -60,7 +60,9 @@ def compile_case(index: int, target: str) -> dict[str, Any]:
     case = cases_for(target)[index]
     row: dict[str, Any] = {"case": case.name, "kernel": case.kernel.__name__, "target": target, "error": ""}
     try:
-        source = ASTSource(fn=case.kernel, signature=case.signature, constexprs=case.constexprs)
+        arguments = list(case.signature)
+        attrs = {(arguments.index(name),): [["tt.divisibility", 16]] for name in case.aligned}
+        source = ASTSource(fn=case.kernel, signature=case.signature, constexprs=case.constexprs, attrs=attrs)
         options = {"num_warps": case.num_warps}
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     except Exception as error:

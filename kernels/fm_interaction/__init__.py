@@ -1,0 +1,149 @@
+"""Second-order factorisation machine over field embeddings: all pairwise products of the fields in linear time.
+
+`fm_interaction` is the scalar of factorisation machines and DeepFM, `bi_interaction` the vector that NFM feeds to its
+layers. The backward pass computes the sum over fields again instead of storing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprec.kernels import _library
+from deeprec.kernels.fm_interaction.reference import (
+    bi_interaction_reference,
+    fm_interaction_grad_reference,
+    fm_interaction_reference,
+    wide_dtype,
+)
+
+__all__ = ["bi_interaction", "fm_interaction"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _fm_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0])
+
+
+def _bi_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[2])
+
+
+def _grad_fake(grad: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_library.define("fm_interaction(Tensor x) -> Tensor", fm_interaction_reference, _fm_fake)
+_library.define("bi_interaction(Tensor x) -> Tensor", bi_interaction_reference, _bi_fake)
+_library.define("fm_interaction_grad(Tensor grad, Tensor x) -> Tensor", fm_interaction_grad_reference, _grad_fake)
+_library.implement_triton("fm_interaction", ("fm_interaction", "bi_interaction", "fm_interaction_grad"))
+
+
+class _InteractionGrad(torch.autograd.Function):
+    """y[b, f, d] = g[b, d] (S[b, d] - x[b, f, d]), so that second derivatives exist too."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        result: Tensor = torch.ops.deeprec.fm_interaction_grad(grad, x)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        grad, x = ctx.saved_tensors
+        d_grad = d_x = None
+        if ctx.needs_input_grad[0]:
+            wide = wide_dtype(x.dtype)
+            d_grad = grad_y.sum(1, dtype=wide) * x.sum(1, dtype=wide) - (grad_y.to(wide) * x.to(wide)).sum(1)
+            d_grad = (d_grad.sum(1) if grad.dim() == 1 else d_grad).to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            d_x = _gradient(grad, grad_y)  # y is linear in x, with a symmetric matrix
+        return d_grad, d_x
+
+
+def _gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """fm_interaction_grad; differentiable where somebody asked for second derivatives."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        result: Tensor = _InteractionGrad.apply(grad, x)  # type: ignore[no-untyped-call]
+        return result
+    result = torch.ops.deeprec.fm_interaction_grad(grad, x)
+    return result
+
+
+class _FMInteraction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        result: Tensor = torch.ops.deeprec.fm_interaction(x)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _gradient(grad, x)
+
+
+class _BiInteraction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        result: Tensor = torch.ops.deeprec.bi_interaction(x)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _gradient(grad, x)
+
+
+def _check(function: str, x: Tensor) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"{function}: x must be [B, F, D], got {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{function}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+
+
+def fm_interaction(x: Tensor) -> Tensor:
+    """Sum of the pairwise dot products of the fields: sum_{f<g} x_f . x_g = 0.5 sum_d[(sum_f x)^2 - sum_f x^2].
+
+    The products are added up one by one, so there is no difference of large numbers: one field gives exactly 0.
+    Differentiable any number of times (twice and more: outside torch.compile).
+
+    Args:
+        x: field embeddings, [B, F, D], float32, bfloat16, float16 or float64; any F and any strides (read in place
+            where adjacent columns are adjacent in memory).
+    Returns:
+        [B], dtype of x; accumulated in float32 (float64 for float64).
+    Raises:
+        TypeError: x is not of a floating dtype listed above.
+        ValueError: x is not three-dimensional.
+    Reference: Rendle 2010, Factorization Machines, lemma 3.1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
+    """
+    _check("fm_interaction", x)
+    if x.requires_grad and torch.is_grad_enabled():
+        result: Tensor = _FMInteraction.apply(x)  # type: ignore[no-untyped-call]
+        return result
+    result = torch.ops.deeprec.fm_interaction(x)
+    return result
+
+
+def bi_interaction(x: Tensor) -> Tensor:
+    """Bi-interaction pooling, the sum of the pairwise element-wise products: sum_{f<g} x_f * x_g.
+
+    Args:
+        x: as in `fm_interaction`.
+    Returns:
+        [B, D], dtype of x; accumulated in float32 (float64 for float64).
+    Raises:
+        TypeError, ValueError: as `fm_interaction`.
+    Reference: He, Chua 2017 (arXiv 1708.05027), eq. 3 and 4.
+    """
+    _check("bi_interaction", x)
+    if x.requires_grad and torch.is_grad_enabled():
+        result: Tensor = _BiInteraction.apply(x)  # type: ignore[no-untyped-call]
+        return result
+    result = torch.ops.deeprec.bi_interaction(x)
+    return result
