@@ -10,6 +10,11 @@ DEMO_EPOCHS ?=
 DEMO_ARGS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+# Which operator `make bench` times, and extra arguments.
+BENCH ?= all
+BENCH_ARGS ?=
+RIVALS := fbgemm-gpu-cpu torchrec tensordict torchmetrics pyre-extensions pyvers cloudpickle lightning-utilities \
+  typing-inspect
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -80,8 +85,15 @@ demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=
 sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
 	@$(WITH_VENV) tools/sanitize.sh
 
-bench: build  ## Speed of each kernel beside its rivals (one file: BENCH=bench/embedding.py)
-	@$(WITH_VENV) tools/bench.sh $(BENCH)
+# The rivals ask for a CUDA build of FBGEMM and for a torch of their own; without dependencies they work beside ours.
+# One that does not install here is left out of the tables, with the reason.
+$(VENV)/.rivals: $(VENV)/.installed constraints.txt
+	@echo "make: installing the rivals of the benches"
+	@$(PIP) install --quiet --no-deps -c constraints.txt $(RIVALS) || echo "make: some rivals are missing"
+	@touch $@
+
+bench: build $(VENV)/.rivals  ## Speed of each kernel beside its rivals (one: BENCH=embedding; a trial: BENCH_ARGS=--quick)
+	@$(WITH_VENV) python -m bench $(BENCH) $(BENCH_ARGS)
 
 clean:  ## Remove build outputs and caches
 	rm -rf build dist deeprec/lib deeprec/_host*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,116 @@
+"""Speed of an operator beside its rivals.
+
+    python -m bench OP [--json FILE] [--plot DIR] [--quick] [--cases TEXT]
+    python -m bench all --results DIR
+
+Parity with the float64 reference comes first: where it is red, the exit status is 1 and nothing is timed. An op is a
+file bench/OP.py with `cases()` and TARGETS; `all` runs each in a process of its own and writes the page of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import report
+from bench.harness import ParityError, reached, run_case
+from bench.machine import Limits, machine, versions
+
+HERE = Path(__file__).parent
+
+
+def ops() -> list[str]:
+    """Every operator that has a bench here."""
+    named = [path.stem for path in sorted(HERE.glob("*.py")) if (HERE.parent / "kernels" / path.stem).is_dir()]
+    return [name for name in named if hasattr(importlib.import_module(f"bench.{name}"), "cases")]
+
+
+def run(op: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
+    """All cases of an op, one after the other.
+
+    Raises:
+        ParityError: one of ours differs from its reference.
+    """
+    module = importlib.import_module(f"bench.{op}")
+    limits, done = Limits(), []
+    seconds, rounds = (0.1, 2) if quick else (0.8, 5)
+    started = time.perf_counter()
+    for case in module.cases():
+        if only in case.name:
+            console.print(f"{time.perf_counter() - started:5.0f} s  {case.name}", style="dim")
+            done.append(run_case(case, limits, seconds, rounds))
+    limits.copy()
+    return {
+        "schema": report.SCHEMA,
+        "op": op,
+        "machine": machine(),
+        "versions": versions(),
+        "limits": limits.measured,
+        "limits_missing": limits.reason,
+        "seconds_a_contender": seconds,
+        "cases": done,
+        "targets": [reached(target, done) for target in module.TARGETS],
+    }
+
+
+def run_all(folder: Path, quick: bool) -> int:
+    """Every op in a process of its own; 1 if one of them failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for op in ops():
+        command = [sys.executable, "-m", "bench", op, "--json", str(folder / f"{op}.json"), "--plot", str(folder)]
+        if subprocess.run([*command, *(["--quick"] if quick else [])], check=False).returncode:
+            failed.append(op)
+    write_page(folder)
+    print(f"failed: {', '.join(failed)}" if failed else f"wrote {folder / 'README.md'}")
+    return int(bool(failed))
+
+
+def write_page(folder: Path) -> None:
+    pictures = [path.name for path in folder.glob("*.png")]
+    (folder / "README.md").write_text(report.page(report.load(folder), pictures), encoding="utf-8")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("op", choices=[*ops(), "all", "page"], help="an operator, all of them, or the page alone")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--plot", type=Path, help="write charts (PNG) into this folder")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time: to see that all works")
+    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for all and page")
+    arguments = parser.parse_args()
+    if arguments.op == "all":
+        return run_all(arguments.results, arguments.quick)
+    if arguments.op == "page":
+        write_page(arguments.results)
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        result = run(arguments.op, arguments.quick, arguments.cases, console)
+    except ParityError as error:
+        print(f"{arguments.op}: parity is red, no time is given: {error}", file=sys.stderr)
+        return 1
+    report.show(result, console)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot:
+        from bench import plots
+
+        plots.draw(result, arguments.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

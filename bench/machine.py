@@ -1,0 +1,136 @@
+"""What this machine is and what its memory can do: versions, hardware, and limits measured in the same run."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeprec.evaluate.card import hardware
+from deeprec.kernels._library import cpu_isa
+
+SOURCE = Path(__file__).with_name("limits.cpp")
+TRAFFIC = 64 << 20  # bytes of rows a measurement reads: well beyond the last cache
+DISTANCES = (4, 8, 16, 32)
+PACKAGES = ("torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "triton")
+
+
+@dataclass(frozen=True)
+class Gather:
+    """The limit of an access pattern: random rows of `row_bytes` out of `num_rows`, written out again or not."""
+
+    row_bytes: int
+    num_rows: int
+    writes: bool
+
+    @property
+    def label(self) -> str:
+        """As tables and charts print it."""
+        return f"{self.row_bytes} B rows of {self.num_rows:,}, {'read and written' if self.writes else 'read'}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package whose speed is shown; a missing one is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, and the instruction set that our kernels chose."""
+    return {**hardware(), "deeprec_kernels": cpu_isa() or "references (nothing compiled)"}
+
+
+class Limits:
+    """Bytes a second that this machine reaches, each measured once, when first asked for."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, float] = {}
+        self.reason = ""
+        try:
+            self._library = _compile()
+        except (OSError, RuntimeError) as error:
+            self._library, self.reason = None, str(error)
+
+    def gather(self, pattern: Gather) -> float | None:
+        """Bytes of ids, rows read and rows written a second; None without a compiler."""
+        if self._library is None:
+            return None
+        if pattern.label not in self.measured:
+            self.measured[pattern.label] = self._measure_gather(self._library, pattern)
+        return self.measured[pattern.label]
+
+    def copy(self) -> float | None:
+        """Bytes read and written a second by a large copy; None without a compiler."""
+        if self._library is None:
+            return None
+        if "copy" not in self.measured:
+            source = torch.ones(2 * TRAFFIC, dtype=torch.uint8)
+            target = torch.empty_like(source)
+            sizes = (target.data_ptr(), source.data_ptr(), source.numel(), torch.get_num_threads())
+            ways = [functools.partial(self._library.copy, *sizes, streaming) for streaming in (0, 1)]
+            self.measured["copy"] = 2 * source.numel() / _best([*ways, lambda: target.copy_(source)])
+        return self.measured["copy"]
+
+    def _measure_gather(self, library: ctypes.CDLL, pattern: Gather) -> float:
+        count = TRAFFIC // pattern.row_bytes
+        table = torch.ones(pattern.num_rows * pattern.row_bytes, dtype=torch.uint8)
+        ids = torch.randint(pattern.num_rows, (count,))
+        out = torch.empty(count * pattern.row_bytes if pattern.writes else 0, dtype=torch.uint8)
+        where = out.data_ptr() if pattern.writes else None
+        sizes = (table.data_ptr(), ids.data_ptr(), count, pattern.row_bytes, where, torch.get_num_threads())
+        ways = [
+            functools.partial(library.gather, *sizes, distance, streaming)
+            for distance in DISTANCES
+            for streaming in ((0, 1) if pattern.writes else (0,))
+        ]
+        moved = count * (8 + pattern.row_bytes * (2 if pattern.writes else 1))
+        return moved / _best(ways)
+
+
+def _best(ways: list[Callable[[], object]], repeats: int = 5) -> float:
+    """The shortest time that any of the ways took."""
+    best = float("inf")
+    for _ in range(repeats):
+        for way in ways:
+            started = time.perf_counter()
+            way()
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _compile() -> ctypes.CDLL:
+    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("limits are not measured: no C++ compiler")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "limits.so"
+        options = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+        done = subprocess.run(
+            [compiler, *options, str(SOURCE), "-o", str(output)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"limits are not measured: {SOURCE.name} does not compile: {done.stderr[-500:]}")
+        library = ctypes.CDLL(str(output))
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.gather.argtypes = [pointer, pointer, size, size, pointer, number, size, number]
+    library.gather.restype = ctypes.c_float
+    library.copy.argtypes = [pointer, pointer, size, number, number]
+    library.copy.restype = None
+    return library
