@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from bench.machine import Gather, Limits
 
 OURS = "deeprec"
+COPY = "copy"  # the limit of work that reads and writes its memory in order
 T = TypeVar("T")
 
 
@@ -77,7 +78,8 @@ class Case:
         build: sets it up; called when its turn comes, so that one case at a time is in memory.
         bytes: moved by one step, by calculation.
         flops: of one step, by calculation.
-        limit: the access pattern whose measured speed `bytes` is held against; None: none applies.
+        limit: the access pattern whose measured speed `bytes` is held against, or COPY; None: none applies.
+        effort: fraction of the usual time to spend on it, where a group has many cases.
     """
 
     name: str
@@ -85,7 +87,8 @@ class Case:
     build: Callable[[], Trial]
     bytes: float
     flops: float = 0.0
-    limit: Gather | None = None
+    limit: Gather | str | None = None
+    effort: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,15 @@ def run_case(case: Case, limits: Limits, seconds: float, rounds: int) -> dict[st
                 raise ParityError(f"{case.name}: {reason_of(error)}") from error
             trial.contenders.remove(contender)
             trial.missing[contender.name] = reason_of(error)
-    timings = time_all(trial.contenders, seconds, rounds)
-    limit = limits.gather(case.limit) if case.limit else None
+    timings = time_all(trial.contenders, case.effort * seconds, rounds)
+    limit, label = limits.of(case.limit)
     ours = next(t.median for t in timings if t.name == OURS)
     return {
         "case": case.name,
         "group": case.group,
         "bytes": case.bytes,
         "flops": case.flops,
-        "limit": case.limit.label if case.limit and limit else None,
+        "limit": label,
         "limit_bytes_per_second": limit,
         "missing": trial.missing,
         "rows": [

@@ -23,7 +23,7 @@ from deeprec.kernels._library import cpu_isa
 
 SOURCE = Path(__file__).with_name("limits.cpp")
 TRAFFIC = 64 << 20  # bytes of rows a measurement reads: well beyond the last cache
-DISTANCES = (4, 8, 16, 32)
+DISTANCES = (1, 2, 4, 8, 16, 32)
 PACKAGES = ("torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "triton")
 
 
@@ -67,6 +67,12 @@ class Limits:
             self._library = _compile()
         except (OSError, RuntimeError) as error:
             self._library, self.reason = None, str(error)
+
+    def of(self, pattern: Gather | str | None) -> tuple[float | None, str | None]:
+        """Bytes a second and the name of a limit; None where there is none or it cannot be measured."""
+        if pattern is None or self._library is None:
+            return None, None
+        return (self.gather(pattern), pattern.label) if isinstance(pattern, Gather) else (self.copy(), pattern)
 
     def gather(self, pattern: Gather) -> float | None:
         """Bytes of ids, rows read and rows written a second; None without a compiler."""

@@ -40,3 +40,28 @@ def fbgemm_tables(weights: Sequence[Tensor], *, pooling: str = "sum", lr: float 
     for mine, weight in zip(module.split_embedding_weights(), weights, strict=True):
         mine.copy_(weight)
     return module
+
+
+def torchrec_tables(weights: Sequence[Tensor]) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Any]]:
+    """TorchRec's EmbeddingBagCollection, a feature a table: its forward pass, and ids [T, B] as it wants them."""
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+
+    names = [f"f{number}" for number in range(len(weights))]
+    configs = [
+        EmbeddingBagConfig(
+            name=f"t{number}",
+            num_embeddings=weight.shape[0],
+            embedding_dim=weight.shape[1],
+            feature_names=[names[number]],
+        )
+        for number, weight in enumerate(weights)
+    ]
+    module = EmbeddingBagCollection(tables=configs)
+    with torch.no_grad():
+        for number, weight in enumerate(weights):
+            module.embedding_bags[f"t{number}"].weight.copy_(weight)
+
+    def prepare(ids: Tensor) -> Any:
+        return KeyedJaggedTensor(names, ids.flatten(), lengths=torch.ones(ids.numel(), dtype=torch.int64))
+
+    return lambda features: module(features).values(), prepare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,10 +26,32 @@ def distinct(ids: Tensor) -> int:
     return int(ids.unique().numel())
 
 
-def adagrad_rowwise(weight: Tensor, state: Tensor, grad: Tensor, lr: float, eps: float) -> Tensor:
-    """One step of row-wise Adagrad on rows [U, D] with state [U], in place on the state: the new rows."""
-    state += grad.square().mean(1)
-    return weight - lr * grad / (state.sqrt() + eps).unsqueeze(1)
+class RowWiseAdagradReference:
+    """sum <- sum + mean_d g^2; w <- w - lr g / (sqrt(sum) + eps), on rows [U, D] in float64."""
+
+    def __init__(self, weight: Tensor, lr: float, eps: float) -> None:
+        self.weight, self.lr, self.eps = weight, lr, eps
+        self.sum = weight.new_zeros(len(weight))
+
+    def step(self, grad: Tensor) -> None:
+        self.sum += grad.square().mean(1)
+        self.weight -= self.lr * grad / (self.sum.sqrt() + self.eps).unsqueeze(1)
+
+
+class AdamReference:
+    """Adam on rows [U, D] in float64; with a gradient in every step, lazy and dense Adam are one."""
+
+    def __init__(self, weight: Tensor, lr: float, eps: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.weight, self.lr, self.eps, self.betas, self.steps = weight, lr, eps, betas, 0
+        self.mean, self.square = torch.zeros_like(weight), torch.zeros_like(weight)
+
+    def step(self, grad: Tensor) -> None:
+        self.steps += 1
+        beta1, beta2 = self.betas
+        self.mean = beta1 * self.mean + (1 - beta1) * grad
+        self.square = beta2 * self.square + (1 - beta2) * grad.square()
+        root = (self.square / (1 - beta2**self.steps)).sqrt() + self.eps
+        self.weight -= self.lr / (1 - beta1**self.steps) * self.mean / root
 
 
 def compact(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,9 +60,16 @@ def compact(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, weight[rows].double(), inverse
 
 
-def per_table(function: Callable[[int], Tensor], num_tables: int) -> list[Tensor]:
-    """One tensor for each table."""
-    return [function(table) for table in range(num_tables)]
+def stepped(reference: RowWiseAdagradReference | AdamReference, grad: Tensor, num_steps: int) -> Tensor:
+    """The rows after steps with one and the same gradient."""
+    for _ in range(num_steps):
+        reference.step(grad)
+    return reference.weight
+
+
+def row_grad(grad: Tensor, inverse: Tensor, num_rows: int) -> Tensor:
+    """Gradient of each distinct row, [U, D] in float64, from that of every looked-up one, [nnz, D]."""
+    return grad.new_zeros(num_rows, grad.shape[1], dtype=torch.float64).index_add_(0, inverse, grad.double())
 
 
 def touched(weights: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:

@@ -37,8 +37,8 @@ def _not_installed() -> object:
 
 def _run(harness: ModuleType, ours: float = 1.0, theirs: float = 1.0) -> dict[str, object]:
     class NoLimits:
-        def gather(self, pattern: object) -> None:
-            return None
+        def of(self, pattern: object) -> tuple[None, None]:
+            return None, None
 
     return harness.run_case(_case(harness, ours, theirs), NoLimits(), seconds=0.01, rounds=2)
 
