@@ -1,26 +1,27 @@
-"""Time ncf_loss (forward and backward, no optimizer) beside the same NeuMF in plain PyTorch autograd.
-
-python bench/ncf_loss.py [seconds per row]
-"""
+"""NeuMF's loss, forward and backward without the optimizer, beside autograd: `python -m bench ncf_loss`."""
 
 from __future__ import annotations
 
-import platform
-import sys
-import time
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from statistics import median, quantiles
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.kernels import _library
+from bench.harness import Case, Contender, Target, Trial, rotating
+from bench.rivals import compiled
+from bench.workloads import NUM_BATCHES, distinct
 from deeprec.kernels.ncf_loss import ncf_loss
 
 NUM_USERS, NUM_ITEMS, NEGATIVES = 6040, 3706, 4  # MovieLens-1M
+Batch = tuple[Tensor, Tensor, Tensor]
+EAGER, COMPILED = "torch, eager", "torch.compile"
+
+TARGETS = tuple(Target("NeuMF's loss and gradients", "ncf_loss", rival, 1.0) for rival in (COMPILED, EAGER))
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class Shape:
     embedding: int
     hidden: tuple[int, ...]
     groups: int
+
+    @property
+    def label(self) -> str:
+        return f"GMF {self.gmf}, E {self.embedding}, {'-'.join(map(str, self.hidden))}, {self.groups} x 5"
+
+
+SHAPES = (
+    Shape(64, 64, (256, 128, 64), 819),
+    Shape(64, 128, (128, 64), 819),
+    Shape(64, 64, (256, 128, 64), 51),
+    Shape(8, 32, (32, 16, 8), 51),
+)
 
 
 class NeuMF(nn.Module):
@@ -59,69 +72,65 @@ class NeuMF(nn.Module):
         return ncf_loss(*tables, users, items, labels, weights, biases, out_weight, self.out.bias, precision=precision)
 
 
-def flops(shape: Shape, unique_users: int, unique_items: int) -> float:
-    """Useful floating-point operations of a step: the first layer once a unique row, the others once an example."""
+def _draw(groups: int) -> Batch:
+    labels = torch.zeros(groups, 1 + NEGATIVES)
+    labels[:, 0] = 1
+    return torch.randint(NUM_USERS, (groups,)), torch.randint(NUM_ITEMS, labels.shape), labels
+
+
+def _gradients(model: NeuMF) -> list[Tensor]:
+    return [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()]
+
+
+def _bfloat16_error(model: NeuMF, batch: Batch, expected: list[Tensor]) -> float:
+    """The largest error of PyTorch's own bfloat16 products: what a bfloat16 kernel may err, too."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(*batch)
+    loss.backward()
+    found = zip(_gradients(model), expected, strict=True)
+    return max(float((got - wide).abs().max() / wide.abs().max()) for got, wide in found)
+
+
+def _trial(shape: Shape) -> Trial:
+    model = NeuMF(shape)
+    batches = [_draw(shape.groups) for _ in range(NUM_BATCHES)]
+    wide = copy.deepcopy(model).double()
+    users, items, labels = batches[0]
+    wide.loss(users, items, labels.double()).backward()
+    trial = Trial(_gradients(wide), tolerance=1e-4)
+
+    def enter(name: str, loss: Callable[..., Tensor], tolerance: float | None = None) -> Contender:
+        def run(batch: Batch) -> None:
+            model.zero_grad(set_to_none=True)
+            loss(*batch).backward()
+
+        def check() -> list[Tensor]:
+            run(batches[0])
+            return _gradients(model)
+
+        return Contender(name, rotating(run, batches), check, tolerance)
+
+    trial.contenders.append(enter("deeprec", partial(model.fused_loss, precision="float32")))
+    honest = _bfloat16_error(model, batches[0], trial.expected) + 0.01
+    trial.contenders.append(enter("deeprec, bfloat16", partial(model.fused_loss, precision="bfloat16"), honest))
+    trial.add_rival(COMPILED, lambda: enter(COMPILED, compiled(model.loss)))
+    trial.add_rival(EAGER, lambda: enter(EAGER, model.loss))
+    return trial
+
+
+def _flops(shape: Shape) -> float:
+    """Of a step: the first layer once a unique row, the others once an example."""
+    torch.manual_seed(0)
+    users, items, _ = _draw(shape.groups)
     widths = shape.hidden
     pairs = sum(a * b for a, b in pairwise(widths)) * shape.groups * (1 + NEGATIVES)
-    return 6.0 * (pairs + (unique_users + unique_items) * shape.embedding * widths[0])
+    return 6.0 * (pairs + (distinct(users) + distinct(items)) * shape.embedding * widths[0])
 
 
-def measure(step: Callable[[], None], seconds: float) -> tuple[float, float, float]:
-    """Median, first and last decile in milliseconds."""
-    for _ in range(3):
-        step()
-    times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 10:
-        begin = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - begin))
-    deciles = quantiles(times, n=10)
-    return median(times), deciles[0], deciles[-1]
-
-
-def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"kernels {_library.cpu_isa() or 'missing'}"
-    )
-    print(f"{'shape':44} {'implementation':16} {'median ms':>9} {'10% - 90%':>15} {'GFLOP/s':>8} {'ratio':>6}")
-    for shape in (
-        Shape(64, 64, (256, 128, 64), 819),
-        Shape(64, 128, (128, 64), 819),
-        Shape(64, 64, (256, 128, 64), 51),
-        Shape(8, 32, (32, 16, 8), 51),
-    ):
-        torch.manual_seed(1)
-        model = NeuMF(shape)
-        users = torch.randint(NUM_USERS, (shape.groups,))
-        items = torch.randint(NUM_ITEMS, (shape.groups, 1 + NEGATIVES))
-        labels = torch.zeros(items.shape)
-        labels[:, 0] = 1
-        work = flops(shape, len(users.unique()), len(items.unique()))
-
-        def run(loss: Callable[[], Tensor], model: NeuMF = model) -> None:
-            model.zero_grad(set_to_none=True)
-            loss().backward()
-
-        def eager(model: NeuMF = model, batch: tuple[Tensor, ...] = (users, items, labels)) -> Tensor:
-            return model.loss(*batch)
-
-        base = 0.0
-        for name in ("eager", "float32", "bfloat16"):
-
-            def fused(
-                model: NeuMF = model, batch: tuple[Tensor, ...] = (users, items, labels), p: str = name
-            ) -> Tensor:
-                return model.fused_loss(*batch, precision=p)
-
-            middle, low, high = measure(lambda f=eager if name == "eager" else fused: run(f), seconds)
-            base = base or middle
-            label = f"GMF {shape.gmf}, E {shape.embedding}, {shape.hidden}, {shape.groups} x 5"
-            rate = work / middle / 1e6
-            print(f"{label:44} {name:16} {middle:9.3f} {low:7.3f} {high:7.3f} {rate:8.0f} {base / middle:6.1f}")
-
-
-if __name__ == "__main__":
-    main()
+def cases() -> list[Case]:
+    """NeuMF of the paper's largest size and of a small one, large batches and small ones; compute-bound."""
+    return [
+        Case(f"ncf_loss, {shape.label}", "ncf_loss", partial(_trial, shape), bytes=0.0, flops=_flops(shape))
+        for shape in SHAPES
+    ]

@@ -26,7 +26,7 @@ def ratio(value: float | None) -> str:
 
 
 def _cells(case: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    rate = f"{row['bytes_per_second'] / 1e9:.1f}"
+    rate = f"{row['bytes_per_second'] / 1e9:.1f} GB/s"
     if case["flops"] and not case["bytes"]:
         rate = f"{case['flops'] / row['median'] / 1e9:.0f} GFLOP/s"
     return [
@@ -39,7 +39,7 @@ def _cells(case: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ]
 
 
-COLUMNS = ("", "median", "quartiles", "GB/s", "of limit", "deeprec is faster by")
+COLUMNS = ("", "median", "quartiles", "rate", "of limit", "deeprec is faster by")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
