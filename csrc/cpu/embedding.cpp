@@ -3,6 +3,7 @@
 // embedding_grad sums each row's contributions one after another in `order`: bitwise the same for any thread count.
 #include "element.h"
 #include "isa.h"
+#include "row_copy.h"
 
 namespace deeprec {
 
@@ -38,46 +39,7 @@ DEEPREC_DECLARE(void, segment_sum, (const SegmentSumArgs& a))
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
-constexpr int64_t kAhead = 8;      // rows asked for before they are needed
-constexpr int64_t kMaxLines = 16;  // of 64 bytes; the hardware prefetcher follows a longer row by itself
-
-inline void prefetch_row(const char* row, int64_t bytes) {
-  const int64_t lines = bytes < kMaxLines * 64 ? bytes : kMaxLines * 64;
-  for (int64_t b = 0; b < lines; b += 64) {
-    __builtin_prefetch(row + b, 0, 3);
-  }
-}
-
-template <int N>
-inline void copy_fixed(char* to, const char* from) {
-  __builtin_memcpy(to, from, N);
-}
-
-// Copies with moves of at least 16 bytes wherever the row has them; the last move overlaps the one before.
-inline void copy_row(char* to, const char* from, int64_t n) {
-  if (n >= 64) {
-    int64_t b = 0;
-    for (; b + 64 <= n; b += 64) {
-      copy_fixed<64>(to + b, from + b);
-    }
-    if (b < n) {
-      copy_fixed<64>(to + n - 64, from + n - 64);
-    }
-  } else if (n >= 32) {
-    copy_fixed<32>(to, from);
-    copy_fixed<32>(to + n - 32, from + n - 32);
-  } else if (n >= 16) {
-    copy_fixed<16>(to, from);
-    copy_fixed<16>(to + n - 16, from + n - 16);
-  } else if (n >= 8) {
-    copy_fixed<8>(to, from);
-    copy_fixed<8>(to + n - 8, from + n - 8);
-  } else {
-    for (int64_t b = 0; b < n; ++b) {
-      to[b] = from[b];
-    }
-  }
-}
+constexpr int64_t kAhead = 8;  // rows asked for before they are needed
 
 template <class Id>
 int64_t gather(const GatherArgs& a) {

@@ -8,6 +8,10 @@
 
 #include <cstdint>
 
+// For functions that only prefetch: GCC takes such a function for one without effects and drops calls it does not
+// inline.
+#define DEEPREC_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace deeprec {
 
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };

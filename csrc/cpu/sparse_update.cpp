@@ -2,25 +2,51 @@
 // rowwise_adagrad_update_, adam_update_ (lazy). One read and one write of each touched row and of its state.
 #include "sparse_update.h"
 
-#include "isa.h"
-
-DEEPREC_DECLARE(void, sgd_rows, (const RowUpdateArgs& a))
-DEEPREC_DECLARE(void, adagrad_rows, (const RowUpdateArgs& a))
-DEEPREC_DECLARE(void, rowwise_adagrad_rows, (const RowUpdateArgs& a))
-DEEPREC_DECLARE(void, adam_rows, (const RowUpdateArgs& a))
-
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
 constexpr int64_t kAhead = 4;  // rows asked for before they are needed
 
+// Stores new weights: rounded to nearest, or bfloat16 stochastically. The random bits of an element are a function of
+// the seed and the element's number in the table (`round_stochastically` in kernels/sparse_update/reference.py).
+template <class T, bool kStochastic>
+struct Store {
+  explicit Store(int64_t) {}
+  template <class A>
+  void operator()(A value, T* to, int64_t) const {
+    narrow(value, to);
+  }
+};
+
+template <>
+struct Store<Bf16, true> {
+  uint32_t low, high;
+  explicit Store(int64_t seed) : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
+
+  static uint32_t mix(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+  }
+
+  void operator()(float value, Bf16* to, int64_t element) const {
+    const uint64_t number = static_cast<uint64_t>(element);
+    const uint32_t random =
+        mix(mix(static_cast<uint32_t>(number) ^ low) ^ (static_cast<uint32_t>(number >> 32) + high));
+    const uint32_t bits = float_to_bits(value);
+    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    const uint32_t quiet = value != value ? 0x40u : 0u;
+    to->bits = static_cast<uint16_t>(finite ? (bits + (random & 0xffffu)) >> 16 : (bits >> 16) | quiet);
+  }
+};
+
 // Calls update(weight row, gradient row, row number) for each row; Update is one of the structs below.
-template <class T, class Id, class Update>
+template <class T, class G, class Id, class Update>
 void each_row(const RowUpdateArgs& a, const Update& update) {
   using A = typename Accumulator<T>::type;
   const Id* rows = static_cast<const Id*>(a.rows);
   T* weight = static_cast<T*>(a.weight);
-  const T* grads = static_cast<const T*>(a.grads);
+  const G* grads = static_cast<const G*>(a.grads);
   for (int64_t i = a.begin; i < a.end; ++i) {
     if (i + kAhead < a.end) {
       const int64_t next = static_cast<int64_t>(rows[i + kAhead]) * a.dim;
@@ -38,40 +64,57 @@ void each_row(const RowUpdateArgs& a, const Update& update) {
   }
 }
 
-template <class T, template <class> class Update>
+template <class T, class G, bool kStochastic, template <class, bool> class Update>
 void dispatch_rows(const RowUpdateArgs& a) {
-  const Update<T> update(a);
+  const Update<T, kStochastic> update(a);
   if (a.wide_rows) {
-    each_row<T, int64_t>(a, update);
+    each_row<T, G, int64_t>(a, update);
   } else {
-    each_row<T, int32_t>(a, update);
+    each_row<T, G, int32_t>(a, update);
   }
 }
 
-template <template <class> class Update>
+template <class T, template <class, bool> class Update>
+void dispatch_half(const RowUpdateArgs& a) {
+  if (a.wide_grads) {
+    dispatch_rows<T, float, false, Update>(a);
+  } else {
+    dispatch_rows<T, T, false, Update>(a);
+  }
+}
+
+template <template <class, bool> class Update>
 void dispatch(const RowUpdateArgs& a) {
   switch (a.element) {
     case Element::f32:
-      return dispatch_rows<float, Update>(a);
+      return dispatch_rows<float, float, false, Update>(a);
     case Element::f64:
-      return dispatch_rows<double, Update>(a);
-    case Element::bf16:
-      return dispatch_rows<Bf16, Update>(a);
+      return dispatch_rows<double, double, false, Update>(a);
     case Element::f16:
-      return dispatch_rows<F16, Update>(a);
+      return dispatch_half<F16, Update>(a);
+    case Element::bf16:
+      if (a.rounding_seed < 0) {
+        dispatch_half<Bf16, Update>(a);
+      } else if (a.wide_grads) {
+        dispatch_rows<Bf16, float, true, Update>(a);
+      } else {
+        dispatch_rows<Bf16, Bf16, true, Update>(a);
+      }
   }
 }
 
-template <class T>
+template <class T, bool kStochastic>
 struct UpdateBase {
   using A = typename Accumulator<T>::type;
+  Store<T, kStochastic> store;
   static constexpr bool kStatePerRow = false;
   A *first, *second;
   A lr, decay, eps, beta1, beta2, step_size, inv_root2;
   A rest1, rest2;  // 1 - beta, in double: 1 - float(0.999) is off by 5e-5
 
   explicit UpdateBase(const RowUpdateArgs& a)
-      : first(static_cast<A*>(a.first_state)),
+      : store(a.rounding_seed),
+        first(static_cast<A*>(a.first_state)),
         second(static_cast<A*>(a.second_state)),
         lr(static_cast<A>(a.lr)),
         decay(static_cast<A>(a.weight_decay)),
@@ -84,55 +127,61 @@ struct UpdateBase {
         rest2(static_cast<A>(1 - a.beta2)) {}
 };
 
-template <class T>
-struct Sgd : UpdateBase<T> {
-  using typename UpdateBase<T>::A;
-  using UpdateBase<T>::UpdateBase;
-  void operator()(T* w, const T* grad, int64_t row, int64_t dim) const {
+template <class T, bool kStochastic>
+struct Sgd : UpdateBase<T, kStochastic> {
+  using typename UpdateBase<T, kStochastic>::A;
+  using UpdateBase<T, kStochastic>::UpdateBase;
+  template <class G>
+  void operator()(T* w, const G* grad, int64_t row, int64_t dim) const {
+    const int64_t start = row * dim;
     const A lr = this->lr, decay = this->decay, momentum = this->beta1;
     if (!this->first) {
 #pragma omp simd
       for (int64_t k = 0; k < dim; ++k) {
         const A x = widen(w[k]);
-        narrow(x - lr * (widen(grad[k]) + decay * x), w + k);
+        this->store(x - lr * (widen(grad[k]) + decay * x), w + k, start + k);
       }
       return;
     }
-    A* velocity = this->first + row * dim;
+    A* velocity = this->first + start;
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) {
       const A x = widen(w[k]);
       const A v = momentum * velocity[k] + (widen(grad[k]) + decay * x);
       velocity[k] = v;
-      narrow(x - lr * v, w + k);
+      this->store(x - lr * v, w + k, start + k);
     }
   }
 };
 
-template <class T>
-struct Adagrad : UpdateBase<T> {
-  using typename UpdateBase<T>::A;
-  using UpdateBase<T>::UpdateBase;
-  void operator()(T* w, const T* grad, int64_t row, int64_t dim) const {
+template <class T, bool kStochastic>
+struct Adagrad : UpdateBase<T, kStochastic> {
+  using typename UpdateBase<T, kStochastic>::A;
+  using UpdateBase<T, kStochastic>::UpdateBase;
+  template <class G>
+  void operator()(T* w, const G* grad, int64_t row, int64_t dim) const {
+    const int64_t start = row * dim;
     const A lr = this->lr, decay = this->decay, eps = this->eps;
-    A* sum = this->first + row * dim;
+    A* sum = this->first + start;
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) {
       const A x = widen(w[k]);
       const A g = widen(grad[k]) + decay * x;
       const A s = sum[k] + g * g;
       sum[k] = s;
-      narrow(x - lr * g / (root(s) + eps), w + k);
+      this->store(x - lr * g / (root(s) + eps), w + k, start + k);
     }
   }
 };
 
-template <class T>
-struct RowwiseAdagrad : UpdateBase<T> {
-  using typename UpdateBase<T>::A;
-  using UpdateBase<T>::UpdateBase;
+template <class T, bool kStochastic>
+struct RowwiseAdagrad : UpdateBase<T, kStochastic> {
+  using typename UpdateBase<T, kStochastic>::A;
+  using UpdateBase<T, kStochastic>::UpdateBase;
   static constexpr bool kStatePerRow = true;
-  void operator()(T* w, const T* grad, int64_t row, int64_t dim) const {
+  template <class G>
+  void operator()(T* w, const G* grad, int64_t row, int64_t dim) const {
+    const int64_t start = row * dim;
     const A decay = this->decay;
     A squares = 0;
 #pragma omp simd reduction(+ : squares)
@@ -146,20 +195,22 @@ struct RowwiseAdagrad : UpdateBase<T> {
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) {
       const A x = widen(w[k]);
-      narrow(x - scale * (widen(grad[k]) + decay * x), w + k);
+      this->store(x - scale * (widen(grad[k]) + decay * x), w + k, start + k);
     }
   }
 };
 
-template <class T>
-struct Adam : UpdateBase<T> {
-  using typename UpdateBase<T>::A;
-  using UpdateBase<T>::UpdateBase;
-  void operator()(T* w, const T* grad, int64_t row, int64_t dim) const {
+template <class T, bool kStochastic>
+struct Adam : UpdateBase<T, kStochastic> {
+  using typename UpdateBase<T, kStochastic>::A;
+  using UpdateBase<T, kStochastic>::UpdateBase;
+  template <class G>
+  void operator()(T* w, const G* grad, int64_t row, int64_t dim) const {
+    const int64_t start = row * dim;
     const A decay = this->decay, eps = this->eps, beta1 = this->beta1, beta2 = this->beta2;
     const A step_size = this->step_size, inv_root2 = this->inv_root2, rest1 = this->rest1, rest2 = this->rest2;
-    A* first = this->first + row * dim;
-    A* second = this->second + row * dim;
+    A* first = this->first + start;
+    A* second = this->second + start;
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) {
       const A x = widen(w[k]);
@@ -168,7 +219,7 @@ struct Adam : UpdateBase<T> {
       const A v = beta2 * second[k] + rest2 * (g * g);
       first[k] = m;
       second[k] = v;
-      narrow(x - step_size * m / (root(v) * inv_root2 + eps), w + k);
+      this->store(x - step_size * m / (root(v) * inv_root2 + eps), w + k, start + k);
     }
   }
 };
@@ -190,7 +241,7 @@ namespace deeprec {
 namespace {
 
 void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buffer, const Tensor& rows,
-                 const Tensor& grads, double lr, double momentum, double weight_decay) {
+                 const Tensor& grads, double lr, double momentum, double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("sgd_update_", weight, rows, grads);
   if (momentum_buffer) {
     args.first_state = state_data("sgd_update_", "momentum_buffer", *momentum_buffer, weight, weight.numel());
@@ -198,32 +249,35 @@ void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buf
   args.lr = lr;
   args.beta1 = momentum;
   args.weight_decay = weight_decay;
+  args.rounding_seed = rounding_seed;
   run_rows(args, DEEPREC_DISPATCH(sgd_rows));
 }
 
 void adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows, const Tensor& grads, double lr,
-                     double eps, double weight_decay) {
+                     double eps, double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("adagrad_update_", weight, rows, grads);
   args.first_state = state_data("adagrad_update_", "sum", sum, weight, weight.numel());
   args.lr = lr;
   args.eps = eps;
   args.weight_decay = weight_decay;
+  args.rounding_seed = rounding_seed;
   run_rows(args, DEEPREC_DISPATCH(adagrad_rows));
 }
 
 void rowwise_adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows, const Tensor& grads,
-                             double lr, double eps, double weight_decay) {
+                             double lr, double eps, double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("rowwise_adagrad_update_", weight, rows, grads);
   args.first_state = state_data("rowwise_adagrad_update_", "sum", sum, weight, weight.size(0));
   args.lr = lr;
   args.eps = eps;
   args.weight_decay = weight_decay;
+  args.rounding_seed = rounding_seed;
   run_rows(args, DEEPREC_DISPATCH(rowwise_adagrad_rows));
 }
 
 void adam_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows,
                   const Tensor& grads, int64_t step, double lr, double beta1, double beta2, double eps,
-                  double weight_decay) {
+                  double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("adam_update_", weight, rows, grads);
   args.first_state = state_data("adam_update_", "exp_avg", exp_avg, weight, weight.numel());
   args.second_state = state_data("adam_update_", "exp_avg_sq", exp_avg_sq, weight, weight.numel());
@@ -231,6 +285,7 @@ void adam_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp
   args.beta2 = beta2;
   args.eps = eps;
   args.weight_decay = weight_decay;
+  args.rounding_seed = rounding_seed;
   args.step_size = lr / (1.0 - std::pow(beta1, static_cast<double>(step)));
   args.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step)));
   run_rows(args, DEEPREC_DISPATCH(adam_rows));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "element.h"
+#include "isa.h"
 
 namespace deeprec {
 
@@ -14,20 +15,31 @@ struct RowUpdateArgs {
   const void* rows;    // [U] strictly ascending
   bool wide_rows;
   const void* grads;  // [U, D], rows grad_stride elements apart
+  bool wide_grads;    // float gradients of a bfloat16 or float16 weight
   int64_t grad_stride;
   int64_t dim;
   int64_t begin, end;
   double lr, weight_decay, eps;
   double beta1, beta2;                     // SGD: beta1 is the momentum
   double step_size, inv_sqrt_correction2;  // Adam: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)
+  int64_t rounding_seed;                   // >= 0: bfloat16 weights are rounded stochastically
 };
+
+}  // namespace deeprec
+
+DEEPREC_DECLARE(void, sgd_rows, (const RowUpdateArgs& a))
+DEEPREC_DECLARE(void, adagrad_rows, (const RowUpdateArgs& a))
+DEEPREC_DECLARE(void, rowwise_adagrad_rows, (const RowUpdateArgs& a))
+DEEPREC_DECLARE(void, adam_rows, (const RowUpdateArgs& a))
+
+namespace deeprec {
 
 namespace DEEPREC_ISA {
 
 static inline float root(float x) { return __builtin_sqrtf(x); }
 static inline double root(double x) { return __builtin_sqrt(x); }
 
-static inline void prefetch_for_write(const void* row, int64_t bytes) {
+static DEEPREC_ALWAYS_INLINE void prefetch_for_write(const void* row, int64_t bytes) {
   const int64_t lines = bytes < 1024 ? bytes : 1024;  // the hardware prefetcher follows a longer row by itself
   for (int64_t b = 0; b < lines; b += 64) {
     __builtin_prefetch(static_cast<const char*>(row) + b, 1, 3);
@@ -84,6 +96,7 @@ inline RowUpdateArgs row_update_args(const char* op, const Tensor& weight, const
   RowUpdateArgs args{};
   args.element = element_of(op, weight.scalar_type());
   args.weight = weight.data_ptr();
+  args.rounding_seed = -1;
   args.rows = rows.data_ptr();
   args.wide_rows = rows.scalar_type() == ScalarType::Long;
   args.grads = grads.data_ptr();

@@ -2,8 +2,11 @@
 
 In every function `weight` is [R, D], contiguous, float32, float64, bfloat16 or float16; `rows` [U] are strictly
 ascending, int32 or int64; `grads` [U, D] have the dtype of weight; states are float32 (float64 for a float64 weight).
-`weight_decay` is L2: weight_decay * weight is added to the gradient of the touched rows. Each row is written by one
-thread: results do not depend on the number of threads. Wrong arguments raise RuntimeError before anything is changed.
+`weight_decay` is L2: weight_decay * weight is added to the gradient of the touched rows. A `rounding_seed` >= 0 rounds
+bfloat16 weights stochastically, so that updates below half a unit in the last place are not lost; the random bits are a
+function of the seed, the row and the column, so give each step a seed of its own (`reference.rounding_seed`). Each row
+is written by one thread: results do not depend on the number of threads. Wrong arguments raise RuntimeError before
+anything is changed.
 """
 
 from __future__ import annotations
@@ -32,24 +35,24 @@ _ADAM = "float beta1, float beta2, float eps, float weight_decay"
 _MOMENTS = "Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq"
 _library.define(
     "sgd_update_(Tensor(a!) weight, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grads, float lr, float momentum, "
-    "float weight_decay) -> ()",
+    "float weight_decay, int rounding_seed=-1) -> ()",
     reference.sgd_update_reference,
     _nothing,
 )
 _library.define(
     "adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
-    "float weight_decay) -> ()",
+    "float weight_decay, int rounding_seed=-1) -> ()",
     reference.adagrad_update_reference,
     _nothing,
 )
 _library.define(
     "rowwise_adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
-    "float weight_decay) -> ()",
+    "float weight_decay, int rounding_seed=-1) -> ()",
     reference.rowwise_adagrad_update_reference,
     _nothing,
 )
 _library.define(
-    f"adam_update_({_MOMENTS}, Tensor rows, Tensor grads, int step, float lr, {_ADAM}) -> ()",
+    f"adam_update_({_MOMENTS}, Tensor rows, Tensor grads, int step, float lr, {_ADAM}, int rounding_seed=-1) -> ()",
     reference.adam_update_reference,
     _nothing,
 )
@@ -76,17 +79,25 @@ def sgd_update_(
     lr: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    rounding_seed: int = -1,
 ) -> None:
     """buffer <- momentum buffer + g; w <- w - lr buffer, on the touched rows only.
 
     Args:
         momentum_buffer: [R, D], or None for plain SGD; the buffers of untouched rows stand still.
     """
-    torch.ops.deeprec.sgd_update_(weight, momentum_buffer, rows, grads, lr, momentum, weight_decay)
+    torch.ops.deeprec.sgd_update_(weight, momentum_buffer, rows, grads, lr, momentum, weight_decay, rounding_seed)
 
 
 def adagrad_update_(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float = 0.0
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps).
 
@@ -94,18 +105,25 @@ def adagrad_update_(
         sum: sums of squared gradients, [R, D].
     Reference: Duchi, Hazan, Singer 2011, JMLR 12.
     """
-    torch.ops.deeprec.adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay)
+    torch.ops.deeprec.adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay, rounding_seed)
 
 
 def rowwise_adagrad_update_(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float = 0.0
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + mean_d g_d^2, one number a row; w <- w - lr g / (sqrt(sum) + eps).
 
     Args:
         sum: [R].
     """
-    torch.ops.deeprec.rowwise_adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay)
+    torch.ops.deeprec.rowwise_adagrad_update_(weight, sum, rows, grads, lr, eps, weight_decay, rounding_seed)
 
 
 def adam_update_(
@@ -120,6 +138,7 @@ def adam_update_(
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    rounding_seed: int = -1,
 ) -> None:
     """Lazy Adam: step number `step` on the touched rows; the moments of the others stand still.
 
@@ -129,7 +148,8 @@ def adam_update_(
     Reference: Kingma, Ba 2015 (arXiv 1412.6980), algorithm 1. torch.optim.SparseAdam differs in that its eps is not
         bias-corrected.
     """
-    torch.ops.deeprec.adam_update_(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, beta1, beta2, eps, weight_decay)
+    rule = (step, lr, beta1, beta2, eps, weight_decay, rounding_seed)
+    torch.ops.deeprec.adam_update_(weight, exp_avg, exp_avg_sq, rows, grads, *rule)
 
 
 def adam_catch_up_(

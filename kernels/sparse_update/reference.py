@@ -7,6 +7,41 @@ import math
 import torch
 from torch import Tensor
 
+_U32 = 0xFFFFFFFF
+
+
+def rounding_seed(seed: int, step: int, table: int = 0) -> int:
+    """The seed of one update, a stream of its own for each step and table; -1 (round to nearest) for a negative one."""
+    if seed < 0:
+        return -1
+    return (seed + step * 0x9E3779B97F4A7C15 + table * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32 bits (in int64) whose output bits depend evenly on all input bits."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _U32
+    x = (x ^ (x >> 15)) * 0x846CA68B & _U32
+    return x ^ (x >> 16)
+
+
+def round_stochastically(x: Tensor, rows: Tensor, seed: int) -> Tensor:
+    """float32 [U, D] to bfloat16, up with the probability of what would be cut off: right on average.
+
+    The random bits of weight[rows[u], d] are a function of (seed, rows[u] * D + d) alone.
+    """
+    element = rows.to(torch.int64)[:, None] * x.shape[1] + torch.arange(x.shape[1], device=x.device)
+    bits = _mix(_mix((element & _U32) ^ (seed & _U32)) ^ ((element >> 32) + (seed >> 32) & _U32))
+    whole = x.contiguous().view(torch.int32).to(torch.int64) & _U32
+    rounded = (whole + (bits & 0xFFFF)) >> 16
+    rounded = torch.where(x.isfinite(), rounded, whole >> 16 | x.isnan().to(torch.int64) << 6)
+    return torch.where(rounded >= 2**15, rounded - 2**16, rounded).to(torch.int16).view(torch.bfloat16)
+
+
+def _store(weight: Tensor, rows: Tensor, w: Tensor, seed: int) -> None:
+    index = rows.to(torch.int64)
+    is_stochastic = seed >= 0 and weight.dtype == torch.bfloat16
+    weight[index] = round_stochastically(w, index, seed) if is_stochastic else w.to(weight.dtype)
+
 
 def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
     """The touched rows and their gradients in the accumulator's dtype; checks what the kernels check."""
@@ -28,33 +63,48 @@ def sgd_update_reference(
     lr: float,
     momentum: float,
     weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """buffer <- momentum buffer + g; w <- w - lr buffer."""
     w, g = _wide(weight, rows, grads, weight_decay)
     if momentum_buffer is not None:
         g = momentum * momentum_buffer[rows.to(torch.int64)] + g
         momentum_buffer[rows.to(torch.int64)] = g
-    weight[rows.to(torch.int64)] = (w - lr * g).to(weight.dtype)
+    _store(weight, rows, w - lr * g, rounding_seed)
 
 
 def adagrad_update_reference(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps)."""
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     sum[index] += g * g
-    weight[index] = (w - lr * g / (sum[index].sqrt() + eps)).to(weight.dtype)
+    _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps), rounding_seed)
 
 
 def rowwise_adagrad_update_reference(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + mean_d g^2, one number a row; w <- w - lr g / (sqrt(sum) + eps)."""
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     sum[index] += (g * g).mean(1)
-    weight[index] = (w - lr * g / (sum[index].sqrt() + eps)[:, None]).to(weight.dtype)
+    _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps)[:, None], rounding_seed)
 
 
 def _adam(
@@ -78,12 +128,14 @@ def adam_update_reference(
     beta2: float,
     eps: float,
     weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """One step of Adam on the touched rows; the moments of the others stand still."""
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, beta1, beta2, eps)
-    weight[index], exp_avg[index], exp_avg_sq[index] = w.to(weight.dtype), m, v
+    exp_avg[index], exp_avg_sq[index] = m, v
+    _store(weight, rows, w, rounding_seed)
 
 
 def adam_catch_up_reference(

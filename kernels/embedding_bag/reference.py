@@ -1,0 +1,391 @@
+"""What the operators over several embedding tables mean, in plain PyTorch.
+
+Letters: T tables, F features (columns of ids), B bags a feature, nnz entries. Bag `f * B + b` is bag b of feature f,
+and its entries lie together: entry p = f * B + b itself without offsets (one id a bag), and offsets[bag] <= p <
+offsets[bag + 1] with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deeprec.kernels.sparse_update import reference as sparse_update
+from deeprec.kernels.sparse_update.reference import rounding_seed
+
+SUM, MEAN, MAX, NONE = range(4)
+
+
+class Feature(NamedTuple):
+    """Where the entries of one feature lie, and its place in the result.
+
+    Attributes:
+        ids: ids of the feature's entries, [nnz_f].
+        first: number of the first entry.
+        bags: bag of each entry in [0, B), [nnz_f], int64.
+        keep: entries that are not padding, [nnz_f], bool.
+        column: first column in the pooled result; -1 for mode NONE with offsets.
+    """
+
+    ids: Tensor
+    first: int
+    bags: Tensor
+    keep: Tensor
+    column: int
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in: float32, and float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def num_bags(ids: Tensor, offsets: Tensor | None, num_features: int) -> int:
+    """B, from the shape of ids [F, B] or of offsets [F * B + 1]."""
+    return ids.shape[1] if offsets is None else (offsets.shape[0] - 1) // num_features
+
+
+def is_pooled(mode: int, offsets: Tensor | None) -> bool:
+    """Whether a feature has columns in the pooled result; without offsets a bag is one id, and all features have."""
+    return mode != NONE or offsets is None
+
+
+def features_of(
+    ids: Tensor,
+    offsets: Tensor | None,
+    dims: Sequence[int],
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+) -> list[Feature]:
+    """The entries, feature by feature; dims are those of the tables."""
+    batch = num_bags(ids, offsets, len(tables))
+    out, column = [], 0
+    for f, (table, mode, pad) in enumerate(zip(tables, modes, padding, strict=True)):
+        if offsets is None:
+            some, first, bags = ids[f], f * batch, torch.arange(batch, device=ids.device)
+        else:
+            bounds = offsets[f * batch : (f + 1) * batch + 1].to(torch.int64)
+            first = int(bounds[0])
+            some = ids[first : int(bounds[-1])]
+            bags = torch.repeat_interleave(torch.arange(batch, device=ids.device), bounds.diff())
+        place = column if is_pooled(mode, offsets) else -1
+        column += dims[table] if place >= 0 else 0
+        out.append(Feature(some, first, bags, some != pad, place))
+    return out
+
+
+def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], tables: Sequence[int]) -> None:
+    """Raise IndexError for the first entry out of range."""
+    for feature, table in zip(features, tables, strict=True):
+        bad = (feature.ids < 0) | (feature.ids >= sizes[table])
+        if feature.ids.numel() and bool(bad.any()):
+            position = int(bad.to(torch.uint8).argmax())
+            raise IndexError(
+                f"{function}: ids of table {table} must be in [0, {sizes[table]}), got {int(feature.ids[position])} "
+                f"at position {feature.first + position}"
+            )
+
+
+def _counts(feature: Feature, batch: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(batch, dtype=dtype, device=feature.ids.device).index_add_(
+        0, feature.bags, feature.keep.to(dtype)
+    )
+
+
+def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+    """[B, D] in the dtype of rows [nnz_f, D], and for MAX the entry that each value came from (-1: none)."""
+    out = rows.new_zeros(batch, rows.shape[1])
+    if mode == MAX:
+        at = feature.bags[feature.keep].unsqueeze(1).expand(-1, rows.shape[1])
+        kept = rows[feature.keep]
+        out.fill_(-torch.inf).scatter_reduce_(0, at, kept, "amax")
+        entries = torch.arange(rows.shape[0], device=rows.device)[feature.keep]
+        is_max = kept == out[feature.bags[feature.keep]]
+        number = torch.where(is_max, entries.unsqueeze(1), rows.shape[0])
+        argmax = torch.full(out.shape, rows.shape[0], dtype=torch.int64, device=rows.device)
+        argmax.scatter_reduce_(0, at, number, "amin")
+        found = argmax < rows.shape[0]
+        return torch.where(found, out, 0), torch.where(found, argmax + feature.first, -1)
+    weighted = rows * feature.keep.unsqueeze(1)
+    if scale is not None:
+        weighted = weighted * scale.unsqueeze(1)
+    out.index_add_(0, feature.bags, weighted)
+    if mode == MEAN:
+        out /= _counts(feature, batch, rows.dtype).clamp(min=1).unsqueeze(1)
+    return out, None
+
+
+def _scale_of(per_sample_weights: Tensor | None, feature: Feature, f: int, is_2d: bool) -> Tensor | None:
+    if per_sample_weights is None:
+        return None
+    if is_2d:
+        return per_sample_weights[f]
+    return per_sample_weights[feature.first : feature.first + feature.ids.shape[0]]
+
+
+def embedding_bags_reference(
+    weights: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+) -> list[Tensor]:
+    """[pooled [B, sum D_f], argmax [B, sum D_f] (empty without MAX), one [nnz_f, D_f] for each unpooled feature]."""
+    dtype, wide = weights[0].dtype, wide_dtype(weights[0].dtype)
+    batch = num_bags(ids, offsets, len(tables))
+    features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, modes, padding)
+    check_ids("embedding_bags", features, [w.shape[0] for w in weights], tables)
+    width = sum(weights[t].shape[1] for t, f in zip(tables, features, strict=True) if f.column >= 0)
+    pooled = weights[0].new_zeros(batch, width)
+    has_max = MAX in modes and offsets is not None
+    argmax = torch.full((batch, width) if has_max else (0,), -1, dtype=ids.dtype, device=ids.device)
+    sequences = []
+    for f, (feature, table, mode) in enumerate(zip(features, tables, modes, strict=True)):
+        rows = weights[table].index_select(0, feature.ids.to(torch.int64))
+        if feature.column < 0:
+            sequences.append(rows)
+            continue
+        scale = _scale_of(per_sample_weights, feature, f, offsets is None)
+        scale = None if scale is None else scale.to(wide)
+        if mode == NONE:  # the row itself, padding or not
+            feature = feature._replace(keep=torch.ones_like(feature.keep))
+        out, where = _pool(rows.to(wide), feature, mode if offsets is not None else SUM, scale, batch)
+        columns = slice(feature.column, feature.column + rows.shape[1])
+        pooled[:, columns] = out.to(dtype)
+        if where is not None:
+            argmax[:, columns] = where.to(ids.dtype)
+    return [pooled, argmax, *sequences]
+
+
+def embedding_bags_plan_reference(
+    ids: Tensor,
+    offsets: Tensor | None,
+    num_embeddings: Sequence[int],
+    tables: Sequence[int],
+    padding: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Stable sort of the entries by (table, row), padding left out, and run-length encoding."""
+    nothing = [0] * len(tables)
+    features = features_of(ids, offsets, [0] * len(num_embeddings), tables, nothing, padding)
+    check_ids("embedding_bags_plan", features, num_embeddings, tables)
+    position = torch.int32 if ids.numel() < 2**31 else torch.int64
+    batch = num_bags(ids, offsets, len(tables))
+    rows, counts, order = [], [], []
+    starts = [0]
+    for table in range(len(num_embeddings)):
+        mine = [f for f, t in zip(features, tables, strict=True) if t == table]
+        keys = torch.cat([ids.new_empty(0), *(f.ids[f.keep] for f in mine)])
+        entries = [(torch.arange(f.ids.shape[0], device=ids.device) + f.first)[f.keep] for f in mine]
+        values, by_row = torch.sort(keys, stable=True)
+        some, count = torch.unique_consecutive(values, return_counts=True)
+        rows.append(some)
+        counts.append(count)
+        order.append(torch.cat([by_row.new_empty(0), *entries])[by_row])
+        starts.append(starts[-1] + some.shape[0])
+    all_rows = torch.cat(rows)
+    row_offsets = torch.zeros(all_rows.shape[0] + 1, dtype=torch.int64, device=ids.device)
+    torch.cumsum(torch.cat(counts), 0, out=row_offsets[1:])
+    bags = ids.new_empty(0, dtype=position)
+    if offsets is not None:
+        bags = torch.cat([f.bags + k * batch for k, f in enumerate(features)]).to(position)
+    table_starts = torch.tensor(starts, dtype=torch.int64, device=ids.device)
+    return all_rows, row_offsets.to(position), torch.cat(order).to(position), bags, table_starts
+
+
+def _entry_grad(
+    grad: Tensor,
+    sequence_grad: Tensor | None,
+    argmax: Tensor,
+    feature: Feature,
+    mode: int,
+    dim: int,
+    scale: Tensor | None,
+) -> Tensor:
+    """Gradient of each looked-up row of a feature, [nnz_f, D], before per-sample weights reach the table."""
+    if sequence_grad is not None:
+        return sequence_grad
+    columns = slice(feature.column, feature.column + dim)
+    some = grad[:, columns].index_select(0, feature.bags)
+    if mode == MAX:
+        entries = torch.arange(feature.ids.shape[0], device=grad.device) + feature.first
+        return some * (argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1))
+    if mode == MEAN:
+        counts = _counts(feature, grad.shape[0], grad.dtype).clamp(min=1)
+        return some / counts.index_select(0, feature.bags).unsqueeze(1)
+    return some if scale is None else some * scale.unsqueeze(1)
+
+
+def _wide_grads(
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+) -> list[Tensor]:
+    """As embedding_bags_grad_reference, the values not yet rounded to the dtype of the tables."""
+    wide = wide_dtype(weights[0].dtype)
+    dims = [w.shape[1] for w in weights]
+    features = features_of(ids, offsets, dims, tables, modes, padding)
+    bounds = table_starts.tolist()
+    touched = [rows[begin:end] for begin, end in pairwise(bounds)]
+    values = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
+    weights_grad = grad.new_zeros(0)
+    if need_weights_grad and per_sample_weights is not None:
+        weights_grad = torch.zeros_like(per_sample_weights)
+    sequences = iter(sequence_grads)
+    for f, (feature, table, mode) in enumerate(zip(features, tables, modes, strict=True)):
+        sequence_grad = next(sequences).to(wide) if feature.column < 0 else None
+        scale = _scale_of(per_sample_weights, feature, f, offsets is None)
+        scale = None if scale is None else scale.to(wide)
+        mode = mode if offsets is not None else SUM
+        entry = _entry_grad(grad.to(wide), sequence_grad, argmax, feature, mode, dims[table], scale)
+        at = feature.ids.to(torch.int64)
+        place = torch.searchsorted(touched[table], feature.ids[feature.keep].contiguous())
+        values[table].index_add_(0, place, entry[feature.keep])
+        if weights_grad.numel():
+            plain = _entry_grad(grad.to(wide), None, argmax, feature, SUM, dims[table], None)
+            dots = (plain * weights[table].index_select(0, at).to(wide)).sum(1) * feature.keep
+            target = weights_grad[f] if offsets is None else weights_grad[feature.first : feature.first + at.shape[0]]
+            target.copy_(dots)
+    return [*values, weights_grad]
+
+
+def embedding_bags_grad_reference(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """[values [U_t, D_t] for each table, gradient of per_sample_weights (empty unless asked for)]."""
+    return [grad.to(weights[0].dtype) for grad in _wide_grads(weights, *args)]
+
+
+def embedding_bags_dense_grad_reference(
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+) -> list[Tensor]:
+    """[gradient [R_t, D_t] of each table, gradient of per_sample_weights (empty unless asked for)]."""
+    plan = embedding_bags_plan_reference(ids, offsets, [w.shape[0] for w in weights], tables, padding)
+    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights)
+    *values, weights_grad = embedding_bags_grad_reference(
+        weights, *given, *plan, tables, modes, padding, need_weights_grad
+    )
+    out = []
+    for weight, value, (begin, end) in zip(weights, values, pairwise(plan[-1].tolist()), strict=True):
+        dense = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        dense[plan[0][begin:end].to(torch.int64)] = value
+        out.append(dense)
+    return [*out, weights_grad]
+
+
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
+
+
+def update_rows(
+    weights: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    values: Sequence[Tensor],
+    rule: int,
+    lr: Tensor,
+    step: Tensor,
+    options: Sequence[float],
+    max_norm: float,
+    seed: int,
+) -> None:
+    """One step of `rule` on rows [U_t] of each table with gradients values [U_t, D_t]; counts the step.
+
+    options are (eps, weight_decay, beta1 or momentum, beta2). A positive max_norm scales the gradient of all tables
+    together to at most that norm; seed >= 0 rounds bfloat16 weights stochastically.
+    """
+    step.add_(1)
+    count, rate = int(step), float(lr)
+    eps, decay, beta1, beta2 = options
+    if max_norm > 0:
+        squares = [v.to(torch.float64).square().sum() for v in values]
+        norm = float(torch.stack(squares).sum().sqrt())
+        if norm > max_norm:
+            values = [v * (max_norm / norm) for v in values]
+    for t, (weight, some, grads) in enumerate(zip(weights, rows, values, strict=True)):
+        salt = rounding_seed(seed, count, t)
+        if rule == SGD:
+            buffer = first[t] if first else None
+            sparse_update.sgd_update_reference(weight, buffer, some, grads, rate, beta1, decay, salt)
+        elif rule == ADAGRAD:
+            sparse_update.adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
+        elif rule == ROWWISE_ADAGRAD:
+            sparse_update.rowwise_adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
+        else:
+            moments = (first[t], second[t])
+            sparse_update.adam_update_reference(
+                weight, *moments, some, grads, count, rate, beta1, beta2, eps, decay, salt
+            )
+
+
+def embedding_bags_update_reference(
+    weights: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+    rule: int,
+    lr: Tensor,
+    step: Tensor,
+    options: Sequence[float],
+    max_norm: float,
+    seed: int,
+) -> Tensor:
+    """The gradient and one optimizer step; returns the gradient of per_sample_weights (empty unless asked for)."""
+    plan = (rows, row_offsets, order, bags, table_starts)
+    *values, weights_grad = _wide_grads(
+        weights,
+        grad,
+        sequence_grads,
+        argmax,
+        ids,
+        offsets,
+        per_sample_weights,
+        *plan,
+        tables,
+        modes,
+        padding,
+        need_weights_grad,
+    )
+    touched = [rows[begin:end] for begin, end in pairwise(table_starts.tolist())]
+    update_rows(weights, first, second, touched, values, rule, lr, step, options, max_norm, seed)
+    return weights_grad
