@@ -79,6 +79,7 @@ class Case:
         bytes: moved by one step, by calculation.
         flops: of one step, by calculation.
         limit: the access pattern whose measured speed `bytes` is held against, or COPY; None: none applies.
+        size: what the group varies, for a chart of curves.
         effort: fraction of the usual time to spend on it, where a group has many cases.
     """
 
@@ -88,6 +89,7 @@ class Case:
     bytes: float
     flops: float = 0.0
     limit: Gather | str | None = None
+    size: float | None = None
     effort: float = 1.0
 
 
@@ -207,6 +209,7 @@ def run_case(case: Case, limits: Limits, seconds: float, rounds: int) -> dict[st
         "group": case.group,
         "bytes": case.bytes,
         "flops": case.flops,
+        "size": case.size,
         "limit": label,
         "limit_bytes_per_second": limit,
         "missing": trial.missing,

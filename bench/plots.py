@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#1b6ca8", "#e07b39", "#5a9e6f", "#b04a5a", "#8a6fb0", "#8c8c8c", "#c2a83e", "#4bb3b3")
 MAX_BARS = 8  # cases a chart of bars can show; beyond that a chart of ratios
@@ -21,7 +22,10 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         groups.setdefault(case["group"], []).append(case)
     for group, cases in groups.items():
         name = group.replace(" ", "-").replace("/", "-")
-        chart = bars(cases) if len(cases) <= MAX_BARS else ratios(cases)
+        if all(case["size"] for case in cases):
+            chart = curves(cases, group)
+        else:
+            chart = bars(cases) if len(cases) <= MAX_BARS else ratios(cases)
         _save(chart, folder / f"{result['op']}-{name}.png")
     if result["limits"] and any(case["limit"] for case in result["cases"]):
         _save(roofline(result), folder / f"{result['op']}-roofline.png")
@@ -72,7 +76,33 @@ def ratios(cases: list[dict[str, Any]]) -> Figure:
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.grid(axis="x", which="both", lw=0.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time of the rival / time of deeprec; right of 1 deeprec is faster")
+    _legend(axes, colours)
+    return figure
+
+
+def curves(cases: list[dict[str, Any]], label: str) -> Figure:
+    """Milliseconds of each contender against what the group varies."""
+    colours = _colours(cases)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, colour in colours.items():
+        points = [(case["size"], row) for case in cases for row in case["rows"] if row["name"] == name]
+        sizes, middle = [size for size, _ in points], [row["median"] * 1e3 for _, row in points]
+        low, high = ([row[key] * 1e3 for _, row in points] for key in ("low", "high"))
+        axes.plot(sizes, middle, "o-", color=colour)
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.2)
+        for size, value in zip(sizes, middle, strict=True):
+            axes.annotate(f"{value:.3g}", (size, value), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(y=0.2)
+    axes.grid(which="major", lw=0.3)
+    axes.set_xlabel(label)
+    axes.set_ylabel("milliseconds a step, median and quartiles")
     _legend(axes, colours)
     return figure
 

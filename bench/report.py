@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 SCHEMA = "deeprec-bench/1"
+LONG_GROUP = 12  # cases; beyond that a group is folded away on the page
 
 
 def seconds(value: float) -> str:
@@ -118,13 +120,32 @@ def page(results: Sequence[dict[str, Any]], plots: Iterable[str]) -> str:
     for result in results:
         lines += ["", f"## {result['op']}", "", f"{describe(result)}.", ""]
         lines += [f"![{name}]({name})" for name in pictures if name.startswith(f"{result['op']}-")]
-        lines += ["", f"| work | {' | '.join(COLUMNS).strip()} |".replace("|  |", "| contender |"), "|---" * 7 + "|"]
-        for case in result["cases"]:
-            for index, row in enumerate(case["rows"]):
-                lines.append(f"| {case['case'] if index == 0 else ''} | {' | '.join(_cells(case, row))} |")
+        lines += ["", *_tables(result["cases"])]
         missing = {f"{name}: {why}" for case in result["cases"] for name, why in case["missing"].items()}
         lines += ["", "Not measured: " + "; ".join(sorted(missing)) + "."] if missing else []
     return "\n".join(lines) + "\n"
+
+
+def _tables(cases: Sequence[dict[str, Any]]) -> list[str]:
+    """One table of all cases; the cases of a large group in short, folded away."""
+    groups = Counter(case["group"] for case in cases)
+    lines = [f"| work | contender | {' | '.join(COLUMNS[1:])} |", "|---" * 7 + "|"]
+    for case in cases:
+        if groups[case["group"]] <= LONG_GROUP:
+            for index, row in enumerate(case["rows"]):
+                lines.append(f"| {case['case'] if index == 0 else ''} | {' | '.join(_cells(case, row))} |")
+    lines = lines if len(lines) > 2 else []
+    for group, count in groups.items():
+        if count > LONG_GROUP:
+            lines += ["", f"<details><summary>{group}: {count} cases</summary>", "", "| work | deeprec | rivals |"]
+            lines += ["|---|---|---|", *(_short(case) for case in cases if case["group"] == group), "", "</details>"]
+    return lines
+
+
+def _short(case: dict[str, Any]) -> str:
+    ours = next(row for row in case["rows"] if row["name"] == "deeprec")
+    rivals = [f"{r['name']} {seconds(r['median'])} ({ratio(r['ratio'])})" for r in case["rows"] if r is not ours]
+    return f"| {case['case']} | {seconds(ours['median'])} | {', '.join(rivals)} |"
 
 
 def _target_row(target: dict[str, Any]) -> str:

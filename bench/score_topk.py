@@ -1,4 +1,4 @@
-"""Top 10 of 3,706 items for 6,040 users (MovieLens-1M's size): `python -m bench.score_topk [--plain]`.
+"""Top 10 of 3,706 items (MovieLens-1M's size): `python -m bench score_topk`, or `python -m bench.score_topk [--plain]`.
 
 The dot scorer stands beside torch.matmul + topk; the NCF network (NeuMF-32: GMF 32, layers 256-128-64-32) beside every
 pair sent through the plain network in blocks, all 22.4 million of them (with --plain: about a minute on an idle
@@ -7,15 +7,19 @@ machine). CPU seconds stand beside the wall clock: on a busy machine they are th
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from bench.harness import Case, Contender, Target, Trial
+from bench.rivals import compiled
 from deeprec.kernels._library import cpu_isa
 from deeprec.kernels.score_topk import DotScorer, NCFScorer, TopK, score_items, score_topk
 
@@ -82,6 +86,84 @@ def check(name: str, got: TopK, expected: Tensor, tolerance: float) -> None:
     error = float((got.values - expected).abs().max())
     if error > tolerance:
         raise SystemExit(f"{name}: values differ by {error:.2e}: no timing")
+
+
+# Cases of the harness: the dot scorer on all users, the network on a few, since the plain one takes 10 ms a user.
+
+PLAIN_USERS = 64
+DENSE, PAIRS, COMPILED = "torch: matmul, mask, topk", "torch: every pair through the network", "torch.compile of it"
+TARGETS = (
+    Target("score_topk, dot product", "dot", DENSE, 1.0),
+    Target("score_topk, NeuMF-32", "NeuMF", PAIRS, 1.0),
+    Target("score_topk, NeuMF-32", "NeuMF", COMPILED, 1.0),
+)
+
+
+def _seen(num_users: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Items met, as a mask [users, N] and as the lists that score_topk takes."""
+    lists = torch.rand(num_users, NUM_ITEMS).argsort(1)[:, :PER_USER].sort(1).values
+    mask = torch.zeros((num_users, NUM_ITEMS), dtype=torch.bool).scatter_(1, lists, True)
+    indptr = torch.arange(num_users + 1) * PER_USER
+    return mask, {"seen_indptr": indptr, "seen_indices": lists.int().flatten()}
+
+
+def _dot_trial() -> Trial:
+    users, items = torch.randn(NUM_USERS, 64), torch.randn(NUM_ITEMS, 64)
+    mask, lists = _seen(NUM_USERS)
+    scorer = DotScorer(users, items)
+    exact = (users.double() @ items.double().T).masked_fill_(mask, float("-inf"))
+    trial = Trial([exact.topk(K).values])
+
+    def dense() -> Tensor:
+        return (users @ items.T).masked_fill_(mask, float("-inf")).topk(K).values
+
+    trial.add("deeprec", lambda: [score_topk(scorer, K, **lists).values])
+    trial.add(DENSE, dense)
+    return trial
+
+
+def _network_trial() -> Trial:
+    model = PlainNeuMF()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    mask, lists = _seen(PLAIN_USERS)
+    with torch.no_grad():
+        whole = model.scorer()
+    scorer = whole._replace(
+        user_hidden=whole.user_hidden[:PLAIN_USERS].contiguous(),
+        user_factors=whole.user_factors[:PLAIN_USERS].contiguous(),
+    )
+    pairs = torch.cartesian_prod(torch.arange(PLAIN_USERS), torch.arange(NUM_ITEMS)).unbind(1)
+
+    def best(network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            scores = network(*pairs).view(PLAIN_USERS, NUM_ITEMS)
+        return scores.masked_fill(mask, float("-inf")).topk(K).values
+
+    expected = best(copy.deepcopy(model).double())
+    trial = Trial([expected], tolerance=1e-4)
+    trial.add("deeprec", lambda: [score_topk(scorer, K, **lists).values])
+    rounded = copy.deepcopy(model).bfloat16()
+    honest = float((best(rounded).double() - expected).abs().max() / expected.abs().max()) + 0.01
+    trial.contenders.append(
+        Contender(
+            "deeprec, bfloat16",
+            lambda: [score_topk(scorer, K, **lists, precision="bfloat16").values],
+            tolerance=honest,
+        )
+    )
+    trial.add_rival(PAIRS, lambda: Contender(PAIRS, lambda: best(model)))
+    trial.add_rival(COMPILED, lambda: Contender(COMPILED, partial(best, compiled(model))))
+    return trial
+
+
+def cases() -> list[Case]:
+    """Both scorers; compute-bound, so flops are shown."""
+    network = 2.0 * PLAIN_USERS * NUM_ITEMS * (128 * 64 + 64 * 32 + 32 + FACTORS)
+    return [
+        Case(f"dot, D 64, {NUM_USERS:,} users", "dot", _dot_trial, 0.0, 2.0 * 64 * NUM_USERS * NUM_ITEMS),
+        Case(f"NeuMF-32 256-128-64-32, {PLAIN_USERS} users", "NeuMF", _network_trial, 0.0, network),
+    ]
 
 
 @torch.inference_mode()
