@@ -46,15 +46,16 @@ inline Lane load(const char* from) {
 
 extern "C" {
 
-// Rows of row_bytes (a multiple of 32) at ids[0 .. n); out is null (the rows are added up) or [n, row_bytes], aligned
-// to
-// 32. Returns a sum, so that the reads cannot be left out.
-float gather(const char* table, const int64_t* ids, int64_t n, int64_t row_bytes, char* out, int threads,
-             int64_t distance, int streaming) {
+// Rows of row_bytes (a multiple of 32) at ids[0 .. n). out is null (the rows are added up) or holds out_rows rows (a
+// power of two) for each thread, aligned to 32 and written over and over, as a result is that the allocator hands out
+// again. Returns a sum, so that the reads cannot be left out.
+float gather(const char* table, const int64_t* ids, int64_t n, int64_t row_bytes, char* out, int64_t out_rows,
+             int threads, int64_t distance, int streaming) {
   std::vector<float> sums(threads, 0.0F);
   float* first_sum = sums.data();
   split(n, threads, [=](int t, int64_t begin, int64_t end) {
     Lane sum = {};
+    char* mine = out + t * out_rows * row_bytes;
     for (int64_t i = begin; i < end; ++i) {
       if (i + distance < end) {
         const char* ahead = table + ids[i + distance] * row_bytes;
@@ -68,8 +69,9 @@ float gather(const char* table, const int64_t* ids, int64_t n, int64_t row_bytes
           sum += load(row + byte);
         }
       } else {
+        char* to = mine + (i & (out_rows - 1)) * row_bytes;
         for (int64_t byte = 0; byte < row_bytes; byte += kLane) {
-          store(out + i * row_bytes + byte, load(row + byte), streaming != 0);
+          store(to + byte, load(row + byte), streaming != 0);
         }
       }
     }
