@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from deeprec.nn.embedding import Embedding
+from deeprec.nn.embedding_bag import EmbeddingBag
 from deeprec.nn.fm import BiInteraction, FMInteraction
+from deeprec.nn.replace import replace_embeddings
 
-__all__ = ["BiInteraction", "Embedding", "FMInteraction"]
+__all__ = ["BiInteraction", "Embedding", "EmbeddingBag", "FMInteraction", "replace_embeddings"]

@@ -1,4 +1,4 @@
-"""The embedding table as a module, exchangeable with `torch.nn.Embedding`."""
+"""The embedding table as a module: `torch.nn.Embedding` on the fused kernels."""
 
 from __future__ import annotations
 
@@ -6,82 +6,129 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels.embedding import EmbeddingPlan, embedding
+from deeprec.kernels.embedding_bag import embedding_bags
+from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
+
+__all__ = ["Embedding", "catch_up"]
 
 
-def catch_up(weight: Tensor, ids: Tensor) -> None:
-    """Bring rows of `weight` up to date before they are read for training, where an optimizer asked for it.
-
-    Adam in dense mode puts off the steps in which a row had no gradient, and leaves `_deeprec_catch_up` on the
-    parameter for whoever reads rows.
-
-    Args:
-        weight: a table, [R, D].
-        ids: rows about to be read, any shape, int32 or int64, repeated ids allowed.
-    """
-    hook = getattr(weight, "_deeprec_catch_up", None)
-    if hook is not None:
-        hook(ids)
+def check_sizes(owner: str, num_embeddings: int, embedding_dim: int) -> None:
+    """Raise ValueError for a size below 1."""
+    for key, size in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
+        if size < 1:
+            raise ValueError(f"{owner}: {key} must be >= 1, got {size}")
 
 
-class Embedding(nn.Module):
+def check_table(
+    owner: str, num_embeddings: int, embedding_dim: int, padding_idx: int | None, weight: Tensor | None = None
+) -> None:
+    """Raise ValueError for what torch.nn.Embedding refuses with an AssertionError."""
+    check_sizes(owner, num_embeddings, embedding_dim)
+    if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+        raise ValueError(
+            f"{owner}: padding_idx must be in [-{num_embeddings}, {num_embeddings}), got {padding_idx}; name a row of "
+            "the table"
+        )
+    if weight is not None and tuple(weight.shape) != (num_embeddings, embedding_dim):
+        raise ValueError(
+            f"{owner}: _weight must be [{num_embeddings}, {embedding_dim}], got {tuple(weight.shape)}; use "
+            "from_pretrained to take the sizes from it"
+        )
+
+
+class Embedding(nn.Embedding):
     """A table of `num_embeddings` rows whose gradient holds the touched rows only.
 
-    The state dict is that of `torch.nn.Embedding` (`weight`), in both directions.
+    A `torch.nn.Embedding` in every respect (isinstance, state dict, from_pretrained, DDP), except that `sparse` is on
+    by default, that its sparse gradients are coalesced, and that they come with scale_grad_by_freq as well.
 
     Args:
         num_embeddings: rows R, >= 1.
         embedding_dim: columns D, >= 1.
-        sparse_grad: sparse gradient (for `deeprec.train.optim`); False gives a dense one that passes torch.compile.
-        name: what to call the table in errors, e.g. "user".
+        padding_idx: a row that starts as zeros and gets no gradient; negative ones count from the end.
+        max_norm: rows longer than this are scaled down in place when they are read.
+        norm_type: the p of that norm.
+        scale_grad_by_freq: divide the gradient of a row by the number of times the batch holds its id.
+        sparse: sparse gradient (for `deeprec.train.optim`); False gives a dense one that passes torch.compile.
         device, dtype: as in torch.nn.Embedding.
+        sparse_grad: another name of `sparse`, the one that the kernels use.
+        name: what to call the table in errors, e.g. "user".
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or padding_idx is not a row.
     """
 
-    num_embeddings: int
-    embedding_dim: int
-    weight: nn.Parameter
+    name: str = ""
 
     def __init__(
         self,
         num_embeddings: int,
         embedding_dim: int,
-        *,
-        sparse_grad: bool = True,
-        name: str = "",
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = True,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        sparse_grad: bool | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__()
-        for key, size in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-            if size < 1:
-                raise ValueError(f"Embedding: {key} must be >= 1, got {size}")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.sparse_grad = sparse_grad
+        check_table("Embedding", num_embeddings, embedding_dim, padding_idx, _weight)
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            sparse if sparse_grad is None else sparse_grad,
+            _weight,
+            _freeze,
+            device,
+            dtype,
+        )
         self.name = name
-        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the weights from N(0, 1), as torch.nn.Embedding does."""
-        nn.init.normal_(self.weight)
+    @property
+    def sparse_grad(self) -> bool:
+        """Whether the gradient is sparse: another name of `sparse`."""
+        return self.sparse
 
-    def forward(self, ids: Tensor, plan: EmbeddingPlan | None = None) -> Tensor:
+    @sparse_grad.setter
+    def sparse_grad(self, value: bool) -> None:
+        self.sparse = value
+
+    def forward(self, input: Tensor, plan: EmbeddingPlan | None = None) -> Tensor:
         """Rows of the table.
 
         Args:
-            ids: any shape, int32 or int64, values in [0, num_embeddings).
-            plan: `embedding_plan(ids, num_embeddings)` where several tables share the ids.
+            input: ids of any shape, int32 or int64, values in [0, num_embeddings).
+            plan: `embedding_plan(input, num_embeddings)` where several tables share the ids; of no use, and ignored,
+                with a padding_idx.
         Returns:
-            [*ids.shape, embedding_dim].
+            [*input.shape, embedding_dim].
         Raises:
             IndexError: an id is out of range.
         """
+        weight = self.weight
+        is_training = torch.is_grad_enabled() and weight.requires_grad
         if torch.is_grad_enabled():
-            catch_up(self.weight, ids if plan is None else plan.rows)
-        return embedding(self.weight, ids, plan, sparse_grad=self.sparse_grad, name=self.name)
-
-    def extra_repr(self) -> str:
-        """Sizes, as printed by repr()."""
-        return f"{self.num_embeddings}, {self.embedding_dim}"
+            catch_up(weight, input if plan is None else plan.rows)
+        if self.max_norm is not None:
+            clip_row_norms_(weight, input, self.max_norm, self.norm_type, self.name)
+        if is_training and self.scale_grad_by_freq:
+            weight = scale_grad_by_frequency(weight, input)
+        if self.padding_idx is None or not is_training:
+            return embedding(weight, input, plan, sparse_grad=self.sparse, name=self.name)
+        rows, _ = embedding_bags(
+            [weight],
+            input.reshape(1, -1),
+            modes="none",
+            padding_idx=[self.padding_idx],
+            sparse_grad=self.sparse,
+            names=(self.name,),
+        )
+        return rows.reshape(*input.shape, self.embedding_dim)

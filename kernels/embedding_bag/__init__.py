@@ -569,6 +569,8 @@ def embedding_bag(
             f"embedding_bag: ids must be [B, L], or [nnz] with offsets, got {tuple(ids.shape)} "
             f"{'without' if offsets is None else 'with'} offsets"
         )
+    elif offsets.dim() != 1:
+        raise ValueError(f"embedding_bag: offsets must have one dimension, got {tuple(offsets.shape)}")
     elif include_last_offset:
         bounds = offsets
     else:

@@ -1,0 +1,79 @@
+"""What the embedding layers do to a table outside the kernels: catching up, clipping of norms, scaling by frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deeprec.kernels.embedding import embedding
+
+
+def catch_up(weight: Tensor, ids: Tensor) -> None:
+    """Bring rows of `weight` up to date before they are read for training, where an optimizer asked for it.
+
+    Adam in dense mode puts off the steps in which a row had no gradient, and leaves `_deeprec_catch_up` on the
+    parameter for whoever reads rows.
+
+    Args:
+        weight: a table, [R, D].
+        ids: rows about to be read, any shape, int32 or int64, repeated ids allowed.
+    """
+    hook = getattr(weight, "_deeprec_catch_up", None)
+    if hook is not None:
+        hook(ids)
+
+
+@torch.no_grad()
+def clip_row_norms_(weight: Tensor, ids: Tensor, max_norm: float, norm_type: float, name: str = "") -> None:
+    """Scale the rows of `weight` that are about to be read down to `max_norm`, in place.
+
+    Args:
+        weight: a table, [R, D].
+        ids: any shape, int32 or int64, repeated ids allowed.
+        max_norm: the largest norm a row may keep.
+        norm_type: the p of the p-norm.
+        name: what to call the table in an error.
+    Raises:
+        IndexError: an id is out of range; nothing has been changed then.
+    """
+    table, flat = weight.detach(), ids.reshape(-1)
+    rows = embedding(table, flat, name=name)
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    norms = torch.linalg.vector_norm(wide, norm_type, dim=1, keepdim=True)
+    clipped = torch.where(norms > max_norm, wide * (max_norm / (norms + 1e-7)), wide)
+    table.index_put_((flat.long(),), clipped.to(table.dtype))  # repeated ids write the same row
+
+
+class _ScaleByFrequency(torch.autograd.Function):
+    """The table itself; its gradient is divided row by row by the number of times the row was looked up."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        flat = ids.reshape(-1).long()
+        if not grad.is_sparse:
+            counts = grad.new_zeros(grad.shape[0], dtype=torch.float32)
+            counts.index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
+            return grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1), None
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+        distinct, every = torch.unique(flat, return_counts=True)
+        counts = every[torch.searchsorted(distinct, rows)].to(values.dtype)
+        scaled = torch.sparse_coo_tensor(
+            rows[None], values / counts.unsqueeze(1), grad.shape, is_coalesced=True, check_invariants=False
+        )
+        return scaled, None
+
+
+# The name by which mypy, which knows no types of torch.autograd.Function, sees it.
+scale_grad_by_frequency: Callable[[Tensor, Tensor], Tensor] = _ScaleByFrequency.apply
