@@ -3,6 +3,7 @@
 Hyperparameters reach the kernels as float32; 1 - beta is formed in float64 first, for 1 - float32(0.999) is 5e-5 off.
 Dense Adam replays missed steps in registers from tables of the steps' scalars (sparse_update_adam_dense.cpp has the
 formula); only the steps whose contribution float32 can see are replayed.
+Stochastic rounding draws the bits of `round_stochastically` (reference.py), so every device stores the same weights.
 """
 
 from __future__ import annotations
@@ -17,8 +18,35 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 
+SEEDS = ("seed_low", "seed_high")  # the halves of the seed as int32; they change at every step
+
 
 @triton.jit
+def _mix(x):
+    """The bijection of 32 bits by which the reference mixes; x is uint32."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def store_weight(pointer, value, element, mask, seed_low, seed_high, IS_STOCHASTIC: tl.constexpr):
+    """Store value in the dtype of the table; element is the place row * D + d in it, int64."""
+    if IS_STOCHASTIC:
+        low = (element & 0xFFFFFFFF).to(tl.uint32) ^ seed_low.to(tl.uint32, bitcast=True)
+        high = (element >> 32).to(tl.uint32) + seed_high.to(tl.uint32, bitcast=True)
+        bits = _mix(_mix(low) ^ high)
+        whole = value.to(tl.uint32, bitcast=True)
+        rounded = (whole + (bits & 0xFFFF)) >> 16
+        is_nan = (whole & 0x7FFFFFFF) > 0x7F800000
+        is_finite = (whole & 0x7F800000) != 0x7F800000
+        rounded = tl.where(is_finite, rounded, (whole >> 16) | (is_nan.to(tl.uint32) << 6))
+        tl.store(pointer, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+    else:
+        tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=SEEDS)
 def _sgd_update_kernel(
     weight,  # [R, D]
     buffer,  # [R, D], or anything where HAS_MOMENTUM is off
@@ -29,7 +57,10 @@ def _sgd_update_kernel(
     lr,
     momentum,
     weight_decay,
+    seed_low,
+    seed_high,
     HAS_MOMENTUM: tl.constexpr,
+    IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -44,10 +75,11 @@ def _sgd_update_kernel(
         if HAS_MOMENTUM:
             g += momentum * tl.load(buffer + start + column, mask=in_row, other=0.0)
             tl.store(buffer + start + column, g, mask=in_row)
-        tl.store(weight + start + column, (w - lr * g).to(weight.dtype.element_ty), mask=in_row)
+        place = start + column
+        store_weight(weight + place, w - lr * g, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SEEDS)
 def _adagrad_update_kernel(
     weight,  # [R, D]
     sums,  # [R, D]
@@ -58,6 +90,9 @@ def _adagrad_update_kernel(
     lr,
     eps,
     weight_decay,
+    seed_low,
+    seed_high,
+    IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -72,10 +107,11 @@ def _adagrad_update_kernel(
         total = tl.load(sums + start + column, mask=in_row, other=1.0) + g * g
         tl.store(sums + start + column, total, mask=in_row)
         new = w - lr * g / (tl.sqrt(total) + eps)
-        tl.store(weight + start + column, new.to(weight.dtype.element_ty), mask=in_row)
+        place = start + column
+        store_weight(weight + place, new, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SEEDS)
 def _rowwise_adagrad_update_kernel(
     weight,  # [R, D]
     sums,  # [R]
@@ -86,6 +122,9 @@ def _rowwise_adagrad_update_kernel(
     lr,
     eps,
     weight_decay,
+    seed_low,
+    seed_high,
+    IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -107,10 +146,11 @@ def _rowwise_adagrad_update_kernel(
         in_row = column < dim
         w = tl.load(weight + row * dim + column, mask=in_row, other=0.0).to(ACC)
         g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
-        tl.store(weight + row * dim + column, (w - scale * g).to(weight.dtype.element_ty), mask=in_row)
+        place = row * dim + column
+        store_weight(weight + place, w - scale * g, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
-@triton.jit(do_not_specialize=["step", "history_start"])  # they change at every step: never compile for a value
+@triton.jit(do_not_specialize=("step", "history_start", *SEEDS))  # they change at every step
 def _adam_update_kernel(
     weight,  # [R, D]
     exp_avg,  # [R, D]
@@ -134,10 +174,13 @@ def _adam_update_kernel(
     log2_beta2,
     eps,
     weight_decay,
+    seed_low,
+    seed_high,
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     HAS_DECAY: tl.constexpr,
+    IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -192,7 +235,8 @@ def _adam_update_kernel(
             size = tl.load(step_sizes + (step - 1 - history_start))
             scale = tl.load(scales + (step - 1 - history_start))
             w = (w - size * m / (tl.sqrt(v) * scale + eps)).to(ACC)
-        tl.store(weight + row * dim + column, w.to(weight.dtype.element_ty), mask=in_row)
+        place = row * dim + column
+        store_weight(weight + place, w, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
         tl.store(exp_avg + row * dim + column, m, mask=in_row)
         tl.store(exp_avg_sq + row * dim + column, v, mask=in_row)
     if IS_DENSE:
@@ -202,9 +246,20 @@ def _adam_update_kernel(
             tl.store(last_step + row, tl.where(missed > 0, step, last))
 
 
-def _types(weight: Tensor) -> dict[str, Any]:
+def seed_halves(seed: int) -> tuple[int, int]:
+    """Low and high 32 bits of a seed >= 0 as int32, zeros for -1."""
+    halves = (max(seed, 0) & 0xFFFFFFFF, max(seed, 0) >> 32)
+    low, high = (half - 2**32 if half >= 2**31 else half for half in halves)
+    return low, high
+
+
+def _types(weight: Tensor, seed: int = -1) -> dict[str, Any]:
     dim = weight.shape[1]
+    low, high = seed_halves(seed)
     return {
+        "seed_low": low,
+        "seed_high": high,
+        "IS_STOCHASTIC": seed >= 0 and weight.dtype == torch.bfloat16,
         "ACC": tl.float64 if weight.dtype == torch.float64 else tl.float32,
         "BLOCK_D": min(triton.next_power_of_2(max(dim, 16)), 1024),
     }
@@ -231,6 +286,7 @@ def sgd_update_(
     lr: float,
     momentum: float,
     weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """Launch `_sgd_update_kernel`."""
     grads = _check("sgd_update_", weight, rows, grads)
@@ -246,29 +302,45 @@ def sgd_update_(
             momentum,
             weight_decay,
             HAS_MOMENTUM=momentum_buffer is not None,
-            **_types(weight),
+            **_types(weight, rounding_seed),
         )
 
 
 def adagrad_update_(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """Launch `_adagrad_update_kernel`."""
     grads = _check("adagrad_update_", weight, rows, grads)
     if rows.numel():
+        types = _types(weight, rounding_seed)
         _adagrad_update_kernel[(rows.numel(),)](
-            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **_types(weight)
+            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **types
         )
 
 
 def rowwise_adagrad_update_(
-    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float
+    weight: Tensor,
+    sum: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """Launch `_rowwise_adagrad_update_kernel`."""
     grads = _check("rowwise_adagrad_update_", weight, rows, grads)
     if rows.numel():
+        types = _types(weight, rounding_seed)
         _rowwise_adagrad_update_kernel[(rows.numel(),)](
-            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **_types(weight)
+            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **types
         )
 
 
@@ -286,6 +358,7 @@ def _launch_adam(
     beta2: float,
     eps: float,
     weight_decay: float,
+    seed: int = -1,
 ) -> None:
     count = weight.shape[0] if rows is None else rows.numel()
     if count == 0 or step == history_start:
@@ -324,7 +397,7 @@ def _launch_adam(
         IS_DENSE=last_step is not None,
         ALL_ROWS=rows is None,
         HAS_DECAY=weight_decay != 0,
-        **_types(weight),
+        **_types(weight, seed),
     )
 
 
@@ -340,11 +413,12 @@ def adam_update_(
     beta2: float,
     eps: float,
     weight_decay: float,
+    rounding_seed: int = -1,
 ) -> None:
     """Launch `_adam_update_kernel` for one step of lazy Adam."""
     grads = _check("adam_update_", weight, rows, grads)
     lrs = torch.full((1,), lr, dtype=torch.float64, device=weight.device)
-    rule = (beta1, beta2, eps, weight_decay)
+    rule = (beta1, beta2, eps, weight_decay, rounding_seed)
     _launch_adam(weight, exp_avg, exp_avg_sq, None, rows, grads, lrs, step - 1, step, *rule)
 
 
@@ -399,20 +473,23 @@ def compile_cases() -> list[CompileCase]:
     for element in ("fp32", "bf16", "fp16", "fp64"):
         state = "fp64" if element == "fp64" else "fp32"
         types = {"ACC": tl.float64 if element == "fp64" else tl.float32, "BLOCK_D": 64}
+        types["IS_STOCHASTIC"] = element == "bf16"
         common = {"weight": f"*{element}", "rows": "*i64", "grads": f"*{element}", "grad_stride": "i64", "dim": "i32"}
-        common |= {"lr": "fp32", "weight_decay": "fp32", "ACC": "constexpr", "BLOCK_D": "constexpr"}
+        common |= {"lr": "fp32", "weight_decay": "fp32", **dict.fromkeys(SEEDS, "i32")}
+        common |= dict.fromkeys(("IS_STOCHASTIC", "ACC", "BLOCK_D"), "constexpr")
         sgd = common | {"buffer": f"*{state}", "momentum": "fp32", "HAS_MOMENTUM": "constexpr"}
         cases.append(CompileCase(f"sgd_update_{element}", _sgd_update_kernel, sgd, types | {"HAS_MOMENTUM": True}))
         adagrad = common | {"sums": f"*{state}", "eps": "fp32"}
         cases.append(CompileCase(f"adagrad_update_{element}", _adagrad_update_kernel, adagrad, types))
         cases.append(CompileCase(f"rowwise_adagrad_update_{element}", _rowwise_adagrad_update_kernel, adagrad, types))
-        adam = {key: common[key] for key in ("weight", "rows", "grads", "grad_stride", "dim")}
+        adam = {key: common[key] for key in ("weight", "rows", "grads", "grad_stride", "dim", *SEEDS)}
         adam |= {"exp_avg": f"*{state}", "exp_avg_sq": f"*{state}", "last_step": "*i32"}
         adam |= {"step_sizes": f"*{state}", "scales": f"*{state}"}
         adam |= dict.fromkeys(("step", "history_start", "max_counted"), "i32")
         scalars = "beta1 rest1 beta2 rest2 root_beta2 log2_beta1 log2_beta2 eps weight_decay"
         adam |= dict.fromkeys(scalars.split(), "fp32")
-        adam |= dict.fromkeys(("HAS_GRAD", "IS_DENSE", "ALL_ROWS", "HAS_DECAY", "ACC", "BLOCK_D"), "constexpr")
+        adam |= dict.fromkeys(("HAS_GRAD", "IS_DENSE", "ALL_ROWS", "HAS_DECAY"), "constexpr")
+        adam |= dict.fromkeys(("IS_STOCHASTIC", "ACC", "BLOCK_D"), "constexpr")
         for name, has_grad, is_dense, has_decay in (
             ("adam_update", True, False, False),
             ("adam_dense_update", True, True, False),

@@ -41,6 +41,35 @@ def test_update_matches_float64_reference(
     cases.compare(name, num_rows, dim, dtype, index, decay, seed=5)
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**31 + 5, 2**63 - 1])
+@pytest.mark.parametrize("dim", [1, 17, 130])
+def test_stochastic_rounding_draws_the_bits_of_the_reference(seed: int, dim: int) -> None:
+    """Plain SGD; infinity, NaN and a value that rounds up to infinity among the results."""
+    weight = torch.randn(50, dim).to(torch.bfloat16)
+    rows = torch.tensor([0, 3, 48, 49], dtype=torch.int32)
+    grads = torch.randn(4, dim)
+    grads[1, 0], grads[2, 0], grads[3, 0] = torch.inf, torch.nan, 3.3961775e38
+    ours, want = weight.clone(), weight.clone()
+    triton_kernels.sgd_update_(ours, None, rows, grads, 1.0, 0.0, 0.0, seed)
+    reference.sgd_update_reference(want, None, rows, grads, 1.0, 0.0, 0.0, seed)
+    assert torch.equal(ours.view(torch.int16), want.view(torch.int16))
+    assert not torch.equal(want[0], (weight[0].float() - grads[0]).to(torch.bfloat16)) or dim == 1
+
+
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rowwise_adagrad", "adam"])
+def test_every_rule_rounds_stochastically(name: str) -> None:
+    """Each weight is one of the two bfloat16 neighbours of the float32 result, and not always the nearest."""
+    ours, want = (cases.Problem(60, 33, torch.bfloat16) for _ in range(2))
+    want.weight = want.weight.float()
+    KERNELS[name][0](*ours.arguments(name, 0.0), 11)
+    KERNELS[name][1](*want.arguments(name, 0.0))
+    rows = want.rows.long()
+    exact = want.weight[rows]
+    step = exact.abs() * torch.finfo(torch.bfloat16).eps
+    assert bool(((ours.weight[rows].float() - exact).abs() <= step * 1.01 + 1e-6).all())
+    assert not torch.equal(ours.weight[rows], exact.to(torch.bfloat16))
+
+
 def test_all_rows_catch_up() -> None:
     ours, want = (cases.Problem(12, 9, torch.float32) for _ in range(2))
     ours.rows = want.rows = None

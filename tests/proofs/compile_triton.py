@@ -42,7 +42,7 @@ def kernel_names() -> set[str]:
     import deeprec.kernels
 
     for path in Path(deeprec.kernels.__path__[0]).glob("*/triton_kernels.py"):
-        names |= set(re.findall(r"@triton\.jit\s+def (\w+_kernel)\(", path.read_text(encoding="utf-8")))
+        names |= set(re.findall(r"@triton\.jit[^\n]*\s+def (\w+_kernel)\(", path.read_text(encoding="utf-8")))
     return names
 
 
