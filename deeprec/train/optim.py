@@ -7,176 +7,87 @@ fused updates. Row updates work on [R, D] parameters; their states are float32 (
 
 Gradients accumulated over several backward passes, repeated rows, parameter groups, learning rate schedulers,
 closures and state_dict / load_state_dict work as in torch.optim; resuming from a state dict is bit for bit.
+
+All four take, for parameters with sparse gradients:
+    max_grad_norm: the gradients of a group's tables together are scaled down to this norm (over their touched rows);
+        None: as they are. `clip_grad_norm_` clips sparse and dense gradients together.
+    stochastic_rounding: round bfloat16 weights up or down with the probability that makes it right on average, so that
+        updates below half a unit in the last place are not lost.
+    seed: of that rounding; the random bits are a function of seed, step, table, row and column alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from deeprec.kernels import sparse_update  # noqa: F401  (declares the operators that are called by name below)
-from deeprec.kernels.embedding import embedding_plan
 from deeprec.train._replay import CatchUp, Rule, StepHistory
+from deeprec.train._row_optimizer import (
+    Params,
+    RowGrad,
+    RowOptimizer,
+    by_kind,
+    grads_of,
+    is_at_least,
+    require,
+    state_dtype,
+    step_tensors,
+)
 
-__all__ = ["SGD", "Adagrad", "Adam", "RowWiseAdagrad"]
+__all__ = ["SGD", "Adagrad", "Adam", "RowWiseAdagrad", "clip_grad_norm_"]
 
-Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
 _ops = torch.ops.deeprec
 
 
-def _require(condition: bool, owner: str, requirement: str, value: object) -> None:
-    if not condition:
-        raise ValueError(f"{owner}: {requirement}, got {value}")
+@torch.no_grad()
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients of all parameters together, sparse ones too, down to a norm.
 
+    `torch.nn.utils.clip_grad_norm_` refuses sparse gradients. Here they are coalesced first: their norm is that of the
+    dense gradient they stand for.
 
-def _is_at_least(value: object, low: float) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= low
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-class _RowOptimizer(Optimizer):
-    """What the optimizers share: telling sparse gradients from dense ones, checks, states of any dtype."""
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with options of its own, as in torch.optim; options are checked.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        self._check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            hook = getattr(param, "_deeprec_catch_up", None)
-            if hook is not None:  # left by an optimizer that served before this one
-                hook.release()
-
-    def _check(self, options: dict[str, Any]) -> None:
-        owner = type(self).__name__
-        for key in ("lr", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"):
-            if key in options:
-                _require(_is_at_least(options[key], 0), owner, f"{key} must be a finite number >= 0", options[key])
-        if "eps" in options:
-            positive = _is_at_least(options["eps"], 0) and options["eps"] > 0
-            _require(positive, owner, "eps must be a finite number > 0", options["eps"])
-
-    @overload
-    def step(self, closure: None = ...) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step on every parameter that has a gradient.
-
-        Args:
-            closure: evaluates the model again and returns the loss.
-        Returns:
-            What closure returned, or None.
-        Raises:
-            ValueError: a sparse gradient is not [R, D] with rows as its one sparse dimension.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            dense = []
-            for param in group["params"]:
-                grad = param.grad
-                if grad is None:
-                    continue
-                if grad.is_sparse:
-                    self._step_rows(param, grad, group)
-                elif "is_sparse" in self.state[param]:
-                    every = torch.arange(param.shape[0], device=param.device)
-                    self._update_rows(param, self.state[param], every, grad.contiguous(), group)
-                else:
-                    dense.append(param)
-            if dense:
-                self._update_dense(dense, group)
-        return loss
-
-    def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        if grad.sparse_dim() != 1 or grad.dim() != 2:
-            raise ValueError(
-                f"{type(self).__name__}: a sparse gradient must be [R, D] with rows as its sparse dimension, got "
-                f"{tuple(grad.shape)} with {grad.sparse_dim()} sparse dimensions; use a dense gradient"
+    Args:
+        parameters: parameters with sparse, dense or no gradients.
+        max_norm: > 0.
+    Returns:
+        The norm before, a scalar in float64.
+    Raises:
+        ValueError: max_norm is not a finite number > 0, or a sparse gradient has more than one sparse dimension.
+    """
+    require(is_at_least(max_norm, 0) and max_norm > 0, "clip_grad_norm_", "max_norm must be finite and > 0", max_norm)
+    dense: list[Tensor] = []
+    squares: list[Tensor] = []
+    by_row: list[RowGrad] = []
+    for param in [parameters] if isinstance(parameters, Tensor) else parameters:
+        grad = param.grad
+        if grad is None:
+            continue
+        if not grad.is_sparse:
+            dense.append(grad)
+            squares.append(grad.to(state_dtype(grad)).square().sum(dtype=torch.float64))
+            continue
+        require(
+            grad.sparse_dim() == 1, "clip_grad_norm_", "sparse gradients must have one sparse dimension", grad.shape
+        )
+        by_row.append(RowGrad(len(by_row), param, grad._indices()[0], grad._values()).coalesced())
+        squares.append(by_row[-1].square_sum())
+    norm = torch.stack([square.cpu() for square in squares]).sum().sqrt() if squares else torch.zeros(()).double()
+    if norm > max_norm:
+        factor = float(max_norm / norm)
+        for grad in dense:
+            grad.mul_(factor)
+        for part in by_row:
+            rows, values = part.rows.long().unsqueeze(0), part.scaled(factor).values
+            part.param.grad = torch.sparse_coo_tensor(
+                rows, values, part.param.shape, is_coalesced=True, check_invariants=False
             )
-        state = self.state[param]
-        if "is_sparse" not in state:
-            self._start_rows(param, state, group)
-            state["is_sparse"] = True
-        rows, values = grad._indices()[0], grad._values()
-        try:
-            # Autograd drops the coalesced flag of gradients that are; the kernel checks, which is cheaper than sorting.
-            self._update_rows(param, state, rows, values, group)
-        except RuntimeError as error:
-            if "strictly ascending" not in str(error):
-                raise
-            plan = embedding_plan(rows, param.shape[0])
-            values = _ops.embedding_grad(values, plan.rows, plan.offsets, plan.order)
-            self._update_rows(param, state, plan.rows, values, group)
-
-    def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Create (or widen, after dense steps) the states of a parameter with sparse gradients."""
-        raise NotImplementedError
-
-    def _update_rows(
-        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any]
-    ) -> None:
-        raise NotImplementedError
-
-    def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Bring every row up to date; needed by Adam in dense mode only, and harmless elsewhere."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state; unlike torch.optim, float32 states of bfloat16 weights and integers keep their dtype."""
-        super().load_state_dict(state_dict)
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                if name == "step":  # torch.optim keeps a tensor
-                    self.state[param][name] = int(value)
-                elif isinstance(value, Tensor):
-                    self.state[param][name] = value.detach().to(param.device, copy=True)
+    return norm
 
 
-def _by_kind(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    """Groups of one device and dtype, as torch's fused updates want them."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        kinds.setdefault((param.device, param.dtype), []).append(param)
-    return kinds.values()
-
-
-def _grads(params: list[Tensor]) -> list[Tensor]:
-    return [param.grad for param in params if param.grad is not None]
-
-
-def _step_tensors(states: list[dict[str, Any]], device: torch.device) -> list[Tensor]:
-    """The step of each state as torch's fused updates want it; one tensor for all that agree."""
-    made: dict[int, Tensor] = {}
-    for state in states:
-        step = state["step"]
-        if step not in made:
-            made[step] = torch.full((), step, dtype=torch.float32, device=device)
-    return [made[state["step"]] for state in states]
-
-
-class SGD(_RowOptimizer):
+class SGD(RowOptimizer):
     """Stochastic gradient descent with momentum: buffer <- momentum buffer + g; w <- w - lr buffer.
 
     Of a parameter with sparse gradients, the buffers of untouched rows stand still.
@@ -190,26 +101,50 @@ class SGD(_RowOptimizer):
         ValueError: an option is out of range.
     """
 
-    def __init__(self, params: Params, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    RULE = 0
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults, max_grad_norm, stochastic_rounding, seed)
 
     def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        state.setdefault("step", 0)
         if "momentum_buffer" in state:
-            state["momentum_buffer"] = state["momentum_buffer"].to(_state_dtype(param))
+            state["momentum_buffer"] = state["momentum_buffer"].to(state_dtype(param))
+        elif group["momentum"]:
+            state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
 
     def _update_rows(
-        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any]
+        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any], seed: int
     ) -> None:
         momentum, buffer = group["momentum"], state.get("momentum_buffer")
         if momentum and buffer is None:
-            buffer = state["momentum_buffer"] = torch.zeros_like(param, dtype=_state_dtype(param))
-        _ops.sgd_update_(
-            param.data, buffer if momentum else None, rows, grads, float(group["lr"]), momentum, group["weight_decay"]
-        )
+            buffer = state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
+        rule = (float(group["lr"]), momentum, group["weight_decay"], seed)
+        _ops.sgd_update_(param.data, buffer if momentum else None, rows, grads, *rule)
+        state["step"] += 1
+
+    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+        """`RowUpdate.options` of a group."""
+        return [0.0, group["weight_decay"], group["momentum"], 0.0]
+
+    def row_states(self, states: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+        """The momentum buffers, where there are."""
+        return [state["momentum_buffer"] for state in states if "momentum_buffer" in state], []
 
     def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
-        for some in _by_kind(params):
+        for some in by_kind(params):
             buffers = []
             if momentum:
                 for param in some:
@@ -218,7 +153,7 @@ class SGD(_RowOptimizer):
                     buffers.append(self.state[param]["momentum_buffer"])
             torch._fused_sgd_(
                 some,
-                _grads(some),
+                grads_of(some),
                 buffers,
                 weight_decay=group["weight_decay"],
                 momentum=momentum,
@@ -230,7 +165,7 @@ class SGD(_RowOptimizer):
             )
 
 
-class Adagrad(_RowOptimizer):
+class Adagrad(RowOptimizer):
     """Adagrad: sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps).
 
     Args:
@@ -245,6 +180,8 @@ class Adagrad(_RowOptimizer):
     Reference: Duchi, Hazan, Singer 2011, JMLR 12.
     """
 
+    RULE = 1
+
     def __init__(
         self,
         params: Params,
@@ -253,20 +190,22 @@ class Adagrad(_RowOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        *,
+        max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "lr_decay": lr_decay,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "initial_accumulator_value": initial_accumulator_value,
-            },
-        )
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+        }
+        super().__init__(params, defaults, max_grad_norm, stochastic_rounding, seed)
 
     def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        dtype = _state_dtype(param)
+        dtype = state_dtype(param)
         state.setdefault("step", 0)
         if "sum" in state:
             state["sum"] = state["sum"].to(dtype)
@@ -274,17 +213,25 @@ class Adagrad(_RowOptimizer):
             state["sum"] = torch.full_like(param, group["initial_accumulator_value"], dtype=dtype)
 
     def _update_rows(
-        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any]
+        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any], seed: int
     ) -> None:
         lr = float(group["lr"]) / (1 + state["step"] * group["lr_decay"])
-        self._rule(param.data, state["sum"], rows, grads, lr, group["eps"], group["weight_decay"])
+        self._rule(param.data, state["sum"], rows, grads, lr, group["eps"], group["weight_decay"], seed)
         state["step"] += 1
+
+    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+        """`RowUpdate.options` of a group; None with lr_decay."""
+        return None if group["lr_decay"] else [group["eps"], group["weight_decay"], 0.0, 0.0]
+
+    def row_states(self, states: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+        """The sums of squares."""
+        return [state["sum"] for state in states], []
 
     def _rule(self, *args: Any) -> None:
         _ops.adagrad_update_(*args)
 
     def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for some in _by_kind(params):
+        for some in by_kind(params):
             states = [self.state[param] for param in some]
             for param, state in zip(some, states, strict=True):
                 if not state:
@@ -293,9 +240,9 @@ class Adagrad(_RowOptimizer):
                 state["step"] += 1
             torch._fused_adagrad_(
                 some,
-                _grads(some),
+                grads_of(some),
                 [state["sum"] for state in states],
-                _step_tensors(states, some[0].device),
+                step_tensors(states, some[0].device),
                 lr=float(group["lr"]),
                 lr_decay=group["lr_decay"],
                 weight_decay=group["weight_decay"],
@@ -311,13 +258,15 @@ class RowWiseAdagrad(Adagrad):
     Reference: the rule of FBGEMM's EXACT_ROWWISE_ADAGRAD.
     """
 
+    RULE = 2
+
     def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         state.setdefault("step", 0)
         if "sum" in state:  # dense steps came before: go on from their mean over the row
-            state["sum"] = state["sum"].to(_state_dtype(param)).mean(1)
+            state["sum"] = state["sum"].to(state_dtype(param)).mean(1)
         else:
             value = group["initial_accumulator_value"]
-            state["sum"] = torch.full((param.shape[0],), value, dtype=_state_dtype(param), device=param.device)
+            state["sum"] = torch.full((param.shape[0],), value, dtype=state_dtype(param), device=param.device)
 
     def _rule(self, *args: Any) -> None:
         _ops.rowwise_adagrad_update_(*args)
@@ -328,7 +277,7 @@ def _adam_rule(group: dict[str, Any]) -> Rule:
     return beta1, beta2, group["eps"], group["weight_decay"]
 
 
-class Adam(_RowOptimizer):
+class Adam(RowOptimizer):
     """Adam, lazy or dense-equivalent for parameters with sparse gradients.
 
     mode="lazy" updates weights and moments of touched rows only, like torch.optim.SparseAdam. mode="dense" gives what
@@ -345,11 +294,13 @@ class Adam(_RowOptimizer):
         betas: decay rates of the moments, in [0, 1).
         eps: > 0.
         weight_decay: L2, >= 0.
-        mode: "lazy" or "dense", also by group.
+        mode: "lazy" or "dense", also by group; stochastic_rounding goes with "lazy" only.
     Raises:
         ValueError: an option is out of range.
     Reference: Kingma, Ba 2015 (arXiv 1412.6980), algorithm 1.
     """
+
+    RULE = 3
 
     def __init__(
         self,
@@ -360,21 +311,26 @@ class Adam(_RowOptimizer):
         weight_decay: float = 0.0,
         *,
         mode: str = "lazy",
+        max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         self._histories: dict[Tensor, StepHistory] = {}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "mode": mode}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, max_grad_norm, stochastic_rounding, seed)
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
         betas, mode = options["betas"], options["mode"]
-        in_range = len(betas) == 2 and all(_is_at_least(beta, 0) and beta < 1 for beta in betas)
-        _require(in_range, "Adam", "betas must be two numbers in [0, 1)", betas)
-        _require(mode in ("lazy", "dense"), "Adam", 'mode must be "lazy" or "dense"', repr(mode))
-        _require(not options.get("amsgrad"), "Adam", "amsgrad must be off, it is not supported", True)
+        in_range = len(betas) == 2 and all(is_at_least(beta, 0) and beta < 1 for beta in betas)
+        require(in_range, "Adam", "betas must be two numbers in [0, 1)", betas)
+        require(mode in ("lazy", "dense"), "Adam", 'mode must be "lazy" or "dense"', repr(mode))
+        require(not options.get("amsgrad"), "Adam", "amsgrad must be off, it is not supported", True)
+        both = mode == "dense" and options["stochastic_rounding"]
+        require(not both, "Adam", 'stochastic_rounding must be off with mode="dense", it is not supported', True)
 
     def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        dtype = _state_dtype(param)
+        dtype = state_dtype(param)
         state.setdefault("step", 0)
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = state[name].to(dtype) if name in state else torch.zeros_like(param, dtype=dtype)
@@ -413,21 +369,31 @@ class Adam(_RowOptimizer):
                 if "last_step" in self.state.get(param, {}):
                     self._remember(param, self.state[param], group)
 
-    def _step_rows(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        history = self._histories.get(param)
+    def _step_rows(self, grad: RowGrad, group: dict[str, Any]) -> None:
+        history = self._histories.get(grad.param)
         if history is not None:
             rule = _adam_rule(group)
             if history.rule != rule:
                 history.change_rule(rule)
-        super()._step_rows(param, grad, group)
+        super()._step_rows(grad, group)
+
+    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+        """`RowUpdate.options` of a group; None in dense mode."""
+        beta1, beta2 = group["betas"]
+        return None if group["mode"] == "dense" else [group["eps"], group["weight_decay"], beta1, beta2]
+
+    def row_states(self, states: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+        """The first and the second moments."""
+        return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
     def _update_rows(
-        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any]
+        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any], seed: int
     ) -> None:
         step = state["step"] + 1
         if "last_step" not in state:
             moments = (state["exp_avg"], state["exp_avg_sq"])
-            _ops.adam_update_(param.data, *moments, rows, grads, step, float(group["lr"]), *_adam_rule(group))
+            rule = (step, float(group["lr"]), *_adam_rule(group), seed)
+            _ops.adam_update_(param.data, *moments, rows, grads, *rule)
         else:
             history = self._histories[param]
             history.record(step, float(group["lr"]))
@@ -447,7 +413,7 @@ class Adam(_RowOptimizer):
 
     def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        for some in _by_kind(params):
+        for some in by_kind(params):
             states = [self.state[param] for param in some]
             for param, state in zip(some, states, strict=True):
                 if not state:
@@ -457,11 +423,11 @@ class Adam(_RowOptimizer):
                 state["step"] += 1
             torch._fused_adam_(
                 some,
-                _grads(some),
+                grads_of(some),
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                _step_tensors(states, some[0].device),
+                step_tensors(states, some[0].device),
                 lr=float(group["lr"]),
                 beta1=beta1,
                 beta2=beta2,

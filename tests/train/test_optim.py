@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deeprec.kernels.embedding import embedding_plan
 from deeprec.nn import Embedding
-from deeprec.train.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+from deeprec.train.optim import SGD, Adagrad, Adam, RowWiseAdagrad, clip_grad_norm_
 
 
 class Towers(nn.Module):
@@ -345,3 +345,92 @@ def test_gradient_sparse_in_two_dimensions_is_refused() -> None:
     weight.grad = torch.ones(3, 2).to_sparse(2)
     with pytest.raises(ValueError, match="rows as its sparse dimension"):
         Adam([weight]).step()
+
+
+MAKERS = [SGD, lambda p, **o: SGD(p, momentum=0.9, **o), Adagrad, RowWiseAdagrad, Adam]
+
+
+@pytest.mark.parametrize("make", [*MAKERS, lambda p, **o: Adam(p, mode="dense", **o)])
+def test_max_grad_norm_clips_the_tables_of_a_group_together(make: Callable[..., torch.optim.Optimizer]) -> None:
+    ours, theirs = twins(dtype=torch.float64)
+    ids = torch.tensor([3, 3, 7, 1])
+    optimizers = [make(ours.parameters(), lr=0.1, max_grad_norm=0.01), make(theirs.parameters(), lr=0.1)]
+    for _ in range(5):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            for half in (ids[:2], ids[2:]):  # accumulated, so rows repeat
+                model(half).square().sum().backward()
+        tables = [theirs.one.weight, theirs.two.weight]
+        norm = torch.cat([table.grad.flatten() for table in tables]).norm()
+        assert norm > 0.01
+        for table in tables:
+            table.grad = (table.grad * (0.01 / norm)).to_sparse(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert largest_difference(ours, theirs) <= 1e-12
+
+
+def test_clip_grad_norm_is_that_of_torch_on_dense_gradients() -> None:
+    ours, theirs = twins(dtype=torch.float64)
+    for max_norm in (1e-3, 1e3):
+        for model in (ours, theirs):
+            model.zero_grad()
+            for ids in (torch.tensor([3, 3, 7]), torch.tensor([7, 1])):
+                model(ids).square().sum().backward()
+        norm = clip_grad_norm_(ours.parameters(), max_norm)
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm))
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a.grad.to_dense(), b.grad, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="max_norm must be"):
+        clip_grad_norm_(ours.parameters(), 0.0)
+    assert clip_grad_norm_([nn.Parameter(torch.ones(2))], 1.0) == 0
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_stochastic_rounding_keeps_updates_below_half_a_unit(make: Callable[..., torch.optim.Optimizer]) -> None:
+    tables = [Embedding(4, 64, dtype=torch.bfloat16) for _ in range(3)]
+    options: list[dict[str, Any]] = [{}, {"stochastic_rounding": True}, {"stochastic_rounding": True}]
+    for table, option in zip(tables, options, strict=True):
+        table.weight.data.fill_(1.0)
+        optimizer = make(table.parameters(), lr=1e-4, **option)
+        for _ in range(100):
+            optimizer.zero_grad()
+            table(torch.tensor([0, 2])).sum().backward()
+            optimizer.step()
+    assert (tables[0].weight == 1).all()
+    assert torch.equal(tables[1].weight, tables[2].weight)
+    assert (tables[1].weight[[1, 3]] == 1).all()
+    exact = Embedding(4, 64)
+    exact.weight.data.fill_(1.0)
+    optimizer = make(exact.parameters(), lr=1e-4)
+    for _ in range(100):
+        optimizer.zero_grad()
+        exact(torch.tensor([0, 2])).sum().backward()
+        optimizer.step()
+    moved, want = 1 - tables[1].weight[0].float().mean(), 1 - exact.weight[0].mean()
+    assert abs(moved - want) <= 0.25 * want
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (SGD, {"max_grad_norm": 0.0}, "max_grad_norm must be None or a finite number > 0"),
+        (Adagrad, {"seed": -1}, "seed must be an integer"),
+        (Adam, {"mode": "dense", "stochastic_rounding": True}, "stochastic_rounding must be off"),
+    ],
+)
+def test_bad_options_of_the_row_updates_are_named(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_group_from_an_older_state_dict_gets_the_options_it_lacks() -> None:
+    model = Towers(True)
+    optimizer = RowWiseAdagrad(model.parameters())
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        for key in ("max_grad_norm", "stochastic_rounding", "seed"):
+            del group[key]
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, 2)
+    assert optimizer.param_groups[0]["seed"] == 0
