@@ -178,7 +178,7 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
 
 template <class Key>
 struct SortedTable {
-  std::unique_ptr<Entry<Key>[]> entries;
+  Entry<Key>* entries;
   int64_t count = 0, unique = 0;
 };
 
@@ -187,7 +187,7 @@ template <class Id, class Key>
 int64_t read_table(const Layout& layout, const Ints& tables, const Ints& padding, int64_t table, int64_t num_rows,
                    SortedTable<Key>* out) {
   const Id* ids = static_cast<const Id*>(layout.ids.data_ptr());
-  Entry<Key>* to = out->entries.get();
+  Entry<Key>* to = out->entries;
   int64_t n = 0;
   for (size_t i = 0; i < tables.size(); ++i) {
     if (tables[i] != table) {
@@ -217,12 +217,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> plan_as(const Layout& layout,
   for (size_t i = 0; i < tables.size(); ++i) {
     most[static_cast<size_t>(tables[i])] += layout.num_entries(static_cast<int64_t>(i));
   }
+  // One allocation: what several threads allocate in turn, the system gives and takes page by page.
+  std::unique_ptr<Entry<Key>[]> room(new Entry<Key>[static_cast<size_t>(2 * layout.nnz)]);
+  Entry<Key>* next = room.get();
+  for (size_t t = 0; t < sizes.size(); ++t) {
+    sorted[t].entries = next;
+    next += 2 * most[t];
+  }
   std::atomic<int64_t> bad{-1};
   const bool many = num_tables >= torch::stable::get_num_threads();  // then a thread sorts whole tables
   const auto sort = [&](int64_t t) {
     SortedTable<Key>& table = sorted[static_cast<size_t>(t)];
-    const int64_t rows = sizes[static_cast<size_t>(t)], size = most[static_cast<size_t>(t)];
-    table.entries.reset(new Entry<Key>[static_cast<size_t>(size)]);
+    const int64_t rows = sizes[static_cast<size_t>(t)];
     const int64_t at = read_table<Id, Key>(layout, tables, padding, t, rows, &table);
     if (at >= 0) {
       int64_t seen = bad.load();
@@ -230,9 +236,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> plan_as(const Layout& layout,
       }
       return;
     }
-    std::unique_ptr<Entry<Key>[]> scratch(new Entry<Key>[static_cast<size_t>(table.count)]);
-    radix_sort(table.entries, scratch, table.count, rows, many ? 1 : threads_for(table.count, 32768));
-    table.unique = count_distinct(table.entries.get(), table.count);
+    const int64_t chunks = many ? 1 : threads_for(table.count, 32768);
+    table.entries = radix_sort(table.entries, table.entries + table.count, table.count, rows, chunks);
+    table.unique = count_distinct(table.entries, table.count);
   };
   const bool parallel = many && threads_for(layout.nnz, 4096) > 1;
   for_each_chunk(parallel ? num_tables : 1, [&](int64_t chunk) {
@@ -263,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> plan_as(const Layout& layout,
     const SortedTable<Key>& table = sorted[static_cast<size_t>(t)];
     int64_t row = row_starts[static_cast<size_t>(t)] - 1;
     const int64_t first = entry_starts[static_cast<size_t>(t)];
-    const Entry<Key>* entries = table.entries.get();
+    const Entry<Key>* entries = table.entries;
     for (int64_t i = 0; i < table.count; ++i) {
       if (i == 0 || entries[i].id != entries[i - 1].id) {
         ++row;

@@ -43,13 +43,14 @@ std::tuple<Tensor, Tensor, Tensor> plan(const Tensor& ids, int64_t nnz, int64_t 
   const int64_t bad = read_ids(values, nnz, num_embeddings, first.get());
   STD_TORCH_CHECK(bad == nnz, "embedding_plan: ids must be in [0, ", num_embeddings, "), got ",
                   static_cast<int64_t>(values[bad == nnz ? 0 : bad]), " at position ", bad);
-  radix_sort(first, second, nnz, num_embeddings, threads_for(nnz, 32768));
-  const int64_t unique = count_distinct(first.get(), nnz);
+  const int64_t chunks = threads_for(nnz, 32768);
+  const Entry<Key>* sorted = radix_sort(first.get(), second.get(), nnz, num_embeddings, chunks);
+  const int64_t unique = count_distinct(sorted, nnz);
   const ScalarType position = sizeof(Position) == 4 ? ScalarType::Int : ScalarType::Long;
   Tensor rows = empty_cpu({unique}, ids.scalar_type());
   Tensor offsets = empty_cpu({unique + 1}, position);
   Tensor order = empty_cpu({nnz}, position);
-  write_plan(first.get(), nnz, static_cast<Id*>(rows.data_ptr()), static_cast<Position*>(offsets.data_ptr()),
+  write_plan(sorted, nnz, static_cast<Id*>(rows.data_ptr()), static_cast<Position*>(offsets.data_ptr()),
              static_cast<Position*>(order.data_ptr()));
   return {rows, offsets, order};
 }

@@ -62,19 +62,19 @@ void scatter_pass(const Entry<Key>* from, Entry<Key>* to, int64_t nnz, int shift
   });
 }
 
-// Sorts `first` by id; the result is in `first`, and `second` is scratch of the same size.
+// Sorts `first` by id with the help of `second`, of the same size; returns the one of the two that holds the result.
 template <class Key>
-void radix_sort(std::unique_ptr<Entry<Key>[]>& first, std::unique_ptr<Entry<Key>[]>& second, int64_t nnz,
-                int64_t num_embeddings, int64_t chunks) {
+Entry<Key>* radix_sort(Entry<Key>* first, Entry<Key>* second, int64_t nnz, int64_t num_embeddings, int64_t chunks) {
   const int bits = bits_for(num_embeddings);
   const int passes = num_passes(bits, nnz);
   const int width = (bits + passes - 1) / passes;
   const int64_t buckets = int64_t{1} << width;
   std::unique_ptr<int64_t[]> counts(new int64_t[chunks * buckets]);
   for (int pass = 0; pass < passes; ++pass) {
-    scatter_pass(first.get(), second.get(), nnz, pass * width, buckets, chunks, counts.get());
+    scatter_pass(first, second, nnz, pass * width, buckets, chunks, counts.get());
     std::swap(first, second);
   }
+  return first;
 }
 
 template <class Key>

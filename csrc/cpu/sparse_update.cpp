@@ -49,10 +49,10 @@ void each_row(const RowUpdateArgs& a, const Update& update) {
   const G* grads = static_cast<const G*>(a.grads);
   for (int64_t i = a.begin; i < a.end; ++i) {
     if (i + kAhead < a.end) {
-      const int64_t next = static_cast<int64_t>(rows[i + kAhead]) * a.dim;
+      const int64_t next_row = static_cast<int64_t>(rows[i + kAhead]), next = next_row * a.dim;
       prefetch_for_write(weight + next, a.dim * sizeof(T));
       if (update.first) {
-        prefetch_for_write(update.first + (Update::kStatePerRow ? next / a.dim : next),
+        prefetch_for_write(update.first + (Update::kStatePerRow ? next_row : next),
                            Update::kStatePerRow ? sizeof(A) : a.dim * sizeof(A));
       }
       if (update.second) {
