@@ -242,7 +242,7 @@ namespace {
 
 void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buffer, const Tensor& rows,
                  const Tensor& grads, double lr, double momentum, double weight_decay, int64_t rounding_seed) {
-  RowUpdateArgs args = row_update_args("sgd_update_", weight, rows, grads);
+  RowUpdateArgs args = row_update_args("sgd_update_", weight, rows, &grads);
   if (momentum_buffer) {
     args.first_state = state_data("sgd_update_", "momentum_buffer", *momentum_buffer, weight, weight.numel());
   }
@@ -255,7 +255,7 @@ void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buf
 
 void adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows, const Tensor& grads, double lr,
                      double eps, double weight_decay, int64_t rounding_seed) {
-  RowUpdateArgs args = row_update_args("adagrad_update_", weight, rows, grads);
+  RowUpdateArgs args = row_update_args("adagrad_update_", weight, rows, &grads);
   args.first_state = state_data("adagrad_update_", "sum", sum, weight, weight.numel());
   args.lr = lr;
   args.eps = eps;
@@ -266,7 +266,7 @@ void adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows
 
 void rowwise_adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows, const Tensor& grads,
                              double lr, double eps, double weight_decay, int64_t rounding_seed) {
-  RowUpdateArgs args = row_update_args("rowwise_adagrad_update_", weight, rows, grads);
+  RowUpdateArgs args = row_update_args("rowwise_adagrad_update_", weight, rows, &grads);
   args.first_state = state_data("rowwise_adagrad_update_", "sum", sum, weight, weight.size(0));
   args.lr = lr;
   args.eps = eps;
@@ -278,7 +278,7 @@ void rowwise_adagrad_update_(const Tensor& weight, const Tensor& sum, const Tens
 void adam_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows,
                   const Tensor& grads, int64_t step, double lr, double beta1, double beta2, double eps,
                   double weight_decay, int64_t rounding_seed) {
-  RowUpdateArgs args = row_update_args("adam_update_", weight, rows, grads);
+  RowUpdateArgs args = row_update_args("adam_update_", weight, rows, &grads);
   args.first_state = state_data("adam_update_", "exp_avg", exp_avg, weight, weight.numel());
   args.second_state = state_data("adam_update_", "exp_avg_sq", exp_avg_sq, weight, weight.numel());
   args.beta1 = beta1;

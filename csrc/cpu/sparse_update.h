@@ -85,13 +85,14 @@ void check_rows_are(const char* op, const Id* rows, int64_t count, int64_t num_r
 }
 
 // Fills what every update has in common after checking it; throws before anything is changed.
-inline RowUpdateArgs row_update_args(const char* op, const Tensor& weight, const Tensor& rows, const Tensor& grads) {
+// Without grads for an operator that only reads rows.
+inline RowUpdateArgs row_update_args(const char* op, const Tensor& weight, const Tensor& rows, const Tensor* grads) {
   check_weight(op, weight);
   const int64_t count = rows.numel(), dim = weight.size(1);
   STD_TORCH_CHECK(is_index(rows.scalar_type()) && rows.dim() == 1 && (count <= 1 || rows.stride(0) == 1), op,
                   ": rows must be one contiguous dimension of int32 or int64");
-  STD_TORCH_CHECK(grads.dim() == 2 && grads.size(0) == count && grads.size(1) == dim &&
-                      grads.scalar_type() == weight.scalar_type() && (dim <= 1 || grads.stride(1) == 1),
+  STD_TORCH_CHECK(!grads || (grads->dim() == 2 && grads->size(0) == count && grads->size(1) == dim &&
+                             grads->scalar_type() == weight.scalar_type() && (dim <= 1 || grads->stride(1) == 1)),
                   op, ": grads must be [", count, ", ", dim, "] in the dtype of weight, columns adjacent");
   RowUpdateArgs args{};
   args.element = element_of(op, weight.scalar_type());
@@ -99,8 +100,10 @@ inline RowUpdateArgs row_update_args(const char* op, const Tensor& weight, const
   args.rounding_seed = -1;
   args.rows = rows.data_ptr();
   args.wide_rows = rows.scalar_type() == ScalarType::Long;
-  args.grads = grads.data_ptr();
-  args.grad_stride = grads.stride(0);
+  if (grads) {
+    args.grads = grads->data_ptr();
+    args.grad_stride = grads->stride(0);
+  }
   args.dim = dim;
   args.end = count;
   if (args.wide_rows) {

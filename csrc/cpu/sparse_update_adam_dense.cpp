@@ -178,13 +178,18 @@ void replay_decayed(const DenseAdamArgs& a, int64_t last, T* w, A* m, A* v, int6
   }
 }
 
+// Whether a row missed steps that would have moved it.
+inline bool is_behind(const DenseAdamArgs& a, int64_t row) {
+  const int64_t last = a.last_step[row];
+  return last < a.step && (last != 0 || a.row.weight_decay != 0);
+}
+
 template <class T, class A>
 void catch_up(const DenseAdamArgs& a, int64_t row, T* w, A* m, A* v) {
-  const int64_t last = a.last_step[row], missed = a.step - last;
-  const bool untouched = last == 0 && a.row.weight_decay == 0;
-  if (missed <= 0 || untouched) {
+  if (!is_behind(a, row)) {
     return;
   }
+  const int64_t last = a.last_step[row], missed = a.step - last;
   a.last_step[row] = static_cast<int32_t>(a.step);
   if (a.row.weight_decay != 0) {
     replay_decayed<T, A>(a, last, w, m, v, a.row.dim);
@@ -230,7 +235,7 @@ void rows_of(const DenseAdamArgs& a) {
   for (int64_t i = r.begin; i < r.end; ++i) {
     if (i + kAhead < r.end) {
       const int64_t next = row_at(i + kAhead);
-      if (mine(next)) {
+      if (mine(next) && (grads || is_behind(a, next))) {
         prefetch_for_write(weight + next * r.dim, r.dim * sizeof(T));
         prefetch_for_write(m + next * r.dim, r.dim * sizeof(A));
         prefetch_for_write(v + next * r.dim, r.dim * sizeof(A));
@@ -277,6 +282,7 @@ void adam_dense_rows(const DenseAdamArgs& a) {
 
 #ifdef DEEPREC_ISA_portable
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 
@@ -345,18 +351,27 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, const Id* rows, 
   return a.step - oldest;
 }
 
+int64_t longest_absence(const char* op, const DenseAdamArgs& a, int64_t num_rows) {
+  return a.row.wide_rows ? longest_absence(op, a, static_cast<const int64_t*>(a.row.rows), a.row.end, num_rows)
+                         : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
+}
+
+// What the longest absence decides; the table lives as long as the caller keeps it.
+std::vector<Replay> plan_replay(DenseAdamArgs& a, int64_t missed) {
+  a.max_counted = max_counted(a.row);
+  a.tolerance = a.row.element == Element::f64 ? 1e-13 : 1e-6;
+  std::vector<Replay> table = replay_table(a, a.row.weight_decay == 0 ? missed : 0);
+  a.table = table.data();
+  a.table_size = static_cast<int64_t>(table.size());
+  return table;
+}
+
 void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
-  const int64_t missed = a.row.wide_rows
-                             ? longest_absence(op, a, static_cast<const int64_t*>(a.row.rows), a.row.end, num_rows)
-                             : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
+  const int64_t missed = longest_absence(op, a, num_rows);
   if (missed <= 0 && !a.row.grads) {
     return;
   }
-  a.max_counted = max_counted(a.row);
-  a.tolerance = a.row.element == Element::f64 ? 1e-13 : 1e-6;
-  const std::vector<Replay> table = replay_table(a, a.row.weight_decay == 0 ? missed : 0);
-  a.table = table.data();
-  a.table_size = static_cast<int64_t>(table.size());
+  const std::vector<Replay> table = plan_replay(a, missed);
   const auto kernel = DEEPREC_DISPATCH(adam_dense_rows);
   const int64_t parts = threads_for(a.row.end * a.row.dim, kUpdateGrain);
   for_each_chunk(parts, [&](int64_t part) {
@@ -369,6 +384,58 @@ void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
       mine.part = part, mine.parts = parts;
     }
     kernel(mine);
+  });
+}
+
+// Several tables in one pass. The rows of all of them are one sequence, tables that share their rows side by side, and
+// each thread takes a piece of it: the threads are started once, and a thread meets much the same rows in every call
+// and in the passes of ncf_loss, so that they are still in its own cache.
+void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::vector<int64_t>& num_rows) {
+  int64_t missed = 0, work = 0;
+  bool has_grads = false;
+  for (size_t t = 0; t < tables.size(); ++t) {
+    STD_TORCH_CHECK(tables[t].row.element == tables[0].row.element, op, ": tables must have one dtype");
+    missed = std::max(missed, longest_absence(op, tables[t], num_rows[t]));
+    work += tables[t].row.end * tables[t].row.dim;
+    has_grads = has_grads || tables[t].row.grads;
+  }
+  if (work == 0 || (missed <= 0 && !has_grads)) {
+    return;
+  }
+  std::vector<Replay> replay;
+  std::vector<std::vector<const DenseAdamArgs*>> groups;  // of tables with the same rows
+  for (size_t t = 0; t < tables.size(); ++t) {
+    DenseAdamArgs& a = tables[t];
+    if (t == 0) {
+      replay = plan_replay(a, missed);
+    } else {
+      a.max_counted = tables[0].max_counted, a.tolerance = tables[0].tolerance;
+      a.table = tables[0].table, a.table_size = tables[0].table_size;
+    }
+    const auto same_rows = [&](const auto& group) { return group[0]->row.rows == a.row.rows; };
+    const auto found = std::find_if(groups.begin(), groups.end(), same_rows);
+    found == groups.end() ? groups.push_back({&a}) : found->push_back(&a);
+  }
+  const auto kernel = DEEPREC_DISPATCH(adam_dense_rows);
+  const int64_t parts = threads_for(work, kUpdateGrain);
+  for_each_chunk(parts, [&](int64_t part) {
+    const int64_t first = work * part / parts, last = work * (part + 1) / parts;
+    int64_t at = 0;  // work before this group
+    for (const auto& group : groups) {
+      int64_t width = 0;
+      for (const DenseAdamArgs* a : group) {
+        width += a->row.dim;
+      }
+      const int64_t count = group[0]->row.end;
+      const auto row_of = [&](int64_t w) { return std::clamp<int64_t>(width ? (w - at) / width : 0, 0, count); };
+      for (const DenseAdamArgs* a : group) {
+        DenseAdamArgs mine = *a;
+        mine.row.begin = row_of(first);
+        mine.row.end = part + 1 == parts ? count : row_of(last);
+        kernel(mine);
+      }
+      at += count * width;
+    }
   });
 }
 
@@ -393,6 +460,19 @@ void set_rule(DenseAdamArgs& a, double beta1, double beta2, double eps, double w
   a.row.beta2 = beta2;
   a.row.eps = eps;
   a.row.weight_decay = weight_decay;
+}
+
+void check_step(const char* op, int64_t step) {
+  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
+                  step);
+}
+
+// The gradient is that of step `step`; before it, rows catch up to the step before.
+void set_step(DenseAdamArgs& a, int64_t step) {
+  a.step = step - 1;
+  const double lr = a.lr[step - 1 - a.history_start];
+  a.row.step_size = lr / (1.0 - std::pow(a.row.beta1, static_cast<double>(step)));
+  a.row.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(a.row.beta2, static_cast<double>(step)));
 }
 
 void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& last_step,
@@ -422,23 +502,76 @@ void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& e
   run(op, a, weight.size(0));
 }
 
+// One table's arguments of an operator over several; everything is checked before anything is changed.
+DenseAdamArgs table_args(const char* op, const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                         const Tensor& last_step, const Tensor& rows, const Tensor* grads, const Tensor& lr_history,
+                         int64_t history_start, int64_t steps) {
+  DenseAdamArgs a{};
+  a.row = row_update_args(op, weight, rows, grads);
+  a.parts = 1;
+  set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, steps);
+  return a;
+}
+
+void check_same_length(const char* op, size_t tables, std::initializer_list<size_t> others) {
+  for (const size_t other : others) {
+    STD_TORCH_CHECK(other == tables, op, ": needs one tensor of each kind for each of ", tables, " tables, got ",
+                    other);
+  }
+}
+
+void adam_catch_up_tables_(const std::vector<Tensor> weights, const std::vector<Tensor> exp_avgs,
+                           const std::vector<Tensor> exp_avg_sqs, const std::vector<Tensor> last_steps,
+                           const std::vector<Tensor> rows, const Tensor& lr_history, int64_t history_start,
+                           int64_t step, double beta1, double beta2, double eps, double weight_decay) {
+  const char* op = "adam_catch_up_tables_";
+  check_same_length(op, weights.size(), {exp_avgs.size(), exp_avg_sqs.size(), last_steps.size(), rows.size()});
+  std::vector<DenseAdamArgs> tables;
+  std::vector<int64_t> num_rows;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    DenseAdamArgs& a = tables.emplace_back(table_args(op, weights[t], exp_avgs[t], exp_avg_sqs[t], last_steps[t],
+                                                      rows[t], nullptr, lr_history, history_start, step));
+    a.step = step;
+    set_rule(a, beta1, beta2, eps, weight_decay);
+    num_rows.push_back(weights[t].size(0));
+  }
+  run_tables(op, tables, num_rows);
+}
+
+void adam_dense_update_tables_(const std::vector<Tensor> weights, const std::vector<Tensor> exp_avgs,
+                               const std::vector<Tensor> exp_avg_sqs, const std::vector<Tensor> last_steps,
+                               const std::vector<Tensor> rows, const std::vector<Tensor> grads,
+                               const Tensor& lr_history, int64_t history_start, int64_t step, double beta1,
+                               double beta2, double eps, double weight_decay) {
+  const char* op = "adam_dense_update_tables_";
+  check_same_length(op, weights.size(),
+                    {exp_avgs.size(), exp_avg_sqs.size(), last_steps.size(), rows.size(), grads.size()});
+  check_step(op, step);
+  std::vector<DenseAdamArgs> tables;
+  std::vector<int64_t> num_rows;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    DenseAdamArgs& a = tables.emplace_back(table_args(op, weights[t], exp_avgs[t], exp_avg_sqs[t], last_steps[t],
+                                                      rows[t], &grads[t], lr_history, history_start, step));
+    set_rule(a, beta1, beta2, eps, weight_decay);
+    set_step(a, step);
+    num_rows.push_back(weights[t].size(0));
+  }
+  run_tables(op, tables, num_rows);
+}
+
 void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& last_step,
                         const Tensor& rows, const Tensor& grads, const Tensor& lr_history, int64_t history_start,
                         int64_t step, double beta1, double beta2, double eps, double weight_decay) {
   const char* op = "adam_dense_update_";
   DenseAdamArgs a{};
-  a.row = row_update_args(op, weight, rows, grads);
+  a.row = row_update_args(op, weight, rows, &grads);
   if (a.row.end == 0) {
     return;
   }
-  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
-                  step);
-  a.step = step - 1;
+  check_step(op, step);
   set_rule(a, beta1, beta2, eps, weight_decay);
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
-  const double lr = a.lr[step - 1 - history_start];
-  a.row.step_size = lr / (1.0 - std::pow(beta1, static_cast<double>(step)));
-  a.row.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step)));
+  set_step(a, step);
   run(op, a, weight.size(0));
 }
 
@@ -448,5 +581,7 @@ void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(deeprec, CPU, m) {
   m.impl("adam_catch_up_", TORCH_BOX(&deeprec::adam_catch_up_));
   m.impl("adam_dense_update_", TORCH_BOX(&deeprec::adam_dense_update_));
+  m.impl("adam_catch_up_tables_", TORCH_BOX(&deeprec::adam_catch_up_tables_));
+  m.impl("adam_dense_update_tables_", TORCH_BOX(&deeprec::adam_dense_update_tables_));
 }
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +10,43 @@ import torch
 from torch import Tensor
 
 Rule: TypeAlias = tuple[float, float, float, float]  # beta1, beta2, eps, weight_decay
+
+
+class LearningRates:
+    """The learning rates of consecutive steps.
+
+    Attributes:
+        values: float64, longer than what has been put in.
+        sharers: how many tables read it; all of them must have taken every step together.
+    """
+
+    def __init__(self, device: torch.device, sharers: int = 1) -> None:
+        self.sharers = sharers
+        self._allocate(256, device)
+
+    def _allocate(self, size: int, device: torch.device) -> None:
+        self.values = torch.zeros(size, dtype=torch.float64, device=device)
+        # Writing one number through NumPy costs a tenth of writing it through PyTorch.
+        self._view: np.ndarray[Any, Any] | Tensor = self.values.numpy() if device.type == "cpu" else self.values
+
+    def put(self, index: int, lr: float) -> None:
+        """Set one entry, making room for it."""
+        if index >= self.values.numel():
+            self._resize(2 * self.values.numel())
+        self._view[index] = lr
+
+    def _resize(self, size: int) -> None:
+        before = self.values
+        self._allocate(size, before.device)
+        self.values[: before.numel()] = before
+
+    def copy(self) -> LearningRates:
+        """The same entries for one table alone, which leaves the others."""
+        self.sharers -= 1
+        alone = LearningRates(self.values.device)
+        alone._resize(self.values.numel())
+        alone.values.copy_(self.values)
+        return alone
 
 
 class StepHistory:
@@ -19,7 +57,7 @@ class StepHistory:
         state: the optimizer's state of it: step, exp_avg, exp_avg_sq, last_step.
         rule: (beta1, beta2, eps, weight_decay) of all these steps.
         start: every row that had a gradient has reached this step.
-        learning_rates: entry t - 1 - start is the learning rate of step t, float64.
+        rates: entry t - 1 - start is the learning rate of step t; shared by tables that step together.
     """
 
     def __init__(self, param: Tensor, state: dict[str, Any], rule: Rule) -> None:
@@ -27,23 +65,18 @@ class StepHistory:
         self.state = state
         self.rule = rule
         self.start = int(state["step"])
-        self._allocate(256)
+        self.rates = LearningRates(param.device)
 
-    def _allocate(self, size: int) -> None:
-        self.learning_rates = torch.zeros(size, dtype=torch.float64, device=self.param.device)
-        # Writing one number through NumPy costs a tenth of writing it through PyTorch.
-        self._view: np.ndarray[Any, Any] | Tensor = (
-            self.learning_rates.numpy() if self.param.device.type == "cpu" else self.learning_rates
-        )
+    @property
+    def learning_rates(self) -> Tensor:
+        """Entry t - 1 - start is the learning rate of step t, float64."""
+        return self.rates.values
 
     def record(self, step: int, lr: float) -> None:
-        """Note the learning rate of a step, numbered from 1."""
-        index = step - 1 - self.start
-        if index >= self.learning_rates.numel():
-            before = self.learning_rates
-            self._allocate(2 * before.numel())
-            self.learning_rates[: before.numel()] = before
-        self._view[index] = lr
+        """Note the learning rate of a step that this table takes alone, numbered from 1."""
+        if self.rates.sharers > 1:
+            self.rates = self.rates.copy()
+        self.rates.put(step - 1 - self.start, lr)
 
     def catch_up(self, rows: Tensor | None) -> None:
         """Bring rows (any, repeated ones too; None: all) to the last step taken."""
@@ -74,6 +107,49 @@ class StepHistory:
         self.rule = rule
 
 
+def are_level(histories: Sequence[StepHistory]) -> bool:
+    """Whether these tables took the same steps by the same rule, so that one call can replay them for all."""
+    first = histories[0]
+    return all(
+        history.rates is first.rates
+        and history.start == first.start
+        and history.state["step"] == first.state["step"]
+        and history.rule == first.rule
+        for history in histories
+    )
+
+
+def share_rates(histories: Sequence[StepHistory]) -> bool:
+    """Whether these tables, and no others with them, can record their coming steps as one.
+
+    They can when they have done so before, or when none of them has missed steps to remember.
+    """
+    first = histories[0]
+    if are_level(histories) and first.rates.sharers == len(histories):
+        return True
+    kind = (first.param.device, first.param.dtype, first.start, first.rule)
+    for history in histories:
+        if (history.param.device, history.param.dtype, history.start, history.rule) != kind:
+            return False
+        if history.state["step"] != history.start:
+            return False
+    rates = LearningRates(first.param.device, len(histories))
+    for history in histories:
+        history.rates.sharers -= 1
+        history.rates = rates
+    return True
+
+
+def table_lists(histories: Sequence[StepHistory]) -> tuple[list[Tensor], ...]:
+    """weights, exp_avgs, exp_avg_sqs and last_steps of several tables."""
+    return (
+        [history.param.data for history in histories],
+        [history.state["exp_avg"] for history in histories],
+        [history.state["exp_avg_sq"] for history in histories],
+        [history.state["last_step"] for history in histories],
+    )
+
+
 def _no_hook() -> None:
     return None
 
@@ -87,6 +163,23 @@ class CatchUp:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # rows are brought up to date outside the graph
     def __call__(self, rows: Tensor) -> None:
         self._history.catch_up(rows)
+
+    @staticmethod
+    def together(hooks: Sequence[CatchUp], rows: Sequence[Tensor]) -> None:
+        """What calling each of `hooks` with its rows does, in one pass where the tables step together.
+
+        Args:
+            rows: strictly ascending, a tensor for each hook; the same tensor where tables share them.
+        """
+        histories = [hook._history for hook in hooks]
+        if not are_level(histories):
+            for hook, some in zip(hooks, rows, strict=True):
+                hook(some)
+            return
+        first = histories[0]
+        torch.ops.deeprec.adam_catch_up_tables_(
+            *table_lists(histories), rows, first.rates.values, first.start, first.state["step"], *first.rule
+        )
 
     def release(self) -> None:
         """Bring all rows up to date and leave the parameter alone."""

@@ -20,6 +20,7 @@ from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.models.base import Recommender, Schema, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.train import optim
+from deeprec.train._row_optimizer import RowOptimizer
 from deeprec.train.batches import PairwiseBatches
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
 from deeprec.train.curves import plot_curves
@@ -322,7 +323,7 @@ def _selected(metrics: dict[str, float], select: str) -> float:
 
 
 def _epoch(
-    model: Recommender, optimizer: torch.optim.Optimizer, batches: PairwiseBatches, run: _Run, stage: _Stage
+    model: Recommender, optimizer: RowOptimizer, batches: PairwiseBatches, run: _Run, stage: _Stage
 ) -> dict[str, float]:
     """One pass over the training positives; returns the epoch's entry in the history."""
     started = time.perf_counter()
@@ -345,7 +346,7 @@ def _epoch(
 
 def train_epoch(
     model: Recommender,
-    optimizer: torch.optim.Optimizer,
+    optimizer: RowOptimizer,
     batches: PairwiseBatches,
     number: int,
     on_progress: Callable[[int, float], None] | None = None,
@@ -360,25 +361,27 @@ def train_epoch(
     model.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     is_mean = model.config.reduction == "mean"
-    total, done, last_report = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+    total: float | torch.Tensor = 0.0
+    done, last_report = 0, time.perf_counter()
     for batch in batches.epoch(number):
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
         loss = model.backward(batch)
-        optimizer.step()
+        optimizer.update()
         examples = batch.labels.numel()
-        total.add_(loss, alpha=examples if is_mean else 1)
+        # Reading one number is free on the CPU and would be a synchronisation elsewhere.
+        value = float(loss) if loss.device.type == "cpu" else loss.double()
+        total = total + (examples * value if is_mean else value)
         done += examples
         if on_progress is not None and time.perf_counter() - last_report > 0.1:
             last_report = time.perf_counter()
             on_progress(done, float(total) / done)
-    if hasattr(optimizer, "flush"):
-        optimizer.flush()
+    optimizer.flush()
     model.eval()
     return float(total) / done
 
 
-def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: Recommender, config: TrainConfig) -> RowOptimizer:
     """The optimizer that `config.optimizer` names, over the parameters that need gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "sgd":

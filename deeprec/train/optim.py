@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprec.train._replay import CatchUp, Rule, StepHistory
+from deeprec.train._replay import CatchUp, Rule, StepHistory, share_rates, table_lists
 from deeprec.train._row_optimizer import (
     Params,
     RowGrad,
@@ -368,6 +368,33 @@ class Adam(RowOptimizer):
             for param in group["params"]:
                 if "last_step" in self.state.get(param, {}):
                     self._remember(param, self.state[param], group)
+
+    def _step_tables(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
+        if group["mode"] != "dense" or len(grads) == 1 or not self._step_together(grads, group):
+            super()._step_tables(grads, group)
+
+    def _step_together(self, grads: list[RowGrad], group: dict[str, Any]) -> bool:
+        """One call for all tables; False, and nothing done, where they have not taken the same steps."""
+        states = [self.start_rows(grad.param, group) for grad in grads]
+        histories = [self._histories[grad.param] for grad in grads if grad.param in self._histories]
+        rule = _adam_rule(group)
+        if len(histories) < len(grads) or histories[0].rule != rule or not share_rates(histories):
+            return False
+        first = histories[0]
+        step = states[0]["step"] + 1
+        first.rates.put(step - 1 - first.start, float(group["lr"]))
+        rows, values = [grad.rows for grad in grads], [grad.values for grad in grads]
+        try:
+            _ops.adam_dense_update_tables_(
+                *table_lists(histories), rows, values, first.rates.values, first.start, step, *rule
+            )
+        except RuntimeError as error:
+            if "strictly ascending" not in str(error):
+                raise
+            return False
+        for state in states:
+            state["step"] = step
+        return True
 
     def _step_rows(self, grad: RowGrad, group: dict[str, Any]) -> None:
         history = self._histories.get(grad.param)

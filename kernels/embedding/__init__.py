@@ -134,9 +134,8 @@ def _lookup(weight: Tensor, ids: Tensor, name: str) -> Tensor:
         raise
 
 
-def coalesced_grad(rows: Tensor, values: Tensor, num_embeddings: int) -> Tensor:
-    """A sparse gradient [num_embeddings, D] of strictly ascending rows [U] and values [U, D]; nothing is copied."""
-    indices = rows.to(torch.int64).unsqueeze(0)
+def coalesced_grad(indices: Tensor, values: Tensor, num_embeddings: int) -> Tensor:
+    """A sparse gradient [num_embeddings, D] of strictly ascending rows [1, U] (int64) and values [U, D], not copied."""
     return torch.sparse_coo_tensor(
         indices, values, (num_embeddings, values.shape[1]), is_coalesced=True, check_invariants=False
     )
@@ -154,7 +153,7 @@ class _SparseGradEmbedding(torch.autograd.Function):
         plan = ctx.plan or torch.ops.deeprec.embedding_plan(ctx.ids, ctx.num_embeddings)
         rows, offsets, order = plan
         values = torch.ops.deeprec.embedding_grad(grad.reshape(-1, grad.shape[-1]), rows, offsets, order)
-        return coalesced_grad(rows, values, ctx.num_embeddings), None, None, None
+        return coalesced_grad(rows.long().unsqueeze(0), values, ctx.num_embeddings), None, None, None
 
 
 class _DenseGradEmbedding(torch.autograd.Function):

@@ -122,13 +122,18 @@ def _run(call: _Call, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor
     return loss, [*d_tables, *d_weights, *d_biases, d_out_weight.view(out_weight.shape), d_out_bias]
 
 
+def _sparse_indices(call: _Call) -> tuple[Tensor, Tensor]:
+    """The rows of users and of items as torch.sparse wants them, [1, U] int64."""
+    return call.user_plan.rows.long().unsqueeze(0), call.item_plan.rows.long().unsqueeze(0)
+
+
 class NCFLoss(torch.autograd.Function):
     """Gradients are computed with the loss; backward hands them out, sparse and coalesced for the tables."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *parameters: Tensor) -> Tensor:
         loss, ctx.gradients = _run(call, parameters)
-        ctx.rows = [call.user_plan.rows.long(), call.item_plan.rows.long()]
+        ctx.indices = _sparse_indices(call)
         ctx.num_table_rows = [table.shape[0] for table in parameters[:4]]
         return loss
 
@@ -151,7 +156,7 @@ class NCFLoss(torch.autograd.Function):
         for table in range(4):
             values = gradients[table]
             if values is not None:
-                gradients[table] = coalesced_grad(ctx.rows[table % 2], values, ctx.num_table_rows[table])
+                gradients[table] = coalesced_grad(ctx.indices[table % 2], values, ctx.num_table_rows[table])
         return (None, *gradients)
 
 
@@ -252,17 +257,33 @@ def _check(
     return parameters
 
 
+def _catch_up(tables: Sequence[Tensor], user_rows: Tensor, item_rows: Tensor) -> None:
+    """Bring the rows about to be read up to date, where an optimizer has left word of how (`deeprec.nn.embedding`)."""
+    hooks, rows = [], []
+    for index, table in enumerate(tables):
+        hook = getattr(table, "_deeprec_catch_up", None)
+        if hook is not None:
+            hooks.append(hook)
+            rows.append(item_rows if index % 2 else user_rows)
+    together = getattr(type(hooks[0]), "together", None) if len(hooks) > 1 else None
+    if together is not None and all(type(hook) is type(hooks[0]) for hook in hooks):
+        together(hooks, rows)
+        return
+    for hook, some in zip(hooks, rows, strict=True):
+        hook(some)
+
+
 def _accumulate_gradients(call: _Call, parameters: Sequence[Tensor]) -> Tensor:
     """What backward() of the loss would do, without autograd: the gradients go to `.grad` right away."""
     if any(parameter.requires_grad and not parameter.is_leaf for parameter in parameters):
         raise _error("accumulate_grad needs leaf parameters", "the result of an operation", "use .backward()")
     with torch.no_grad():
         loss, gradients = _run(call, parameters)
-        rows = [call.user_plan.rows.long(), call.item_plan.rows.long()]
+        indices = _sparse_indices(call)
         for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             if parameter.requires_grad:
                 if index < 4:
-                    gradient = coalesced_grad(rows[index % 2], gradient, parameter.shape[0])
+                    gradient = coalesced_grad(indices[index % 2], gradient, parameter.shape[0])
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     return loss
 
@@ -354,10 +375,7 @@ def ncf_loss(
         return traced
     user_plan = embedding_plan(users, parameters[0].shape[0], name="users") if user_plan is None else user_plan
     item_plan = embedding_plan(items, parameters[1].shape[0], name="items") if item_plan is None else item_plan
-    for index, table in enumerate(parameters[:4]):
-        catch_up = getattr(table, "_deeprec_catch_up", None)
-        if catch_up is not None:
-            catch_up((user_plan, item_plan)[index % 2].rows)
+    _catch_up(parameters[:4], user_plan.rows, item_plan.rows)
     call = _Call(user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), l2)
     if accumulate_grad:
         return _accumulate_gradients(call, parameters)

@@ -11,6 +11,8 @@ anything is changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,9 @@ from deeprec.kernels.sparse_update import reference
 __all__ = [
     "adagrad_update_",
     "adam_catch_up_",
+    "adam_catch_up_tables_",
     "adam_dense_update_",
+    "adam_dense_update_tables_",
     "adam_update_",
     "rowwise_adagrad_update_",
     "sgd_update_",
@@ -68,7 +72,19 @@ _library.define(
     reference.adam_dense_update_reference,
     _nothing,
 )
-_library.implement_triton("sparse_update", tuple(__all__))
+_TABLES = (
+    "Tensor(a!)[] weights, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] last_steps, Tensor[] rows"
+)
+_HISTORY = f"Tensor lr_history, int history_start, int step, {_ADAM}"
+_library.define(
+    f"adam_catch_up_tables_({_TABLES}, {_HISTORY}) -> ()", reference.adam_catch_up_tables_reference, _nothing
+)
+_library.define(
+    f"adam_dense_update_tables_({_TABLES}, Tensor[] grads, {_HISTORY}) -> ()",
+    reference.adam_dense_update_tables_reference,
+    _nothing,
+)
+_library.implement_triton("sparse_update", tuple(name for name in __all__ if "_tables_" not in name))
 
 
 def sgd_update_(
@@ -209,6 +225,77 @@ def adam_dense_update_(
         exp_avg,
         exp_avg_sq,
         last_step,
+        rows,
+        grads,
+        lr_history,
+        history_start,
+        step,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    )
+
+
+def adam_catch_up_tables_(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    last_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """`adam_catch_up_` on several tables of one dtype that had the same steps, in one call.
+
+    Arguments as there, a tensor of each table; `rows` strictly ascending. Tables that share their rows should be given
+    the same tensor of them.
+    """
+    torch.ops.deeprec.adam_catch_up_tables_(
+        weights,
+        exp_avgs,
+        exp_avg_sqs,
+        last_steps,
+        rows,
+        lr_history,
+        history_start,
+        step,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    )
+
+
+def adam_dense_update_tables_(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    last_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """`adam_dense_update_` on several tables of one dtype that had the same steps, in one call.
+
+    Arguments as there, a tensor of each table.
+    """
+    torch.ops.deeprec.adam_dense_update_tables_(
+        weights,
+        exp_avgs,
+        exp_avg_sqs,
+        last_steps,
         rows,
         grads,
         lr_history,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,3 +200,30 @@ def adam_dense_update_reference(
     lr = float(lr_history[step - 1 - history_start])
     adam_update_reference(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, *rule)
     last_step[rows.to(torch.int64)] = step
+
+
+def adam_catch_up_tables_reference(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    last_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    *history_and_rule: Any,
+) -> None:
+    """`adam_catch_up_` on each table."""
+    for table in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, strict=True):
+        torch.ops.deeprec.adam_catch_up_(*table, *history_and_rule)
+
+
+def adam_dense_update_tables_reference(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    last_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *history_and_rule: Any,
+) -> None:
+    """`adam_dense_update_` on each table."""
+    for table in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True):
+        torch.ops.deeprec.adam_dense_update_(*table, *history_and_rule)

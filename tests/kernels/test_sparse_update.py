@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +171,64 @@ def test_bitwise_equal_for_any_thread_count(name: str) -> None:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def side_by_side(problems: list[Problem], name: str) -> tuple[list[Any], ...]:
+    """The tensors of several problems as the operators over tables want them, and what they share behind."""
+    columns = [list(column) for column in zip(*(problem.arguments(name, 0.0) for problem in problems), strict=True)]
+    tensors = 5 if name == "catch_up" else 6
+    return (*columns[:tensors], *(column[0] for column in columns[tensors:]))
+
+
+TABLES = {"catch_up": ops.adam_catch_up_tables_, "adam_dense": ops.adam_dense_update_tables_}
+
+
+def uneven_tables(dtype: torch.dtype = torch.float32) -> list[Problem]:
+    """Five tables as a network has them: two pairs that share their rows, and an empty gradient."""
+    generator = torch.Generator().manual_seed(0)
+    problems = [Problem(rows, dim, dtype, rows) for rows, dim in ((900, 64), (2500, 5), (900, 33), (2500, 128), (7, 8))]
+    for problem, other in ((problems[2], problems[0]), (problems[3], problems[1])):
+        problem.rows = other.rows
+        problem.grads = torch.randn(len(problem.rows), problem.weight.shape[1], generator=generator).to(dtype)
+    problems[4].rows, problems[4].grads = problems[4].rows[:0], problems[4].grads[:0]
+    return problems
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_in_one_call_equal_one_after_another(name: str, threads: int, dtype: torch.dtype) -> None:
+    together, apart = uneven_tables(dtype), uneven_tables(dtype)
+    for problem in apart:
+        problem.lr_history = apart[0].lr_history
+        KERNELS[name][0](*problem.arguments(name, 0.0))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        TABLES[name](*side_by_side(together, name))
+    finally:
+        torch.set_num_threads(before)
+    for ours, theirs in zip(together, apart, strict=True):
+        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_one_bad_table_leaves_all_as_they_were(name: str) -> None:
+    problems = uneven_tables()
+    problems[3].rows = problems[3].rows.flip(0)
+    before = [tensor.clone() for problem in problems for tensor in problem.tensors()]
+    with pytest.raises(RuntimeError, match="strictly ascending"):
+        TABLES[name](*side_by_side(problems, name))
+    arguments = side_by_side(problems, name)
+    with pytest.raises(RuntimeError, match="one tensor of each kind"):
+        TABLES[name](arguments[0], arguments[1][:2], *arguments[2:])
+    assert all(map(torch.equal, before, [tensor for problem in problems for tensor in problem.tensors()]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_opcheck(name: str) -> None:
+    arguments = side_by_side([Problem(12, 5, torch.float32), Problem(9, 3, torch.float32)], name)
+    torch.library.opcheck(getattr(torch.ops.deeprec, TABLES[name].__name__).default, arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -288,6 +288,59 @@ def test_groups_schedulers_and_closures_work() -> None:
     assert "last_step" not in optimizer.state[layer.weight]
 
 
+class Apart(Adam):
+    """Adam that never takes several tables at once."""
+
+    def _step_together(self, *_: Any) -> bool:
+        return False
+
+
+def test_tables_that_step_now_together_and_now_alone_equal_tables_apart() -> None:
+    """Which tables have a gradient, and the learning rate, change from step to step; rows miss many steps."""
+    tables = [Embedding(12, dim) for dim in (3, 5, 8)]
+    twins = copy.deepcopy(tables)
+    ours = Adam([table.weight for table in tables], mode="dense")
+    theirs = Apart([table.weight for table in twins], mode="dense")
+    generator = torch.Generator().manual_seed(0)
+    together = 0
+    for step in range(200):
+        plan = embedding_plan(torch.randint(0, 12, (3,), generator=generator), 12)
+        used = [step % 20 != 14 + table for table in range(3)]
+        for optimizer, some in ((ours, tables), (theirs, twins)):
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 + step % 3)
+            hooks = [getattr(table.weight, "_deeprec_catch_up", None) for table in some]
+            if all(hooks):
+                type(hooks[0]).together(hooks, [plan.rows] * 3)
+            reads = [table(plan.rows).square().sum() for table, is_used in zip(some, used, strict=True) if is_used]
+            torch.stack(reads).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        together += all(used) and ours._histories[tables[0].weight].rates.sharers == 3
+        for optimizer in (ours, theirs):
+            if step % 20 == 19:
+                optimizer.flush()
+            if step == 125:
+                optimizer.load_state_dict(optimizer.state_dict())
+    assert together == 10 * 14
+    for table, twin in zip(tables, twins, strict=True):
+        assert torch.equal(table.weight, twin.weight)
+
+
+def test_update_is_step_without_hooks() -> None:
+    model, twin = twins()[0], twins()[0]
+    calls: list[int] = []
+    optimizers = [Adam(some.parameters(), mode="dense") for some in (model, twin)]
+    for optimizer in optimizers:
+        optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        for some, optimizer, take in zip((model, twin), optimizers, ("step", "update"), strict=True):
+            optimizer.zero_grad()
+            some(torch.tensor([0, 3, 3])).square().sum().backward()
+            getattr(optimizer, take)()
+    assert len(calls) == 3
+    assert largest_difference(model, twin) == 0
+
+
 def test_parameters_without_gradient_are_left_alone() -> None:
     model = Towers(True)
     before = copy.deepcopy(model.state_dict())
