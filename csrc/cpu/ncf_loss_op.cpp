@@ -2,9 +2,7 @@
 #include "ncf_loss.h"
 
 #ifdef DEEPREC_ISA_portable
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "tensor.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -20,9 +18,6 @@
 
 namespace deeprec {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 int64_t row_stride(int64_t n) { return (padded(n) / 16 | 1) * 16; }
@@ -70,19 +65,19 @@ class Workspace {
   size_t size_ = 0;
 };
 
-Tensor empty(std::vector<int64_t> sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
+Tensor empty(const std::vector<int64_t>& sizes) { return empty_cpu(sizes, ScalarType::Float); }
 const float* data(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 float* mutable_data(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 Tensor checked(const Tensor& t, int64_t dim, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "ncf_loss: ", name, " must be float32 for the CPU kernel");
   STD_TORCH_CHECK(t.dim() == dim, "ncf_loss: ", name, " must have ", dim, " dimensions, got ", t.dim());
-  return torch::stable::contiguous(t);
+  return as_contiguous(t);
 }
 
 template <class T>
 void copy_indices(const Tensor& t, T* out, int64_t limit, const char* name) {
-  const Tensor c = torch::stable::contiguous(t);
+  const Tensor c = as_contiguous(t);
   const int64_t n = c.numel();
   const auto copy = [&](const auto* from) {
     bool is_bad = false;
@@ -202,10 +197,13 @@ void choose_chunks(NcfProblem& p) {
       examples <= 4096 ? std::min<int64_t>(8, ceil_div(examples, 128)) : std::min<int64_t>(32, ceil_div(examples, 512));
   p.chunk_groups = std::max<int64_t>(1, ceil_div(p.num_groups, std::max<int64_t>(1, target)));
   p.num_chunks = ceil_div(p.num_groups, p.chunk_groups);
+  // Even pieces of the rows of both sides, so that a few threads get equally many.
   const int64_t rows = p.user.num_rows + p.item.num_rows;
+  const int64_t pieces = std::min<int64_t>(examples <= 4096 ? 8 : 64, ceil_div(rows, 64));
   for (NcfSide* side : {&p.user, &p.item}) {
-    side->chunk_rows = std::max<int64_t>(64, ceil_div(rows, examples <= 4096 ? 16 : 64));
-    side->num_chunks = ceil_div(side->num_rows, side->chunk_rows);
+    const int64_t share = rows ? (2 * pieces * side->num_rows + rows) / (2 * rows) : 0;
+    side->chunk_rows = ceil_div(side->num_rows, std::max<int64_t>(1, share));
+    side->num_chunks = side->num_rows ? ceil_div(side->num_rows, side->chunk_rows) : 0;
   }
 }
 

@@ -49,6 +49,9 @@ struct RowPass {
       const bool has_odd = r + 1 < num;
       const float* even = side.mlp + side.rows[begin + r] * side.width;
       const float* odd = has_odd ? side.mlp + side.rows[begin + r + 1] * side.width : even;
+      for (int64_t ahead = r + kAhead; ahead < r + kAhead + 2 && ahead < num; ++ahead) {
+        prefetch(side.mlp + side.rows[begin + ahead] * side.width, side.width);
+      }
       int64_t j = 0;
       for (; j + kLanes <= side.width; j += kLanes) {
         put(embeddings, r, j, load(even + j), has_odd ? load(odd + j) : Vec{});

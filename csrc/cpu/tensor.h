@@ -34,6 +34,9 @@ inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   return Tensor(handle);
 }
 
+// Asks before it calls: torch::stable::contiguous goes through the dispatcher, which costs microseconds.
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarType::Long; }
 
 inline Element element_of(const char* op, ScalarType type) {

@@ -138,6 +138,7 @@ class NCFNetwork(nn.Module):
                 loss.backward()
                 loss = loss.detach()
             return loss
+        linears = self._linears()
         return ncf_loss(
             _weight(self.gmf_user),
             _weight(self.gmf_item),
@@ -146,8 +147,8 @@ class NCFNetwork(nn.Module):
             users,
             items,
             labels,
-            [layer.weight for layer in self._linears()],
-            [layer.bias for layer in self._linears()],
+            [layer.weight for layer in linears],
+            [layer.bias for layer in linears],
             self.output.weight,
             self.output.bias,
             reduction=reduction,

@@ -65,6 +65,6 @@ class PairwiseBatches:
                 offset=start,
             )
             items = torch.cat([self._items[rows].unsqueeze(1), negatives.to(torch.int32)], dim=1)
-            for first in range(0, len(rows), self.groups):
-                group_items = items[first : first + self.groups]
-                yield Batch(users[first : first + self.groups], group_items, self._labels[: len(group_items)])
+            for group, group_items in zip(users.split(self.groups), items.split(self.groups), strict=True):
+                labels = self._labels if len(group) == self.groups else self._labels[: len(group)]
+                yield Batch(group, group_items, labels)

@@ -249,7 +249,9 @@ class _SparseGradBags(_Bags):
         )
         bounds = plan[-1].tolist()
         table_grads = [
-            coalesced_grad(plan[0][bounds[t] : bounds[t + 1]], values[t], weight.shape[0]) if needed else None
+            coalesced_grad(plan[0][bounds[t] : bounds[t + 1]].long().unsqueeze(0), values[t], weight.shape[0])
+            if needed
+            else None
             for t, (weight, needed) in enumerate(zip(ctx.weights, ctx.needs_input_grad[4:], strict=True))
         ]
         return (None, None, scale_grad if need_scale else None, None, *table_grads)
