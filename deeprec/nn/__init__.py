@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.embedding_bag import EmbeddingBag
+from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FMInteraction
 from deeprec.nn.replace import replace_embeddings
 
-__all__ = ["BiInteraction", "Embedding", "EmbeddingBag", "FMInteraction", "replace_embeddings"]
+__all__ = [
+    "BiInteraction",
+    "Embedding",
+    "EmbeddingBag",
+    "EmbeddingCollection",
+    "FMInteraction",
+    "Table",
+    "replace_embeddings",
+]

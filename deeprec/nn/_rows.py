@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,27 @@ def catch_up(weight: Tensor, ids: Tensor) -> None:
     """
     hook = getattr(weight, "_deeprec_catch_up", None)
     if hook is not None:
-        hook(ids)
+        try:
+            hook(ids)
+        except RuntimeError as error:
+            # Nothing has been changed; the lookup that follows says it with the name of the table and the position.
+            if "rows must be in" not in str(error):
+                raise
+
+
+def catch_up_tables(
+    weights: Sequence[Tensor], tables: Sequence[int], ids_by_feature: Callable[[], list[Tensor]]
+) -> None:
+    """`catch_up` for the tables of several features.
+
+    Args:
+        weights: tables [R_t, D_t].
+        tables: the table of each feature.
+        ids_by_feature: gives the ids of each feature, any shape; called only where a table asked for it.
+    """
+    if any(getattr(weight, "_deeprec_catch_up", None) is not None for weight in weights):
+        for table, ids in zip(tables, ids_by_feature(), strict=True):
+            catch_up(weights[table], ids)
 
 
 @torch.no_grad()

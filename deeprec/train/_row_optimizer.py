@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from deeprec.kernels import sparse_update  # noqa: F401  (declares the operators that are called by name)
 from deeprec.kernels.embedding import embedding_plan
-from deeprec.kernels.embedding_bag import RowUpdate
+from deeprec.kernels.embedding_bag import GradStep, RowUpdate
 from deeprec.kernels.sparse_update.reference import rounding_seed
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -153,12 +153,16 @@ class RowOptimizer(Optimizer):
         """`step()` without hooks and the profiler's mark, which cost the training of a small model some per cent."""
         for group in self.param_groups:
             by_row, dense = self._gradients(group)
-            if by_row and group["max_grad_norm"]:
-                by_row = clipped(by_row, group["max_grad_norm"])
             if by_row:
-                self._step_tables(by_row, group)
+                self.update_rows(by_row, group)
             if dense:
                 self._update_dense(dense, group)
+
+    def update_rows(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
+        """One step on the parameters of a group that have gradients by row, clipped as the group says."""
+        if group["max_grad_norm"]:
+            grads = clipped(grads, group["max_grad_norm"])
+        self._step_tables(grads, group)
 
     def _step_tables(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
         """One step on the parameters of a group that have gradients by row."""
@@ -234,16 +238,17 @@ class RowOptimizer(Optimizer):
         """`RowUpdate.first` and `.second` of the tables with these states."""
         raise NotImplementedError
 
-    def row_step(self, params: Sequence[Tensor]) -> RowStep | None:
+    def row_step(self, params: Sequence[Tensor]) -> RowStep | UnfusedStep:
         """The step on tables that are updated in the backward pass, their states created.
 
-        From here on the learning rate stands in its group as a tensor, and the tables share one count of steps.
+        Where the options have a fused rule, the learning rate stands in its group as a tensor from here on, and the
+        tables share one count of steps. Adam in dense mode and Adagrad with lr_decay have none: their step is taken on
+        the gradients by row, which live for as long as the step takes.
 
         Args:
             params: tables [R, D] of one parameter group.
         Returns:
-            A callable that gives the `RowUpdate` by the options of the moment; None where these options have no fused
-            rule (Adam in dense mode, Adagrad with lr_decay): then call `step()` with gradients instead.
+            A callable that gives what `embedding_bags` takes as `update`, by the options of the moment.
         Raises:
             ValueError: the parameters are not of one group of this optimizer.
         """
@@ -259,8 +264,9 @@ class RowOptimizer(Optimizer):
                 f"{len(groups)} groups; use a layer for each group"
             )
         number = groups.pop()
+        self._opt_called = True  # or torch's schedulers warn that step() never was
         if self.rule_options(self.param_groups[number]) is None:
-            return None
+            return UnfusedStep(self, number, list(params))
         step = RowStep(self, number, list(params))
         self._row_steps.append(step)
         return step
@@ -345,6 +351,29 @@ class RowStep:
             group["max_grad_norm"] or 0.0,
             group["seed"] if group["stochastic_rounding"] else -1,
         )
+
+
+class UnfusedStep:
+    """The step on the gradients by row in the backward pass, see `RowOptimizer.row_step`."""
+
+    def __init__(self, optimizer: RowOptimizer, group: int, params: list[Tensor]) -> None:
+        self.optimizer = optimizer
+        self.group = group
+        self.params = params
+        members = optimizer.param_groups[group]["params"]
+        self.places = [next(i for i, member in enumerate(members) if member is param) for param in params]
+
+    def bind(self) -> None:
+        """Nothing is held here that the optimizer could replace."""
+
+    def __call__(self) -> GradStep:
+        return self.take
+
+    @torch.no_grad()
+    def take(self, rows: list[Tensor], values: list[Tensor]) -> None:
+        """One step; rows [U_t], ascending, and gradients [U_t, D_t] of each table."""
+        given = zip(self.places, self.params, rows, values, strict=True)
+        self.optimizer.update_rows([RowGrad(*some) for some in given], self.optimizer.param_groups[self.group])
 
 
 def by_kind(params: list[Tensor]) -> Iterable[list[Tensor]]:

@@ -9,7 +9,8 @@ while a row's gradient is still in the cache; gradients of tables are then never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from deeprec.kernels.embedding_bag.reference import (
     num_bags,
 )
 
-__all__ = ["MODES", "BagPlan", "RowUpdate", "embedding_bag", "embedding_bags", "embedding_bags_plan"]
+__all__ = ["MODES", "BagPlan", "GradStep", "RowUpdate", "embedding_bag", "embedding_bags", "embedding_bags_plan"]
 
 MODES = ("sum", "mean", "max", "none")
 
@@ -75,6 +76,11 @@ class RowUpdate(NamedTuple):
     options: list[float]
     max_norm: float = 0.0
     seed: int = -1
+
+
+# What takes the step on the gradients of a batch, where no RowUpdate says it: rows [U_t], ascending, and gradients
+# [U_t, D_t] of each table.
+GradStep: TypeAlias = Callable[[list[Tensor], list[Tensor]], None]
 
 
 def _bags_fake(
@@ -236,25 +242,30 @@ class _Bags(torch.autograd.Function):
         )
         return plan
 
+    @staticmethod
+    def row_grads(
+        ctx: Any, grads: Sequence[Tensor], need_scale: bool
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Distinct rows and their gradients, table by table, and the gradient of per_sample_weights."""
+        arguments = _Bags.arguments(ctx, grads)
+        plan = _Bags.plan(ctx, arguments[3], arguments[4])
+        *values, scale_grad = torch.ops.deeprec.embedding_bags_grad(
+            list(ctx.weights), *arguments, *plan, *ctx.call.features(), need_scale
+        )
+        rows = [plan[0][first:last] for first, last in pairwise(plan[-1].tolist())]
+        return rows, values, scale_grad if need_scale else None
+
 
 class _SparseGradBags(_Bags):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = _Bags.arguments(ctx, grads)
-        plan = _Bags.plan(ctx, arguments[3], arguments[4])
-        need_scale = ctx.needs_input_grad[2]
-        *values, scale_grad = torch.ops.deeprec.embedding_bags_grad(
-            list(ctx.weights), *arguments, *plan, *ctx.call.features(), need_scale
-        )
-        bounds = plan[-1].tolist()
+        rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[2])
         table_grads = [
-            coalesced_grad(plan[0][bounds[t] : bounds[t + 1]].long().unsqueeze(0), values[t], weight.shape[0])
-            if needed
-            else None
+            coalesced_grad(rows[t].long().unsqueeze(0), values[t], weight.shape[0]) if needed else None
             for t, (weight, needed) in enumerate(zip(ctx.weights, ctx.needs_input_grad[4:], strict=True))
         ]
-        return (None, None, scale_grad if need_scale else None, None, *table_grads)
+        return (None, None, scale_grad, None, *table_grads)
 
 
 class _DenseGradBags(_Bags):
@@ -318,12 +329,41 @@ class _UpdatedBags(torch.autograd.Function):
         return (None, None, None, scale_grad if need_scale else None, *([None] * (6 + rest)))
 
 
+class _SteppedBags(torch.autograd.Function):
+    """As `_UpdatedBags`, with a step that is taken on the gradients by row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        trigger: Tensor,
+        ids: Tensor,
+        offsets: Tensor | None,
+        scale: Tensor | None,
+        call: Call,
+        step: GradStep,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.step = step
+        return _Bags.forward(ctx, ids, offsets, scale, call, *weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[3])
+        ctx.step(rows, values)
+        return (None, None, None, scale_grad, *([None] * (2 + len(ctx.weights))))
+
+
 # The names by which mypy, which knows no types of torch.autograd.Function, sees them.
 _sparse_bags: Callable[..., tuple[Tensor, ...]] = _SparseGradBags.apply
 _dense_bags: Callable[..., tuple[Tensor, ...]] = _DenseGradBags.apply
 _updated_bags: Callable[..., tuple[Tensor, ...]] = _UpdatedBags.apply
 
 
+_stepped_bags: Callable[..., tuple[Tensor, ...]] = torch.compiler.disable(
+    lambda *args: _SteppedBags.apply(*args),  # type: ignore[no-untyped-call]
+    reason="embedding_bags: this optimizer's step in the backward pass does not pass torch.compile; use another mode",
+)
 _sparse_bags_outside_graph: Callable[..., tuple[Tensor, ...]] = torch.compiler.disable(
     lambda *args: _sparse_bags(*args),
     reason="embedding_bags: sparse gradients do not pass torch.compile; use sparse_grad=False",
@@ -406,7 +446,7 @@ def embedding_bags(
     modes: str | Sequence[str] = "sum",
     padding_idx: Sequence[int | None] | None = None,
     sparse_grad: bool = True,
-    update: RowUpdate | None = None,
+    update: RowUpdate | GradStep | None = None,
     trigger: Tensor | None = None,
     names: Sequence[str] = (),
 ) -> tuple[Tensor, list[Tensor]]:
@@ -433,7 +473,8 @@ def embedding_bags(
         modes: "sum", "mean", "max" or "none", one for all or one a feature.
         padding_idx: one a feature, or None.
         sparse_grad: coalesced sparse gradients; dense ones otherwise.
-        update: the optimizer's step to take in the backward pass.
+        update: the optimizer's step to take in the backward pass; or what takes it: a callable that is given the
+            distinct rows [U_t] and their gradients [U_t, D_t] of every table (it does not pass torch.compile).
         trigger: with update, any tensor that requires a gradient; it gets none. Made here where it is absent.
         names: what to call the tables in errors.
     Returns:
@@ -457,21 +498,15 @@ def embedding_bags(
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)
-        out = _updated_bags(
-            trigger,
-            ids,
-            offsets,
-            scale,
-            call,
-            (update.rule, update.options, update.max_norm, update.seed),
-            update.lr,
-            update.step,
-            len(update.first),
-            len(update.second),
-            *(w.detach() for w in weights),
-            *update.first,
-            *update.second,
-        )
+        given, detached = (trigger, ids, offsets, scale, call), [w.detach() for w in weights]
+        if isinstance(update, RowUpdate):
+            constants = (update.rule, update.options, update.max_norm, update.seed)
+            counts = (len(update.first), len(update.second))
+            out = _updated_bags(
+                *given, constants, update.lr, update.step, *counts, *detached, *update.first, *update.second
+            )
+        else:
+            out = _stepped_bags(*given, update, *detached)
     elif is_training and (any(w.requires_grad for w in weights) or (scale is not None and scale.requires_grad)):
         arguments = (ids, offsets, scale, call, *weights)
         if not sparse_grad:

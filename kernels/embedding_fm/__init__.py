@@ -7,6 +7,7 @@ goes by row and needs the row and the sums of its samples only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
-from deeprec.kernels.embedding_bag import Call, RowUpdate, _check_input, _features, raise_named
+from deeprec.kernels.embedding_bag import Call, GradStep, RowUpdate, _check_input, _features, raise_named
 from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
 from deeprec.kernels.embedding_fm.reference import (
     embedding_fm_dense_grad_reference,
@@ -174,6 +175,19 @@ class _FM(torch.autograd.Function):
         plan: tuple[Tensor, ...] = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, *_FM.features(ctx))
         return plan
 
+    @staticmethod
+    def row_grads(
+        ctx: Any, arguments: tuple[Any, ...], tables: Sequence[Tensor], needed: bool
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Distinct rows and their gradients of each table, then of its linear weights, and the gradient of values."""
+        weights, linear = list(tables[: ctx.num_tables]), list(tables[ctx.num_tables :])
+        plan = _FM.plan(ctx, weights, arguments[3], arguments[4])
+        *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
+            weights, linear, *arguments, *plan, *_FM.features(ctx), needed
+        )
+        rows = [plan[0][first:last] for first, last in pairwise(plan[-1].tolist())]
+        return rows + rows[: len(linear)], some, values_grad if needed else None
+
 
 def _sparse(rows: Tensor, values: Tensor, like: Tensor) -> Tensor:
     """A coalesced sparse gradient of a table [R, D] or [R]; nothing is copied."""
@@ -187,18 +201,9 @@ class _SparseGradFM(_FM):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, tables = _FM.unpack(ctx, grads)
-        weights, linear = tables[: ctx.num_tables], tables[ctx.num_tables :]
-        plan = _FM.plan(ctx, weights, arguments[3], arguments[4])
-        needed = ctx.needs_input_grad[2]
-        *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
-            list(weights), list(linear), *arguments, *plan, *_FM.features(ctx), needed
-        )
-        bounds = plan[-1].tolist()
-        out = [
-            _sparse(plan[0][bounds[i % ctx.num_tables] : bounds[i % ctx.num_tables + 1]], some[i], table)
-            for i, table in enumerate(tables)
-        ]
-        return (None, None, values_grad if needed else None, None, None, None, *out)
+        rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[2])
+        out = [_sparse(r, grad, table) for r, grad, table in zip(rows, some, tables, strict=True)]
+        return (None, None, values_grad, None, None, None, *out)
 
 
 class _DenseGradFM(_FM):
@@ -264,11 +269,32 @@ class _UpdatedFM(torch.autograd.Function):
         return (None, None, None, values_grad if needed else None, *([None] * (6 + rest)))
 
 
+class _SteppedFM(torch.autograd.Function):
+    """As `_UpdatedFM`, with a step that is taken on the gradients by row."""
+
+    @staticmethod
+    def forward(ctx: Any, trigger: Tensor, step: GradStep, *arguments: Any) -> Any:
+        ctx.step = step
+        return _FM.forward(ctx, *arguments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        arguments, tables = _FM.unpack(ctx, grads)
+        rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[4])
+        ctx.step(rows, some)
+        return (None, None, None, None, values_grad, *([None] * (3 + len(tables))))
+
+
 # The names by which mypy, which knows no types of torch.autograd.Function, sees them.
 _sparse_fm: Callable[..., Any] = _SparseGradFM.apply
 _dense_fm: Callable[..., Any] = _DenseGradFM.apply
 _updated_fm: Callable[..., Any] = _UpdatedFM.apply
 
+_stepped_fm: Callable[..., Any] = torch.compiler.disable(
+    lambda *args: _SteppedFM.apply(*args),  # type: ignore[no-untyped-call]
+    reason="embedding_fm: this optimizer's step in the backward pass does not pass torch.compile; use another mode",
+)
 _sparse_fm_outside_graph: Callable[..., Any] = torch.compiler.disable(
     lambda *args: _sparse_fm(*args),
     reason="embedding_fm: sparse gradients do not pass torch.compile; use sparse_grad=False",
@@ -305,7 +331,7 @@ def embedding_fm(
     padding_idx: Sequence[int | None] | None = None,
     need_embeddings: bool = False,
     sparse_grad: bool = True,
-    update: RowUpdate | None = None,
+    update: RowUpdate | GradStep | None = None,
     trigger: Tensor | None = None,
     names: Sequence[str] = (),
 ) -> Any:
@@ -332,8 +358,8 @@ def embedding_fm(
         padding_idx: one a feature, or None; such entries do not count and get no gradient.
         need_embeddings: also return the embeddings, [B, F, D]: sum of x v of each bag.
         sparse_grad: coalesced sparse gradients; dense ones otherwise.
-        update: the optimizer's step to take in the backward pass; its states are those of the tables, then those of
-            the linear weights.
+        update: the optimizer's step to take in the backward pass, or what takes it, as in `embedding_bags`; tables
+            and states are those of the vectors, then those of the linear weights.
         trigger: with update, any tensor that requires a gradient; it gets none. Made here where it is absent.
         names: what to call the tables in errors.
     Returns:
@@ -355,6 +381,9 @@ def embedding_fm(
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)
+        detached = [w.detach() for w in both]
+        if not isinstance(update, RowUpdate):
+            return _stepped_fm(trigger, update, ids, offsets, values, call, need_embeddings, len(weights), *detached)
         return _updated_fm(
             trigger,
             ids,
@@ -366,7 +395,7 @@ def embedding_fm(
             (len(weights), len(linear), len(update.first)),
             update.lr,
             update.step,
-            *(w.detach() for w in both),
+            *detached,
             *update.first,
             *update.second,
         )
