@@ -269,7 +269,7 @@ def test_bad_input_is_refused_with_the_remedy() -> None:
         EmbeddingCollection([Table("a", 2, 2), Table("a", 2, 2)])
     with pytest.raises(ValueError, match="num_embeddings must be >= 1"):
         EmbeddingCollection([Table("a", 0, 2)])
-    with pytest.raises(ValueError, match="without a dot"):
+    with pytest.raises(ValueError, match="no dot in it"):
         Table("a.b", 1, 1)
     with pytest.raises(ValueError, match=r"Table\('type_table', \.\.\., features=\('type',\)\)"):
         Table("type", 1, 1)
