@@ -5,6 +5,7 @@
 #ifdef DEEPREC_ISA_portable
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 
 #include "bag_layout.h"
@@ -86,6 +87,7 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
   const int64_t element = static_cast<int64_t>(weights[0].element_size());
   const auto [columns, width] = columns_of(layout, weights, tables, modes);
   const bool maxima = has_max(layout, modes);
+  const int64_t index_bytes = layout.wide ? 8 : 4;
   Tensor pooled = empty_cpu({layout.batch, width}, dtype);
   Tensor argmax = empty_cpu(maxima ? Ints{layout.batch, width} : Ints{0}, layout.ids.scalar_type());
   std::optional<Tensor> scale;
@@ -123,14 +125,13 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
       args.end = layout.batch;
       if (layout.offsets) {
         args.ids = layout.ids.data_ptr();
-        args.offsets = static_cast<const char*>(layout.offsets->data_ptr()) + f * layout.batch * (layout.wide ? 8 : 4);
+        args.offsets = static_cast<const char*>(layout.offsets->data_ptr()) + f * layout.batch * index_bytes;
       } else {
         args.ids = layout.ids_from(layout.start(f));
       }
       if (maxima) {
-        const int64_t index = layout.wide ? 8 : 4;
-        args.argmax = static_cast<char*>(argmax.data_ptr()) + columns[i] * index;
-        args.argmax_stride = width * index;
+        args.argmax = static_cast<char*>(argmax.data_ptr()) + columns[i] * index_bytes;
+        args.argmax_stride = width * index_bytes;
       }
       if (scale) {
         const int64_t start = layout.offsets ? 0 : f * scale->stride(0);
@@ -152,6 +153,11 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
     const int64_t end = args.end;
     args.begin = end * part / parts;
     args.end = end * (part + 1) / parts;
+    if (args.argmax && args.mode != BagMode::max) {  // beside a feature of maxima: no entry, as nothing reads it
+      for (int64_t bag = args.begin; bag < args.end; ++bag) {
+        std::memset(args.argmax + bag * args.argmax_stride, 0xff, static_cast<size_t>(args.dim) * index_bytes);
+      }
+    }
     int64_t at = pool(args);
     if (at >= 0) {
       at += args.offsets ? 0 : layout.first_entry(f);
