@@ -47,7 +47,6 @@ def catch_up_tables(
             catch_up(weights[table], ids)
 
 
-@torch.no_grad()
 def clip_row_norms_(weight: Tensor, ids: Tensor, max_norm: float, norm_type: float, name: str = "") -> None:
     """Scale the rows of `weight` that are about to be read down to `max_norm`, in place.
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from deeprec.kernels import sparse_update  # noqa: F401  (declares the operators that are called by name)
 from deeprec.kernels.embedding import embedding_plan
-from deeprec.kernels.embedding_bag import GradStep, RowUpdate
+from deeprec.kernels.embedding_bag import GradStep, RowUpdate, mark_changed
 from deeprec.kernels.sparse_update.reference import rounding_seed
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -163,6 +163,7 @@ class RowOptimizer(Optimizer):
         if group["max_grad_norm"]:
             grads = clipped(grads, group["max_grad_norm"])
         self._step_tables(grads, group)
+        mark_changed(grad.param for grad in grads)
 
     def _step_tables(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
         """One step on the parameters of a group that have gradients by row."""

@@ -144,14 +144,15 @@ def coalesced_grad(indices: Tensor, values: Tensor, num_embeddings: int) -> Tens
 class _SparseGradEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None, name: str) -> Tensor:
-        ctx.ids, ctx.plan, ctx.num_embeddings = ids, plan, weight.shape[0]
+        ctx.save_for_backward(ids, *(plan or ()))
+        ctx.num_embeddings = weight.shape[0]
         return _lookup(weight, ids, name)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        plan = ctx.plan or torch.ops.deeprec.embedding_plan(ctx.ids, ctx.num_embeddings)
-        rows, offsets, order = plan
+        ids, *plan = ctx.saved_tensors
+        rows, offsets, order = plan or torch.ops.deeprec.embedding_plan(ids, ctx.num_embeddings)
         values = torch.ops.deeprec.embedding_grad(grad.reshape(-1, grad.shape[-1]), rows, offsets, order)
         return coalesced_grad(rows.long().unsqueeze(0), values, ctx.num_embeddings), None, None, None
 

@@ -8,7 +8,7 @@ while a row's gradient is still in the cache; gradients of tables are then never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +33,7 @@ from deeprec.kernels.embedding_bag.reference import (
 __all__ = ["MODES", "BagPlan", "GradStep", "RowUpdate", "embedding_bag", "embedding_bags", "embedding_bags_plan"]
 
 MODES = ("sum", "mean", "max", "none")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class BagPlan(NamedTuple):
@@ -189,6 +190,12 @@ def raise_named(error: Exception, names: Sequence[str]) -> None:
     raise meant from None
 
 
+def mark_changed(tables: Iterable[Tensor]) -> None:
+    """Tell autograd that a kernel wrote to `tables`: a backward pass that saved one of them is then an error."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(tables)
+
+
 class Call(NamedTuple):
     """What a call knows beside its tensors: hashable, so torch.compile guards on it."""
 
@@ -221,7 +228,9 @@ class _Bags(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         pooled, argmax, *sequences = _forward(weights, ids, offsets, scale, call)
         ctx.call, ctx.has_offsets, ctx.has_scale = call, offsets is not None, scale is not None
-        ctx.save_for_backward(ids, argmax, *(t for t in (offsets, scale) if t is not None))
+        # The gradient of the weights of the entries reads the tables again: saved, so that a change is an error.
+        reads_again = weights if scale is not None and scale.requires_grad else ()
+        ctx.save_for_backward(ids, argmax, *(t for t in (offsets, scale) if t is not None), *reads_again)
         ctx.weights = weights
         return (pooled, *sequences)
 
@@ -229,8 +238,8 @@ class _Bags(torch.autograd.Function):
     def arguments(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         """grad, sequence_grads, argmax, ids, offsets, per_sample_weights."""
         ids, argmax, *rest = ctx.saved_tensors
-        offsets = rest[0] if ctx.has_offsets else None
-        scale = rest[-1] if ctx.has_scale else None
+        offsets = rest.pop(0) if ctx.has_offsets else None
+        scale = rest.pop(0) if ctx.has_scale else None
         return grads[0], list(grads[1:]), argmax, ids, offsets, scale
 
     @staticmethod
@@ -325,6 +334,7 @@ class _UpdatedBags(torch.autograd.Function):
             max_norm,
             seed,
         )
+        mark_changed(ctx.weights)
         rest = len(ctx.weights) + len(ctx.first) + len(ctx.second)
         return (None, None, None, scale_grad if need_scale else None, *([None] * (6 + rest)))
 
@@ -380,6 +390,10 @@ def _check_input(
         kinds = sorted({f"{w.dtype} on {w.device}" for w in weights})
         raise ValueError(
             f"{function}: all tables must have one dtype and device, got {kinds}; use a call for each kind"
+        )
+    if weights[0].dtype not in DTYPES:
+        raise TypeError(
+            f"{function}: tables must be float32, float64, bfloat16 or float16, got {weights[0].dtype}; convert them"
         )
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{function}: ids must be int32 or int64, got {ids.dtype}; convert with ids.long()")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
-from deeprec.kernels.embedding_bag import Call, GradStep, RowUpdate, _check_input, _features, raise_named
+from deeprec.kernels.embedding_bag import Call, GradStep, RowUpdate, _check_input, _features, mark_changed, raise_named
 from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
 from deeprec.kernels.embedding_fm.reference import (
     embedding_fm_dense_grad_reference,
@@ -241,7 +241,7 @@ class _UpdatedFM(torch.autograd.Function):
         ctx.second = tensors[starts[3] :]
         ctx.constants, ctx.lr, ctx.step = constants, lr, step
         out, saved = _FM.run(ctx, ids, offsets, values, call, need_embeddings, ctx.weights, ctx.linear)
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(*saved, *ctx.weights, *ctx.linear)  # read again: a change before that is an error
         return out
 
     @staticmethod
@@ -265,6 +265,7 @@ class _UpdatedFM(torch.autograd.Function):
             max_norm,
             seed,
         )
+        mark_changed([*ctx.weights, *ctx.linear])
         rest = sum(map(len, groups))
         return (None, None, None, values_grad if needed else None, *([None] * (6 + rest)))
 
@@ -344,7 +345,7 @@ def embedding_fm(
 
     Gradients are coalesced `torch.sparse_coo` tensors, dense ones with sparse_grad=False; with `update` the step of
     rows and linear weights is taken in the backward pass, and the call compiles, as in `embedding_bags`. The backward
-    pass reads the rows again: with `update`, let no other backward pass change them in between. There is no second
+    pass reads the rows again: two calls on one table with `update` in one graph are an error. There is no second
     derivative.
 
     Args:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_second_derivative_is_refused() -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("sparse_grad", [True, False])
+@pytest.mark.parametrize("planned", [True, False])
+def test_ids_changed_before_the_backward_pass_and_a_second_pass_are_errors(sparse_grad: bool, planned: bool) -> None:
+    weight, ids = torch.randn(6, 5, requires_grad=True), torch.tensor([1, 2, 2])
+    out = embedding(weight, ids, embedding_plan(ids, 6) if planned else None, sparse_grad=sparse_grad)
+    out.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.sum().backward()
+    out = embedding(weight, ids, embedding_plan(ids, 6) if planned else None, sparse_grad=sparse_grad)
+    ids.fill_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("layout", ["expanded", "column slice", "transposed", "row stride"])
 def test_gradients_of_any_layout(layout: str) -> None:
     weight = torch.randn(20, 6, requires_grad=True)
@@ -185,15 +200,13 @@ def test_forward_and_gradient_are_bitwise_equal_for_any_thread_count() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_opcheck() -> None:
-    ids = ids_of(100, 24).reshape(4, 6)
-    for name, args in (
-        ("embedding_plan", (ids, 100)),
-        ("embedding", (torch.randn(100, 7), ids)),
-        ("embedding_grad", (torch.randn(24, 7), *embedding_plan(ids, 100))),
-        ("embedding_dense_grad", (torch.randn(24, 7), ids, 100)),
-    ):
-        torch.library.opcheck(getattr(torch.ops.deeprec, name).default, args)
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
+    for ids in (ids_of(100, 24).reshape(4, 6), ids_of(100, 0)):
+        yield "embedding_plan", (ids, 100)
+        yield "embedding", (torch.randn(100, 7), ids)
+        yield "embedding_grad", (torch.randn(ids.numel(), 7), *embedding_plan(ids, 100))
+        yield "embedding_dense_grad", (torch.randn(ids.numel(), 7), ids, 100)
 
 
 def test_compiles_whole_for_inference_and_for_training_with_dense_gradient() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,6 +86,7 @@ def test_forward_plan_and_gradients_match_reference(
     want = ref.embedding_bags_reference(b.weights, b.ids, b.offsets, b.scale, *call)
     assert [(x.shape, x.dtype) for x in out] == [(x.shape, x.dtype) for x in want]
     close(out[0], want[0])
+    assert torch.equal(out[1], want[1])
     for got, expected in zip(out[2:], want[2:], strict=True):
         assert torch.equal(got, expected)
 
@@ -176,6 +178,38 @@ def test_per_sample_weights_get_their_gradient() -> None:
     torch.testing.assert_close(pairs[0], pairs[1])
 
 
+def plain_sgd() -> RowUpdate:
+    return RowUpdate(ref.SGD, [], [], torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [0.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("training", ["sparse", "dense", "update"])
+@pytest.mark.parametrize("changed", ["table", "ids", "scale"])
+def test_what_the_backward_pass_reads_again_may_not_change_before_it(training: str, changed: str) -> None:
+    table, ids, scale = torch.randn(6, 2), torch.tensor([[0, 1, 3]]), torch.randn(1, 3)
+    update = plain_sgd() if training == "update" else None
+    leaves = [table.clone().requires_grad_(update is None), scale.clone().requires_grad_()]
+    pooled, _ = embedding_bags(
+        leaves[:1], ids, per_sample_weights=leaves[1], sparse_grad=training == "sparse", update=update
+    )
+    with torch.no_grad():
+        {"table": leaves[0], "ids": ids, "scale": leaves[1]}[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pooled.sum().backward()
+
+
+def test_two_updates_of_one_table_in_one_graph_are_right_or_an_error() -> None:
+    ids, scale = torch.tensor([[0, 1, 3]]), torch.ones(1, 3, requires_grad=True)
+    for weights, is_right in ((None, True), (scale, False)):
+        table, update = torch.ones(6, 2), plain_sgd()
+        calls = [embedding_bags([table], ids, per_sample_weights=weights, update=update)[0] for _ in range(2)]
+        if is_right:  # the gradient of a sum does not read the table
+            sum(calls).sum().backward()
+            torch.testing.assert_close(table[:4], torch.tensor([0.8, 0.8, 1.0, 0.8]).unsqueeze(1).expand(4, 2))
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                sum(calls).sum().backward()
+
+
 @pytest.mark.parametrize("sparse_grad", [False, True])
 def test_gradcheck(sparse_grad: bool) -> None:
     b = batch_of(([3, 2], [0, 1, 0], [0, 1, 2]), (4, 3), torch.float64)
@@ -222,6 +256,30 @@ def test_update_in_backward_is_the_same_for_any_threads(rule: int, threads: int)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
+    mixed = ([2, 3, 1, 4], [0, 1, 2, 3], [3, 2, 1, 0])
+    for b in (
+        batch_of(mixed, (4, 3), torch.float32, pad=3),
+        batch_of(mixed, (5, None), torch.float32),
+        batch_of(([3, 2], [1, 0, 1], [0, 0, 0]), (4, 3), torch.float32, scaled=True),
+    ):
+        call, scaled = (b.tables, b.modes, b.padding), b.scale is not None
+        yield "embedding_bags", (b.weights, b.ids, b.offsets, b.scale, *call)
+        out = torch.ops.deeprec.embedding_bags(b.weights, b.ids, b.offsets, b.scale, *call)
+        arguments = (b.ids, b.offsets, b.sizes(), b.tables, b.padding)
+        yield "embedding_bags_plan", arguments
+        plan = torch.ops.deeprec.embedding_bags_plan(*arguments)
+        given = (torch.randn(out[0].shape), [torch.randn(x.shape) for x in out[2:]], out[1], b.ids, b.offsets, b.scale)
+        yield "embedding_bags_grad", (b.weights, *given, *plan, *call, scaled)
+        yield "embedding_bags_dense_grad", (b.weights, *given, *call, scaled)
+        rule = (ref.ADAM, torch.tensor(0.1, dtype=torch.float64), torch.tensor(3), [1e-8, 0.01, 0.9, 0.999], 0.5, -1)
+        yield (
+            "embedding_bags_update_",
+            (b.weights, *states_of(b.weights, ref.ADAM), *given, *plan, *call, scaled, *rule),
+        )
+
+
 @pytest.mark.parametrize("bad", [-1, 21])
 @pytest.mark.parametrize("shape", [(9, 5), (13, None)])
 def test_bad_id_names_table_value_and_position_and_changes_nothing(bad: int, shape: Any) -> None:
@@ -255,3 +313,9 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
     arguments: dict[str, Any] = {"ids": torch.arange(5), "offsets": torch.tensor([0, 3, 4, 5])} | change
     with pytest.raises(error, match=message):
         embedding_bag(torch.randn(30, 4), arguments.pop("ids"), include_last_offset=True, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.float8_e4m3fn])
+def test_tables_of_other_types_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"float32, float64, bfloat16 or float16, got {dtype}"):
+        embedding_bags([torch.ones(3, 2).to(dtype)], torch.tensor([[1]]))

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,6 +282,14 @@ def test_a_table_changed_before_its_backward_pass_is_an_error() -> None:
         out.sum().backward()
 
 
+def test_two_updates_of_one_table_in_one_graph_are_an_error() -> None:
+    b = batch_of([0, 1], (4, None), 3)
+    update = RowUpdate(SGD, [], [], torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [0.0] * 4)
+    calls = [embedding_fm(b.weights, b.linear, b.ids, update=update) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sum(calls).sum().backward()
+
+
 def states_of(tables: list[Tensor], rule: int) -> tuple[list[Tensor], list[Tensor]]:
     dtype = wide_dtype(tables[0].dtype)
     first = [
@@ -396,23 +405,20 @@ def test_results_are_bitwise_equal_for_any_thread_count(length: int | None) -> N
         assert all(map(torch.equal, results[0], other))
 
 
-@pytest.mark.parametrize("shape", [(6, None), (6, 3)])
-def test_opcheck(shape: Any) -> None:
-    b = batch_of([0, 1, 0], shape, 5, scaled=True)
-    ops, features = torch.ops.deeprec, (b.tables, b.padding)
-    for need_embeddings in (False, True):
-        torch.library.opcheck(ops.embedding_fm.default, (b.weights, b.linear, *b.input(), *features, need_embeddings))
-    _, sums, embeddings = ops.embedding_fm(b.weights, b.linear, *b.input(), *features, True)
-    for e in (None, embeddings):
-        given = (torch.randn(6), sums, e, *b.input())
-        torch.library.opcheck(ops.embedding_fm_grad.default, (b.weights, b.linear, *given, *b.plan(), *features, True))
-        torch.library.opcheck(ops.embedding_fm_dense_grad.default, (b.weights, b.linear, *given, *features, True))
-        first, second = states_of([*b.weights, *b.linear], ADAM)
-        rule = (ADAM, torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [1e-8, 0.0, 0.9, 0.99], 0.0, -1)
-        torch.library.opcheck(
-            ops.embedding_fm_update_.default,
-            (b.weights, b.linear, first, second, *given, *b.plan(), *features, True, *rule),
-        )
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
+    for b in (batch_of([0, 1, 0], shape, 5, scaled=True) for shape in ((6, None), (6, 3))):
+        features = (b.tables, b.padding)
+        for need_embeddings in (False, True):
+            yield "embedding_fm", (b.weights, b.linear, *b.input(), *features, need_embeddings)
+        _, sums, embeddings = torch.ops.deeprec.embedding_fm(b.weights, b.linear, *b.input(), *features, True)
+        for e in (None, embeddings):
+            given = (torch.randn(6), sums, e, *b.input())
+            yield "embedding_fm_grad", (b.weights, b.linear, *given, *b.plan(), *features, True)
+            yield "embedding_fm_dense_grad", (b.weights, b.linear, *given, *features, True)
+            states = states_of([*b.weights, *b.linear], ADAM)
+            rule = (ADAM, torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [1e-8, 0.0, 0.9, 0.99], 0.0, -1)
+            yield "embedding_fm_update_", (b.weights, b.linear, *states, *given, *b.plan(), *features, True, *rule)
 
 
 @pytest.mark.parametrize("shape", [(6, None), (6, 3)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels.embedding import embedding_plan
-from deeprec.nn import Embedding
+from deeprec.nn import Embedding, EmbeddingBag
 from deeprec.train.optim import SGD, Adagrad, Adam, RowWiseAdagrad, clip_grad_norm_
 
 
@@ -339,6 +339,17 @@ def test_update_is_step_without_hooks() -> None:
             getattr(optimizer, take)()
     assert len(calls) == 3
     assert largest_difference(model, twin) == 0
+
+
+def test_step_between_forward_and_backward_is_an_error_where_the_rows_are_read_again() -> None:
+    bag = EmbeddingBag(6, 3, mode="sum", sparse=True)
+    optimizer = Adam(bag.parameters())
+    ids, scale = torch.tensor([[0, 1]]), torch.ones(1, 2, requires_grad=True)
+    bag(ids).sum().backward()
+    out = bag(ids, per_sample_weights=scale)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 def test_parameters_without_gradient_are_left_alone() -> None:
