@@ -6,8 +6,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,14 +161,14 @@ def test_results_are_bitwise_equal_for_any_thread_count() -> None:
         assert all(map(torch.equal, results[0], other))
 
 
-def test_opcheck() -> None:
-    ops = torch.ops.deeprec
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
     for x in (fields_of(6, 5, 7), fields_of(6, 5, 7).transpose(0, 2), fields_of(6, 5, 7, torch.bfloat16)):
         batch, _, dim = x.shape
-        torch.library.opcheck(ops.fm_interaction.default, (x,))
-        torch.library.opcheck(ops.bi_interaction.default, (x,))
+        yield "fm_interaction", (x,)
+        yield "bi_interaction", (x,)
         for grad in (torch.randn(batch), torch.randn(batch, dim), torch.ones(()).expand(batch, dim)):
-            torch.library.opcheck(ops.fm_interaction_grad.default, (grad.to(x.dtype), x))
+            yield "fm_interaction_grad", (grad.to(x.dtype), x)
 
 
 @pytest.mark.parametrize("op", OPS)

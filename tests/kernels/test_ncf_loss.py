@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -267,10 +269,9 @@ def operator_arguments(case: Case) -> tuple[object, ...]:
     return (*tables, *plans, case.labels, weights, biases, case.out_weight.detach(), case.out_bias.detach(), 0.1, False)
 
 
-def test_operator_passes_opcheck():
-    torch.library.opcheck(
-        torch.ops.deeprec.ncf_loss.default, operator_arguments(make(9, 2, 3, (4, 4), [6, 5]).to(torch.float32))
-    )
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
+    yield "ncf_loss", operator_arguments(make(9, 2, 3, (4, 4), [6, 5]).to(torch.float32))
 
 
 def test_operator_matches_reference_output_by_output():

@@ -6,7 +6,9 @@ import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deeprec.kernels.sample_negatives import AliasTable, alias_table, sample_negatives, sample_negatives_reference
+from deeprec.kernels.sample_negatives import alias_table, sample_negatives, sample_negatives_reference
 from deeprec.kernels.sample_negatives.reference import philox4x32_10
 
 Lists = tuple[Tensor, Tensor]
@@ -245,12 +247,12 @@ def test_empty_batch_and_zero_negatives_return_empty() -> None:
     assert sample_negatives(torch.tensor([0]), indptr, indices, 5, 0, seed=0).shape == (1, 0)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_opcheck(weighted: bool) -> None:
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
     indptr, indices = random_lists(4, 30, seed=0)
-    table = alias_table(torch.rand(30)) if weighted else AliasTable(None, None, None)  # type: ignore[arg-type]
     users = torch.tensor([0, 3, 1])
-    torch.library.opcheck(torch.ops.deeprec.sample_negatives.default, (users, indptr, indices, 30, 3, 5, 0, *table))
+    for table in (alias_table(torch.rand(30)), (None, None, None)):
+        yield "sample_negatives", (users, indptr, indices, 30, 3, 5, 0, *table)
 
 
 def test_compiles_to_one_graph_for_any_seed() -> None:

@@ -7,7 +7,9 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,15 +263,15 @@ def test_every_instruction_set_matches_reference(isa: str) -> None:
     assert ran.returncode == 0, ran.stdout[-3000:]
 
 
-def test_opcheck() -> None:
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
     seen = random_seen(5, 40)
     dot = dot_scorer(5, 40, 4)
     ncf = (*full_arguments(ncf_scorer(5, 40, 4, [8, 4])), False)
-    ops = torch.ops.deeprec
-    torch.library.opcheck(ops.score_items.default, tuple(dot))
-    torch.library.opcheck(ops.score_topk.default, (*dot, 3, *seen, None))
-    torch.library.opcheck(ops.score_items_ncf.default, ncf)
-    torch.library.opcheck(ops.score_topk_ncf.default, (*ncf, 3, *seen, torch.arange(5)))
+    yield "score_items", tuple(dot)
+    yield "score_topk", (*dot, 3, *seen, None)
+    yield "score_items_ncf", ncf
+    yield "score_topk_ncf", (*ncf, 3, *seen, torch.arange(5))
 
 
 def test_compiles_to_one_graph() -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +225,6 @@ def test_one_bad_table_leaves_all_as_they_were(name: str) -> None:
     assert all(map(torch.equal, before, [tensor for problem in problems for tensor in problem.tensors()]))
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_opcheck(name: str) -> None:
-    arguments = side_by_side([Problem(12, 5, torch.float32), Problem(9, 3, torch.float32)], name)
-    torch.library.opcheck(getattr(torch.ops.deeprec, TABLES[name].__name__).default, arguments)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rows_change_nothing(name: str) -> None:
     problem = Problem(10, 4, torch.float32)
@@ -274,12 +268,13 @@ def test_gradients_of_any_row_stride() -> None:
         assert torch.equal(*tables)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "catch_up"])
-def test_opcheck(name: str) -> None:
-    problem = Problem(12, 5, torch.float32)
-    op = {"momentum": "sgd", "catch_up": "adam_catch_up_"}.get(name, name)
-    op = op if op.endswith("_") else f"{op}_update_"
-    torch.library.opcheck(getattr(torch.ops.deeprec, op).default, problem.arguments(name, 0.01))
+def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Operators and arguments for test_opcheck.py."""
+    for name in (*NAMES, "catch_up"):
+        yield KERNELS[name][0].__name__, Problem(12, 5, torch.float32).arguments(name, 0.01)
+    for name, function in TABLES.items():
+        problems = [Problem(12, 5, torch.float32), Problem(9, 3, torch.float32)]
+        yield function.__name__, side_by_side(problems, name)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
