@@ -224,8 +224,15 @@ class _Bags(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ids: Tensor, offsets: Tensor | None, scale: Tensor | None, call: Call, *weights: Tensor
+        ctx: Any,
+        ids: Tensor,
+        offsets: Tensor | None,
+        scale: Tensor | None,
+        call: Call,
+        given_plan: BagPlan | None,
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
+        ctx.given_plan = given_plan
         pooled, argmax, *sequences = _forward(weights, ids, offsets, scale, call)
         ctx.call, ctx.has_offsets, ctx.has_scale = call, offsets is not None, scale is not None
         # The gradient of the weights of the entries reads the tables again: saved, so that a change is an error.
@@ -245,6 +252,9 @@ class _Bags(torch.autograd.Function):
     @staticmethod
     def plan(ctx: Any, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, ...]:
         """The plan of the batch."""
+        if ctx.given_plan is not None:
+            given: tuple[Tensor, ...] = ctx.given_plan
+            return given
         sizes = [w.shape[0] for w in ctx.weights]
         plan: tuple[Tensor, ...] = torch.ops.deeprec.embedding_bags_plan(
             ids, offsets, sizes, list(ctx.call.tables), list(ctx.call.padding)
@@ -272,9 +282,9 @@ class _SparseGradBags(_Bags):
         rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[2])
         table_grads = [
             coalesced_grad(rows[t].long().unsqueeze(0), values[t], weight.shape[0]) if needed else None
-            for t, (weight, needed) in enumerate(zip(ctx.weights, ctx.needs_input_grad[4:], strict=True))
+            for t, (weight, needed) in enumerate(zip(ctx.weights, ctx.needs_input_grad[5:], strict=True))
         ]
-        return (None, None, scale_grad, None, *table_grads)
+        return (None, None, scale_grad, None, None, *table_grads)
 
 
 class _DenseGradBags(_Bags):
@@ -285,7 +295,7 @@ class _DenseGradBags(_Bags):
         *values, scale_grad = torch.ops.deeprec.embedding_bags_dense_grad(
             list(ctx.weights), *_Bags.arguments(ctx, grads), *ctx.call.features(), need_scale
         )
-        return (None, None, scale_grad if need_scale else None, None, *values)
+        return (None, None, scale_grad if need_scale else None, None, None, *values)
 
 
 class _UpdatedBags(torch.autograd.Function):
@@ -299,6 +309,7 @@ class _UpdatedBags(torch.autograd.Function):
         offsets: Tensor | None,
         scale: Tensor | None,
         call: Call,
+        given_plan: BagPlan | None,
         constants: tuple[int, list[float], float, int],
         lr: Tensor,
         step: Tensor,
@@ -310,7 +321,7 @@ class _UpdatedBags(torch.autograd.Function):
         weights, ctx.first = tensors[:count], tensors[count : count + num_first]
         ctx.second = tensors[count + num_first :]
         ctx.constants, ctx.lr, ctx.step = constants, lr, step
-        return _Bags.forward(ctx, ids, offsets, scale, call, *weights)
+        return _Bags.forward(ctx, ids, offsets, scale, call, given_plan, *weights)
 
     @staticmethod
     @once_differentiable
@@ -336,7 +347,7 @@ class _UpdatedBags(torch.autograd.Function):
         )
         mark_changed(ctx.weights)
         rest = len(ctx.weights) + len(ctx.first) + len(ctx.second)
-        return (None, None, None, scale_grad if need_scale else None, *([None] * (6 + rest)))
+        return (None, None, None, scale_grad if need_scale else None, *([None] * (7 + rest)))
 
 
 class _SteppedBags(torch.autograd.Function):
@@ -350,18 +361,19 @@ class _SteppedBags(torch.autograd.Function):
         offsets: Tensor | None,
         scale: Tensor | None,
         call: Call,
+        given_plan: BagPlan | None,
         step: GradStep,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.step = step
-        return _Bags.forward(ctx, ids, offsets, scale, call, *weights)
+        return _Bags.forward(ctx, ids, offsets, scale, call, given_plan, *weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[3])
         ctx.step(rows, values)
-        return (None, None, None, scale_grad, *([None] * (2 + len(ctx.weights))))
+        return (None, None, None, scale_grad, *([None] * (3 + len(ctx.weights))))
 
 
 # The names by which mypy, which knows no types of torch.autograd.Function, sees them.
@@ -462,6 +474,7 @@ def embedding_bags(
     sparse_grad: bool = True,
     update: RowUpdate | GradStep | None = None,
     trigger: Tensor | None = None,
+    plan: BagPlan | None = None,
     names: Sequence[str] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """Rows of T tables, pooled by bag, for F features at once.
@@ -490,6 +503,7 @@ def embedding_bags(
         update: the optimizer's step to take in the backward pass; or what takes it: a callable that is given the
             distinct rows [U_t] and their gradients [U_t, D_t] of every table (it does not pass torch.compile).
         trigger: with update, any tensor that requires a gradient; it gets none. Made here where it is absent.
+        plan: `embedding_bags_plan` of these ids and offsets, where calls share it; made in the backward pass otherwise.
         names: what to call the tables in errors.
     Returns:
         pooled [B, sum of D over the pooled features] and one [nnz_f, D_f] for each feature of mode "none" (without
@@ -512,7 +526,7 @@ def embedding_bags(
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)
-        given, detached = (trigger, ids, offsets, scale, call), [w.detach() for w in weights]
+        given, detached = (trigger, ids, offsets, scale, call, plan), [w.detach() for w in weights]
         if isinstance(update, RowUpdate):
             constants = (update.rule, update.options, update.max_norm, update.seed)
             counts = (len(update.first), len(update.second))
@@ -522,7 +536,7 @@ def embedding_bags(
         else:
             out = _stepped_bags(*given, update, *detached)
     elif is_training and (any(w.requires_grad for w in weights) or (scale is not None and scale.requires_grad)):
-        arguments = (ids, offsets, scale, call, *weights)
+        arguments = (ids, offsets, scale, call, plan, *weights)
         if not sparse_grad:
             out = _dense_bags(*arguments)
         elif torch.compiler.is_compiling():

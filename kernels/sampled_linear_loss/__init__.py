@@ -1,0 +1,303 @@
+"""A linear layer, its activation and a loss, computed at listed (row, column) positions only.
+
+The decoder of an autoencoder has a value for every item, the loss looks at the observed or sampled ones. Prediction,
+loss and the gradient of the hidden rows come out of one pass over the listed positions; the gradient of the weights is
+that of `embedding_bag` over the same positions: by column, deterministic, sparse, dense, or taken by the optimizer's
+step in the backward pass. Nothing has the size of [B, N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deeprec.kernels import _library
+from deeprec.kernels._errors import translate
+from deeprec.kernels.embedding import coalesced_grad
+from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
+from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sampled_linear_loss.reference import sampled_linear_loss_reference
+
+__all__ = ["ACTIVATIONS", "LOSSES", "csr_plan", "sampled_linear_loss"]
+
+ACTIVATIONS = ("identity", "sigmoid", "tanh")
+LOSSES = ("squared", "cross_entropy", "logistic", "hinge")
+_ops = torch.ops.deeprec
+
+
+def _fake(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    targets: Tensor,
+    entry_weights: Tensor | None,
+    activation: int,
+    loss: int,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide, nnz = wide_dtype(hidden.dtype), indices.shape[0]
+    return (
+        hidden.new_empty((), dtype=wide),
+        hidden.new_empty(nnz, dtype=wide),
+        hidden.new_empty(nnz, dtype=wide),
+        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_grad else hidden.new_empty(0),
+    )
+
+
+_library.define(
+    "sampled_linear_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor indptr, Tensor indices, Tensor targets, "
+    "Tensor? entry_weights, int activation, int loss, bool need_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+    sampled_linear_loss_reference,
+    _fake,
+)
+
+
+def csr_plan(indptr: Tensor, indices: Tensor, num_columns: int) -> BagPlan:
+    """The positions of a CSR matrix grouped by column: what the gradient of a decoder or an encoder goes by.
+
+    Args:
+        indptr: [B + 1]; indices: [nnz] columns, both int32 or both int64.
+        num_columns: N.
+    Returns:
+        The `BagPlan` that `sparse_linear` and `sampled_linear_loss` take, so that both layers of an autoencoder, and
+        every epoch of full-batch training, share one.
+    Raises:
+        IndexError: a column is out of range.
+    """
+    try:
+        return BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
+    except (RuntimeError, IndexError) as error:
+        raise (translate(error) if isinstance(error, RuntimeError) else error) from None
+
+
+class _Options(NamedTuple):
+    """What a call knows beside its tensors.
+
+    Attributes:
+        step: (update, update of the bias), each a RowUpdate or a GradStep; None: gradients instead.
+    """
+
+    activation: int
+    loss: int
+    sparse_grad: bool
+    has_bias: bool
+    step: tuple[RowUpdate | GradStep, RowUpdate | GradStep | None] | None
+
+
+# Arguments of the bag operators for one table, pooled by sum, without padding.
+_ONE = ([0], [0], [-1])
+
+
+def _grad_of(weight: Tensor, grad: Tensor, slopes: Tensor, positions: tuple[Tensor, Tensor], plan: BagPlan) -> Tensor:
+    """sum over the entries p of a column of slopes[p] grad[row of p], [U, D]."""
+    indptr, indices = positions
+    values, _ = _ops.embedding_bags_grad([weight], grad, [], indices[:0], indices, indptr, slopes, *plan, *_ONE, False)
+    result: Tensor = values
+    return result
+
+
+def _take_step(
+    weight: Tensor,
+    update: RowUpdate | GradStep,
+    grad: Tensor,
+    slopes: Tensor,
+    positions: tuple[Tensor, Tensor],
+    plan: BagPlan,
+) -> None:
+    indptr, indices = positions
+    if not isinstance(update, RowUpdate):
+        return update([plan.rows], [_grad_of(weight, grad, slopes, positions, plan)])
+    _ops.embedding_bags_update_(
+        [weight],
+        update.first,
+        update.second,
+        grad,
+        [],
+        indices[:0],
+        indices,
+        indptr,
+        slopes,
+        *plan,
+        *_ONE,
+        False,
+        update.rule,
+        update.lr,
+        update.step,
+        update.options,
+        update.max_norm,
+        update.seed,
+    )
+    return None
+
+
+class _SampledLinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        indptr: Tensor,
+        indices: Tensor,
+        targets: Tensor,
+        entry_weights: Tensor | None,
+        options: _Options,
+        plan: BagPlan | None,
+    ) -> tuple[Tensor, Tensor]:
+        total, predictions, slopes, hidden_grad = _ops.sampled_linear_loss(
+            hidden, weight, bias, indptr, indices, targets, entry_weights, options.activation, options.loss, True
+        )
+        ctx.options, ctx.plan = options, plan
+        ctx.save_for_backward(hidden, indptr, indices, slopes, hidden_grad)
+        ctx.weight, ctx.bias = weight, bias
+        ctx.mark_non_differentiable(predictions)
+        return total, predictions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        hidden, indptr, indices, slopes, hidden_grad = ctx.saved_tensors
+        weight, bias, options = ctx.weight, ctx.bias, ctx.options
+        slopes = (slopes * grad).to(hidden.dtype)
+        plan = ctx.plan or BagPlan(*_ops.embedding_bags_plan(indices, indptr, [weight.shape[0]], [0], [-1]))
+        positions = (indptr, indices)
+        d_hidden = hidden_grad * grad.to(hidden.dtype) if ctx.needs_input_grad[0] else None
+        d_weight = d_bias = None
+        column = None if bias is None else bias.reshape(-1, 1)
+        ones = hidden.new_ones(()).expand(hidden.shape[0], 1)
+        if options.step is not None:
+            _take_step(weight, options.step[0], hidden, slopes, positions, plan)
+            if column is not None and options.step[1] is not None:
+                _take_step(column, options.step[1], ones, slopes, positions, plan)
+            return (d_hidden, *([None] * 8))
+        if ctx.needs_input_grad[1]:
+            if options.sparse_grad:
+                some = _grad_of(weight, hidden, slopes, positions, plan)
+                d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), some, weight.shape[0])
+            else:
+                d_weight, _ = _ops.embedding_bags_dense_grad(
+                    [weight], hidden, [], indices[:0], indices, indptr, slopes, *_ONE, False
+                )
+        if column is not None and ctx.needs_input_grad[2]:
+            some = _grad_of(column, ones, slopes, positions, plan)
+            d_bias = bias.new_zeros(bias.numel()).index_copy_(0, plan.rows.long(), some.squeeze(1)).view_as(bias)
+        return (d_hidden, d_weight, d_bias, *([None] * 6))
+
+
+# The name by which mypy, which knows no types of torch.autograd.Function, sees it.
+_apply: Callable[..., tuple[Tensor, Tensor]] = _SampledLinearLoss.apply
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    values: dict[str, Tensor | None],
+) -> None:
+    function = "sampled_linear_loss"
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        raise ValueError(
+            f"{function}: hidden must be [B, H] and weight [N, H] of one dtype, got {tuple(hidden.shape)} in "
+            f"{hidden.dtype} and {tuple(weight.shape)} in {weight.dtype}"
+        )
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise ValueError(
+            f"{function}: bias must be [{weight.shape[0]}] in {weight.dtype}, got {tuple(bias.shape)} in {bias.dtype}"
+        )
+    if indptr.dtype != indices.dtype or indices.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"{function}: indptr and indices must both be int32 or both int64, got {indptr.dtype} and {indices.dtype}"
+        )
+    if indices.dim() != 1 or indptr.shape != (hidden.shape[0] + 1,):
+        raise ValueError(
+            f"{function}: indptr must be [{hidden.shape[0] + 1}] and indices [nnz], got {tuple(indptr.shape)} and "
+            f"{tuple(indices.shape)}"
+        )
+    wide = wide_dtype(hidden.dtype)
+    for name, some in values.items():
+        if some is not None and (some.shape != indices.shape or some.dtype != wide):
+            raise ValueError(
+                f"{function}: {name} must be {tuple(indices.shape)} in {wide}, got {tuple(some.shape)} in {some.dtype}"
+            )
+
+
+def sampled_linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    targets: Tensor,
+    *,
+    entry_weights: Tensor | None = None,
+    activation: str = "identity",
+    loss: str = "squared",
+    sparse_grad: bool = True,
+    plan: BagPlan | None = None,
+    update: RowUpdate | GradStep | None = None,
+    update_bias: RowUpdate | GradStep | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of a linear layer at listed positions: row b, columns j = indices[p] for indptr[b] <= p < indptr[b + 1].
+
+        z_p = hidden[b] . weight[j] + bias[j],  a_p = activation(z_p)
+        loss = sum_p c_p l(a_p, y_p)                                                    c: entry_weights, or 1
+
+        squared        (a - y)^2
+        cross_entropy  -y log a - (1 - y) log(1 - a), from z; activation "sigmoid"
+        logistic       log(1 + exp(-y a)), y is -1 or 1
+        hinge          max(0, 1 - y a)
+
+    The loss has a gradient for hidden, weight and bias; the predictions have none. There is no second derivative. The
+    gradient of weight is coalesced `torch.sparse_coo`, dense with sparse_grad=False; with `update` the optimizer's step
+    on weight (and by update_bias on bias) is taken in the backward pass and they get no gradient.
+
+    Args:
+        hidden: [B, H]; weight: [N, H]; bias: [N] or None; one dtype: float32, float64, bfloat16 or float16.
+        indptr: [B + 1], ascending from 0 to nnz; indices: [nnz] columns in [0, N); both int32 or both int64.
+            A column may be listed more than once in a row, and rows may be empty.
+        targets: [nnz], float32 (float64 beside float64).
+        entry_weights: [nnz], dtype of targets: alpha and beta of CFN, confidences; default 1.
+        activation: "identity", "sigmoid" or "tanh".
+        loss: as above.
+        sparse_grad: sparse gradient of weight; dense otherwise.
+        plan: `csr_plan(indptr, indices, N)`, where several calls share it; made in the backward pass otherwise.
+        update, update_bias: as `update` of `embedding_bags`; the states are those of weight [N, H] and of bias as a
+            table [N, 1].
+    Returns:
+        loss [] and predictions a [nnz], float32 (float64 beside float64).
+    Raises:
+        IndexError: a column is out of range.
+        TypeError, ValueError: as the message says.
+    Reference: Sedhain et al. 2015 (AutoRec), eq. 1 and 2; Strub et al. 2016 (arXiv 1606.07659), eq. 6; Wu et al. 2016
+        (CDAE), section 3.
+    """
+    if activation not in ACTIVATIONS or loss not in LOSSES:
+        raise ValueError(
+            f"sampled_linear_loss: activation must be one of {', '.join(ACTIVATIONS)} and loss one of "
+            f"{', '.join(LOSSES)}, got {activation!r} and {loss!r}"
+        )
+    if loss == "cross_entropy" and activation != "sigmoid":
+        raise ValueError(f"sampled_linear_loss: loss 'cross_entropy' needs activation 'sigmoid', got {activation!r}")
+    _check(hidden, weight, bias, indptr, indices, {"targets": targets, "entry_weights": entry_weights})
+    step = None if update is None or not torch.is_grad_enabled() else (update, update_bias)
+    options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, bias is not None, step)
+    inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)
+    try:
+        if torch.is_grad_enabled() and (step or any(t is not None and t.requires_grad for t in inputs[:3])):
+            if step is not None:
+                if not hidden.requires_grad:
+                    hidden = hidden.detach().requires_grad_()  # so that the backward pass comes by
+                inputs = (hidden, weight.detach(), None if bias is None else bias.detach(), *inputs[3:])
+            return _apply(*inputs, options, plan)
+        total, predictions, _, _ = _ops.sampled_linear_loss(*inputs, options.activation, options.loss, False)
+    except (RuntimeError, IndexError) as error:
+        raise (translate(error) if isinstance(error, RuntimeError) else error) from None
+    return total, predictions

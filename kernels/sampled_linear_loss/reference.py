@@ -1,0 +1,82 @@
+"""What `sampled_linear_loss` means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deeprec.kernels.embedding_bag.reference import wide_dtype
+
+IDENTITY, SIGMOID, TANH = range(3)
+SQUARED, CROSS_ENTROPY, LOGISTIC, HINGE = range(4)
+
+
+def activate(z: Tensor, activation: int) -> tuple[Tensor, Tensor]:
+    """The activation and its derivative."""
+    if activation == SIGMOID:
+        a = torch.sigmoid(z)
+        return a, a * (1 - a)
+    if activation == TANH:
+        a = torch.tanh(z)
+        return a, 1 - a * a
+    return z, torch.ones_like(z)
+
+
+def entry_losses(z: Tensor, y: Tensor, activation: int, loss: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each entry, prediction, and the derivative of the loss by z."""
+    a, inner = activate(z, activation)
+    if loss == SQUARED:
+        return (a - y) ** 2, a, 2 * (a - y) * inner
+    if loss == CROSS_ENTROPY:
+        return F.softplus(z) - z * y, a, a - y
+    if loss == LOGISTIC:
+        return F.softplus(-y * a), a, -y * torch.sigmoid(-y * a) * inner
+    margin = 1 - y * a
+    return margin.clamp(min=0), a, torch.where(margin > 0, -y * inner, 0)
+
+
+def check_positions(function: str, indptr: Tensor, indices: Tensor, batch: int, num_columns: int) -> None:
+    """Raise ValueError or IndexError for rows that are not whole and columns that are not there."""
+    nnz = indices.shape[0]
+    if indptr.shape[0] != batch + 1 or int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"{function}: indptr must be [{batch + 1}], ascending from 0 to {nnz}")
+    bad = (indices < 0) | (indices >= num_columns)
+    if nnz and bool(bad.any()):
+        position = int(bad.to(torch.uint8).argmax())
+        raise IndexError(
+            f"{function}: indices must be in [0, {num_columns}), got {int(indices[position])} at position {position}"
+        )
+
+
+def sampled_linear_loss_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    targets: Tensor,
+    entry_weights: Tensor | None,
+    activation: int,
+    loss: int,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss [], predictions [nnz], derivative of the loss by each z [nnz], gradient of hidden [B, H] or [0]."""
+    check_positions("sampled_linear_loss", indptr, indices, hidden.shape[0], weight.shape[0])
+    wide = wide_dtype(hidden.dtype)
+    counts = indptr.diff().to(torch.int64)
+    rows = torch.repeat_interleave(torch.arange(hidden.shape[0], device=hidden.device), counts)
+    columns = indices.to(torch.int64)
+    some = weight[columns].to(wide)
+    z = (hidden.to(wide)[rows] * some).sum(1)
+    if bias is not None:
+        z = z + bias.reshape(-1)[columns].to(wide)
+    losses, predictions, slopes = entry_losses(z, targets, activation, loss)
+    if entry_weights is not None:
+        losses, slopes = losses * entry_weights, slopes * entry_weights
+    total = losses.sum(dtype=torch.float64).to(wide)
+    if not need_grad:
+        return total, predictions.clone(), slopes, hidden.new_empty(0)
+    grad = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
+    grad.index_add_(0, rows, some * slopes.unsqueeze(1))
+    return total, predictions.clone(), slopes, grad.to(hidden.dtype)
