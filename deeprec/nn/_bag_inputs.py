@@ -125,7 +125,7 @@ def _of_mapping(
         bounds.append(own)
         shapes.append(None if own is not None else tuple(some.shape[1:]))
         lengths.append(some.shape[0] if own is None else own.shape[0] - 1)
-    if len(set(lengths)) > 1:
+    if any(length != lengths[0] for length in lengths):  # not by a set: exported sizes have no hash
         raise ValueError(
             f"{owner}: all features must have one number of bags, got {dict(zip(features, lengths, strict=True))}"
         )
