@@ -10,7 +10,7 @@ from typing import Any
 class CompileCase:
     """One specialisation of a Triton kernel, as `triton.compile(ASTSource(kernel, signature, constexprs))` wants it.
 
-    Each `kernels/<op>/triton_kernels.py` has `compile_cases() -> list[CompileCase]`.
+    Each `kernels/<op>/triton_*.py` with kernels has `compile_cases() -> list[CompileCase]`.
 
     Attributes:
         name: unique over the package, e.g. "embedding_fwd_bf16_i32".
@@ -19,6 +19,7 @@ class CompileCase:
         constexprs: values of the constexpr arguments.
         backends: "cuda" (NVIDIA), "hip" (AMD), where the launcher gives them different constants.
         num_warps: as the launcher gives it.
+        max_registers: of a thread, on NVIDIA, where the launcher gives it.
         aligned: arguments that are multiples of 16 (pointers: of 16 bytes), which Triton sees for itself at a launch.
     """
 
@@ -29,3 +30,4 @@ class CompileCase:
     backends: tuple[str, ...] = ("cuda", "hip")
     num_warps: int = 4
     aligned: tuple[str, ...] = ()
+    max_registers: int | None = None

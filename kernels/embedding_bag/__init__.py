@@ -175,6 +175,16 @@ _library.define(
     embedding_bags_update_reference,
     _update_fake,
 )
+_library.implement_triton(
+    "embedding_bag",
+    (
+        "embedding_bags",
+        "embedding_bags_plan",
+        "embedding_bags_grad",
+        "embedding_bags_dense_grad",
+        "embedding_bags_update_",
+    ),
+)
 
 
 def raise_named(error: Exception, names: Sequence[str]) -> None:

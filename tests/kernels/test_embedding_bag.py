@@ -1,8 +1,13 @@
-"""Claims about embedding_bags and embedding_bag, their plan, gradients and updates, on the CPU."""
+"""Claims about embedding_bags, its plan, gradients and updates, on the CPU and (marked gpu) on a GPU."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -319,3 +324,128 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
 def test_tables_of_other_types_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"float32, float64, bfloat16 or float16, got {dtype}"):
         embedding_bags([torch.ones(3, 2).to(dtype)], torch.tensor([[1]]))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
+def test_triton_kernels_match_under_the_interpreter() -> None:
+    """In a process of its own: Triton decides on import whether kernels are interpreted."""
+    file = Path(__file__).with_name("triton_embedding_bag.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def on_gpu(value: Any) -> Any:
+    """A tensor, or the tensors of a (named) tuple or list, on the GPU."""
+    if isinstance(value, Tensor):
+        return value.cuda()
+    if isinstance(value, Batch):
+        return Batch(*map(on_gpu, value))
+    return type(value)(map(on_gpu, value)) if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1000, 40), (4096, None), (0, 4), (3, 0)])
+@pytest.mark.parametrize("collection", [*COLLECTIONS, ([16] * 26, list(range(26)), [0] * 26), ([1100], [0], [2])])
+@pytest.mark.parametrize(("scaled", "pad"), [(False, 3), (True, -1)])
+def test_gpu_matches_float64_reference(collection: Any, shape: Any, dtype: torch.dtype, scaled: bool, pad: int) -> None:
+    """Tables of twenty rows: most rows have more than 64 entries."""
+    b = batch_of(collection, shape, dtype, torch.int32, scaled=scaled, pad=pad)
+    gpu, call = on_gpu(b), (b.tables, b.modes, b.padding)
+    wide = ([w.double() for w in b.weights], b.ids, b.offsets, None if b.scale is None else b.scale.double())
+    out = torch.ops.deeprec.embedding_bags(gpu.weights, gpu.ids, gpu.offsets, gpu.scale, *call)
+    want = ref.embedding_bags_reference(*wide, *call)
+    close(out[0].cpu(), want[0].to(dtype))
+    for got, expected in zip(out[2:], want[2:], strict=True):
+        assert torch.equal(got.cpu(), expected.to(dtype))
+    assert out[1].shape == want[1].shape
+
+    plan = torch.ops.deeprec.embedding_bags_plan(gpu.ids, gpu.offsets, gpu.sizes(), gpu.tables, gpu.padding)
+    expected_plan = ref.embedding_bags_plan_reference(b.ids, b.offsets, b.sizes(), b.tables, b.padding)
+    assert all(torch.equal(x.cpu(), y) for x, y in zip(plan, expected_plan, strict=True))
+
+    grad, sequences = torch.randn(out[0].shape).to(dtype), [torch.randn(x.shape).to(dtype) for x in out[2:]]
+    given = (grad.cuda(), on_gpu(sequences), out[1], gpu.ids, gpu.offsets, gpu.scale)
+    runs = [torch.ops.deeprec.embedding_bags_grad(gpu.weights, *given, *plan, *call, scaled) for _ in range(2)]
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+    wide_given = (grad.double(), [x.double() for x in sequences], out[1].cpu(), *wide[1:])
+    expected = ref.embedding_bags_grad_reference(wide[0], *wide_given, *expected_plan, *call, scaled)
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    for got, exact in zip(runs[0], expected, strict=True):
+        # sums of up to 20000 terms around 1 in float32, then one rounding to the dtype
+        atol = 2e4 * eps + (torch.finfo(dtype).eps if exact.dim() == 1 else 0)
+        torch.testing.assert_close(got.cpu().double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=atol)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM])
+@pytest.mark.parametrize("shape", [(500, 5), (4096, None)])
+@pytest.mark.parametrize(("max_norm", "seed"), [(0.0, -1), (0.5, -1), (0.0, 7)])
+def test_gpu_update_matches_reference_twice(
+    shape: Any, rule: int, dtype: torch.dtype, max_norm: float, seed: int
+) -> None:
+    b = batch_of(([16, 300, 3], [0, 1, 2, 0], [0, 1, 2, 3]), shape, dtype, pad=3)
+    call = (b.tables, b.modes, b.padding)
+    out = ref.embedding_bags_reference(b.weights, b.ids, b.offsets, None, *call)
+    plan = ref.embedding_bags_plan_reference(b.ids, b.offsets, b.sizes(), b.tables, b.padding)
+    grad = torch.randn(out[0].shape).to(dtype)
+    given = (grad, [torch.randn(x.shape).to(dtype) for x in out[2:]], out[1], b.ids, b.offsets, None)
+    results = []
+    for device in ("cuda", "cuda", "cpu"):
+        move = on_gpu if device == "cuda" else (lambda value: value)
+        weights = [w.clone().to(device) for w in b.weights]
+        first, second = (move(states) for states in states_of(b.weights, rule))
+        lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
+        rest = (False, rule, lr, step, [1e-8, 0.01, 0.9, 0.999], max_norm, seed)
+        update = torch.ops.deeprec.embedding_bags_update_
+        update = update if device == "cuda" else ref.embedding_bags_update_reference
+        update(weights, first, second, *move(given), *move(plan), *call, *rest)
+        assert int(step) == 4
+        results.append([x.cpu() for x in (*weights, *first, *second)])
+    for got, again, want in zip(*results, strict=True):
+        assert torch.equal(got, again)
+        close(got, want, 512)
+
+
+@pytest.mark.gpu
+def test_gpu_lookup_captures_in_a_cuda_graph() -> None:
+    b = on_gpu(batch_of(([16, 64], [0, 1, 1], [0, 1, 2]), (200, 5), torch.float32))
+
+    def run() -> Tensor:
+        out: Tensor = embedding_bags(b.weights, b.ids, b.offsets, modes=["sum", "mean", "max"], tables=[0, 1, 1])[0]
+        return out
+
+    with torch.no_grad():
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+        for weight in b.weights:
+            weight.mul_(2)
+        graph.replay()
+        assert torch.equal(out, run())
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_gpu_reads_tables_beyond_2_31_elements() -> None:
+    rows, dim = 2**25 + 3, 64
+    weight = torch.zeros(rows, dim, dtype=torch.bfloat16, device="cuda")
+    ids = torch.tensor([[rows - 1, 0, 2**25, rows - 1]], device="cuda")
+    weight[ids[0]] = torch.arange(1, 5, dtype=torch.bfloat16, device="cuda")[:, None].expand(4, dim)
+    weight.requires_grad_()
+    out, _ = embedding_bags([weight], ids)
+    assert torch.equal(out, weight[ids[0]])
+    out.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.coalesce().indices()[0].tolist() == [0, 2**25, rows - 1]
+    assert weight.grad.coalesce().values()[:, 0].tolist() == [1, 1, 2]

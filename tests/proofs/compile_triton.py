@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -25,23 +24,26 @@ TARGETS = {
 }
 
 
-def all_cases() -> list[Any]:
-    """The cases of all kernels/*/triton_kernels.py; a module without `compile_cases` is an error."""
+def kernel_files() -> list[Path]:
+    """Every kernels/*/triton_*.py."""
     import deeprec.kernels
 
+    return sorted(Path(deeprec.kernels.__path__[0]).glob("*/triton_*.py"))
+
+
+def all_cases() -> list[Any]:
+    """The cases of all files with kernels; one without `compile_cases` is an error."""
     cases: list[Any] = []
-    for package in pkgutil.iter_modules(deeprec.kernels.__path__):
-        if package.ispkg and (Path(deeprec.kernels.__path__[0]) / package.name / "triton_kernels.py").exists():
-            cases += importlib.import_module(f"deeprec.kernels.{package.name}.triton_kernels").compile_cases()
+    for path in kernel_files():
+        if kernel_names([path]):
+            cases += importlib.import_module(f"deeprec.kernels.{path.parent.name}.{path.stem}").compile_cases()
     return cases
 
 
-def kernel_names() -> set[str]:
+def kernel_names(paths: list[Path]) -> set[str]:
     """Every `@triton.jit` function whose name ends in `_kernel`: each must be in some case."""
     names: set[str] = set()
-    import deeprec.kernels
-
-    for path in Path(deeprec.kernels.__path__[0]).glob("*/triton_kernels.py"):
+    for path in paths:
         names |= set(re.findall(r"@triton\.jit[^\n]*\s+def (\w+_kernel)\(", path.read_text(encoding="utf-8")))
     return names
 
@@ -64,6 +66,8 @@ def compile_case(index: int, target: str) -> dict[str, Any]:
         attrs = {(arguments.index(name),): [["tt.divisibility", 16]] for name in case.aligned}
         source = ASTSource(fn=case.kernel, signature=case.signature, constexprs=case.constexprs, attrs=attrs)
         options = {"num_warps": case.num_warps}
+        if case.max_registers and TARGETS[target][0] == "cuda":
+            options["maxnreg"] = case.max_registers
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     except Exception as error:
         return {**row, "error": f"{type(error).__name__}: {error}"[:2000]}
@@ -117,7 +121,7 @@ def main(target: str, out: Path) -> None:
         sys.exit(f"compile_cases: names must be unique, got {sorted(case.name for case in cases)}")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(compile_case, range(len(cases)), [target] * len(cases)))
-    missing = sorted(kernel_names() - {row["kernel"] for row in rows})
+    missing = sorted(kernel_names(kernel_files()) - {row["kernel"] for row in rows})
     out.write_text(json.dumps({"target": target, "kernels_without_case": missing, "cases": rows}, indent=1), "utf-8")
 
 

@@ -1,0 +1,679 @@
+"""Triton kernels of the gradients and updates of embedding_bags: row by row on the plan, see triton_rows.py.
+
+A row's entries are read UNROLL at a time: their numbers, their bags, then the gradients of the bags, all in flight
+together. With update= the step is taken while the sum is in registers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels.embedding_bag.reference import (
+    ADAGRAD,
+    ADAM,
+    MAX,
+    MEAN,
+    ROWWISE_ADAGRAD,
+    SGD,
+    is_pooled,
+    num_bags,
+)
+from deeprec.kernels.embedding_bag.triton_rows import (
+    MAX_REGISTERS,
+    MOMENTUM,
+    NORM,
+    PIECES,
+    ROWWISE,
+    STORE,
+    UPDATE,
+    Group,
+    Pieces,
+    Rule,
+    add_pieces,
+    apply_rule,
+    check_update,
+    clip,
+    find_pieces,
+    groups_of,
+    rowwise_state,
+    rule_of,
+    set_clip,
+    tile_of_pieces,
+    tile_of_rows,
+    warps_of,
+    with_decay,
+)
+from deeprec.kernels.embedding_bag.triton_tables import (
+    ADDRESS,
+    COLUMN,
+    DIM,
+    FIELDS,
+    NUMBER,
+    STRIDE,
+    acc_of,
+    block_of,
+    constant,
+    is_aligned,
+    registers,
+    rows_adjacent,
+    rows_of_tile,
+    sent,
+)
+from deeprec.kernels.sparse_update.triton_kernels import SEEDS
+
+# What the entries of a launch have, summed up in the constant ENTRIES.
+_BAGS, _ONE_FEATURE, _SEQUENCE, _MAX, _MEAN, _SCALE, _SCALE_GRAD = (tl.constexpr(1 << i) for i in range(7))
+_SUMS = tl.constexpr(63)  # all but _SCALE_GRAD
+# Columns of a feature's line here: its place in grad, its mode, its padding, the address of its own gradient or 0.
+_F_COLUMN, _F_MODE, _F_PADDING, _F_SEQUENCE = (tl.constexpr(i) for i in range(4))
+_F_FIELDS = tl.constexpr(4)
+_IS_MEAN, _IS_MAX = tl.constexpr(MEAN), tl.constexpr(MAX)
+_BLOCK = 128
+
+
+@triton.jit
+def _inverse_lengths_kernel(
+    features,  # [F, _F_FIELDS]
+    ids,  # [nnz]
+    offsets,  # [num_bags + 1]
+    out,  # [num_bags]
+    num_bags,
+    batch,
+    HAS_PADDING: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """1 / entries that count of each bag of a mean, 1 for the others and the empty ones."""
+    bag = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_bag = bag < num_bags
+    line = features + bag // batch * _F_FIELDS
+    is_mean = is_bag & (tl.load(line + _F_MODE, mask=is_bag, other=0) == _IS_MEAN)
+    begin = tl.load(offsets + bag, mask=is_mean, other=0)
+    end = tl.load(offsets + bag + 1, mask=is_mean, other=0)
+    count = end - begin
+    if HAS_PADDING:
+        padding = tl.load(line + _F_PADDING, mask=is_mean, other=-1)
+        for k in range(0, tl.max(end - begin, 0)):
+            is_entry = begin + k < end
+            count -= (is_entry & (tl.load(ids + begin + k, mask=is_entry, other=0) == padding)).to(count.dtype)
+    tl.store(out + bag, 1.0 / tl.maximum(count, 1).to(out.dtype.element_ty), mask=is_bag)
+
+
+@triton.jit
+def _add_entries(
+    total,  # [R, BLOCK_D]
+    weight,  # [R, BLOCK_D] the rows themselves, where _SCALE_GRAD
+    begin,  # [R]
+    end,  # [R]
+    number,  # [R] the feature, where _ONE_FEATURE
+    place,  # [R] its column in grad
+    dim,  # [R]
+    column,  # [BLOCK_D]
+    in_row,  # [R, BLOCK_D]
+    is_first,  # the first block of columns
+    source,
+    ENTRIES: tl.constexpr,
+    ACC: tl.constexpr,
+    VEC: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """total + the gradients of entries [begin, end) of the plan, one after another."""
+    features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad, batch, grad_stride, argmax_stride = source
+    for chunk in range(0, tl.max(end - begin, 0), UNROLL):
+        entries = ()
+        for k in tl.static_range(UNROLL):
+            j = begin + chunk + k
+            is_entry = j < end
+            entries += ((tl.load(order + j, mask=is_entry, other=0), is_entry),)
+        some = ()
+        for k in tl.static_range(UNROLL):
+            p, is_entry = entries[k]
+            bag = p
+            if _BAGS & ENTRIES:
+                bag = tl.load(bags + p, mask=is_entry, other=0)
+            if _ONE_FEATURE & ENTRIES:
+                first = place
+                b = bag - number * batch
+            else:
+                f = bag // batch
+                b = bag - f * batch
+                line = features + f * _F_FIELDS
+                first = tl.load(line + _F_COLUMN, mask=is_entry, other=0)
+            where = grad + b.to(tl.int64) * grad_stride + first
+            if _SEQUENCE & ENTRIES:
+                own = tl.load(line + _F_SEQUENCE, mask=is_entry, other=0)
+                start = tl.load(offsets + f.to(tl.int64) * batch, mask=is_entry, other=0)
+                where = tl.where(own != 0, own.to(grad.dtype) + (p - start).to(tl.int64) * dim, where)
+            mask = is_entry[:, None] & in_row
+            is_mine = mask
+            if _MAX & ENTRIES:
+                is_max = tl.load(line + _F_MODE, mask=is_entry, other=0) == _IS_MAX
+                best = argmax + b.to(tl.int64)[:, None] * argmax_stride + first[:, None] + column[None, :]
+                is_mine = tl.load(best, mask=mask & is_max[:, None], other=-1) == tl.where(is_max, p, -1)[:, None]
+            factor = 1.0
+            if _MEAN & ENTRIES:
+                factor = tl.load(inverse + bag, mask=is_entry, other=0.0)
+            if _SCALE & ENTRIES:
+                factor = tl.load(scale + p, mask=is_entry, other=0.0)
+            some += ((where, is_mine, factor, p, is_entry),)
+        grads = ()
+        for k in tl.static_range(UNROLL):
+            where = some[k][0][:, None]
+            if VEC > 1:
+                where = tl.multiple_of(where, (16, 16))
+            grads += (tl.load(where + column[None, :], mask=entries[k][1][:, None] & in_row, other=0.0),)
+        for k in tl.static_range(UNROLL):
+            _, is_mine, factor, p, is_entry = some[k]
+            g = grads[k].to(ACC)
+            if _MAX & ENTRIES:
+                g = tl.where(is_mine, g, 0.0)
+            if _SCALE_GRAD & ENTRIES:
+                before = tl.load(scale_grad + p, mask=is_entry & (is_first == 0), other=0.0)
+                tl.store(scale_grad + p, before + tl.sum(g * weight, 1), mask=is_entry)
+            if _MEAN & ENTRIES or _SCALE & ENTRIES:
+                g *= factor.to(ACC)[:, None]
+            total += g
+    return total
+
+
+@triton.jit(do_not_specialize=SEEDS)
+def _bags_rows_kernel(
+    tables,  # [T, FIELDS]
+    features,  # [F, _F_FIELDS]
+    rows,  # [U], row_offsets, order, bags, table_starts: the plan
+    row_offsets,
+    order,
+    bags,
+    table_starts,
+    row_tables,  # [U]
+    piece_starts,  # [U + 1]
+    offsets,  # [F * batch + 1]
+    grad,  # [batch, D of all pooled features], rows grad_stride elements apart
+    argmax,  # likewise
+    scale,  # [nnz]
+    inverse,  # [F * batch]
+    scale_grad,  # [nnz] in ACC
+    scratch,  # [pieces, width] in ACC
+    outs,  # [T] addresses of the gradients (STORE)
+    scalars,  # hyperparameters (UPDATE, NORM)
+    squares,  # [U] (NORM)
+    ok,  # [1]; where it is 0 nothing is done
+    num_rows,
+    steps,
+    batch,
+    width,
+    grad_stride,
+    argmax_stride,
+    seed_low,
+    seed_high,
+    STAGE: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    RULE: tl.constexpr,
+    IS_DENSE: tl.constexpr,  # STORE: whole tables rather than the touched rows
+    IS_ONE_BLOCK: tl.constexpr,  # D <= BLOCK_D
+    IS_STOCHASTIC: tl.constexpr,
+    ACC: tl.constexpr,
+    VEC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Sum of each row's entries: stored by piece, stored by row, squared, or handed to the optimizer."""
+    if tl.load(ok) == 0:
+        return
+    if STAGE == PIECES:
+        if tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
+            return
+        slot, is_row, u, begin, end = tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R)
+    else:
+        u, is_row, begin, end, piece, last = tile_of_rows(row_offsets, piece_starts, num_rows, BLOCK_R)
+    table = tl.load(row_tables + u, mask=is_row, other=0)
+    line = tables + table * FIELDS
+    dim = tl.multiple_of(tl.load(line + DIM, mask=is_row, other=0), VEC)  # 0: a table of another launch
+    end = tl.where(dim > 0, end, begin)
+    row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
+    number, place = dim, dim
+    if _ONE_FEATURE & ENTRIES:
+        number = tl.load(line + NUMBER, mask=is_row, other=0)
+        place = tl.load(line + COLUMN, mask=is_row, other=0)
+    address = tl.load(line + ADDRESS, mask=is_row, other=0)
+    stride = tl.load(line + STRIDE, mask=is_row, other=0)
+    weight = (address.to(grad.dtype) + row * stride)[:, None]
+    if VEC > 1:
+        weight = tl.multiple_of(weight, (16, 16))
+    source = (features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad)
+    source += (batch, grad_stride, argmax_stride)
+    blocks = 1
+    if not IS_ONE_BLOCK:
+        blocks = tl.cdiv(tl.max(dim, 0), BLOCK_D).to(tl.int32)
+    total_squares = tl.zeros([BLOCK_R], ACC)
+    sums = total_squares
+    if STAGE == UPDATE and RULE == ROWWISE:
+        state, sums = rowwise_state(line, row, dim, scalars)
+    if STAGE == UPDATE and RULE == ROWWISE and not IS_ONE_BLOCK:
+        # The step needs the squares of the whole row: a pass of their own, without gradients of the scale.
+        for block in range(0, blocks):
+            column = block * BLOCK_D + tl.arange(0, BLOCK_D)
+            in_row = column[None, :] < dim[:, None]
+            g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
+            g = _add_entries(
+                g, g, begin, end, number, place, dim, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL
+            )
+            g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
+            w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+            g = with_decay(clip(g, scalars), w, scalars)
+            total_squares += tl.sum(g * g, 1)
+        sums += total_squares / tl.maximum(dim, 1).to(ACC)
+    for block in range(0, blocks):
+        column = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        in_row = column[None, :] < dim[:, None]
+        w = tl.zeros([BLOCK_R, BLOCK_D], ACC)
+        if _SCALE_GRAD & ENTRIES:
+            w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+        g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
+        if _SCALE_GRAD & ENTRIES:
+            tl.debug_barrier()  # the next block of columns adds to what other threads stored
+        g = _add_entries(
+            g, w, begin, end, number, place, dim, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
+        )
+        if STAGE == PIECES:
+            tl.store(scratch + slot[:, None] * width + column[None, :], g, mask=in_row)
+        else:
+            g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
+        if STAGE == NORM:
+            total_squares += tl.sum(g * g, 1)
+        if STAGE == STORE:
+            at = row
+            if not IS_DENSE:
+                at = u - tl.load(table_starts + table, mask=is_row, other=0)
+            out = tl.load(outs + table, mask=is_row, other=0).to(grad.dtype) + at * dim
+            out = out[:, None]
+            if VEC > 1:
+                out = tl.multiple_of(out, (16, 16))
+            tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
+        if STAGE == UPDATE:
+            if not _SCALE_GRAD & ENTRIES:  # so late, for before it would wait in registers
+                w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+            g = with_decay(clip(g, scalars), w, scalars)
+            if RULE == ROWWISE and IS_ONE_BLOCK:
+                sums += tl.sum(g * g, 1) / tl.maximum(dim, 1).to(ACC)
+            apply_rule(
+                g,
+                w,
+                weight + column[None, :],
+                line,
+                row,
+                dim,
+                sums,
+                column,
+                in_row,
+                table,
+                scalars,
+                seed_low,
+                seed_high,
+                RULE,
+                IS_STOCHASTIC,
+                ACC,
+                VEC > 1,
+            )
+    if STAGE == NORM:
+        tl.store(squares + u, total_squares, mask=dim > 0)
+    if STAGE == UPDATE and RULE == ROWWISE:
+        tl.debug_barrier()  # all threads of a row have read its old state
+        tl.store(state, sums, mask=dim > 0)
+
+
+def _unroll_of(entries: int) -> int:
+    """Entries in flight; fewer where each takes many registers."""
+    return 2 if entries & (_MAX.value | _SEQUENCE.value | _SCALE_GRAD.value) else 4
+
+
+class _Pass(NamedTuple):
+    """A launch of `_bags_rows_kernel` but for its stage.
+
+    Attributes:
+        groups: the tables of each launch, and what their entries have.
+        tensors: arguments from features to scale_grad without those of Pieces.
+    """
+
+    groups: list[Group]
+    entries: int
+    features: Tensor
+    plan: tuple[Tensor, ...]
+    pieces: Pieces
+    offsets: Tensor
+    grad: Tensor
+    argmax: Tensor
+    scale: Tensor
+    inverse: Tensor
+    scale_grad: Tensor
+    scratch: Tensor
+    batch: int
+
+    def run(
+        self,
+        stage: int,
+        rule: Rule | None = None,
+        *,
+        outs: Tensor | None = None,
+        is_dense: bool = False,
+        squares: Tensor | None = None,
+    ) -> None:
+        """Launch one stage; the scale gets its gradient from PIECES and from the last stage, not from NORM."""
+        num_rows = self.pieces.most if stage == PIECES.value else self.plan[0].shape[0]
+        entries = self.entries & (_SUMS.value if stage == NORM.value else ~0)
+        acc = acc_of(self.grad)
+        nothing = self.scratch
+        for group in self.groups:
+            warps = warps_of(stage)
+            block_r = rows_of_tile(group.block_d, group.vec, warps, 1)
+            rows, row_offsets, order, bags, table_starts = self.plan
+            _bags_rows_kernel[(triton.cdiv(num_rows, block_r),)](
+                group.lines,
+                self.features,
+                rows,
+                row_offsets,
+                order,
+                bags,
+                table_starts,
+                self.pieces.row_tables,
+                self.pieces.starts,
+                self.offsets,
+                self.grad,
+                self.argmax,
+                self.scale,
+                self.inverse,
+                self.scale_grad,
+                self.scratch,
+                nothing if outs is None else outs,
+                nothing if rule is None else rule.scalars,
+                nothing if squares is None else squares,
+                self.pieces.ok,
+                rows.shape[0],
+                self.pieces.steps,
+                self.batch,
+                self.scratch.shape[1],
+                self.grad.stride(0),
+                self.argmax.shape[-1],
+                *((0, 0) if rule is None else rule.seeds),
+                STAGE=stage,
+                ENTRIES=entries,
+                RULE=-1 if rule is None else rule.number,
+                IS_DENSE=is_dense,
+                IS_ONE_BLOCK=group.is_one_block,
+                IS_STOCHASTIC=rule is not None and rule.is_stochastic,
+                ACC=acc,
+                VEC=group.vec,
+                UNROLL=_unroll_of(entries),
+                BLOCK_R=block_r,
+                BLOCK_D=group.block_d,
+                num_warps=warps,
+                **registers(MAX_REGISTERS),
+            )
+
+
+def _pass(
+    op: str,
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    plan: tuple[Tensor, ...],
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+    first: Sequence[Tensor] = (),
+    second: Sequence[Tensor] = (),
+) -> _Pass:
+    """Check the shapes, describe features and tables, sum the pieces of long rows."""
+    device, dtype = ids.device, weights[0].dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    batch, elements = num_bags(ids, offsets, len(tables)), 16 // grad.element_size()
+    columns, width = [], 0
+    for table, mode in zip(tables, modes, strict=True):
+        columns.append(width if is_pooled(mode, offsets) else -1)
+        width += weights[table].shape[1] if columns[-1] >= 0 else 0
+    if grad.shape != (batch, width) or grad.dtype != dtype:
+        raise RuntimeError(
+            f"{op}: grad must be [{batch}, {width}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}; it is that of "
+            "the pooled rows"
+        )
+    grad = rows_adjacent(grad)
+    is_even = grad.data_ptr() % 16 == 0 and (batch <= 1 or grad.stride(0) % elements == 0)
+    own = [g.contiguous() for g in sequence_grads]
+    addresses = iter([g.data_ptr() for g in own])
+    kinds = [mode if offsets is not None else -1 for mode in modes]
+    lines = [
+        (max(c, 0), k, p, 0 if c >= 0 else next(addresses)) for c, k, p in zip(columns, kinds, padding, strict=True)
+    ]
+    flat = [x for line in lines for x in line]
+    features = sent(flat, torch.int64, device) if own else constant([flat], device)
+
+    of_table = [[f for f, t in enumerate(tables) if t == table] for table in range(len(weights))]
+    is_single = all(len(some) <= 1 for some in of_table)
+    entries = 0
+    if offsets is not None:
+        entries |= _BAGS.value
+        entries |= _MAX.value if MAX in modes else 0
+        entries |= _MEAN.value if MEAN in modes else 0
+        entries |= _SEQUENCE.value if own else 0
+    if is_single and not entries & (_MAX.value | _SEQUENCE.value):
+        entries |= _ONE_FEATURE.value
+    inverse = grad.new_empty(0, dtype=wide)
+    if entries & _MEAN.value:
+        assert offsets is not None
+        inverse = grad.new_empty(len(tables) * batch, dtype=wide)
+        has_padding = any(pad >= 0 and mode == MEAN for pad, mode in zip(padding, modes, strict=True))
+        _inverse_lengths_kernel[(triton.cdiv(inverse.shape[0], _BLOCK),)](
+            features, ids, offsets, inverse, inverse.shape[0], batch, HAS_PADDING=has_padding, BLOCK=_BLOCK
+        )
+    scale, scale_grad = inverse, inverse
+    if per_sample_weights is not None:
+        entries |= _SCALE.value
+        scale = per_sample_weights.contiguous()
+        if need_weights_grad:
+            entries |= _SCALE_GRAD.value
+            scale_grad = torch.zeros(scale.shape, dtype=wide, device=device)
+
+    vecs = []
+    for weight, some in zip(weights, of_table, strict=True):
+        is_all_even = is_even and is_aligned(weight) and all(max(columns[f], 0) % elements == 0 for f in some)
+        is_all_even &= all(s.data_ptr() % 16 == 0 for s in [*first, *second, *own])
+        vecs.append(elements if is_all_even else 1)
+    place = [(max(columns[some[0]], 0), some[0]) if some else (0, 0) for some in of_table]
+    groups = groups_of(weights, vecs, [c for c, _ in place], [f for _, f in place], first, second)
+    pieces = find_pieces(groups[0].lines, plan[0], plan[1], plan[2], plan[4])
+    scratch = grad.new_empty(pieces.most, max(w.shape[1] for w in weights), dtype=wide)
+    given = (ids if offsets is None else offsets.contiguous(), grad, argmax, scale, inverse, scale_grad, scratch)
+    out = _Pass(groups, entries, features, plan, pieces, *given, batch)
+    out.run(PIECES.value)
+    return out
+
+
+def _store(op: str, weights: Sequence[Tensor], outs: Sequence[Tensor], is_dense: bool, *rest: Any) -> Tensor:
+    """Fill outs with the gradients of the tables; returns that of the per-sample weights."""
+    done = _pass(op, weights, *rest)
+    addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
+    done.run(STORE.value, outs=addresses, is_dense=is_dense)
+    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
+    return _scale_grad(done, weights[0].dtype)
+
+
+def _scale_grad(done: _Pass, dtype: torch.dtype) -> Tensor:
+    return done.scale_grad.to(dtype) if done.entries & _SCALE_GRAD.value else done.grad.new_empty(0)
+
+
+def _no_scale_grad(weights: Sequence[Tensor], scale: Tensor | None, is_needed: bool) -> Tensor:
+    """Of a batch without entries."""
+    if scale is None or not is_needed:
+        return weights[0].new_empty(0)
+    return torch.zeros_like(scale, memory_format=torch.contiguous_format)
+
+
+def embedding_bags_grad(
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+) -> list[Tensor]:
+    """Launch `_bags_rows_kernel`; waits for the GPU once, for the number of rows of each table."""
+    weights = [rows_adjacent(w) for w in weights]
+    bounds = table_starts.tolist()
+    counts = [end - begin for begin, end in itertools.pairwise(bounds)]
+    outs = [w.new_empty(count, w.shape[1]) for w, count in zip(weights, counts, strict=True)]
+    if rows.shape[0] == 0:
+        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
+    plan = (rows, row_offsets, order, bags, table_starts)
+    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
+    return [*outs, _store("embedding_bags_grad", weights, outs, False, *given, need_weights_grad)]
+
+
+def embedding_bags_dense_grad(
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+) -> list[Tensor]:
+    """As embedding_bags_grad, into tables of zeros."""
+    weights = [rows_adjacent(w) for w in weights]
+    sizes = [w.shape[0] for w in weights]
+    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
+    outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
+    if plan[0].shape[0] == 0:
+        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
+    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
+    return [*outs, _store("embedding_bags_dense_grad", weights, outs, True, *given, need_weights_grad)]
+
+
+def embedding_bags_update_(
+    weights: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    grad: Tensor,
+    sequence_grads: Sequence[Tensor],
+    argmax: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    modes: Sequence[int],
+    padding: Sequence[int],
+    need_weights_grad: bool,
+    rule: int,
+    lr: Tensor,
+    step: Tensor,
+    options: Sequence[float],
+    max_norm: float,
+    seed: int,
+) -> Tensor:
+    """Launch `_bags_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing."""
+    op = "embedding_bags_update_"
+    check_update(op, weights, first, second, rule)
+    plan = (rows, row_offsets, order, bags, table_starts)
+    if rows.shape[0] == 0:
+        step.add_(1)
+        return _no_scale_grad(weights, per_sample_weights, need_weights_grad)
+    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
+    done = _pass(op, weights, *given, need_weights_grad, first, second)
+    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
+    step.add_(1)
+    if max_norm > 0:
+        squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)
+        done.run(NORM.value, taken, squares=squares)
+        set_clip(taken, squares, max_norm)
+    done.run(UPDATE.value, taken)
+    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
+    return _scale_grad(done, weights[0].dtype)
+
+
+def compile_cases() -> list[CompileCase]:
+    """Stages and rules at D = 16 for one feature a table; other kinds of entries, wide and odd rows in float32."""
+    bags, plain = _BAGS.value, _ONE_FEATURE.value
+    weighted = bags | _SCALE.value | _SCALE_GRAD.value
+    everything = bags | _MAX.value | _MEAN.value | _SEQUENCE.value
+    store, update = STORE.value, UPDATE.value
+    kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
+    for element in ("fp32", "bf16", "fp16", "fp64"):
+        kinds.append(("grad", element, 16, store, plain, -1))
+        kinds.append(("update_adam", element, 16, update, plain, ADAM))
+    kinds.append(("update_rowwise_adagrad", "bf16", 16, update, plain, ROWWISE_ADAGRAD))
+    for name, rule in (("sgd", SGD), ("momentum", MOMENTUM.value), ("adagrad", ADAGRAD)):
+        kinds.append((f"update_{name}", "fp32", 16, update, plain | bags, rule))
+    for dim in (16, 128, 300):
+        kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))
+        kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))
+        kinds.append(("update_rowwise_adagrad", "fp32", dim, update, plain, ROWWISE_ADAGRAD))
+    for dim in (7, 16, 300):
+        kinds.append(("update_rowwise_adagrad_bags", "fp32", dim, update, bags | _MEAN.value, ROWWISE_ADAGRAD))
+        kinds.append(("grad_weighted", "fp32", dim, store, weighted, -1))
+        kinds.append(("grad_all", "fp32", dim, store, everything, -1))
+    cases = [_case(*kind) for kind in kinds]
+    lengths = {"features": "*i64", "ids": "*i64", "offsets": "*i64", "out": "*fp32", "num_bags": "i32", "batch": "i32"}
+    lengths |= {"HAS_PADDING": "constexpr", "BLOCK": "constexpr"}
+    constants = {"HAS_PADDING": True, "BLOCK": _BLOCK}
+    return [*cases, CompileCase("bags_inverse_lengths", _inverse_lengths_kernel, lengths, constants)]
+
+
+def _case(name: str, element: str, dim: int, stage: int, entries: int, rule: int) -> CompileCase:
+    wide = "fp64" if element == "fp64" else "fp32"
+    vec = 1 if dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
+    block_d = block_of(dim)
+    types = dict.fromkeys(("tables", "features", "table_starts", "outs", "rows", "offsets", "argmax"), "*i64")
+    types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
+    types |= dict.fromkeys(("grad", "scale"), f"*{element}")
+    types |= dict.fromkeys(("inverse", "scale_grad", "scratch", "scalars", "squares"), f"*{wide}")
+    types |= dict.fromkeys(("num_rows", "steps", "batch", "width", "grad_stride", "argmax_stride", *SEEDS), "i32")
+    constants = {
+        "STAGE": stage,
+        "ENTRIES": entries,
+        "RULE": rule,
+        "IS_DENSE": False,
+        "IS_ONE_BLOCK": dim <= block_d,
+        "IS_STOCHASTIC": element == "bf16" and rule >= 0,
+        "ACC": tl.float64 if element == "fp64" else tl.float32,
+        "VEC": vec,
+        "UNROLL": _unroll_of(entries),
+        "BLOCK_R": rows_of_tile(block_d, vec, warps_of(stage), 1),
+        "BLOCK_D": block_d,
+    }
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {key: types[key] for key in _bags_rows_kernel.arg_names}
+    pointers = [key for key, kind in signature.items() if kind.startswith("*")]
+    aligned = (*pointers, "width", "grad_stride") if vec > 1 else tuple(pointers)
+    more = {"num_warps": warps_of(stage), "aligned": aligned, "max_registers": MAX_REGISTERS}
+    return CompileCase(f"bags_{name}_{element}_d{dim}", _bags_rows_kernel, signature, constants, **more)
