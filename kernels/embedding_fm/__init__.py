@@ -97,6 +97,9 @@ _library.define(
     embedding_fm_update_reference,
     _update_fake,
 )
+_library.implement_triton(
+    "embedding_fm", ("embedding_fm", "embedding_fm_grad", "embedding_fm_dense_grad", "embedding_fm_update_")
+)
 
 
 def _forward(

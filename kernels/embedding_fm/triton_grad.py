@@ -1,0 +1,646 @@
+"""Triton kernel of the gradients and updates of embedding_fm: row by row on the plan, see embedding_bag/triton_rows.py.
+
+    grad_v[r] = sum_p (g_b x_p S_b + x_p e_p) - v_r sum_p g_b x_p^2,   grad_w[r] = sum_p g_b x_p
+    grad_x[p] = v_p . (g_b S_b + e_p) - g_b x_p |v_p|^2 + g_b w_p,     e: the gradient of the embeddings, if any
+
+A row is read once, whatever the number of its entries, and its linear weight is stepped beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels.embedding_bag.reference import ADAM, ROWWISE_ADAGRAD, SGD, num_bags, wide_dtype
+from deeprec.kernels.embedding_bag.triton_rows import (
+    MAX_REGISTERS,
+    NORM,
+    PIECES,
+    ROWWISE,
+    STORE,
+    UPDATE,
+    Pieces,
+    Rule,
+    add_pieces,
+    apply_rule,
+    check_update,
+    clip,
+    find_pieces,
+    groups_of,
+    rowwise_state,
+    rule_of,
+    set_clip,
+    tile_of_pieces,
+    tile_of_rows,
+    warps_of,
+    with_decay,
+)
+from deeprec.kernels.embedding_bag.triton_tables import (
+    ADDRESS,
+    DIM,
+    FIELDS,
+    STRIDE,
+    acc_of,
+    block_of,
+    is_aligned,
+    registers,
+    rows_adjacent,
+    rows_of_tile,
+    sent,
+)
+from deeprec.kernels.sparse_update.triton_kernels import SEEDS
+
+# What the entries of a launch have, summed up in the constant ENTRIES.
+_BAGS, _VALUES, _LINEAR, _EMBEDDINGS, _VALUES_GRAD = (tl.constexpr(1 << i) for i in range(5))
+_SUMS = tl.constexpr(15)  # all but _VALUES_GRAD
+_PLAN = "the plan must come from embedding_bags_plan of these ids and offsets"
+
+
+@triton.jit
+def _add_entries(
+    total,  # [R, BLOCK_D] sum of g x S + x e
+    curve,  # [R] sum of g x^2
+    slope,  # [R] sum of g x
+    v,  # [R, BLOCK_D] the rows themselves, where _VALUES_GRAD
+    w,  # [R] their linear weights, likewise
+    begin,  # [R]
+    end,  # [R]
+    dim,  # [R]
+    column,  # [BLOCK_D]
+    in_row,  # [R, BLOCK_D]
+    is_first,  # the first block of columns
+    source,
+    ENTRIES: tl.constexpr,
+    ACC: tl.constexpr,
+    VEC: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """The sums after the entries [begin, end) of the plan, one after another."""
+    order, bags, grad, sums, embeddings_grad, values, values_grad, batch, strides = source
+    for chunk in range(0, tl.max(end - begin, 0), UNROLL):
+        some = ()
+        for k in tl.static_range(UNROLL):
+            j = begin + chunk + k
+            is_entry = j < end
+            p = tl.load(order + j, mask=is_entry, other=0)
+            some += ((p, is_entry),)
+        gathered = ()
+        for k in tl.static_range(UNROLL):
+            p, is_entry = some[k]
+            bag = p
+            if _BAGS & ENTRIES:
+                bag = tl.load(bags + p, mask=is_entry, other=0)
+            f = bag // batch
+            b = (bag - f * batch).to(tl.int64)
+            where = (sums + b * dim)[:, None]
+            if VEC > 1:
+                where = tl.multiple_of(where, (16, 16))
+            mask = is_entry[:, None] & in_row
+            s = tl.load(where + column[None, :], mask=mask, other=0.0)
+            g = tl.load(grad + b * strides[0], mask=is_entry, other=0.0)
+            x = g
+            if _VALUES & ENTRIES:
+                x = tl.load(values + p, mask=is_entry, other=0.0)
+            e = s
+            if _EMBEDDINGS & ENTRIES:
+                where = (embeddings_grad + b * strides[1] + f.to(tl.int64) * strides[2])[:, None]
+                if VEC > 1:
+                    where = tl.multiple_of(where, (16, 16))
+                e = tl.load(where + column[None, :], mask=mask, other=0.0)
+            gathered += ((s, g, x, e),)
+        for k in tl.static_range(UNROLL):
+            p, is_entry = some[k]
+            s, g, x, e = gathered[k]
+            g = g.to(ACC)
+            scaled = g
+            if _VALUES & ENTRIES:
+                x = x.to(ACC)
+                scaled = g * x
+            if _VALUES_GRAD & ENTRIES:
+                parts = g[:, None] * s - scaled[:, None] * v
+                if _EMBEDDINGS & ENTRIES:
+                    parts += e.to(ACC)
+                dot = tl.sum(v * parts, 1)
+                if _LINEAR & ENTRIES:
+                    dot += tl.where(is_first, g * w, 0.0)
+                before = tl.load(values_grad + p, mask=is_entry & (is_first == 0), other=0.0)
+                tl.store(values_grad + p, before + dot, mask=is_entry)
+            total += scaled[:, None] * s
+            if _EMBEDDINGS & ENTRIES:
+                if _VALUES & ENTRIES:
+                    total += x[:, None] * e.to(ACC)
+                else:
+                    total += e.to(ACC)
+            if _VALUES & ENTRIES:
+                curve += scaled * x
+            else:
+                curve += scaled
+            slope += scaled
+    return total, curve, slope
+
+
+@triton.jit
+def _add_two(curve, slope, scratch, piece, last, mask):
+    """curve and slope + those of each row's pieces in their order; scratch [pieces, 2]."""
+    for k in range(0, tl.max(last - piece, 0)):
+        is_piece = mask & (piece + k < last)
+        at = scratch + 2 * (piece + k).to(tl.int64)
+        curve += tl.load(at, mask=is_piece, other=0.0)
+        slope += tl.load(at + 1, mask=is_piece, other=0.0)
+    return curve, slope
+
+
+@triton.jit(do_not_specialize=SEEDS)
+def _embedding_fm_rows_kernel(
+    tables,  # [T, FIELDS]
+    linear_tables,  # [T, FIELDS], D = 1; anything without _LINEAR
+    rows,  # [U], row_offsets, order, bags, table_starts: the plan
+    row_offsets,
+    order,
+    bags,
+    table_starts,
+    row_tables,  # [U]
+    piece_starts,  # [U + 1]
+    grad,  # [batch], elements grad_stride apart
+    sums,  # [batch, D] in ACC
+    embeddings_grad,  # [batch, F, D] of any strides but that of the columns
+    values,  # [nnz]
+    values_grad,  # [nnz] in ACC
+    scratch,  # [pieces, width] in ACC
+    scratch2,  # [pieces, 2] in ACC
+    outs,  # [2 T] addresses of the gradients, tables first (STORE)
+    scalars,  # hyperparameters (UPDATE, NORM)
+    squares,  # [U] (NORM)
+    ok,  # [1]; where it is 0 nothing is done
+    num_rows,
+    num_tables,
+    steps,
+    batch,
+    width,
+    grad_stride,
+    e_sample_stride,
+    e_field_stride,
+    seed_low,
+    seed_high,
+    STAGE: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    RULE: tl.constexpr,
+    IS_DENSE: tl.constexpr,  # STORE: whole tables rather than the touched rows
+    IS_ONE_BLOCK: tl.constexpr,  # D <= BLOCK_D
+    IS_STOCHASTIC: tl.constexpr,
+    ACC: tl.constexpr,
+    VEC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of rows and linear weights: stored by piece, stored by row, squared, or handed to the optimizer."""
+    if tl.load(ok) == 0:
+        return
+    if STAGE == PIECES:
+        if tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
+            return
+        slot, is_row, u, begin, end = tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R)
+    else:
+        u, is_row, begin, end, piece, last = tile_of_rows(row_offsets, piece_starts, num_rows, BLOCK_R)
+    table = tl.load(row_tables + u, mask=is_row, other=0)
+    line = tables + table * FIELDS
+    dim = tl.multiple_of(tl.load(line + DIM, mask=is_row, other=0), VEC)
+    row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
+    address = tl.load(line + ADDRESS, mask=is_row, other=0)
+    weight = (address.to(grad.dtype) + row * tl.load(line + STRIDE, mask=is_row, other=0))[:, None]
+    if VEC > 1:
+        weight = tl.multiple_of(weight, (16, 16))
+    one = is_row.to(tl.int64)
+    w = tl.zeros([BLOCK_R], ACC)
+    if _LINEAR & ENTRIES:
+        linear_line = linear_tables + table * FIELDS
+        address = tl.load(linear_line + ADDRESS, mask=is_row, other=0)
+        linear = address.to(grad.dtype) + row * tl.load(linear_line + STRIDE, mask=is_row, other=0)
+        w = tl.load(linear, mask=is_row, other=0.0).to(ACC)
+    source = (order, bags, grad, sums, embeddings_grad, values, values_grad, batch)
+    source += ((grad_stride, e_sample_stride, e_field_stride),)
+    blocks = 1
+    if not IS_ONE_BLOCK:
+        blocks = tl.cdiv(tl.max(dim, 0), BLOCK_D).to(tl.int32)
+    zeros = tl.zeros([BLOCK_R], ACC)
+    total_squares = zeros
+    slope = zeros
+    new_sums = zeros
+    if STAGE == UPDATE and RULE == ROWWISE:
+        state, new_sums = rowwise_state(line, row, dim, scalars)
+    if STAGE == UPDATE and RULE == ROWWISE and not IS_ONE_BLOCK:
+        # The step needs the squares of the whole row: a pass of their own, without gradients of the values.
+        for block in range(0, blocks):
+            column = block * BLOCK_D + tl.arange(0, BLOCK_D)
+            in_row = column[None, :] < dim[:, None]
+            g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
+            g, curve, slope = _add_entries(
+                g, zeros, zeros, g, w, begin, end, dim, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL
+            )
+            g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
+            curve, slope = _add_two(curve, slope, scratch2, piece, last, is_row)
+            v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+            g = with_decay(clip(g - curve[:, None] * v, scalars), v, scalars)
+            total_squares += tl.sum(g * g, 1)
+        new_sums += total_squares / tl.maximum(dim, 1).to(ACC)
+    for block in range(0, blocks):
+        column = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        in_row = column[None, :] < dim[:, None]
+        g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
+        v = g
+        if _VALUES_GRAD & ENTRIES:
+            v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+            tl.debug_barrier()  # the next block of columns adds to what other threads stored
+        g, curve, slope = _add_entries(
+            g, zeros, zeros, v, w, begin, end, dim, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
+        )
+        if STAGE == PIECES:
+            tl.store(scratch + slot[:, None] * width + column[None, :], g, mask=in_row)
+            tl.store(scratch2 + 2 * slot, curve, mask=is_row)
+            tl.store(scratch2 + 2 * slot + 1, slope, mask=is_row)
+        else:
+            g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
+            curve, slope = _add_two(curve, slope, scratch2, piece, last, is_row)
+            if not _VALUES_GRAD & ENTRIES:
+                v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
+            g -= curve[:, None] * v
+        if STAGE == NORM:
+            total_squares += tl.sum(g * g, 1)
+        if STAGE == STORE:
+            at = row
+            if not IS_DENSE:
+                at = u - tl.load(table_starts + table, mask=is_row, other=0)
+            out = (tl.load(outs + table, mask=is_row, other=0).to(grad.dtype) + at * dim)[:, None]
+            if VEC > 1:
+                out = tl.multiple_of(out, (16, 16))
+            tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
+            if _LINEAR & ENTRIES:
+                out1 = tl.load(outs + num_tables + table, mask=is_row, other=0).to(grad.dtype) + at
+                tl.store(out1, slope.to(grad.dtype.element_ty), mask=is_row)
+        if STAGE == UPDATE:
+            g = with_decay(clip(g, scalars), v, scalars)
+            if RULE == ROWWISE and IS_ONE_BLOCK:
+                new_sums += tl.sum(g * g, 1) / tl.maximum(dim, 1).to(ACC)
+            apply_rule(
+                g,
+                v,
+                weight + column[None, :],
+                line,
+                row,
+                dim,
+                new_sums,
+                column,
+                in_row,
+                table,
+                scalars,
+                seed_low,
+                seed_high,
+                RULE,
+                IS_STOCHASTIC,
+                ACC,
+                VEC > 1,
+            )
+    if STAGE == NORM:
+        if _LINEAR & ENTRIES:
+            total_squares += slope * slope
+        tl.store(squares + u, total_squares, mask=is_row)
+    if STAGE == UPDATE and RULE == ROWWISE:
+        tl.debug_barrier()  # all threads of a row have read its old state
+        tl.store(state, new_sums, mask=is_row)
+    if STAGE == UPDATE and _LINEAR & ENTRIES:
+        h = with_decay(clip(slope, scalars), w, scalars)
+        if RULE == ROWWISE:
+            state, new_sums = rowwise_state(linear_line, row, one, scalars)
+            new_sums += h * h
+        apply_rule(
+            h[:, None],
+            w[:, None],
+            linear[:, None],
+            linear_line,
+            row,
+            one,
+            new_sums,
+            tl.arange(0, 1),
+            is_row[:, None],
+            table + num_tables,
+            scalars,
+            seed_low,
+            seed_high,
+            RULE,
+            IS_STOCHASTIC,
+            ACC,
+            False,
+        )
+        if RULE == ROWWISE:
+            tl.debug_barrier()
+            tl.store(state, new_sums, mask=is_row)
+
+
+class _Pass(NamedTuple):
+    """A launch of `_embedding_fm_rows_kernel` but for its stage."""
+
+    lines: Tensor
+    linear_lines: Tensor
+    block_d: int
+    vec: int
+    entries: int
+    plan: tuple[Tensor, ...]
+    pieces: Pieces
+    tensors: tuple[Tensor, ...]  # grad, sums, embeddings_grad, values, values_grad, scratch, scratch2
+    num_tables: int
+    batch: int
+    strides: tuple[int, int, int]
+
+    def run(
+        self,
+        stage: int,
+        rule: Rule | None = None,
+        *,
+        outs: Tensor | None = None,
+        is_dense: bool = False,
+        squares: Tensor | None = None,
+    ) -> None:
+        """Launch one stage; values get their gradient from PIECES and from the last stage, not from NORM."""
+        rows, row_offsets, order, bags, table_starts = self.plan
+        num_rows = self.pieces.most if stage == PIECES.value else rows.shape[0]
+        entries = self.entries & (_SUMS.value if stage == NORM.value else ~0)
+        warps = warps_of(stage)
+        block_r = rows_of_tile(self.block_d, self.vec, warps, 1)
+        scratch = self.tensors[5]
+        _embedding_fm_rows_kernel[(triton.cdiv(num_rows, block_r),)](
+            self.lines,
+            self.linear_lines,
+            rows,
+            row_offsets,
+            order,
+            bags,
+            table_starts,
+            self.pieces.row_tables,
+            self.pieces.starts,
+            *self.tensors,
+            scratch if outs is None else outs,
+            scratch if rule is None else rule.scalars,
+            scratch if squares is None else squares,
+            self.pieces.ok,
+            rows.shape[0],
+            self.num_tables,
+            self.pieces.steps,
+            self.batch,
+            scratch.shape[1],
+            *self.strides,
+            *((0, 0) if rule is None else rule.seeds),
+            STAGE=stage,
+            ENTRIES=entries,
+            RULE=-1 if rule is None else rule.number,
+            IS_DENSE=is_dense,
+            IS_ONE_BLOCK=scratch.shape[1] <= self.block_d,
+            IS_STOCHASTIC=rule is not None and rule.is_stochastic,
+            ACC=acc_of(self.tensors[0]),
+            VEC=self.vec,
+            UNROLL=_unroll_of(entries),
+            BLOCK_R=block_r,
+            BLOCK_D=self.block_d,
+            num_warps=warps,
+            **registers(MAX_REGISTERS),
+        )
+
+
+def _unroll_of(entries: int) -> int:
+    """Entries in flight; fewer where each takes many registers."""
+    heavy = [flag for flag in (_EMBEDDINGS, _VALUES_GRAD) if entries & flag.value]
+    return (4, 2, 1)[len(heavy)]
+
+
+def _pass(
+    op: str,
+    weights: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+    embeddings_grad: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    plan: tuple[Tensor, ...],
+    tables: Sequence[int],
+    need_values_grad: bool,
+    first: Sequence[Tensor] = (),
+    second: Sequence[Tensor] = (),
+) -> _Pass:
+    """Check the shapes, describe the tables, sum the pieces of long rows."""
+    dtype, dim, batch = weights[0].dtype, weights[0].shape[1], num_bags(ids, offsets, len(tables))
+    wide, elements = wide_dtype(dtype), 16 // weights[0].element_size()
+    if grad.shape != (batch,) or grad.dtype != dtype:
+        raise RuntimeError(f"{op}: grad must be [{batch}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}")
+    if sums.shape != (batch, dim) or sums.dtype != wide:
+        raise RuntimeError(f"{op}: sums must be the second result of embedding_fm, [{batch}, {dim}] in {wide}")
+    sums = sums.contiguous()
+    nothing = sums.new_empty(0)
+    entries = (_BAGS.value if offsets is not None else 0) | (_LINEAR.value if linear else 0)
+    strides = (grad.stride(0), 0, 0)
+    is_even = all(s.data_ptr() % 16 == 0 for s in (*first, *second, sums))
+    is_even &= all(is_aligned(w) for w in weights)
+    if embeddings_grad is not None:
+        entries |= _EMBEDDINGS.value
+        e = embeddings_grad if dim == 1 or embeddings_grad.stride(2) == 1 else embeddings_grad.contiguous()
+        strides = (grad.stride(0), e.stride(0), e.stride(1))
+        is_even &= e.data_ptr() % 16 == 0 and all(s % elements == 0 for s in strides[1:])
+        embeddings_grad = e
+    values_grad = nothing
+    if values is not None:
+        entries |= _VALUES.value
+        values = values.contiguous()
+        if need_values_grad:
+            entries |= _VALUES_GRAD.value
+            values_grad = torch.zeros(values.shape, dtype=wide, device=values.device)
+    vecs, none, count = [elements if is_even else 1] * len(weights), [0] * len(weights), len(weights)
+    (group,) = groups_of(weights, vecs, none, none, first[:count], second[:count])
+    linear_lines = group.lines
+    if linear:
+        flat = [w.view(-1, 1) for w in linear]
+        linear_lines = groups_of(flat, [1] * count, none, none, first[count:], second[count:])[0].lines
+    pieces = find_pieces(group.lines, plan[0], plan[1], plan[2], plan[4])
+    scratch, scratch2 = (sums.new_empty(pieces.most, size) for size in (dim, 2))
+    given = (nothing if embeddings_grad is None else embeddings_grad, nothing if values is None else values)
+    tensors = (grad, sums, *given, values_grad, scratch, scratch2)
+    out = _Pass(
+        group.lines, linear_lines, group.block_d, group.vec, entries, plan, pieces, tensors, count, batch, strides
+    )
+    out.run(PIECES.value)
+    return out
+
+
+def _values_grad(done: _Pass, dtype: torch.dtype) -> Tensor:
+    return done.tensors[4].to(dtype) if done.entries & _VALUES_GRAD.value else done.tensors[0].new_empty(0)
+
+
+def _no_values_grad(weights: Sequence[Tensor], values: Tensor | None, is_needed: bool) -> Tensor:
+    """Of a batch without entries."""
+    if values is None or not is_needed:
+        return weights[0].new_empty(0)
+    return torch.zeros_like(values, memory_format=torch.contiguous_format)
+
+
+def _store(op: str, weights: Sequence[Tensor], outs: Sequence[Tensor], is_dense: bool, *rest: Any) -> Tensor:
+    """Fill outs with the gradients of tables and linear weights; returns that of the values."""
+    done = _pass(op, weights, *rest)
+    done.run(STORE.value, outs=sent([out.data_ptr() for out in outs], torch.int64, outs[0].device), is_dense=is_dense)
+    torch._assert_async(done.pieces.ok, f"{op}: {_PLAN}")
+    return _values_grad(done, weights[0].dtype)
+
+
+def embedding_fm_grad(
+    weights: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+    embeddings_grad: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    padding: Sequence[int],
+    need_values_grad: bool,
+) -> list[Tensor]:
+    """Launch `_embedding_fm_rows_kernel`; waits for the GPU once, for the number of rows of each table."""
+    weights = [rows_adjacent(w) for w in weights]
+    counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
+    outs = [w.new_empty(count, *w.shape[1:]) for w, count in zip(weights, counts, strict=True)]
+    outs += [w.new_empty(count, *w.shape[1:]) for w, count in zip(linear, counts, strict=bool(linear))]
+    if rows.shape[0] == 0:
+        return [*outs, _no_values_grad(weights, values, need_values_grad)]
+    plan = (rows, row_offsets, order, bags, table_starts)
+    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
+    return [*outs, _store("embedding_fm_grad", weights, outs, False, *given)]
+
+
+def embedding_fm_dense_grad(
+    weights: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+    embeddings_grad: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    tables: Sequence[int],
+    padding: Sequence[int],
+    need_values_grad: bool,
+) -> list[Tensor]:
+    """As embedding_fm_grad, into tables of zeros."""
+    weights = [rows_adjacent(w) for w in weights]
+    sizes = [w.shape[0] for w in weights]
+    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
+    outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in [*weights, *linear]]
+    if plan[0].shape[0] == 0:
+        return [*outs, _no_values_grad(weights, values, need_values_grad)]
+    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
+    return [*outs, _store("embedding_fm_dense_grad", weights, outs, True, *given)]
+
+
+def embedding_fm_update_(
+    weights: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+    embeddings_grad: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    rows: Tensor,
+    row_offsets: Tensor,
+    order: Tensor,
+    bags: Tensor,
+    table_starts: Tensor,
+    tables: Sequence[int],
+    padding: Sequence[int],
+    need_values_grad: bool,
+    rule: int,
+    lr: Tensor,
+    step: Tensor,
+    options: Sequence[float],
+    max_norm: float,
+    seed: int,
+) -> Tensor:
+    """Launch `_embedding_fm_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing."""
+    op = "embedding_fm_update_"
+    check_update(op, [*weights, *linear], first, second, rule)
+    plan = (rows, row_offsets, order, bags, table_starts)
+    if rows.shape[0] == 0:
+        step.add_(1)
+        return _no_values_grad(weights, values, need_values_grad)
+    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
+    done = _pass(op, weights, *given, first, second)
+    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
+    step.add_(1)
+    if max_norm > 0:
+        squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)
+        done.run(NORM.value, taken, squares=squares)
+        set_clip(taken, squares, max_norm)
+    done.run(UPDATE.value, taken)
+    torch._assert_async(done.pieces.ok, f"{op}: {_PLAN}")
+    return _values_grad(done, weights[0].dtype)
+
+
+def compile_cases() -> list[CompileCase]:
+    """Stages and rules at D = 16 with a linear term; other kinds of entries, wide and odd rows in float32."""
+    plain = _LINEAR.value
+    everything = plain | _BAGS.value | _VALUES.value | _EMBEDDINGS.value | _VALUES_GRAD.value
+    kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
+    for element in ("fp32", "bf16", "fp16", "fp64"):
+        kinds.append(("grad", element, 16, STORE.value, plain, -1))
+        kinds.append(("update_adam", element, 16, UPDATE.value, plain, ADAM))
+    kinds.append(("update_sgd", "fp32", 16, UPDATE.value, plain, SGD))
+    for dim in (7, 16, 300):
+        kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))
+        kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))
+        kinds.append(("update_rowwise_adagrad", "fp32", dim, UPDATE.value, plain, ROWWISE_ADAGRAD))
+        kinds.append(("grad_all", "fp32", dim, STORE.value, everything, -1))
+    return [_case(*kind) for kind in kinds]
+
+
+def _case(name: str, element: str, dim: int, stage: int, entries: int, rule: int) -> CompileCase:
+    wide = "fp64" if element == "fp64" else "fp32"
+    vec = 1 if dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
+    block_d = block_of(dim)
+    types = dict.fromkeys(("tables", "linear_tables", "table_starts", "outs", "rows"), "*i64")
+    types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
+    types |= dict.fromkeys(("grad", "embeddings_grad", "values"), f"*{element}")
+    types |= dict.fromkeys(("sums", "values_grad", "scratch", "scratch2", "scalars", "squares"), f"*{wide}")
+    sizes = ("num_rows", "num_tables", "steps", "batch", "width", "grad_stride", "e_sample_stride", "e_field_stride")
+    types |= dict.fromkeys((*sizes, *SEEDS), "i32")
+    constants = {
+        "STAGE": stage,
+        "ENTRIES": entries,
+        "RULE": rule,
+        "IS_DENSE": False,
+        "IS_ONE_BLOCK": dim <= block_d,
+        "IS_STOCHASTIC": element == "bf16" and rule >= 0,
+        "ACC": tl.float64 if element == "fp64" else tl.float32,
+        "VEC": vec,
+        "UNROLL": _unroll_of(entries),
+        "BLOCK_R": rows_of_tile(block_d, vec, warps_of(stage), 1),
+        "BLOCK_D": block_d,
+    }
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {key: types[key] for key in _embedding_fm_rows_kernel.arg_names}
+    pointers = [key for key, kind in signature.items() if kind.startswith("*")]
+    aligned = (*pointers, "width") if vec > 1 else tuple(pointers)
+    more = {"num_warps": warps_of(stage), "aligned": aligned, "max_registers": MAX_REGISTERS}
+    name = f"embedding_fm_{name}_{element}_d{dim}"
+    return CompileCase(name, _embedding_fm_rows_kernel, signature, constants, **more)

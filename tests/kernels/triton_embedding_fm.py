@@ -1,0 +1,161 @@
+"""Triton kernels of embedding_fm under the interpreter; run by test_embedding_fm.py in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deeprec.kernels.embedding_bag import reference as bag_ref
+from deeprec.kernels.embedding_fm import reference as ref
+from deeprec.kernels.embedding_fm import triton_kernels
+
+_spec = importlib.util.spec_from_file_location("embedding_fm_cases", Path(__file__).with_name("test_embedding_fm.py"))
+assert _spec is not None
+assert _spec.loader is not None
+cases = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = cases
+_spec.loader.exec_module(cases)
+
+# Element, index, values, linear weights, padding: each with each other would only take longer.
+KINDS = [
+    (torch.float32, torch.int32, False, True, 3),
+    (torch.float64, torch.int64, True, True, -1),
+    (torch.bfloat16, torch.int64, True, False, 3),
+    (torch.float16, torch.int32, False, True, -1),
+]
+SHAPES = [(5, None), (4, 3), (0, 4), (0, None), (3, 0)]  # B, most ids a bag (None: one id a bag, no offsets)
+TABLES = [[0], [0, 0, 1, 0], list(range(11))]
+
+
+def plan_of(b: Any) -> tuple[Tensor, ...]:
+    return bag_ref.embedding_bags_plan_reference(b.ids, b.offsets, [w.shape[0] for w in b.weights], b.tables, b.padding)
+
+
+def same(got: Any, want: Any, like: Any, slack: float) -> None:
+    """Shapes and dtypes of like; the float64 values of want within a rounding."""
+    assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in like]
+    for ours, theirs in zip(got, want, strict=True):
+        cases.close(ours, theirs, slack)
+
+
+def check(b: Any, need_embeddings: bool, grad: Tensor, with_values_grad: bool) -> None:
+    """Forward, gradients and dense gradients of a batch against the float64 reference."""
+    wide = b.wide()
+    features = (b.tables, b.padding)
+    got = triton_kernels.embedding_fm(b.weights, b.linear, *b.input(), *features, need_embeddings)
+    like = ref.embedding_fm_reference(b.weights, b.linear, *b.input(), *features, need_embeddings)
+    want = ref.embedding_fm_reference(wide.weights, wide.linear, *wide.input(), *features, need_embeddings)
+    same(got, want, like, 2)
+
+    plan = plan_of(b)
+    of_embeddings = torch.randn(like[2].shape).to(grad.dtype) if need_embeddings else None
+    call = (*plan, *features, with_values_grad)
+    given = (grad, like[1], of_embeddings, *b.input())
+    got = triton_kernels.embedding_fm_grad(b.weights, b.linear, *given, *call)
+    like_grads = ref.embedding_fm_grad_reference(b.weights, b.linear, *given, *call)
+    wide_given = (grad.double(), want[1], None if of_embeddings is None else of_embeddings.double(), *wide.input())
+    want_grads = ref.embedding_fm_grad_reference(wide.weights, wide.linear, *wide_given, *call)
+    same(got, want_grads, like_grads, 8)
+    dense = triton_kernels.embedding_fm_dense_grad(b.weights, b.linear, *given, *features, with_values_grad)
+    for i, (ours, theirs) in enumerate(zip(dense[:-1], got[:-1], strict=True)):
+        t = i % len(b.weights)
+        some = plan[0][plan[4][t] : plan[4][t + 1]].long()
+        assert torch.equal(ours, torch.zeros_like(ours).index_copy_(0, some, theirs))
+    assert torch.equal(dense[-1], got[-1])
+
+
+@pytest.mark.parametrize(("dtype", "index", "scaled", "linear", "pad"), KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tables", TABLES, ids=len)
+def test_forward_and_gradients_match_reference(
+    tables: list[int], shape: Any, dtype: torch.dtype, index: torch.dtype, scaled: bool, linear: bool, pad: int
+) -> None:
+    dim = {1: 5, 4: 16, 11: 1}[len(tables)]
+    b = cases.batch_of(tables, shape, dim, dtype, index, linear=linear, scaled=scaled, pad=pad)
+    check(b, len(tables) == 4, torch.randn(shape[0]).to(dtype), scaled)
+
+
+@pytest.mark.parametrize("shape", [(3, None), (3, 2)])
+def test_rows_wider_than_a_tile(shape: Any) -> None:
+    b = cases.batch_of([0, 1, 0], shape, 260, scaled=True, pad=2)
+    check(b, True, torch.randn(3), True)
+
+
+def test_any_layout() -> None:
+    """ids.T and values.T read in place, columns of the tables apart, an expanded gradient."""
+    b = cases.batch_of([0, 1, 2], (6, None), 8, scaled=True)
+    weights = [torch.randn(w.shape[0], 16)[:, ::2] for w in b.weights]
+    linear = [torch.randn(w.shape[0], 3)[:, 1] for w in b.weights]
+    ids, values = b.ids.T.contiguous().T, b.values.T.contiguous().T
+    check(b._replace(weights=weights, linear=linear, ids=ids, values=values), False, torch.ones(1).expand(6), True)
+
+
+@pytest.mark.parametrize("count", [65, 300])
+def test_rows_of_many_entries_are_cut_into_pieces(count: int) -> None:
+    b = cases.batch_of([0, 0], (count, None), 5, torch.float64, scaled=True)
+    b.ids[0] = 7
+    check(b, True, torch.randn(count, dtype=torch.float64), True)
+
+
+@pytest.mark.parametrize("rule", [bag_ref.SGD, bag_ref.ADAGRAD, bag_ref.ROWWISE_ADAGRAD, bag_ref.ADAM])
+@pytest.mark.parametrize(
+    ("dtype", "dim", "max_norm", "seed"),
+    [(torch.float32, 16, 0.5, -1), (torch.float64, 260, 0.5, -1), (torch.bfloat16, 16, 0.0, 7)],
+)
+def test_update_matches_reference(rule: int, dtype: torch.dtype, dim: int, max_norm: float, seed: int) -> None:
+    b = cases.batch_of([0, 1, 0], (4, None), dim, dtype, scaled=True, pad=3)
+    _, sums, _ = ref.embedding_fm_reference(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
+    given = (torch.randn(4).to(dtype), sums, None, *b.input(), *plan_of(b), b.tables, b.padding)
+    results = []
+    for update in (triton_kernels.embedding_fm_update_, ref.embedding_fm_update_reference):
+        torch.manual_seed(3)
+        weights, linear = [w.clone() for w in b.weights], [w.clone() for w in b.linear]
+        both, wide = (
+            [*weights, *(w.view(-1, 1) for w in linear)],
+            torch.float64 if dtype == torch.float64 else torch.float32,
+        )
+        is_row = rule == bag_ref.ROWWISE_ADAGRAD
+        first = [torch.rand(w.shape[:1] if is_row else w.shape, dtype=wide) for w in both]
+        second = [torch.rand(w.shape, dtype=wide) for w in both] if rule == bag_ref.ADAM else []
+        lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
+        rest = (True, rule, lr, step, [1e-8, 0.01, 0.9, 0.999], max_norm, seed)
+        of_values = update(weights, linear, first, second, *given, *rest)
+        assert int(step) == 4
+        results.append([*both, *first, *second, of_values])
+    assert not torch.equal(results[0][0], b.weights[0])
+    for got, want in zip(*results, strict=True):
+        cases.close(got.to(dtype), want.to(dtype), 16)  # the reference rounds its gradients to the dtype of the tables
+
+
+@pytest.mark.parametrize("bad", [-1, 21, 2**40])
+@pytest.mark.parametrize("shape", [(4, 3), (5, None)])
+def test_bad_ids_and_plans_are_assertions_and_change_nothing(bad: int, shape: Any) -> None:
+    b = cases.batch_of([0, 1], shape, 4)
+    _, sums, _ = ref.embedding_fm_reference(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
+    plan = plan_of(b)
+    plan[0][-1] = bad
+    b.ids.view(-1)[-1] = bad
+    with pytest.raises(RuntimeError, match="ids must be in"):
+        triton_kernels.embedding_fm(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
+    before = [w.clone() for w in (*b.weights, *b.linear)]
+    lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
+    given = (torch.ones(shape[0]), sums, None, *b.input(), *plan, b.tables, b.padding)
+    with pytest.raises(RuntimeError, match="plan must come from"):
+        triton_kernels.embedding_fm_update_(
+            b.weights, b.linear, [], [], *given, False, bag_ref.SGD, lr, step, [0.0] * 4, 0.0, -1
+        )
+    assert all(torch.equal(x, y) for x, y in zip(before, [*b.weights, *b.linear], strict=True))
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 3, 4, 5], [0, 3, 4, 9], [0, 2, 3, 4]], ids=str)
+def test_offsets_that_do_not_fit_are_an_assertion(offsets: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="offsets ascend"):
+        triton_kernels.embedding_fm(
+            [torch.randn(9, 4)], [], torch.arange(5), torch.tensor(offsets), None, [0], [-1], False
+        )
