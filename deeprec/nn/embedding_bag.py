@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deeprec.kernels.embedding_bag import embedding_bag
+from deeprec.kernels.embedding_bag import embedding_bag, flat_bags
 from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
 from deeprec.nn.embedding import check_table
 
@@ -91,6 +91,9 @@ class EmbeddingBag(nn.EmbeddingBag):
         if torch.is_grad_enabled():
             catch_up(weight, input)
         if self.max_norm is not None:
+            # A wrong call is to be refused before the table is changed.
+            given = (self.mode, per_sample_weights, self.padding_idx, self.include_last_offset)
+            flat_bags(weight, input, offsets, *given)
             clip_row_norms_(weight, input, self.max_norm, self.norm_type, self.name)
         if self.scale_grad_by_freq and torch.is_grad_enabled() and weight.requires_grad:
             weight = scale_grad_by_frequency(weight, input)

@@ -589,6 +589,55 @@ def embedding_bags_plan(
         raise
 
 
+def flat_bags(
+    weight: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    mode: str,
+    per_sample_weights: Tensor | None,
+    padding_idx: int | None,
+    include_last_offset: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, int | None]:
+    """ids [nnz], offsets [B + 1], per_sample_weights [nnz] and padding_idx >= 0 from the arguments of `embedding_bag`.
+
+    Raises:
+        ValueError: their shapes do not go together.
+    """
+    if mode not in MODES[:3]:
+        raise ValueError(f"embedding_bag: mode must be sum, mean or max, got {mode!r}")
+    if weight.dim() != 2:
+        raise ValueError(f"embedding_bag: weight must be [R, D], got {tuple(weight.shape)}")
+    if padding_idx is not None:
+        if not -weight.shape[0] <= padding_idx < weight.shape[0]:
+            raise ValueError(f"embedding_bag: padding_idx must be in [0, {weight.shape[0]}), got {padding_idx}")
+        padding_idx %= weight.shape[0]
+    if per_sample_weights is not None and (per_sample_weights.shape != ids.shape or mode != "sum"):
+        raise ValueError(
+            f"embedding_bag: per_sample_weights must be {tuple(ids.shape)} like ids, with mode 'sum'; got "
+            f"{tuple(per_sample_weights.shape)} with mode {mode!r}"
+        )
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ValueError("embedding_bag: offsets must be None where ids are [B, L], a bag a row")
+        batch, length = ids.shape
+        bounds = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
+        ids = ids.reshape(-1)
+        per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    elif offsets is None or ids.dim() != 1:
+        raise ValueError(
+            f"embedding_bag: ids must be [B, L], or [nnz] with offsets, got {tuple(ids.shape)} "
+            f"{'without' if offsets is None else 'with'} offsets"
+        )
+    elif offsets.dim() != 1:
+        raise ValueError(f"embedding_bag: offsets must have one dimension, got {tuple(offsets.shape)}")
+    elif include_last_offset:
+        bounds = offsets
+    else:
+        last = torch.full((1,), ids.shape[0], dtype=offsets.dtype, device=offsets.device)
+        bounds = torch.cat([offsets, last])
+    return ids, bounds, per_sample_weights, padding_idx
+
+
 def embedding_bag(
     weight: Tensor,
     ids: Tensor,
@@ -618,44 +667,14 @@ def embedding_bag(
     Raises:
         IndexError, TypeError, ValueError: as in `embedding_bags`.
     """
-    if mode not in MODES[:3]:
-        raise ValueError(f"embedding_bag: mode must be sum, mean or max, got {mode!r}")
-    if weight.dim() != 2:
-        raise ValueError(f"embedding_bag: weight must be [R, D], got {tuple(weight.shape)}")
-    if padding_idx is not None:
-        if not -weight.shape[0] <= padding_idx < weight.shape[0]:
-            raise ValueError(f"embedding_bag: padding_idx must be in [0, {weight.shape[0]}), got {padding_idx}")
-        padding_idx %= weight.shape[0]
-    if ids.dim() == 2:
-        if offsets is not None:
-            raise ValueError("embedding_bag: offsets must be None where ids are [B, L], a bag a row")
-        if per_sample_weights is not None:
-            if per_sample_weights.shape != ids.shape:
-                raise ValueError(
-                    f"embedding_bag: per_sample_weights must be {tuple(ids.shape)} like ids, got "
-                    f"{tuple(per_sample_weights.shape)}"
-                )
-            per_sample_weights = per_sample_weights.reshape(-1)
-        batch, length = ids.shape
-        bounds = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
-        ids = ids.reshape(-1)
-    elif offsets is None or ids.dim() != 1:
-        raise ValueError(
-            f"embedding_bag: ids must be [B, L], or [nnz] with offsets, got {tuple(ids.shape)} "
-            f"{'without' if offsets is None else 'with'} offsets"
-        )
-    elif offsets.dim() != 1:
-        raise ValueError(f"embedding_bag: offsets must have one dimension, got {tuple(offsets.shape)}")
-    elif include_last_offset:
-        bounds = offsets
-    else:
-        last = torch.full((1,), ids.shape[0], dtype=offsets.dtype, device=offsets.device)
-        bounds = torch.cat([offsets, last])
+    ids, bounds, scale, padding_idx = flat_bags(
+        weight, ids, offsets, mode, per_sample_weights, padding_idx, include_last_offset
+    )
     pooled, _ = embedding_bags(
         [weight],
         ids,
         bounds,
-        per_sample_weights=per_sample_weights,
+        per_sample_weights=scale,
         modes=mode,
         padding_idx=[padding_idx],
         sparse_grad=sparse_grad,

@@ -207,6 +207,25 @@ def test_bad_id_is_named_and_changes_nothing() -> None:
         assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.tensor([1, 2]),),
+        (torch.tensor([[[1, 2]]]),),
+        (torch.tensor([[1, 2]]), torch.tensor([0])),
+        (torch.tensor([1, 2]), torch.tensor([[0]])),
+        (torch.tensor([[1, 2]]), None, torch.ones(2)),
+        (torch.tensor([[1.0, 2.0]]),),
+    ],
+)
+def test_a_wrong_call_changes_nothing_with_max_norm(arguments: tuple[Any, ...]) -> None:
+    layer = EmbeddingBag(6, 4, mode="sum", max_norm=0.1)
+    before = layer.weight.detach().clone()
+    with pytest.raises((ValueError, TypeError)):
+        layer(*arguments)
+    assert torch.equal(layer.weight, before)
+
+
 def test_frozen_table_still_gives_per_sample_weights_their_gradient() -> None:
     layer = EmbeddingBag.from_pretrained(torch.randn(6, 4), mode="sum")
     ids, scale = torch.tensor([[1, 2, 2]]), torch.ones(1, 3, requires_grad=True)

@@ -215,5 +215,5 @@ def test_weights_are_those_of_torch_after_500_steps(name: str, work: Work) -> No
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10, msg=lambda text, way=way: f"{way}: {text}")
 
     single = Together(work.sizes, torch.float32, pair.sparse[0], None)
-    for ours, theirs in zip(train(single, pair.ours(single.parameters()), work), want, strict=True):
+    for ours, theirs in zip(train(single, pair.ours(single.parameters()), work, accumulate=True), want, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=5e-5)
