@@ -24,6 +24,7 @@ class InBackward:
     """
 
     def __init__(self, owner: str, factory: OptimizerFactory, params: list[nn.Parameter]) -> None:
+        self._owner = owner
         self.optimizer = factory(params)
         if not hasattr(self.optimizer, "row_step"):
             raise TypeError(
@@ -41,5 +42,17 @@ class InBackward:
         self._trigger = torch.zeros((), device=self._params[0].device, requires_grad=True)
 
     def arguments(self) -> dict[str, Any]:
-        """`update` and `trigger` as the kernels take them, by the options of the moment."""
-        return {"update": self._row_step(), "trigger": self._trigger} if torch.is_grad_enabled() else {}
+        """`update` and `trigger` as the kernels take them, by the options of the moment; nothing for frozen tables.
+
+        Raises:
+            ValueError: some tables are frozen (requires_grad_(False)), others are not.
+        """
+        frozen = sum(not param.requires_grad for param in self._params)
+        if not torch.is_grad_enabled() or frozen == len(self._params):
+            return {}
+        if frozen:
+            raise ValueError(
+                f"{self._owner}: all tables that are updated in the backward pass must require gradients, or none, got "
+                f"{frozen} of {len(self._params)} frozen; put those into a layer of their own"
+            )
+        return {"update": self._row_step(), "trigger": self._trigger}

@@ -40,7 +40,8 @@ class Embedding(nn.Embedding):
     """A table of `num_embeddings` rows whose gradient holds the touched rows only.
 
     A `torch.nn.Embedding` in every respect (isinstance, state dict, from_pretrained, DDP), except that `sparse` is on
-    by default, that its sparse gradients are coalesced, and that they come with scale_grad_by_freq as well.
+    by default, that its sparse gradients are coalesced, and that they come with scale_grad_by_freq as well. There are
+    no second derivatives, and torch.func does not transform it.
 
     Args:
         num_embeddings: rows R, >= 1.
@@ -111,7 +112,7 @@ class Embedding(nn.Embedding):
         Returns:
             [*input.shape, embedding_dim].
         Raises:
-            IndexError: an id is out of range.
+            IndexError: an id is out of range (a RuntimeError with its text in a graph of torch.compile).
         """
         weight = self.weight
         is_training = torch.is_grad_enabled() and weight.requires_grad

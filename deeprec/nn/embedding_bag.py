@@ -16,7 +16,8 @@ class EmbeddingBag(nn.EmbeddingBag):
     A `torch.nn.EmbeddingBag` in every respect (constructor, call, isinstance, state dict, from_pretrained, DDP).
     Beyond torch's: sparse gradients are coalesced and come in mode "max" and with scale_grad_by_freq as well; any
     embedding_dim >= 1 on every device; an id out of range is named with its position, and nothing is changed then;
-    offsets that do not ascend are refused.
+    offsets that do not ascend, and ids that no bag holds, are refused. There are no second derivatives, and torch.func
+    does not transform it.
 
     Args:
         num_embeddings: rows R, >= 1.
@@ -84,7 +85,7 @@ class EmbeddingBag(nn.EmbeddingBag):
         Returns:
             [B, embedding_dim]; an empty bag gives zeros.
         Raises:
-            IndexError: an id is out of range.
+            IndexError: an id is out of range (a RuntimeError with its text in a graph of torch.compile).
             TypeError, ValueError: as the message says.
         """
         weight = self.weight

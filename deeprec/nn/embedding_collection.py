@@ -62,8 +62,9 @@ class EmbeddingCollection(nn.Module):
     Without `optimizer_in_backward` the tables are parameters with gradients, for any optimizer (sparse gradients: one
     of `deeprec.train.optim`, or torch's that take them). With it, `backward()` takes the optimizer's step as it goes:
     no table ever has a gradient, and `layer.optimizer` is there for schedules, `state_dict` and `flush`; leave these
-    parameters out of your other optimizers. Each backward pass is then a step of its own, so to accumulate gradients,
-    or to train with DistributedDataParallel, leave it out.
+    parameters out of your other optimizers. Each call is then a step of its own, on the gradient as it comes: leave it
+    out to accumulate gradients, to call the layer twice for one loss, to scale the loss (torch.amp.GradScaler), or to
+    train with DistributedDataParallel. Frozen tables (`requires_grad_(False)`) stand still.
 
     Args:
         tables: `Table`s, any number >= 1, any widths; one dtype and device together.
@@ -190,6 +191,7 @@ class EmbeddingCollection(nn.Module):
             IndexError: an id is out of range: names the table, the value and the position in the ids, feature after
                 feature; nothing has been changed then.
             TypeError, ValueError: as the message says.
+            RuntimeError: in a graph of torch.compile or torch.export, in place of any of these, with their text.
         """
         inputs = bag_inputs(
             "EmbeddingCollection", self.features, ids, offsets, per_sample_weights, "per_sample_weights"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from deeprec.nn import EmbeddingCollection, Table
 from deeprec.train import optim
@@ -203,6 +204,59 @@ def test_a_step_in_backward_is_the_optimizers_step(name: str) -> None:
     optimizer.flush()
     for got, want in zip(fused.weights(), plain.weights(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_step_in_backward_reaches_rows_that_are_not_pooled(name: str) -> None:
+    torch.manual_seed(0)
+    tables = [
+        Table("words", 40, 6, "none"),
+        Table("user", 9, 4),
+        Table("x", 5, 1, "none"),
+        Table("tags", 12, 3, "mean"),
+    ]
+    fused = EmbeddingCollection(tables, optimizer_in_backward=FACTORIES[name])
+    plain = EmbeddingCollection(tables)
+    plain.load_state_dict(fused.state_dict())
+    optimizer = FACTORIES[name](plain.weights())
+    for _ in range(20):
+        ids: dict[str, Any] = {"words": torch.randint(40, (3, 5)), "user": torch.randint(9, (3,))}
+        ids |= {"x": (torch.randint(5, (7,)), torch.tensor([0, 3, 3, 7])), "tags": torch.randint(12, (3, 2))}
+        optimizer.zero_grad()
+        for layer in (fused, plain):
+            pooled, rows = layer(ids)
+            (pooled.square().sum() + 2 * rows["words"].square().sum() + rows["x"].sum()).backward()
+        optimizer.step()
+    fused.optimizer.flush()
+    optimizer.flush()
+    for got, want in zip(fused.weights(), plain.weights(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_tables_stand_still_with_a_step_in_backward() -> None:
+    layer = EmbeddingCollection(TABLES, optimizer_in_backward=FACTORIES["adagrad"])
+    before = copy.deepcopy(layer.state_dict())
+    layer.requires_grad_(False)
+    pooled = layer(ids_of(layer, 4, 2))
+    assert not pooled.requires_grad
+    layer.tables["tags"].weight.requires_grad_()
+    with pytest.raises(ValueError, match=r"got 3 of 4 frozen; put those into a layer of their own"):
+        layer(ids_of(layer, 4, 2))
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+    layer.requires_grad_()
+    step_of(layer, ids_of(layer, 4, 2), torch.randn(4, 35))
+    assert not torch.equal(layer.weights()[0], before["tables.user.weight"])
+
+
+def test_a_checkpointed_layer_takes_one_step() -> None:
+    layers = [EmbeddingCollection(TABLES, optimizer_in_backward=FACTORIES["adam"])]
+    layers.append(copy.deepcopy(layers[0]))
+    ids = ids_of(layers[0], 4, 2)
+    checkpoint(lambda: layers[0](ids).tanh(), use_reentrant=False).sum().backward()
+    layers[1](ids).tanh().sum().backward()
+    for got, want in zip(layers[0].weights(), layers[1].weights(), strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("name", ["adagrad", "adam", "adam dense", "momentum"])
