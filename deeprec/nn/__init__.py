@@ -5,7 +5,7 @@ from __future__ import annotations
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.embedding_bag import EmbeddingBag
 from deeprec.nn.embedding_collection import EmbeddingCollection, Table
-from deeprec.nn.fm import BiInteraction, FMInteraction
+from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.replace import replace_embeddings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EmbeddingBag",
     "EmbeddingCollection",
     "FMInteraction",
+    "FactorizationMachine",
     "Table",
     "replace_embeddings",
 ]

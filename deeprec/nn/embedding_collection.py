@@ -53,6 +53,34 @@ class Table:
         object.__setattr__(self, "features", tuple(self.features) or (self.name,))
 
 
+def features_of_tables(
+    owner: str, tables: Sequence[Table]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int | None, ...]]:
+    """What a layer over tables knows of its features.
+
+    Args:
+        owner: the layer, for errors.
+        tables: any number >= 1.
+    Returns:
+        names of the tables, names of the features, and the table and the padding id (>= 0) of each feature.
+    Raises:
+        ValueError: there is no table, or a name occurs twice.
+    """
+    names = tuple(table.name for table in tables)
+    features = tuple(feature for table in tables for feature in table.features)
+    for what, words in (("table", names), ("feature", features)):
+        twice = sorted({word for word in words if words.count(word) > 1})
+        if twice or not words:
+            raise ValueError(f"{owner}: each {what} must have a name of its own, got {twice or list(words)}")
+    table_of = tuple(number for number, table in enumerate(tables) for _ in table.features)
+    padding = tuple(
+        None if table.padding_idx is None else table.padding_idx % table.num_embeddings
+        for table in tables
+        for _ in table.features
+    )
+    return names, features, table_of, padding
+
+
 class EmbeddingCollection(nn.Module):
     """Embedding tables whose lookups, gradients and steps are one call each.
 
@@ -102,23 +130,11 @@ class EmbeddingCollection(nn.Module):
         self._start(optimizer_in_backward)
 
     def _set_up(self, tables: Sequence[Table]) -> None:
-        names = [table.name for table in tables]
-        features = [feature for table in tables for feature in table.features]
-        for what, words in (("table", names), ("feature", features)):
-            twice = sorted({word for word in words if words.count(word) > 1})
-            if twice or not words:
-                raise ValueError(f"EmbeddingCollection: each {what} must have a name of its own, got {twice or words}")
         self.configs = tuple(tables)
-        self.features = tuple(features)
+        self._names, self.features, self._table_of, self._padding = features_of_tables("EmbeddingCollection", tables)
         self.tables = nn.ModuleDict()
-        of = [(number, table) for number, table in enumerate(tables) for _ in table.features]
-        self._table_of = tuple(number for number, _ in of)
-        self._modes = tuple(table.mode for _, table in of)
-        self._dims = tuple(table.embedding_dim for _, table in of)
-        self._padding = tuple(
-            None if table.padding_idx is None else table.padding_idx % table.num_embeddings for _, table in of
-        )
-        self._names = tuple(names)
+        self._modes = tuple(tables[number].mode for number in self._table_of)
+        self._dims = tuple(tables[number].embedding_dim for number in self._table_of)
 
     def _start(self, factory: OptimizerFactory | None) -> None:
         self._in_backward = None if factory is None else InBackward("EmbeddingCollection", factory, self.weights())

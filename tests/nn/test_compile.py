@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, FMInteraction, Table
+from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, FactorizationMachine, FMInteraction, Table
 from deeprec.train import optim
 
 ROWS = 30
@@ -117,6 +117,7 @@ LAYERS = {
     "Embedding, padding": lambda: Embedding(ROWS, 4, padding_idx=1, sparse=True),
     "EmbeddingBag": lambda: EmbeddingBag(ROWS, 4, sparse=True),
     "EmbeddingCollection": lambda: EmbeddingCollection([Table("a", ROWS, 4, features=("a", "b", "c"))], sparse=True),
+    "FactorizationMachine": lambda: FactorizationMachine([Table("a", ROWS, 4, features=("a", "b", "c"))], bias=False),
 }
 
 
