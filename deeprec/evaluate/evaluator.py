@@ -45,6 +45,8 @@ def evaluate(
     Raises:
         ValueError: a score is NaN, the part is empty, or negatives are missing.
     """
+    if protocol.task == "rating":
+        return rating_figures(model, split, protocol, part)
     ranking = rank(model, split, protocol, part, users=users, progress=progress)
     if ranking.users.size == 0:
         raise ValueError(
@@ -117,6 +119,33 @@ def figures(ranking: Ranking, protocol: Protocol, train: Interactions) -> dict[s
                     value = metric(ranking.top_items, k, train.num_items)
             result[f"{name}@{k}"] = value
     return result
+
+
+def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> dict[str, float]:
+    """Errors of `model.predict_ratings(users, items)` on the ratings of one part.
+
+    Raises:
+        ValueError: the model predicts no ratings, the data has none, or a prediction is NaN.
+    """
+    held_out, train = (split.validation if part == "validation" else split.test), split.train
+    if not hasattr(model, "predict_ratings"):
+        raise ValueError(
+            f"evaluate: the protocol {protocol.name!r} needs a model that predicts ratings, got "
+            f"{getattr(model, 'name', type(model).__name__)}; take autorec, or a ranking protocol such as full"
+        )
+    if held_out.ratings is None or train.ratings is None or not len(held_out):
+        raise ValueError(f"evaluate: the {part} part must have ratings, got none in {train.name}")
+    with _evaluating(model):
+        users, items = (torch.from_numpy(np.ascontiguousarray(c)) for c in (held_out.users, held_out.items))
+        predictions: NDArray[Any] = model.predict_ratings(users, items).double().cpu().numpy()
+    if np.isnan(predictions).any():
+        at = int(np.flatnonzero(np.isnan(predictions))[0])
+        raise ValueError(f"evaluate: predictions must be numbers, got NaN at row {at} of the {part} part")
+    is_known = (train.user_counts()[held_out.users] > 0) & (train.item_counts()[held_out.items] > 0)
+    predictions = np.where(is_known, predictions, protocol.default_rating)
+    if protocol.clamp:
+        predictions = predictions.clip(train.ratings.min(), train.ratings.max())
+    return {name: getattr(metrics, name)(predictions, held_out.ratings) for name in protocol.metrics}
 
 
 def _device_of(model: Any) -> torch.device:

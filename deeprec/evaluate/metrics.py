@@ -195,7 +195,24 @@ RANK_METRICS: dict[str, RankMetric] = {
     "map": average_precision,
 }
 LIST_METRICS: tuple[str, ...] = ("coverage", "novelty", "gini")
-METRICS: tuple[str, ...] = (*RANK_METRICS, "auc", *LIST_METRICS)
+RATING_METRICS: tuple[str, ...] = ("rmse", "mae")
+METRICS: tuple[str, ...] = (*RANK_METRICS, "auc", *LIST_METRICS, *RATING_METRICS)
+
+
+def rmse(predictions: NDArray[Any], ratings: NDArray[Any]) -> float:
+    """Root of the mean squared error over individual ratings [n] (not averaged by user), in rating units."""
+    errors = np.asarray(predictions, dtype=np.float64) - np.asarray(ratings, dtype=np.float64)
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def mae(predictions: NDArray[Any], ratings: NDArray[Any]) -> float:
+    """Mean absolute error over individual ratings [n], in rating units."""
+    return float(np.abs(np.asarray(predictions, dtype=np.float64) - np.asarray(ratings, dtype=np.float64)).mean())
+
+
+def gain(figure: str, value: float) -> float:
+    """A number that is larger where the figure ("hr@10", "rmse") is better."""
+    return -value if figure.partition("@")[0] in RATING_METRICS else value
 
 
 def check_metric(name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from deeprec._suggest import did_you_mean
-from deeprec.evaluate.metrics import check_metric
+from deeprec.evaluate.metrics import RATING_METRICS, check_metric
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -37,10 +37,12 @@ def _require(condition: bool, requirement: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to measure a ranking model; immutable, checked on construction.
+    """One way to measure a model; immutable, checked on construction.
 
     Attributes:
-        name: how it was asked for ("ncf", "full", "random").
+        name: how it was asked for ("ncf", "full", "random", "rating").
+        task: "ranking", the positives among candidates; or "rating", the error of predicted ratings (then candidates,
+            negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
             interactions; "official": the split that came with the data; "auto": official where the data has it,
             leave_one_out otherwise (see `resolve`).
@@ -59,6 +61,8 @@ class Protocol:
         metrics: names out of `metrics.METRICS`.
         cutoffs: K of each metric that has one, at least 1.
         seed: seed of the split (not of the training), at least 0.
+        default_rating: predicted for a user or item without a training rating, in rating units.
+        clamp: whether predictions are clipped to the range of the training ratings.
     """
 
     name: str
@@ -74,10 +78,13 @@ class Protocol:
     metrics: tuple[str, ...] = ("hr", "ndcg")
     cutoffs: tuple[int, ...] = (10,)
     seed: int = 0
+    task: Literal["ranking", "rating"] = "ranking"
+    default_rating: float = 3.0
+    clamp: bool = True
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in ("holdout", "validation", "negatives", "ties"):
+        for field in ("holdout", "validation", "negatives", "ties", "task"):
             _check_choice(field, getattr(self, field), typing.get_args(hints[field]))
         for field in ("mask", "metrics", "cutoffs"):
             value = getattr(self, field)
@@ -87,6 +94,8 @@ class Protocol:
         for metric in self.metrics:
             check_metric(metric)
         _require(bool(self.metrics), "metrics must name at least one metric", self.metrics)
+        fits = all((name in RATING_METRICS) == (self.task == "rating") for name in self.metrics)
+        _require(fits, f"metrics must fit the task {self.task!r}", self.metrics)
         whole = all(isinstance(k, int) and k >= 1 for k in self.cutoffs)
         _require(bool(self.cutoffs) and whole, "cutoffs must be whole numbers of at least 1", self.cutoffs)
         for field in ("seed", "negatives_seed"):
@@ -171,6 +180,10 @@ class Protocol:
         ours, theirs = self.as_dict(), other.as_dict()
         ignored = set(_REPORTING_FIELDS)
         # A field that the protocol does not use cannot make a difference.
+        if self.task == other.task == "rating":
+            ignored |= {"candidates", "negatives", "negatives_seed", "mask", "ties"}
+        else:
+            ignored |= {"default_rating", "clamp"}
         if "random" not in (self.holdout, other.holdout):
             ignored |= {"test_share", "validation_share"}
         if self.candidates != "all" and other.candidates != "all":
@@ -187,7 +200,7 @@ class Protocol:
     def headline(self) -> str:
         """The figure that chooses the epoch and leads a table, such as "hr@10"."""
         first = self.metrics[0]
-        return first if first == "auc" else f"{first}@{self.cutoffs[0]}"
+        return first if first in ("auc", *RATING_METRICS) else f"{first}@{self.cutoffs[0]}"
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -208,6 +221,10 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("recall", "ndcg", "precision", "map", "mrr", "auc"),
         cutoffs=(10, 20),
     ),
+    # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses, 3 where nothing is known.
+    "rating": Protocol(
+        "rating", task="rating", holdout="random", validation="share", validation_share=0.09, metrics=("rmse", "mae")
+    ),
 }
 
 
@@ -215,7 +232,7 @@ def protocol(name: str, **overrides: Any) -> Protocol:
     """A protocol by name with some fields replaced: `protocol("ncf", ties="authors", cutoffs=(5, 10))`.
 
     Args:
-        name: "ncf", "full" or "random".
+        name: "ncf", "full", "random" or "rating".
         overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse.
     Raises:
         ValueError: an unknown name or field, or a value out of its range.

@@ -1,5 +1,6 @@
 """Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`."""
 
+from deeprec.models.autorec import AutoRec
 from deeprec.models.base import Batch, Recommender, Schema, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.models.gmf import GMF
@@ -13,6 +14,7 @@ __all__ = [
     "GMF",
     "MF",
     "MLP",
+    "AutoRec",
     "Batch",
     "NeuMF",
     "Popularity",

@@ -7,9 +7,10 @@ methods below import them when called; it is the only such place (see tests/test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +53,17 @@ class Batch(NamedTuple):
     users: Tensor
     items: Tensor
     labels: Tensor
+
+
+class Batches(Protocol):
+    """The training examples of an epoch, in steps."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+
+    def epoch(self, number: int) -> Iterator[Any]:
+        """The batches of one epoch, the same for a number whenever they are asked for; each has `labels`."""
 
 
 class Seen(NamedTuple):
@@ -111,11 +123,18 @@ class Recommender(nn.Module):
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> Tensor:
+    def batches(self, train: Interactions, seed: int) -> Batches:
+        """What the model trains on; by default positives with negatives drawn anew every epoch."""
+        from deeprec.train.batches import PairwiseBatches
+
+        config = self.config
+        return PairwiseBatches(train, batch_size=config.batch_size, num_negatives=config.num_negatives, seed=seed)
+
+    def loss(self, batch: Any) -> Tensor:
         """Scalar training loss of a batch."""
         raise NotImplementedError
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Any) -> Tensor:
         """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
         loss = self.loss(batch)
         loss.backward()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from deeprec._suggest import did_you_mean
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
+FULL_BATCH_OPTIMIZERS = ("rprop",)  # they need the gradient of all data in one step
 PRECISIONS = ("float32", "bfloat16")
 REDUCTIONS = ("mean", "sum")
 
@@ -35,6 +36,8 @@ class TrainConfig:
         refit: after the epoch is chosen, train anew on train + validation for that many epochs.
     """
 
+    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+
     epochs: int = 20
     batch_size: int = 256
     lr: float = 0.001
@@ -49,9 +52,13 @@ class TrainConfig:
     refit: bool = False
 
     def __post_init__(self) -> None:
+        _at_least(self, "batch_size", 1 + self.num_negatives)
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Everything but batch_size, which models count differently."""
         _at_least(self, "epochs", 1)
         _at_least(self, "num_negatives", 1)
-        _at_least(self, "batch_size", 1 + self.num_negatives)
         _at_least(self, "patience", 0)
         _at_least(self, "weight_decay", 0)
         _at_least(self, "l2", 0)
@@ -60,7 +67,7 @@ class TrainConfig:
             raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
         if not self.lr > 0:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
-        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "optimizer", self.optimizers)
         _one_of(self, "reduction", REDUCTIONS)
         _one_of(self, "precision", PRECISIONS)
 

@@ -10,6 +10,7 @@ from deeprec.models.base import Recommender
 from deeprec.models.config import TrainConfig
 
 _MODELS = {
+    "autorec": "deeprec.models.autorec:AutoRec",
     "gmf": "deeprec.models.gmf:GMF",
     "mf": "deeprec.models.mf:MF",
     "mlp": "deeprec.models.mlp:MLP",

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from deeprec._files import write_atomically
+from deeprec.evaluate.metrics import gain
 
 
 def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> None:
@@ -23,10 +24,12 @@ def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> N
     epochs = [entry["epoch"] for entry in shown]
     loss_axes.plot(epochs, [entry["loss"] for entry in shown], color="#c44e52", marker="o", markersize=3)
     loss_axes.set(xlabel="epoch", ylabel="training loss")
-    for metric, colour in (("hr@10", "#4c72b0"), ("ndcg@10", "#55a868")):
+    known = ("epoch", "loss", "seconds", "samples_per_second", "refit")
+    metrics = [key for key in (shown[-1] if shown else {}) if key not in known]
+    for metric, colour in zip(metrics, ("#4c72b0", "#55a868"), strict=False):  # the first two of the protocol
         points = [(entry["epoch"], entry[metric]) for entry in shown if metric in entry]
         if points:
-            best = max(points, key=lambda point: point[1])
+            best = max(points, key=lambda point: gain(metric, point[1]))
             metric_axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=metric)
             metric_axes.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 6), ha="center", size=8)
     metric_axes.set(xlabel="epoch", ylabel="validation metric")

@@ -17,11 +17,11 @@ import torch
 from deeprec.data import Interactions, Split, from_frame, load
 from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
-from deeprec.models.base import Recommender, Schema, Seen
+from deeprec.evaluate.metrics import gain
+from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.train import optim
 from deeprec.train._row_optimizer import RowOptimizer
-from deeprec.train.batches import PairwiseBatches
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
 from deeprec.train.curves import plot_curves
 from deeprec.train.folder import save
@@ -115,7 +115,7 @@ class _BestOnTest:
     def look(self, model: Recommender, run: _Run, epoch: int) -> None:
         """Evaluate the test part after an epoch."""
         metrics = evaluate(model, run.split, run.protocol, part="test")
-        if self.best is None or metrics[run.select] > self.best["metrics"][run.select]:
+        if self.best is None or _selected(metrics, run.select) > _selected(self.best["metrics"], run.select):
             self.best = {"epoch": epoch, "metrics": metrics}
 
 
@@ -280,9 +280,7 @@ def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint 
             )
             if tracker is not None:
                 tracker.look(model, run, 0)
-    batches = PairwiseBatches(
-        stage.train, batch_size=model.config.batch_size, num_negatives=model.config.num_negatives, seed=run.seed
-    )
+    batches = model.batches(stage.train, run.seed)
     while stage.epoch < stage.epochs and not _out_of_patience(stage, model.config.patience):
         entry = _epoch(model, optimizer, batches, run, stage)
         stage.epoch += 1
@@ -319,11 +317,11 @@ def _averaged(
 def _selected(metrics: dict[str, float], select: str) -> float:
     if select not in metrics:
         raise ValueError(f"fit: select must be a metric of the protocol, got {select!r}; one of {', '.join(metrics)}")
-    return metrics[select]
+    return gain(select, metrics[select])
 
 
 def _epoch(
-    model: Recommender, optimizer: RowOptimizer, batches: PairwiseBatches, run: _Run, stage: _Stage
+    model: Recommender, optimizer: torch.optim.Optimizer, batches: Batches, run: _Run, stage: _Stage
 ) -> dict[str, float]:
     """One pass over the training positives; returns the epoch's entry in the history."""
     started = time.perf_counter()
@@ -346,8 +344,8 @@ def _epoch(
 
 def train_epoch(
     model: Recommender,
-    optimizer: RowOptimizer,
-    batches: PairwiseBatches,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
     number: int,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -361,13 +359,14 @@ def train_epoch(
     model.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     is_mean = model.config.reduction == "mean"
+    step = optimizer.update if isinstance(optimizer, RowOptimizer) else optimizer.step
     total: float | torch.Tensor = 0.0
     done, last_report = 0, time.perf_counter()
     for batch in batches.epoch(number):
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
         loss = model.backward(batch)
-        optimizer.update()
+        step()
         examples = batch.labels.numel()
         # Reading one number is free on the CPU and would be a synchronisation elsewhere.
         value = float(loss) if loss.device.type == "cpu" else loss.double()
@@ -376,14 +375,18 @@ def train_epoch(
         if on_progress is not None and time.perf_counter() - last_report > 0.1:
             last_report = time.perf_counter()
             on_progress(done, float(total) / done)
-    optimizer.flush()
+    if isinstance(optimizer, RowOptimizer):
+        optimizer.flush()
     model.eval()
     return float(total) / done
 
 
-def make_optimizer(model: Recommender, config: TrainConfig) -> RowOptimizer:
+def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer that `config.optimizer` names, over the parameters that need gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "rprop":
+        # The largest step as in the NumPy reproduction of AutoRec on the reference sheet.
+        return torch.optim.Rprop(parameters, lr=config.lr, step_sizes=(1e-6, 1.0))
     if config.optimizer == "sgd":
         return optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adagrad":
@@ -437,7 +440,7 @@ def _report(
         run.on_progress(
             Progress(stage.name, stage.epoch, stage.epochs, total, total, entry["loss"], rate, metrics, is_best)
         )
-    shown = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("hr@10", "ndcg@10") if key in metrics)
+    shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:2])
     _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)
 
 

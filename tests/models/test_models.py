@@ -10,8 +10,11 @@ import torch
 import deeprec
 from deeprec.data import from_frame
 from deeprec.models import Batch, Schema, create, names
+from deeprec.models.ncf import NCFRecommender
+from deeprec.models.registry import model_class
 
 SMALL = {"epochs": 2, "batch_size": 100}
+NCF = [name for name in names() if issubclass(model_class(name), NCFRecommender)]
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +24,14 @@ def data():
     rows = []
     for user in range(60):
         liked = rng.permutation(20)[:9] + 20 * (user % 2)
-        rows += [(f"user-{user}", 3_000_000_000 + int(item), t) for t, item in enumerate(liked)]
-    users, items, times = zip(*rows, strict=True)
-    return from_frame(pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times}), timestamp="timestamp")
+        rows += [(f"user-{user}", 3_000_000_000 + int(item), t, 1 + t % 5) for t, item in enumerate(liked)]
+    columns = dict(zip(("user_id", "item_id", "timestamp", "rating"), zip(*rows, strict=True), strict=True))
+    return from_frame(pl.DataFrame(columns), timestamp="timestamp", rating="rating")
 
 
 def options(name):
+    if name == "autorec":
+        return {"epochs": 5, "hidden": 4}
     return {} if name == "popularity" else {**SMALL, "factors": 4}
 
 
@@ -105,7 +110,7 @@ def test_similar_items_exclude_the_item_itself(fitted):
     assert frame["score"].is_between(-1.0001, 1.0001).all()
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+@pytest.mark.parametrize("name", NCF)
 def test_is_a_plain_module_with_a_plain_optimizer(name):
     torch.manual_seed(0)
     model = create(name, schema=Schema(30, 40), factors=4)
@@ -123,21 +128,21 @@ def test_is_a_plain_module_with_a_plain_optimizer(name):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n not in ("popularity", "mf")])
+@pytest.mark.parametrize("name", [n for n in NCF if n != "mf"])
 def test_loss_starts_at_ln_2(name):
     model = create(name, schema=Schema(50, 60), generator=torch.Generator().manual_seed(0))
     batch = Batch(torch.arange(50), torch.randint(60, (50, 5)), torch.randint(2, (50, 5)).float())
     assert float(model.loss(batch).detach()) == pytest.approx(0.6931, abs=2e-3)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+@pytest.mark.parametrize("name", NCF)
 def test_scores_of_pairs_equal_plain_forward(name):
     model = create(name, schema=Schema(20, 30), factors=8)
     users, items = torch.randint(20, (70,)), torch.randint(30, (70,))
     torch.testing.assert_close(model.score_pairs(users, items), model(users, items), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+@pytest.mark.parametrize("name", NCF)
 def test_fused_loss_equals_plain_forward(name):
     special = {"l2": 0.0, "reduction": "mean"} if name == "mf" else {}
     model = create(name, schema=Schema(20, 30), factors=8, **special)
@@ -181,7 +186,7 @@ def test_unfitted_model_says_what_to_do():
         create("gmf").recommend([1])
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "popularity"])
+@pytest.mark.parametrize("name", NCF)
 def test_backward_gives_the_gradients_of_the_loss(name):
     model = create(name, schema=Schema(20, 30), factors=8)
     batch = Batch(torch.randint(20, (7,)), torch.randint(30, (7, 5)), torch.rand(7, 5))
