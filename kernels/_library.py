@@ -131,7 +131,11 @@ def implement_triton(op: str, names: tuple[str, ...]) -> None:
 
     def launcher(name: str) -> Callable[..., Any]:
         def launch(*args: Any) -> Any:
-            return getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)(*args)
+            function = getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)
+            flat = (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)))
+            tensor = next(x for x in flat if isinstance(x, torch.Tensor))
+            with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever that of the tensors
+                return function(*args)
 
         return launch
 

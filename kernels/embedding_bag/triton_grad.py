@@ -27,6 +27,7 @@ from deeprec.kernels.embedding_bag.reference import (
     num_bags,
 )
 from deeprec.kernels.embedding_bag.triton_rows import (
+    CHANGING,
     MAX_REGISTERS,
     MOMENTUM,
     NORM,
@@ -79,7 +80,7 @@ _IS_MEAN, _IS_MAX = tl.constexpr(MEAN), tl.constexpr(MAX)
 _BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_bags", "batch"))
 def _inverse_lengths_kernel(
     features,  # [F, _F_FIELDS]
     ids,  # [nnz]
@@ -183,7 +184,7 @@ def _add_entries(
     return total
 
 
-@triton.jit(do_not_specialize=SEEDS)
+@triton.jit(do_not_specialize=CHANGING)
 def _bags_rows_kernel(
     tables,  # [T, FIELDS]
     features,  # [F, _F_FIELDS]

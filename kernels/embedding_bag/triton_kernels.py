@@ -2,6 +2,7 @@
 
 embedding_bags: a program takes BLOCK_B bags of one feature. Entries are read UNROLL at a time, so that as many gathers
 are in flight, and added one after another: the sums are those of the reference, in its order.
+Numbers that change from batch to batch are not specialised on: each variant would be a compilation in the first epoch.
 embedding_bags_plan: one stable torch.sort of (first row of the table + row) for all tables, then run-length encoding.
 Gradients and updates: triton_grad.py.
 """
@@ -70,7 +71,7 @@ _GATHER_WARPS, _POOL_WARPS = 4, 2
 _PLAN_BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("batch",))
 def _bags_gather_kernel(
     features,  # [n, FIELDS]
     ids,  # id of bag b of feature f at f * id_feature_stride + b * id_stride
@@ -116,7 +117,7 @@ def _bags_gather_kernel(
         clear_if(ok, is_bad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("batch", "num_bags", "nnz"))
 def _bags_pool_kernel(
     features,  # [n, FIELDS]
     ids,  # [nnz]
@@ -201,7 +202,7 @@ def _bags_pool_kernel(
     clear_if(ok, is_bad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz", "batch", "num_keys"))
 def _plan_keys_kernel(
     features,  # [F, 3]: first key of the table, its rows, padding
     ids,  # [nnz] where HAS_BAGS, else id of bag b of feature f at f * id_feature_stride + b * id_stride
@@ -237,7 +238,7 @@ def _plan_keys_kernel(
     clear_if(ok, is_entry & (is_known == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz", "num_keys"))
 def _plan_heads_kernel(keys, heads, nnz, num_keys, BLOCK: tl.constexpr):
     """heads[i] = whether the sorted keys [nnz] have a new one at i; no padding."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -246,7 +247,7 @@ def _plan_heads_kernel(keys, heads, nnz, num_keys, BLOCK: tl.constexpr):
     tl.store(heads + i, ((key != before) & (key < num_keys)).to(heads.dtype.element_ty), mask=i < nnz)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_entries", "batch"))
 def _plan_rows_kernel(
     features,  # [F, 3]
     bags,  # [nnz], or anything where HAS_BAGS is off

@@ -29,7 +29,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     new_flag,
     sent,
 )
-from deeprec.kernels.sparse_update.triton_kernels import store_weight
+from deeprec.kernels.sparse_update.triton_kernels import SEEDS, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
 FIRST, SECOND = tl.constexpr(5), tl.constexpr(6)  # addresses of the states
@@ -43,6 +43,8 @@ _SGD = tl.constexpr(SGD)
 # Places of the hyperparameters.
 _LR, _EPS, _DECAY, _BETA1, _REST1, _BETA2, _REST2, _STEP_SIZE, _SCALE, _FACTOR = (tl.constexpr(i) for i in range(10))
 SHORT = tl.constexpr(64)
+# Arguments that change from batch to batch: each variant of them would be a compilation.
+CHANGING = ("num_rows", "steps", "batch", *SEEDS)
 MAX_REGISTERS = 128
 _BLOCK = 256
 
@@ -66,7 +68,7 @@ def _piece_length(count):
     return (tl.sqrt(count.to(tl.float32)).to(tl.int32) + 31) // 32 * 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows", "num_tables", "num_entries", "steps"))
 def _rows_pieces_kernel(
     tables,  # [T, FIELDS]
     rows,  # [U]

@@ -20,6 +20,7 @@ from torch import Tensor
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.reference import ADAM, ROWWISE_ADAGRAD, SGD, num_bags, wide_dtype
 from deeprec.kernels.embedding_bag.triton_rows import (
+    CHANGING,
     MAX_REGISTERS,
     NORM,
     PIECES,
@@ -157,7 +158,7 @@ def _add_two(curve, slope, scratch, piece, last, mask):
     return curve, slope
 
 
-@triton.jit(do_not_specialize=SEEDS)
+@triton.jit(do_not_specialize=CHANGING)
 def _embedding_fm_rows_kernel(
     tables,  # [T, FIELDS]
     linear_tables,  # [T, FIELDS], D = 1; anything without _LINEAR

@@ -56,7 +56,7 @@ _LINEAR, _LINEAR_STRIDE = COLUMN, MODE  # of a feature's line: where its linear 
 _WARPS, _UNROLL, _MAX_REGISTERS = 2, 8, 168
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("batch", "nnz"))
 def _embedding_fm_fwd_kernel(
     features,  # [F, FIELDS]
     ids,  # [nnz] with offsets, else id of sample b and feature f at f * id_feature_stride + b * id_stride
