@@ -116,22 +116,20 @@ def embedding_grad(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -
 
 
 def compile_cases() -> list[CompileCase]:
-    """Each kernel for the element and index types it is launched with."""
+    """Each kernel for the element and index types it is launched with, at D = 64."""
     cases = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
         for index in ("i32", "i64"):
             forward = {"weight": f"*{element}", "ids": f"*{index}", "out": f"*{element}", "bad": "*i32", "nnz": "i64"}
             forward |= {"num_rows": "i64", "row_stride": "i64", "dim": "i32"}
             forward |= {"BLOCK_N": "constexpr", "BLOCK_D": "constexpr"}
-            cases.append(
-                CompileCase(
-                    f"embedding_fwd_{element}_{index}", _embedding_fwd_kernel, forward, {"BLOCK_N": 32, "BLOCK_D": 64}
-                )
-            )
+            aligned = ("weight", "ids", "out", "bad", "row_stride", "dim")
+            name, blocks = f"embedding_fwd_{element}_{index}", {"BLOCK_N": 32, "BLOCK_D": 64}
+            cases.append(CompileCase(name, _embedding_fwd_kernel, forward, blocks, aligned=aligned))
         backward = {"grad": f"*{element}", "offsets": "*i32", "order": "*i32", "out": f"*{element}"}
         backward |= {"row_stride": "i64", "dim": "i32", "ACC": "constexpr", "BLOCK_D": "constexpr"}
         acc = tl.float64 if element == "fp64" else tl.float32
-        cases.append(
-            CompileCase(f"embedding_grad_{element}", _embedding_grad_kernel, backward, {"ACC": acc, "BLOCK_D": 64})
-        )
+        aligned = ("grad", "offsets", "order", "out", "row_stride", "dim")
+        name, blocks = f"embedding_grad_{element}", {"ACC": acc, "BLOCK_D": 64}
+        cases.append(CompileCase(name, _embedding_grad_kernel, backward, blocks, aligned=aligned))
     return cases

@@ -9,6 +9,7 @@ Stochastic rounding draws the bits of `round_stochastically` (reference.py), so 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -468,7 +469,7 @@ def adam_dense_update_(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Each kernel for the element types, and Adam in each of its three uses."""
+    """Each kernel for the element types at D = 64, and Adam in each of its three uses."""
     cases = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
         state = "fp64" if element == "fp64" else "fp32"
@@ -499,9 +500,9 @@ def compile_cases() -> list[CompileCase]:
             options = {"HAS_GRAD": has_grad, "IS_DENSE": is_dense, "ALL_ROWS": not has_grad, "HAS_DECAY": has_decay}
             cases.append(CompileCase(f"{name}_{element}", _adam_update_kernel, adam, types | options))
     # The order of a signature is that of the kernel's arguments.
-    return [
-        CompileCase(
-            case.name, case.kernel, {key: case.signature[key] for key in case.kernel.arg_names}, case.constexprs
-        )
-        for case in cases
-    ]
+    out = []
+    for case in cases:
+        signature = {key: case.signature[key] for key in case.kernel.arg_names}
+        aligned = ("dim", "grad_stride", *(key for key, kind in signature.items() if kind.startswith("*")))
+        out.append(replace(case, signature=signature, aligned=aligned))
+    return out
