@@ -78,6 +78,17 @@ def features_of(
     return out
 
 
+def check_offsets(function: str, ids: Tensor, offsets: Tensor | None) -> None:
+    """Raise ValueError unless offsets ascend from 0 to the number of ids."""
+    if offsets is None:
+        return
+    ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else (0, 0)
+    if ends != (0, ids.numel()) or not offsets.numel() or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(
+            f"{function}: offsets must ascend from 0 to the number of ids ({ids.numel()}), got {ends[0]} to {ends[1]}"
+        )
+
+
 def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], tables: Sequence[int]) -> None:
     """Raise IndexError for the first entry out of range."""
     for feature, table in zip(features, tables, strict=True):
@@ -139,6 +150,7 @@ def embedding_bags_reference(
     """[pooled [B, sum D_f], argmax [B, sum D_f] (empty without MAX), one [nnz_f, D_f] for each unpooled feature]."""
     dtype, wide = weights[0].dtype, wide_dtype(weights[0].dtype)
     batch = num_bags(ids, offsets, len(tables))
+    check_offsets("embedding_bags", ids, offsets)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, modes, padding)
     check_ids("embedding_bags", features, [w.shape[0] for w in weights], tables)
     width = sum(weights[t].shape[1] for t, f in zip(tables, features, strict=True) if f.column >= 0)
@@ -172,6 +184,7 @@ def embedding_bags_plan_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Stable sort of the entries by (table, row), padding left out, and run-length encoding."""
     nothing = [0] * len(tables)
+    check_offsets("embedding_bags_plan", ids, offsets)
     features = features_of(ids, offsets, [0] * len(num_embeddings), tables, nothing, padding)
     check_ids("embedding_bags_plan", features, num_embeddings, tables)
     position = torch.int32 if ids.numel() < 2**31 else torch.int64

@@ -12,6 +12,7 @@ from torch import Tensor
 from deeprec.kernels.embedding_bag.reference import (
     Feature,
     check_ids,
+    check_offsets,
     features_of,
     num_bags,
     update_rows,
@@ -47,6 +48,7 @@ def _entries(
 ) -> list[_Entries]:
     wide = wide_dtype(weights[0].dtype)
     nothing = [0] * len(tables)
+    check_offsets(function, ids, offsets)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, nothing, padding)
     check_ids(function, features, [w.shape[0] for w in weights], tables)
     out = []

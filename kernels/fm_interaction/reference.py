@@ -26,4 +26,4 @@ def fm_interaction_grad_reference(grad: Tensor, x: Tensor) -> Tensor:
     """grad (sum_f x - x), [B, F, D], for grad [B] or [B, D]."""
     wide = x.to(wide_dtype(x.dtype))
     grad = grad.reshape(*grad.shape, *(1,) * (2 - grad.dim())).unsqueeze(1).to(wide.dtype)  # [B, 1, D or 1]
-    return (grad * (wide.sum(1, keepdim=True) - wide)).to(x.dtype)
+    return (grad * (wide.sum(1, keepdim=True) - wide)).to(x.dtype).contiguous()

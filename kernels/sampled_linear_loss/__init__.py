@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from deeprec.kernels import _library
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
-from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
+from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_changed
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss.reference import sampled_linear_loss_reference
 
@@ -133,6 +133,7 @@ def _take_step(
         update.max_norm,
         update.seed,
     )
+    mark_changed([weight])
     return None
 
 

@@ -192,8 +192,11 @@ def test_a_step_in_backward_is_the_step_on_the_gradients(number: int) -> None:
     total, _ = fresh.ours(
         "identity", "squared", update=rule(weight, number), update_bias=rule(bias.view(-1, 1), number)
     )
+    versions = weight._version, bias._version
     total.backward()
     torch.testing.assert_close(fresh.hidden.grad, hidden)
+    assert weight._version > versions[0]  # autograd knows that they have changed
+    assert bias._version > versions[1]
     torch.testing.assert_close(weight, want[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(bias, want[1], rtol=1e-5, atol=1e-6)
 
