@@ -6,9 +6,7 @@ together. With update= the step is taken while the sum is in registers.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -23,8 +21,6 @@ from deeprec.kernels.embedding_bag.reference import (
     MEAN,
     ROWWISE_ADAGRAD,
     SGD,
-    is_pooled,
-    num_bags,
 )
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
@@ -40,13 +36,8 @@ from deeprec.kernels.embedding_bag.triton_rows import (
     Rule,
     add_pieces,
     apply_rule,
-    check_update,
     clip,
-    find_pieces,
-    groups_of,
     rowwise_state,
-    rule_of,
-    set_clip,
     tile_of_pieces,
     tile_of_rows,
     warps_of,
@@ -61,18 +52,14 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     STRIDE,
     acc_of,
     block_of,
-    constant,
-    is_aligned,
     registers,
-    rows_adjacent,
     rows_of_tile,
-    sent,
 )
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
-_BAGS, _ONE_FEATURE, _SEQUENCE, _MAX, _MEAN, _SCALE, _SCALE_GRAD = (tl.constexpr(1 << i) for i in range(7))
-_SUMS = tl.constexpr(63)  # all but _SCALE_GRAD
+BAGS, ONE_FEATURE, SEQUENCE, MAXIMUM, MEANS, SCALE, SCALE_GRAD = (tl.constexpr(1 << i) for i in range(7))
+_SUMS = tl.constexpr(63)  # all but SCALE_GRAD
 # Columns of a feature's line here: its place in grad, its mode, its padding, the address of its own gradient or 0.
 _F_COLUMN, _F_MODE, _F_PADDING, _F_SEQUENCE = (tl.constexpr(i) for i in range(4))
 _F_FIELDS = tl.constexpr(4)
@@ -110,10 +97,10 @@ def _inverse_lengths_kernel(
 @triton.jit
 def _add_entries(
     total,  # [R, BLOCK_D]
-    weight,  # [R, BLOCK_D] the rows themselves, where _SCALE_GRAD
+    weight,  # [R, BLOCK_D] the rows themselves, where SCALE_GRAD
     begin,  # [R]
     end,  # [R]
-    number,  # [R] the feature, where _ONE_FEATURE
+    number,  # [R] the feature, where ONE_FEATURE
     place,  # [R] its column in grad
     dim,  # [R]
     column,  # [BLOCK_D]
@@ -137,9 +124,9 @@ def _add_entries(
         for k in tl.static_range(UNROLL):
             p, is_entry = entries[k]
             bag = p
-            if _BAGS & ENTRIES:
+            if BAGS & ENTRIES:
                 bag = tl.load(bags + p, mask=is_entry, other=0)
-            if _ONE_FEATURE & ENTRIES:
+            if ONE_FEATURE & ENTRIES:
                 first = place
                 b = bag - number * batch
             else:
@@ -148,20 +135,20 @@ def _add_entries(
                 line = features + f * _F_FIELDS
                 first = tl.load(line + _F_COLUMN, mask=is_entry, other=0)
             where = grad + b.to(tl.int64) * grad_stride + first
-            if _SEQUENCE & ENTRIES:
+            if SEQUENCE & ENTRIES:
                 own = tl.load(line + _F_SEQUENCE, mask=is_entry, other=0)
                 start = tl.load(offsets + f.to(tl.int64) * batch, mask=is_entry, other=0)
                 where = tl.where(own != 0, own.to(grad.dtype) + (p - start).to(tl.int64) * dim, where)
             mask = is_entry[:, None] & in_row
             is_mine = mask
-            if _MAX & ENTRIES:
+            if MAXIMUM & ENTRIES:
                 is_max = tl.load(line + _F_MODE, mask=is_entry, other=0) == _IS_MAX
                 best = argmax + b.to(tl.int64)[:, None] * argmax_stride + first[:, None] + column[None, :]
                 is_mine = tl.load(best, mask=mask & is_max[:, None], other=-1) == tl.where(is_max, p, -1)[:, None]
             factor = 1.0
-            if _MEAN & ENTRIES:
+            if MEANS & ENTRIES:
                 factor = tl.load(inverse + bag, mask=is_entry, other=0.0)
-            if _SCALE & ENTRIES:
+            if SCALE & ENTRIES:
                 factor = tl.load(scale + p, mask=is_entry, other=0.0)
             some += ((where, is_mine, factor, p, is_entry),)
         grads = ()
@@ -173,12 +160,12 @@ def _add_entries(
         for k in tl.static_range(UNROLL):
             _, is_mine, factor, p, is_entry = some[k]
             g = grads[k].to(ACC)
-            if _MAX & ENTRIES:
+            if MAXIMUM & ENTRIES:
                 g = tl.where(is_mine, g, 0.0)
-            if _SCALE_GRAD & ENTRIES:
+            if SCALE_GRAD & ENTRIES:
                 before = tl.load(scale_grad + p, mask=is_entry & (is_first == 0), other=0.0)
                 tl.store(scale_grad + p, before + tl.sum(g * weight, 1), mask=is_entry)
-            if _MEAN & ENTRIES or _SCALE & ENTRIES:
+            if MEANS & ENTRIES or SCALE & ENTRIES:
                 g *= factor.to(ACC)[:, None]
             total += g
     return total
@@ -241,7 +228,7 @@ def _bags_rows_kernel(
     end = tl.where(dim > 0, end, begin)
     row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
     number, place = dim, dim
-    if _ONE_FEATURE & ENTRIES:
+    if ONE_FEATURE & ENTRIES:
         number = tl.load(line + NUMBER, mask=is_row, other=0)
         place = tl.load(line + COLUMN, mask=is_row, other=0)
     address = tl.load(line + ADDRESS, mask=is_row, other=0)
@@ -276,10 +263,10 @@ def _bags_rows_kernel(
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
         w = tl.zeros([BLOCK_R, BLOCK_D], ACC)
-        if _SCALE_GRAD & ENTRIES:
+        if SCALE_GRAD & ENTRIES:
             w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
         g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
-        if _SCALE_GRAD & ENTRIES:
+        if SCALE_GRAD & ENTRIES:
             tl.debug_barrier()  # the next block of columns adds to what other threads stored
         g = _add_entries(
             g, w, begin, end, number, place, dim, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
@@ -300,7 +287,7 @@ def _bags_rows_kernel(
                 out = tl.multiple_of(out, (16, 16))
             tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
         if STAGE == UPDATE:
-            if not _SCALE_GRAD & ENTRIES:  # so late, for before it would wait in registers
+            if not SCALE_GRAD & ENTRIES:  # so late, for before it would wait in registers
                 w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
             g = with_decay(clip(g, scalars), w, scalars)
             if RULE == ROWWISE and IS_ONE_BLOCK:
@@ -331,17 +318,30 @@ def _bags_rows_kernel(
         tl.store(state, sums, mask=dim > 0)
 
 
+def inverse_lengths(
+    features: Tensor, ids: Tensor, offsets: Tensor, batch: int, has_padding: bool, dtype: torch.dtype
+) -> Tensor:
+    """Launch `_inverse_lengths_kernel`; features: lines of F_FIELDS."""
+    out = torch.empty(offsets.shape[0] - 1, dtype=dtype, device=ids.device)
+    grid = (triton.cdiv(out.shape[0], _BLOCK),)
+    _inverse_lengths_kernel[grid](
+        features, ids, offsets, out, out.shape[0], batch, HAS_PADDING=has_padding, BLOCK=_BLOCK
+    )
+    return out
+
+
 def _unroll_of(entries: int) -> int:
     """Entries in flight; fewer where each takes many registers."""
-    return 2 if entries & (_MAX.value | _SEQUENCE.value | _SCALE_GRAD.value) else 4
+    return 2 if entries & (MAXIMUM.value | SEQUENCE.value | SCALE_GRAD.value) else 4
 
 
-class _Pass(NamedTuple):
+class RowPass(NamedTuple):
     """A launch of `_bags_rows_kernel` but for its stage.
 
     Attributes:
-        groups: the tables of each launch, and what their entries have.
-        tensors: arguments from features to scale_grad without those of Pieces.
+        groups: the tables of each launch.
+        entries: what their entries have.
+        kept: tensors that only their addresses in `features` tell of.
     """
 
     groups: list[Group]
@@ -357,6 +357,7 @@ class _Pass(NamedTuple):
     scale_grad: Tensor
     scratch: Tensor
     batch: int
+    kept: list[Tensor]
 
     def run(
         self,
@@ -420,213 +421,11 @@ class _Pass(NamedTuple):
             )
 
 
-def _pass(
-    op: str,
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    plan: tuple[Tensor, ...],
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-    first: Sequence[Tensor] = (),
-    second: Sequence[Tensor] = (),
-) -> _Pass:
-    """Check the shapes, describe features and tables, sum the pieces of long rows."""
-    device, dtype = ids.device, weights[0].dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    batch, elements = num_bags(ids, offsets, len(tables)), 16 // grad.element_size()
-    columns, width = [], 0
-    for table, mode in zip(tables, modes, strict=True):
-        columns.append(width if is_pooled(mode, offsets) else -1)
-        width += weights[table].shape[1] if columns[-1] >= 0 else 0
-    if grad.shape != (batch, width) or grad.dtype != dtype:
-        raise RuntimeError(
-            f"{op}: grad must be [{batch}, {width}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}; it is that of "
-            "the pooled rows"
-        )
-    grad = rows_adjacent(grad)
-    is_even = grad.data_ptr() % 16 == 0 and (batch <= 1 or grad.stride(0) % elements == 0)
-    own = [g.contiguous() for g in sequence_grads]
-    addresses = iter([g.data_ptr() for g in own])
-    kinds = [mode if offsets is not None else -1 for mode in modes]
-    lines = [
-        (max(c, 0), k, p, 0 if c >= 0 else next(addresses)) for c, k, p in zip(columns, kinds, padding, strict=True)
-    ]
-    flat = [x for line in lines for x in line]
-    features = sent(flat, torch.int64, device) if own else constant([flat], device)
-
-    of_table = [[f for f, t in enumerate(tables) if t == table] for table in range(len(weights))]
-    is_single = all(len(some) <= 1 for some in of_table)
-    entries = 0
-    if offsets is not None:
-        entries |= _BAGS.value
-        entries |= _MAX.value if MAX in modes else 0
-        entries |= _MEAN.value if MEAN in modes else 0
-        entries |= _SEQUENCE.value if own else 0
-    if is_single and not entries & (_MAX.value | _SEQUENCE.value):
-        entries |= _ONE_FEATURE.value
-    inverse = grad.new_empty(0, dtype=wide)
-    if entries & _MEAN.value:
-        assert offsets is not None
-        inverse = grad.new_empty(len(tables) * batch, dtype=wide)
-        has_padding = any(pad >= 0 and mode == MEAN for pad, mode in zip(padding, modes, strict=True))
-        _inverse_lengths_kernel[(triton.cdiv(inverse.shape[0], _BLOCK),)](
-            features, ids, offsets, inverse, inverse.shape[0], batch, HAS_PADDING=has_padding, BLOCK=_BLOCK
-        )
-    scale, scale_grad = inverse, inverse
-    if per_sample_weights is not None:
-        entries |= _SCALE.value
-        scale = per_sample_weights.contiguous()
-        if need_weights_grad:
-            entries |= _SCALE_GRAD.value
-            scale_grad = torch.zeros(scale.shape, dtype=wide, device=device)
-
-    vecs = []
-    for weight, some in zip(weights, of_table, strict=True):
-        is_all_even = is_even and is_aligned(weight) and all(max(columns[f], 0) % elements == 0 for f in some)
-        is_all_even &= all(s.data_ptr() % 16 == 0 for s in [*first, *second, *own])
-        vecs.append(elements if is_all_even else 1)
-    place = [(max(columns[some[0]], 0), some[0]) if some else (0, 0) for some in of_table]
-    groups = groups_of(weights, vecs, [c for c, _ in place], [f for _, f in place], first, second)
-    pieces = find_pieces(groups[0].lines, plan[0], plan[1], plan[2], plan[4])
-    scratch = grad.new_empty(pieces.most, max(w.shape[1] for w in weights), dtype=wide)
-    given = (ids if offsets is None else offsets.contiguous(), grad, argmax, scale, inverse, scale_grad, scratch)
-    out = _Pass(groups, entries, features, plan, pieces, *given, batch)
-    out.run(PIECES.value)
-    return out
-
-
-def _store(op: str, weights: Sequence[Tensor], outs: Sequence[Tensor], is_dense: bool, *rest: Any) -> Tensor:
-    """Fill outs with the gradients of the tables; returns that of the per-sample weights."""
-    done = _pass(op, weights, *rest)
-    addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
-    done.run(STORE.value, outs=addresses, is_dense=is_dense)
-    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
-    return _scale_grad(done, weights[0].dtype)
-
-
-def _scale_grad(done: _Pass, dtype: torch.dtype) -> Tensor:
-    return done.scale_grad.to(dtype) if done.entries & _SCALE_GRAD.value else done.grad.new_empty(0)
-
-
-def _no_scale_grad(weights: Sequence[Tensor], scale: Tensor | None, is_needed: bool) -> Tensor:
-    """Of a batch without entries."""
-    if scale is None or not is_needed:
-        return weights[0].new_empty(0)
-    return torch.zeros_like(scale, memory_format=torch.contiguous_format)
-
-
-def embedding_bags_grad(
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
-    """Launch `_bags_rows_kernel`; waits for the GPU once, for the number of rows of each table."""
-    weights = [rows_adjacent(w) for w in weights]
-    bounds = table_starts.tolist()
-    counts = [end - begin for begin, end in itertools.pairwise(bounds)]
-    outs = [w.new_empty(count, w.shape[1]) for w, count in zip(weights, counts, strict=True)]
-    if rows.shape[0] == 0:
-        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
-    plan = (rows, row_offsets, order, bags, table_starts)
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    return [*outs, _store("embedding_bags_grad", weights, outs, False, *given, need_weights_grad)]
-
-
-def embedding_bags_dense_grad(
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
-    """As embedding_bags_grad, into tables of zeros."""
-    weights = [rows_adjacent(w) for w in weights]
-    sizes = [w.shape[0] for w in weights]
-    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
-    outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    if plan[0].shape[0] == 0:
-        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    return [*outs, _store("embedding_bags_dense_grad", weights, outs, True, *given, need_weights_grad)]
-
-
-def embedding_bags_update_(
-    weights: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
-) -> Tensor:
-    """Launch `_bags_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing."""
-    op = "embedding_bags_update_"
-    check_update(op, weights, first, second, rule)
-    plan = (rows, row_offsets, order, bags, table_starts)
-    if rows.shape[0] == 0:
-        step.add_(1)
-        return _no_scale_grad(weights, per_sample_weights, need_weights_grad)
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    done = _pass(op, weights, *given, need_weights_grad, first, second)
-    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
-    step.add_(1)
-    if max_norm > 0:
-        squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)
-        done.run(NORM.value, taken, squares=squares)
-        set_clip(taken, squares, max_norm)
-    done.run(UPDATE.value, taken)
-    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
-    return _scale_grad(done, weights[0].dtype)
-
-
 def compile_cases() -> list[CompileCase]:
     """Stages and rules at D = 16 for one feature a table; other kinds of entries, wide and odd rows in float32."""
-    bags, plain = _BAGS.value, _ONE_FEATURE.value
-    weighted = bags | _SCALE.value | _SCALE_GRAD.value
-    everything = bags | _MAX.value | _MEAN.value | _SEQUENCE.value
+    bags, plain = BAGS.value, ONE_FEATURE.value
+    weighted = bags | SCALE.value | SCALE_GRAD.value
+    everything = bags | MAXIMUM.value | MEANS.value | SEQUENCE.value
     store, update = STORE.value, UPDATE.value
     kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
     for element in ("fp32", "bf16", "fp16", "fp64"):
@@ -640,7 +439,7 @@ def compile_cases() -> list[CompileCase]:
         kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))
         kinds.append(("update_rowwise_adagrad", "fp32", dim, update, plain, ROWWISE_ADAGRAD))
     for dim in (7, 16, 300):
-        kinds.append(("update_rowwise_adagrad_bags", "fp32", dim, update, bags | _MEAN.value, ROWWISE_ADAGRAD))
+        kinds.append(("update_rowwise_adagrad_bags", "fp32", dim, update, bags | MEANS.value, ROWWISE_ADAGRAD))
         kinds.append(("grad_weighted", "fp32", dim, store, weighted, -1))
         kinds.append(("grad_all", "fp32", dim, store, everything, -1))
     cases = [_case(*kind) for kind in kinds]

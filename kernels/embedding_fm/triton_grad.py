@@ -8,17 +8,14 @@ A row is read once, whatever the number of its entries, and its linear weight is
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import ADAM, ROWWISE_ADAGRAD, SGD, num_bags, wide_dtype
+from deeprec.kernels.embedding_bag.reference import ADAM, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
     MAX_REGISTERS,
@@ -31,13 +28,8 @@ from deeprec.kernels.embedding_bag.triton_rows import (
     Rule,
     add_pieces,
     apply_rule,
-    check_update,
     clip,
-    find_pieces,
-    groups_of,
     rowwise_state,
-    rule_of,
-    set_clip,
     tile_of_pieces,
     tile_of_rows,
     warps_of,
@@ -50,18 +42,14 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     STRIDE,
     acc_of,
     block_of,
-    is_aligned,
     registers,
-    rows_adjacent,
     rows_of_tile,
-    sent,
 )
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
-_BAGS, _VALUES, _LINEAR, _EMBEDDINGS, _VALUES_GRAD = (tl.constexpr(1 << i) for i in range(5))
-_SUMS = tl.constexpr(15)  # all but _VALUES_GRAD
-_PLAN = "the plan must come from embedding_bags_plan of these ids and offsets"
+BAGS, VALUES, LINEAR, EMBEDDINGS, VALUES_GRAD = (tl.constexpr(1 << i) for i in range(5))
+_SUMS = tl.constexpr(15)  # all but VALUES_GRAD
 
 
 @triton.jit
@@ -69,7 +57,7 @@ def _add_entries(
     total,  # [R, BLOCK_D] sum of g x S + x e
     curve,  # [R] sum of g x^2
     slope,  # [R] sum of g x
-    v,  # [R, BLOCK_D] the rows themselves, where _VALUES_GRAD
+    v,  # [R, BLOCK_D] the rows themselves, where VALUES_GRAD
     w,  # [R] their linear weights, likewise
     begin,  # [R]
     end,  # [R]
@@ -96,7 +84,7 @@ def _add_entries(
         for k in tl.static_range(UNROLL):
             p, is_entry = some[k]
             bag = p
-            if _BAGS & ENTRIES:
+            if BAGS & ENTRIES:
                 bag = tl.load(bags + p, mask=is_entry, other=0)
             f = bag // batch
             b = (bag - f * batch).to(tl.int64)
@@ -107,10 +95,10 @@ def _add_entries(
             s = tl.load(where + column[None, :], mask=mask, other=0.0)
             g = tl.load(grad + b * strides[0], mask=is_entry, other=0.0)
             x = g
-            if _VALUES & ENTRIES:
+            if VALUES & ENTRIES:
                 x = tl.load(values + p, mask=is_entry, other=0.0)
             e = s
-            if _EMBEDDINGS & ENTRIES:
+            if EMBEDDINGS & ENTRIES:
                 where = (embeddings_grad + b * strides[1] + f.to(tl.int64) * strides[2])[:, None]
                 if VEC > 1:
                     where = tl.multiple_of(where, (16, 16))
@@ -121,25 +109,25 @@ def _add_entries(
             s, g, x, e = gathered[k]
             g = g.to(ACC)
             scaled = g
-            if _VALUES & ENTRIES:
+            if VALUES & ENTRIES:
                 x = x.to(ACC)
                 scaled = g * x
-            if _VALUES_GRAD & ENTRIES:
+            if VALUES_GRAD & ENTRIES:
                 parts = g[:, None] * s - scaled[:, None] * v
-                if _EMBEDDINGS & ENTRIES:
+                if EMBEDDINGS & ENTRIES:
                     parts += e.to(ACC)
                 dot = tl.sum(v * parts, 1)
-                if _LINEAR & ENTRIES:
+                if LINEAR & ENTRIES:
                     dot += tl.where(is_first, g * w, 0.0)
                 before = tl.load(values_grad + p, mask=is_entry & (is_first == 0), other=0.0)
                 tl.store(values_grad + p, before + dot, mask=is_entry)
             total += scaled[:, None] * s
-            if _EMBEDDINGS & ENTRIES:
-                if _VALUES & ENTRIES:
+            if EMBEDDINGS & ENTRIES:
+                if VALUES & ENTRIES:
                     total += x[:, None] * e.to(ACC)
                 else:
                     total += e.to(ACC)
-            if _VALUES & ENTRIES:
+            if VALUES & ENTRIES:
                 curve += scaled * x
             else:
                 curve += scaled
@@ -161,7 +149,7 @@ def _add_two(curve, slope, scratch, piece, last, mask):
 @triton.jit(do_not_specialize=CHANGING)
 def _embedding_fm_rows_kernel(
     tables,  # [T, FIELDS]
-    linear_tables,  # [T, FIELDS], D = 1; anything without _LINEAR
+    linear_tables,  # [T, FIELDS], D = 1; anything without LINEAR
     rows,  # [U], row_offsets, order, bags, table_starts: the plan
     row_offsets,
     order,
@@ -221,7 +209,7 @@ def _embedding_fm_rows_kernel(
         weight = tl.multiple_of(weight, (16, 16))
     one = is_row.to(tl.int64)
     w = tl.zeros([BLOCK_R], ACC)
-    if _LINEAR & ENTRIES:
+    if LINEAR & ENTRIES:
         linear_line = linear_tables + table * FIELDS
         address = tl.load(linear_line + ADDRESS, mask=is_row, other=0)
         linear = address.to(grad.dtype) + row * tl.load(linear_line + STRIDE, mask=is_row, other=0)
@@ -257,7 +245,7 @@ def _embedding_fm_rows_kernel(
         in_row = column[None, :] < dim[:, None]
         g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
         v = g
-        if _VALUES_GRAD & ENTRIES:
+        if VALUES_GRAD & ENTRIES:
             v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
             tl.debug_barrier()  # the next block of columns adds to what other threads stored
         g, curve, slope = _add_entries(
@@ -270,7 +258,7 @@ def _embedding_fm_rows_kernel(
         else:
             g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
             curve, slope = _add_two(curve, slope, scratch2, piece, last, is_row)
-            if not _VALUES_GRAD & ENTRIES:
+            if not VALUES_GRAD & ENTRIES:
                 v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
             g -= curve[:, None] * v
         if STAGE == NORM:
@@ -283,7 +271,7 @@ def _embedding_fm_rows_kernel(
             if VEC > 1:
                 out = tl.multiple_of(out, (16, 16))
             tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
-            if _LINEAR & ENTRIES:
+            if LINEAR & ENTRIES:
                 out1 = tl.load(outs + num_tables + table, mask=is_row, other=0).to(grad.dtype) + at
                 tl.store(out1, slope.to(grad.dtype.element_ty), mask=is_row)
         if STAGE == UPDATE:
@@ -310,13 +298,13 @@ def _embedding_fm_rows_kernel(
                 VEC > 1,
             )
     if STAGE == NORM:
-        if _LINEAR & ENTRIES:
+        if LINEAR & ENTRIES:
             total_squares += slope * slope
         tl.store(squares + u, total_squares, mask=is_row)
     if STAGE == UPDATE and RULE == ROWWISE:
         tl.debug_barrier()  # all threads of a row have read its old state
         tl.store(state, new_sums, mask=is_row)
-    if STAGE == UPDATE and _LINEAR & ENTRIES:
+    if STAGE == UPDATE and LINEAR & ENTRIES:
         h = with_decay(clip(slope, scalars), w, scalars)
         if RULE == ROWWISE:
             state, new_sums = rowwise_state(linear_line, row, one, scalars)
@@ -345,7 +333,7 @@ def _embedding_fm_rows_kernel(
             tl.store(state, new_sums, mask=is_row)
 
 
-class _Pass(NamedTuple):
+class RowPass(NamedTuple):
     """A launch of `_embedding_fm_rows_kernel` but for its stage."""
 
     lines: Tensor
@@ -416,192 +404,14 @@ class _Pass(NamedTuple):
 
 def _unroll_of(entries: int) -> int:
     """Entries in flight; fewer where each takes many registers."""
-    heavy = [flag for flag in (_EMBEDDINGS, _VALUES_GRAD) if entries & flag.value]
+    heavy = [flag for flag in (EMBEDDINGS, VALUES_GRAD) if entries & flag.value]
     return (4, 2, 1)[len(heavy)]
-
-
-def _pass(
-    op: str,
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    plan: tuple[Tensor, ...],
-    tables: Sequence[int],
-    need_values_grad: bool,
-    first: Sequence[Tensor] = (),
-    second: Sequence[Tensor] = (),
-) -> _Pass:
-    """Check the shapes, describe the tables, sum the pieces of long rows."""
-    dtype, dim, batch = weights[0].dtype, weights[0].shape[1], num_bags(ids, offsets, len(tables))
-    wide, elements = wide_dtype(dtype), 16 // weights[0].element_size()
-    if grad.shape != (batch,) or grad.dtype != dtype:
-        raise RuntimeError(f"{op}: grad must be [{batch}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}")
-    if sums.shape != (batch, dim) or sums.dtype != wide:
-        raise RuntimeError(f"{op}: sums must be the second result of embedding_fm, [{batch}, {dim}] in {wide}")
-    sums = sums.contiguous()
-    nothing = sums.new_empty(0)
-    entries = (_BAGS.value if offsets is not None else 0) | (_LINEAR.value if linear else 0)
-    strides = (grad.stride(0), 0, 0)
-    is_even = all(s.data_ptr() % 16 == 0 for s in (*first, *second, sums))
-    is_even &= all(is_aligned(w) for w in weights)
-    if embeddings_grad is not None:
-        entries |= _EMBEDDINGS.value
-        e = embeddings_grad if dim == 1 or embeddings_grad.stride(2) == 1 else embeddings_grad.contiguous()
-        strides = (grad.stride(0), e.stride(0), e.stride(1))
-        is_even &= e.data_ptr() % 16 == 0 and all(s % elements == 0 for s in strides[1:])
-        embeddings_grad = e
-    values_grad = nothing
-    if values is not None:
-        entries |= _VALUES.value
-        values = values.contiguous()
-        if need_values_grad:
-            entries |= _VALUES_GRAD.value
-            values_grad = torch.zeros(values.shape, dtype=wide, device=values.device)
-    vecs, none, count = [elements if is_even else 1] * len(weights), [0] * len(weights), len(weights)
-    (group,) = groups_of(weights, vecs, none, none, first[:count], second[:count])
-    linear_lines = group.lines
-    if linear:
-        flat = [w.view(-1, 1) for w in linear]
-        linear_lines = groups_of(flat, [1] * count, none, none, first[count:], second[count:])[0].lines
-    pieces = find_pieces(group.lines, plan[0], plan[1], plan[2], plan[4])
-    scratch, scratch2 = (sums.new_empty(pieces.most, size) for size in (dim, 2))
-    given = (nothing if embeddings_grad is None else embeddings_grad, nothing if values is None else values)
-    tensors = (grad, sums, *given, values_grad, scratch, scratch2)
-    out = _Pass(
-        group.lines, linear_lines, group.block_d, group.vec, entries, plan, pieces, tensors, count, batch, strides
-    )
-    out.run(PIECES.value)
-    return out
-
-
-def _values_grad(done: _Pass, dtype: torch.dtype) -> Tensor:
-    return done.tensors[4].to(dtype) if done.entries & _VALUES_GRAD.value else done.tensors[0].new_empty(0)
-
-
-def _no_values_grad(weights: Sequence[Tensor], values: Tensor | None, is_needed: bool) -> Tensor:
-    """Of a batch without entries."""
-    if values is None or not is_needed:
-        return weights[0].new_empty(0)
-    return torch.zeros_like(values, memory_format=torch.contiguous_format)
-
-
-def _store(op: str, weights: Sequence[Tensor], outs: Sequence[Tensor], is_dense: bool, *rest: Any) -> Tensor:
-    """Fill outs with the gradients of tables and linear weights; returns that of the values."""
-    done = _pass(op, weights, *rest)
-    done.run(STORE.value, outs=sent([out.data_ptr() for out in outs], torch.int64, outs[0].device), is_dense=is_dense)
-    torch._assert_async(done.pieces.ok, f"{op}: {_PLAN}")
-    return _values_grad(done, weights[0].dtype)
-
-
-def embedding_fm_grad(
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-) -> list[Tensor]:
-    """Launch `_embedding_fm_rows_kernel`; waits for the GPU once, for the number of rows of each table."""
-    weights = [rows_adjacent(w) for w in weights]
-    counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
-    outs = [w.new_empty(count, *w.shape[1:]) for w, count in zip(weights, counts, strict=True)]
-    outs += [w.new_empty(count, *w.shape[1:]) for w, count in zip(linear, counts, strict=bool(linear))]
-    if rows.shape[0] == 0:
-        return [*outs, _no_values_grad(weights, values, need_values_grad)]
-    plan = (rows, row_offsets, order, bags, table_starts)
-    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
-    return [*outs, _store("embedding_fm_grad", weights, outs, False, *given)]
-
-
-def embedding_fm_dense_grad(
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-) -> list[Tensor]:
-    """As embedding_fm_grad, into tables of zeros."""
-    weights = [rows_adjacent(w) for w in weights]
-    sizes = [w.shape[0] for w in weights]
-    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
-    outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in [*weights, *linear]]
-    if plan[0].shape[0] == 0:
-        return [*outs, _no_values_grad(weights, values, need_values_grad)]
-    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
-    return [*outs, _store("embedding_fm_dense_grad", weights, outs, True, *given)]
-
-
-def embedding_fm_update_(
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
-) -> Tensor:
-    """Launch `_embedding_fm_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing."""
-    op = "embedding_fm_update_"
-    check_update(op, [*weights, *linear], first, second, rule)
-    plan = (rows, row_offsets, order, bags, table_starts)
-    if rows.shape[0] == 0:
-        step.add_(1)
-        return _no_values_grad(weights, values, need_values_grad)
-    given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
-    done = _pass(op, weights, *given, first, second)
-    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
-    step.add_(1)
-    if max_norm > 0:
-        squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)
-        done.run(NORM.value, taken, squares=squares)
-        set_clip(taken, squares, max_norm)
-    done.run(UPDATE.value, taken)
-    torch._assert_async(done.pieces.ok, f"{op}: {_PLAN}")
-    return _values_grad(done, weights[0].dtype)
 
 
 def compile_cases() -> list[CompileCase]:
     """Stages and rules at D = 16 with a linear term; other kinds of entries, wide and odd rows in float32."""
-    plain = _LINEAR.value
-    everything = plain | _BAGS.value | _VALUES.value | _EMBEDDINGS.value | _VALUES_GRAD.value
+    plain = LINEAR.value
+    everything = plain | BAGS.value | VALUES.value | EMBEDDINGS.value | VALUES_GRAD.value
     kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
     for element in ("fp32", "bf16", "fp16", "fp64"):
         kinds.append(("grad", element, 16, STORE.value, plain, -1))

@@ -38,7 +38,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     rows_adjacent,
     rows_of_tile,
 )
-from deeprec.kernels.embedding_fm.triton_grad import (
+from deeprec.kernels.embedding_fm.triton_backward import (
     embedding_fm_dense_grad,
     embedding_fm_grad,
     embedding_fm_update_,

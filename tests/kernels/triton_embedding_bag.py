@@ -70,6 +70,14 @@ def test_ids_scale_and_tables_of_any_strides(dtype: torch.dtype, odd: bool) -> N
     same_as_reference(triton_kernels.embedding_bags(weights, *call), weights, *call)
 
 
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 2, 3])])
+def test_the_weight_of_padding_counts_in_no_way(offsets: Tensor | None) -> None:
+    ids, scale = torch.tensor([[1, 3, 2]]), torch.tensor([[2.0, torch.inf, 3.0]])
+    ids, scale = (ids, scale) if offsets is None else (ids[0], scale[0])
+    out = triton_kernels.embedding_bags([torch.ones(9, 4)], ids, offsets, scale, [0], [0], [3])[0]
+    assert out[:, 0].tolist() == ([2, 0, 3] if offsets is None else [2, 3])
+
+
 @pytest.mark.parametrize("bad", [-1, 20, 2**40])
 @pytest.mark.parametrize("shape", [(9, 5), (13, None)])
 def test_id_out_of_range_is_an_assertion_and_the_plan_names_it(bad: int, shape: Any) -> None:
@@ -119,7 +127,7 @@ def backward_of(b: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     out = ref.embedding_bags_reference(b.weights, b.ids, b.offsets, b.scale, b.tables, b.modes, b.padding)
     dtype = b.weights[0].dtype
     grad = torch.randn(out[0].shape[1], out[0].shape[0]).to(dtype).T if b.ids.dim() == 1 else torch.ones(1, 1).to(dtype)
-    given = (grad.expand(out[0].shape), [torch.randn(x.shape).to(dtype) for x in out[2:]], out[1])
+    given = (grad.expand(out[0].shape), [torch.randn(x.shape[::-1]).to(dtype).T for x in out[2:]], out[1])
     plan = ref.embedding_bags_plan_reference(b.ids, b.offsets, b.sizes(), b.tables, b.padding)
     return (*given, b.ids, b.offsets, b.scale), plan
 
@@ -251,3 +259,21 @@ def test_states_that_do_not_fit_are_refused() -> None:
         with pytest.raises(RuntimeError, match=message):
             triton_kernels.embedding_bags_update_(b.weights, first, [], *given, *plan, *call)
         assert int(step) == 0
+
+
+def test_rows_beyond_2_31_elements_are_read_and_stepped() -> None:
+    """4 GiB of addresses, of which a few pages are touched."""
+    rows, dim = 2**25 + 3, 64
+    weight = torch.empty(rows, dim, dtype=torch.bfloat16)
+    ids = torch.tensor([[rows - 1, 0, 2**25, rows - 1]])
+    weight[ids[0]] = torch.arange(1, 5, dtype=torch.bfloat16)[:, None].expand(4, dim)
+    want = weight[ids[0]]
+    call = (ids, None, None, [0], [0], [-1])
+    out, argmax = triton_kernels.embedding_bags([weight], *call)
+    assert torch.equal(out, want)
+    plan = triton_kernels.embedding_bags_plan(ids, None, [rows], [0], [-1])
+    assert plan[0].tolist() == [0, 2**25, rows - 1]
+    lr, step = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0)
+    given = (torch.ones_like(out), [], argmax, ids, None, None, *plan, [0], [0], [-1], False)
+    triton_kernels.embedding_bags_update_([weight], [], [], *given, ref.SGD, lr, step, [0.0] * 4, 0.0, -1)
+    assert torch.equal(weight[plan[0]][:, 0], torch.tensor([2.0, 3.0, 4.0]) - torch.tensor([1.0, 1.0, 2.0]))
