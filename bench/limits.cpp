@@ -50,7 +50,7 @@ extern "C" {
 // power of two) for each thread, aligned to 32 and written over and over, as a result is that the allocator hands out
 // again. Returns a sum, so that the reads cannot be left out.
 float gather(const char* table, const int64_t* ids, int64_t n, int64_t row_bytes, char* out, int64_t out_rows,
-             int threads, int64_t distance, int streaming) {
+             int threads, int64_t distance, int streaming, int into_second_level) {
   std::vector<float> sums(threads, 0.0F);
   float* first_sum = sums.data();
   split(n, threads, [=](int t, int64_t begin, int64_t end) {
@@ -60,7 +60,11 @@ float gather(const char* table, const int64_t* ids, int64_t n, int64_t row_bytes
       if (i + distance < end) {
         const char* ahead = table + ids[i + distance] * row_bytes;
         for (int64_t byte = 0; byte < row_bytes; byte += 64) {
-          __builtin_prefetch(ahead + byte);
+          if (into_second_level != 0) {  // more requests fit on the way to that cache
+            __builtin_prefetch(ahead + byte, 0, 2);
+          } else {
+            __builtin_prefetch(ahead + byte);
+          }
         }
       }
       const char* row = table + ids[i] * row_bytes;

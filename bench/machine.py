@@ -24,7 +24,7 @@ from deeprec.kernels._library import cpu_isa
 SOURCE = Path(__file__).with_name("limits.cpp")
 TRAFFIC = 64 << 20  # bytes of rows a measurement reads: well beyond the last cache
 RESULT = 8 << 20  # bytes of the result that the rows are written to, again and again
-DISTANCES = (1, 2, 4, 8, 16, 32)
+DISTANCES = (1, 2, 4, 8, 16, 24, 32)
 PACKAGES = ("torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "triton")
 
 
@@ -105,9 +105,10 @@ class Limits:
         where = out.data_ptr() if pattern.writes else None
         sizes = (table.data_ptr(), ids.data_ptr(), count, pattern.row_bytes, where, out_rows, threads)
         ways = [
-            functools.partial(library.gather, *sizes, distance, streaming)
+            functools.partial(library.gather, *sizes, distance, streaming, into_second_level)
             for distance in DISTANCES
             for streaming in ((0, 1) if pattern.writes else (0,))
+            for into_second_level in (0, 1)
         ]
         moved = count * (8 + pattern.row_bytes * (2 if pattern.writes else 1))
         return moved / _best(ways)
@@ -138,7 +139,7 @@ def _compile() -> ctypes.CDLL:
             raise RuntimeError(f"limits are not measured: {SOURCE.name} does not compile: {done.stderr[-500:]}")
         library = ctypes.CDLL(str(output))
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.gather.argtypes = [pointer, pointer, size, size, pointer, size, number, size, number]
+    library.gather.argtypes = [pointer, pointer, size, size, pointer, size, number, size, number, number]
     library.gather.restype = ctypes.c_float
     library.copy.argtypes = [pointer, pointer, size, number, number]
     library.copy.restype = None

@@ -51,13 +51,14 @@ struct Layout {
   template <class Id>
   void check_offsets(const char* op) const {
     const Id* o = static_cast<const Id*>(offsets->data_ptr());
+    const int64_t last = offsets->numel() - 1;
     bool ascending = true;
-    for (int64_t i = 0; i + 1 < offsets->numel(); ++i) {
+    for (int64_t i = 0; i < last; ++i) {
       ascending &= o[i] <= o[i + 1];
     }
-    STD_TORCH_CHECK(ascending && o[0] == 0 && o[offsets->numel() - 1] == nnz, "ValueError: ", op,
+    STD_TORCH_CHECK(ascending && o[0] == 0 && o[last] == nnz, "ValueError: ", op,
                     ": offsets must ascend from 0 to the number of ids (", nnz, "), got ", static_cast<int64_t>(o[0]),
-                    " to ", static_cast<int64_t>(o[offsets->numel() - 1]));
+                    " to ", static_cast<int64_t>(o[last]));
   }
 
   int64_t bound(int64_t bag) const {

@@ -2,10 +2,17 @@
 // rows are asked for some entries ahead, and a bag's sum stays in vector registers, a block of columns at a time.
 #include "embedding_bag.h"
 
+#include "lanes.h"
+
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
 constexpr int64_t kSlice = 64;  // columns
+#if defined(DEEPREC_ISA_avx512)
+constexpr int64_t kRegisters = 16;  // for the sums of a bag
+#else
+constexpr int64_t kRegisters = 8;
+#endif
 
 // The next entry to ask for: some way ahead, further where rows are short.
 inline int64_t entries_ahead(int64_t row_bytes) {
@@ -46,8 +53,14 @@ struct Pool {
     const uint64_t rows = static_cast<uint64_t>(a.num_rows);
     const int64_t first = entry(a.begin);
     bool bad = false;
-    for (int64_t j = first; j < last; ++j) {
-      bad |= static_cast<uint64_t>(id(j)) >= rows;
+    if (a.id_stride == 1) {  // the compiler makes vectors of it
+      for (int64_t j = first; j < last; ++j) {
+        bad |= static_cast<uint64_t>(ids[j]) >= rows;
+      }
+    } else {
+      for (int64_t j = first; j < last; ++j) {
+        bad |= static_cast<uint64_t>(id(j)) >= rows;
+      }
     }
     for (int64_t j = first; bad && j < last; ++j) {
       if (static_cast<uint64_t>(id(j)) >= rows) {
@@ -57,17 +70,22 @@ struct Pool {
     return -1;
   }
 
-  // Columns [column, column + W) of one bag; kAsk: on the way, ask for the rows of later entries.
-  template <int W, bool kAsk>
-  void sum_block(int64_t begin, int64_t end, int64_t column, T* out) const {
-    A sum[W];
-    for (int k = 0; k < W; ++k) {
-      sum[k] = 0;
-    }
+  // Columns [column, column + width) of one bag in K registers of N lanes, width > N * (K - 3). The last two registers
+  // may overlap those before them: such columns are summed, and stored, twice with the same result. On the way, the
+  // first `lines` cache lines of the rows of later entries are asked for.
+  template <int N, int K>
+  void sum_lanes_of(int64_t begin, int64_t end, int64_t column, int64_t width, int64_t lines, T* out) const {
+    const int64_t final = width - N;
+    const int64_t second_last = K < 2 || (K - 2) * N > final ? final : (K - 2) * N;
+    Lanes<A, N> sum[K] = {};
     int64_t count = 0;
     for (int64_t j = begin; j < end; ++j) {
-      if (kAsk) {
-        ask(j + ahead);
+      if (lines) {
+        const int64_t next = j + ahead < last ? j + ahead : last - 1;
+        const char* ahead_row = a.weight + id(next) * a.row_stride;
+        for (int64_t line = 0; line < lines; ++line) {
+          __builtin_prefetch(ahead_row + line * 64, 0, 3);
+        }
       }
       const int64_t at = id(j);
       if (at == a.padding) {
@@ -75,81 +93,86 @@ struct Pool {
       }
       ++count;
       const T* from = row(at) + column;
-      if (scale) {
-        const A factor = widen(scale[j * a.scale_stride]);
-#pragma omp simd
-        for (int k = 0; k < W; ++k) {
-          sum[k] += factor * widen(from[k]);
-        }
-      } else {
-#pragma omp simd
-        for (int k = 0; k < W; ++k) {
-          sum[k] += widen(from[k]);
-        }
+      const A factor = scale ? A(widen(scale[j * a.scale_stride])) : A(1);
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k) {
+        const int64_t d = k == K - 1 ? final : k == K - 2 ? second_last : k * N;
+        sum[k] += factor * load_lanes<N>(from + d);
       }
     }
-    const A inverse = a.mode == BagMode::mean && count > 1 ? 1 / static_cast<A>(count) : 1;
-#pragma omp simd
-    for (int k = 0; k < W; ++k) {
-      narrow(inverse * sum[k], out + column + k);
+    const A inverse = a.mode == BagMode::mean && count > 1 ? 1 / static_cast<A>(count) : A(1);
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k) {
+      const int64_t d = k == K - 1 ? final : k == K - 2 ? second_last : k * N;
+      store_lanes<N>(out + column + d, inverse * sum[k]);
     }
   }
 
-  // Up to 15 columns.
-  template <bool kAsk>
-  void sum_rest(int64_t begin, int64_t end, int64_t column, int64_t width, T* out) const {
-    A sum[16] = {0};
-    int64_t count = 0;
-    for (int64_t j = begin; j < end; ++j) {
-      if (kAsk) {
-        ask(j + ahead);
-      }
-      const int64_t at = id(j);
-      if (at == a.padding) {
-        continue;
-      }
-      ++count;
-      const T* from = row(at) + column;
-      const A factor = scale ? widen(scale[j * a.scale_stride]) : A(1);
-      for (int64_t k = 0; k < width; ++k) {
-        sum[k] += factor * widen(from[k]);
-      }
-    }
-    const A inverse = a.mode == BagMode::mean && count > 1 ? 1 / static_cast<A>(count) : 1;
-    for (int64_t k = 0; k < width; ++k) {
-      narrow(inverse * sum[k], out + column + k);
-    }
-  }
-
-  template <bool kAsk>
-  int64_t sum_widest(int64_t begin, int64_t end, int64_t column, T* out) const {
+  // As many columns from `column` on as fit in registers; returns how many.
+  int64_t sum_columns(int64_t begin, int64_t end, int64_t column, int64_t lines, T* out, int64_t most) const {
+    constexpr int L = kFullLanes<A>;
     const int64_t left = a.dim - column;
-    if (left >= 128) {
-      sum_block<128, kAsk>(begin, end, column, out);
-      return 128;
+    const int64_t width = left < most ? left : most;
+    const auto run = [&]<int N, int K>() { sum_lanes_of<N, K>(begin, end, column, width, lines, out); };
+    if (width >= L) {
+      switch ((width + L - 1) / L) {
+        case 1:
+          run.template operator()<L, 1>();
+          break;
+        case 2:
+          run.template operator()<L, 2>();
+          break;
+        case 3:
+          run.template operator()<L, 3>();
+          break;
+        case 4:
+          run.template operator()<L, 4>();
+          break;
+        case 5:
+        case 6:
+          run.template operator()<L, 6>();
+          break;
+        case 7:
+        case 8:
+          run.template operator()<L, 8>();
+          break;
+        case 9:
+        case 10:
+          run.template operator()<L, 10>();
+          break;
+        case 11:
+        case 12:
+          run.template operator()<L, 12>();
+          break;
+        case 13:
+        case 14:
+          run.template operator()<L, 14>();
+          break;
+        default:
+          run.template operator()<L, 16>();
+      }
+      return width;
     }
-    if (left >= 64) {
-      sum_block<64, kAsk>(begin, end, column, out);
-      return 64;
+    if constexpr (L > 8) {
+      if (width >= 8) {
+        run.template operator()<8, 2>();
+        return width;
+      }
     }
-    if (left >= 32) {
-      sum_block<32, kAsk>(begin, end, column, out);
-      return 32;
+    if constexpr (L > 4) {
+      if (width >= 4) {
+        run.template operator()<4, 2>();
+        return width;
+      }
     }
-    if (left >= 16) {
-      sum_block<16, kAsk>(begin, end, column, out);
-      return 16;
+    if constexpr (L > 2) {
+      if (width >= 2) {
+        run.template operator()<1, 3>();
+        return width;
+      }
     }
-    if (left >= 8) {
-      sum_block<8, kAsk>(begin, end, column, out);
-      return 8;
-    }
-    if (left == 4) {
-      sum_block<4, kAsk>(begin, end, column, out);
-      return 4;
-    }
-    sum_rest<kAsk>(begin, end, column, left, out);
-    return left;
+    run.template operator()<1, 1>();
+    return width;
   }
 
   // Where each row is read many times and is long: a slice of the columns of all bags after another, so that the slice
@@ -157,26 +180,19 @@ struct Pool {
   bool reads_slices() const { return offsets && a.dim >= 2 * kSlice && last - entry(a.begin) >= 4 * a.num_rows; }
 
   void sum_slices() const {
-    for (int64_t column = 0; column < a.dim;) {
-      const int64_t width = a.dim - column;
-      int64_t done = 0;
+    for (int64_t column = 0; column < a.dim; column += kSlice) {
       for (int64_t bag = a.begin; bag < a.end; ++bag) {
         T* out = reinterpret_cast<T*>(a.out + bag * a.out_stride);
-        if (width >= kSlice) {
-          sum_block<kSlice, false>(entry(bag), entry(bag + 1), column, out);
-          done = kSlice;
-        } else {
-          done = sum_widest<false>(entry(bag), entry(bag + 1), column, out);
-        }
+        sum_columns(entry(bag), entry(bag + 1), column, 0, out, kSlice);
       }
-      column += done;
     }
   }
 
   void sum_bag(int64_t begin, int64_t end, T* out) const {
-    int64_t column = sum_widest<true>(begin, end, 0, out);
-    while (column < a.dim) {
-      column += sum_widest<false>(begin, end, column, out);
+    const int64_t row_lines = (a.dim * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+    const int64_t lines = row_lines < kMaxLines ? row_lines : kMaxLines;
+    for (int64_t column = 0; column < a.dim;) {
+      column += sum_columns(begin, end, column, column == 0 ? lines : 0, out, kRegisters * kFullLanes<A>);
     }
   }
 

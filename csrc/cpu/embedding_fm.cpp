@@ -1,5 +1,7 @@
-// deeprec::embedding_fm: lookup, linear term and factorisation machine in one pass over the entries; the rows are asked
-// for some samples ahead, across the borders of features, and the sums stay in registers.
+// deeprec::embedding_fm: lookup, linear term and factorisation machine in one pass over the entries.
+// Ids become addresses some samples at a time, so that ids and bags are read in the order in which they lie, and the
+// loop that sums asks for the rows a fixed number of entries ahead, across features, bags and samples. It does the one
+// in short turns with the other: the requests on their way must not run dry. The sums of a sample stay in registers.
 // Pairwise products are added as they are, p += s v; s += v (see fm_interaction.cpp).
 #include "embedding_fm.h"
 
@@ -9,12 +11,10 @@
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
-// Where the row and the linear weight of an entry lie; row is null for padding.
-struct Slot {
-  const char* row;
-  const char* linear;
-};
-static_assert(sizeof(Slot) + sizeof(double) <= kFmSlotBytes);
+constexpr int kToL2 = 2;              // __builtin_prefetch's name of that cache: more requests fit on the way there
+constexpr int64_t kMostAhead = 32;    // entries; what they touch must fit a first-level TLB of 64 pages
+constexpr int64_t kLinesAhead = 128;  // of 64 bytes
+constexpr int64_t kStrip = 8;         // entries summed before the next turn
 
 // The running sums of one sample over a block of columns.
 template <class A, int N, int K>
@@ -22,7 +22,7 @@ struct Sums {
   Lanes<A, N> sum[K] = {}, pairs[K] = {};
 
   template <bool kScaled, class T>
-  void add(const T* row, A x) {
+  DEEPREC_ALWAYS_INLINE void add(const T* row, A x) {
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
       Lanes<A, N> v = load_lanes<N>(row + k * N);
@@ -46,266 +46,300 @@ struct Sums {
   }
 };
 
-template <int N, int K, class T, class A>
-void copy_scaled(T* to, const T* row, A x) {
-#pragma GCC unroll 4
-  for (int k = 0; k < K; ++k) {
-    store_lanes<N>(to + k * N, x * load_lanes<N>(row + k * N));
-  }
-}
+// Entries of the samples [first, end), sample after sample and feature after feature within one: where their rows and
+// linear weights lie, and x. Behind the last entry follow the first ones of the next tile.
+// Padding and ids out of range have a row of zeros and x = 0.
+template <class A>
+struct Tile {
+  int which;
+  int64_t capacity = -1;
+  const char** rows = nullptr;
+  const char** linear = nullptr;
+  A* x = nullptr;
+  int64_t first = 0, end = 0;
+  int64_t starts[kFmTile + 1] = {};  // of each sample's entries
+  int64_t units = 0, done = 0;       // of the work to find the addresses
+  int64_t at[kFmTile] = {};          // bags: where a sample's next entry goes
 
-// One id a bag. While the samples of one tile are summed, the ids of the next become addresses and their rows are asked
-// for, a part with each sample: features one after another where their ids lie together, else sample by sample.
-// Padding and ids out of range read a row of zeros.
-template <class T, class Id, bool kScaled, bool kOneLine>
-struct OneHot {
+  int64_t size() const { return starts[end - first]; }
+
+  void make_room(const FmForwardArgs& a, int64_t entries) {
+    if (entries <= capacity) {
+      return;
+    }
+    capacity = entries;
+    const int64_t slots = capacity + kMostAhead;
+    char* room = a.room(a.rooms, which, slots * static_cast<int64_t>(2 * sizeof(char*) + sizeof(A)));
+    rows = reinterpret_cast<const char**>(room);
+    linear = rows + slots;
+    x = reinterpret_cast<A*>(linear + slots);
+  }
+};
+
+template <class T, class Id, bool kScaled, bool kLinear>
+struct Forward {
   using A = typename Accumulator<T>::type;
   const FmForwardArgs& a;
   const Id* ids;
+  const Id* offsets;
   const T* values;
-  Slot* slots;  // [2 * tile, F]
-  A* scale;     // [2 * tile, F]
-  bool has_linear, by_feature;
+  int64_t row_bytes, ahead;
+  bool by_feature;
+  bool bad = false;
+  Tile<A> tiles[3] = {{0}, {1}, {2}};
+  Tile<A>* later = nullptr;  // the tile to open while one is summed
 
-  explicit OneHot(const FmForwardArgs& args)
+  explicit Forward(const FmForwardArgs& args)
       : a(args),
         ids(static_cast<const Id*>(args.ids)),
+        offsets(static_cast<const Id*>(args.offsets)),
         values(static_cast<const T*>(args.values)),
-        slots(static_cast<Slot*>(args.scratch)),
-        scale(reinterpret_cast<A*>(slots + 2 * args.tile * args.num_features)),
-        has_linear(args.num_features > 0 && args.features[0].linear),
-        by_feature(args.bag_stride <= args.feature_stride) {}
+        row_bytes(args.dim * static_cast<int64_t>(sizeof(T))),
+        by_feature(args.bag_stride <= args.feature_stride) {
+    const int64_t lines = (row_bytes + 63) / 64, wanted = kLinesAhead / lines;
+    const int64_t most = kLinear ? kMostAhead / 2 : kMostAhead;
+    ahead = wanted < 4 ? 4 : wanted > most ? most : wanted;
+  }
 
-  // The entry of feature f in sample b gets place `at`; returns whether its id is out of range.
-  DEEPREC_ALWAYS_INLINE bool prepare_one(const FmFeature& feature, int64_t f, int64_t b, int64_t at) const {
-    const int64_t id = ids[f * a.feature_stride + b * a.bag_stride];
+  // ---- ids become addresses ----
+
+  // Returns whether the id is out of range.
+  DEEPREC_ALWAYS_INLINE bool place(const Tile<A>& t, const FmFeature& feature, int64_t id, const T* value,
+                                   int64_t at) const {
     const bool is_bad = static_cast<uint64_t>(id) >= static_cast<uint64_t>(feature.num_rows);
     const bool counts = !is_bad && id != feature.padding;
-    const char* row = counts ? feature.weight + id * feature.row_stride : a.zeros;
-    slots[at].row = row;
-    if (kOneLine) {
-      __builtin_prefetch(row, 0, 3);
-    } else {
-      prefetch_row(row, a.dim * static_cast<int64_t>(sizeof(T)));
-    }
-    if (has_linear) {
-      const char* linear = counts ? feature.linear + id * feature.linear_stride : a.zeros;
-      slots[at].linear = linear;
-      __builtin_prefetch(linear, 0, 3);
+    t.rows[at] = counts ? feature.weight + id * feature.row_stride : a.zeros;
+    if constexpr (kLinear) {
+      t.linear[at] = counts ? feature.linear + id * feature.linear_stride : a.zeros;
     }
     if constexpr (kScaled) {
-      scale[at] = widen(values[f * a.value_feature_stride + b * a.value_bag_stride]);
+      t.x[at] = counts ? A(widen(*value)) : A(0);
     }
     return is_bad;
   }
 
-  // Part `part` of a.tile of the tile of samples [first, end), with places from `at` on.
-  DEEPREC_ALWAYS_INLINE bool prepare(int64_t first, int64_t end, int64_t part, int64_t at) const {
-    const int64_t num_features = a.num_features;
-    bool bad = false;
-    if (by_feature) {
-      for (int64_t f = num_features * part / a.tile; f < num_features * (part + 1) / a.tile; ++f) {
-        const FmFeature feature = a.features[f];
-        for (int64_t b = first; b < end; ++b) {
-          bad |= prepare_one(feature, f, b, at + (b - first) * num_features + f);
-        }
-      }
-    } else if (first + part < end) {
-      for (int64_t f = 0; f < num_features; ++f) {
-        bad |= prepare_one(a.features[f], f, first + part, at + part * num_features + f);
-      }
-    }
-    return bad;
+  DEEPREC_ALWAYS_INLINE bool place_single(const Tile<A>& t, const FmFeature& feature, int64_t f, int64_t i) const {
+    const int64_t b = t.first + i;
+    const T* value = kScaled ? values + f * a.value_feature_stride + b * a.value_bag_stride : nullptr;
+    return place(t, feature, ids[f * a.feature_stride + b * a.bag_stride], value, i * a.num_features + f);
   }
 
-  template <bool kLinear, int N, int K>
-  DEEPREC_ALWAYS_INLINE Sums<A, N, K> sum(int64_t d, const Slot* mine, const A* x, A* total) const {
-    const int64_t num_features = a.num_features;
+  // The entries of one feature; of so many features the ids are more streams than a processor follows.
+  void place_column(const Tile<A>& t, int64_t f) {
+    const FmFeature feature = a.features[f];
+    const int64_t count = t.end - t.first;
+    __builtin_prefetch(ids + f * a.feature_stride + (t.end + count) * a.bag_stride);
+    if constexpr (kScaled) {
+      __builtin_prefetch(values + f * a.value_feature_stride + (t.end + count) * a.value_bag_stride);
+    }
+    bool found = false;
+    for (int64_t i = 0; i < count; ++i) {
+      found |= place_single(t, feature, f, i);
+    }
+    bad |= found;
+  }
+
+  // Entries [begin, end) of a tile whose samples have their ids together.
+  void place_rows(const Tile<A>& t, int64_t begin, int64_t end) {
+    bool found = false;
+    int64_t i = begin / a.num_features, f = begin % a.num_features;
+    while (begin < end) {
+      const int64_t stop = end - begin < a.num_features - f ? f + end - begin : a.num_features;
+      begin += stop - f;
+      for (; f < stop; ++f) {
+        found |= place_single(t, a.features[f], f, i);
+      }
+      f = 0;
+      ++i;
+    }
+    bad |= found;
+  }
+
+  void place_bags(Tile<A>* t, int64_t f) {
+    const FmFeature feature = a.features[f];
+    const int64_t count = t->end - t->first;
+    const Id* bounds = offsets + f * a.batch + t->first;
+    int64_t p = bounds[0];
+    const int64_t length = bounds[count] - p;
+    for (int64_t line = 0; line < length; line += 64 / static_cast<int64_t>(sizeof(Id))) {
+      __builtin_prefetch(ids + p + 2 * length + line);
+    }
+    bool found = false;
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t to = t->at[i];
+      for (const int64_t last = bounds[i + 1]; p < last; ++p, ++to) {
+        found |= place(*t, feature, ids[p], kScaled ? values + p : nullptr, to);
+      }
+      t->at[i] = to;
+    }
+    bad |= found;
+  }
+
+  // Units of a tile: its features, or, where the ids of a sample lie together, its entries.
+  __attribute__((noinline)) void place_until(Tile<A>* t, int64_t units) {
+    int64_t u = t->done;
+    if (u >= units) {
+      return;
+    }
+    t->done = units;
+    if (offsets) {
+      for (; u < units; ++u) {
+        place_bags(t, u);
+      }
+    } else if (by_feature) {
+      for (; u < units; ++u) {
+        place_column(*t, u);
+      }
+    } else {
+      place_rows(*t, u, units);
+    }
+  }
+
+  // Begins a tile with the samples from `first` on.
+  void open(Tile<A>* t, int64_t first) {
+    const int64_t count = a.end - first < a.tile ? a.end - first : a.tile;
+    t->first = first;
+    t->end = first + count;
+    t->done = 0;
+    t->units = offsets || by_feature ? a.num_features : count * a.num_features;
+    for (int64_t i = 0; i <= count; ++i) {
+      t->starts[i] = offsets ? 0 : i * a.num_features;
+    }
+    if (offsets) {
+      for (int64_t f = 0; f < a.num_features; ++f) {
+        const Id* bounds = offsets + f * a.batch + first;
+        __builtin_prefetch(bounds + 16);
+        for (int64_t i = 0; i < count; ++i) {
+          t->starts[i + 1] += bounds[i + 1] - bounds[i];
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        t->at[i] = t->starts[i];
+        t->starts[i + 1] += t->starts[i];
+      }
+    }
+    t->make_room(a, t->size());
+  }
+
+  // Behind the entries of t come those that follow: the next tile's, then rows of zeros.
+  void continue_with(const Tile<A>& t, const Tile<A>& next) const {
+    const int64_t size = t.size(), known = next.size();
+    for (int64_t i = 0; i < ahead; ++i) {
+      t.rows[size + i] = i < known ? next.rows[i] : a.zeros;
+      if constexpr (kLinear) {
+        t.linear[size + i] = i < known ? next.linear[i] : a.zeros;
+      }
+    }
+  }
+
+  // ---- the sums ----
+
+  DEEPREC_ALWAYS_INLINE void ask(const Tile<A>& t, int64_t at) const {
+    if (a.one_line) {
+      __builtin_prefetch(t.rows[at], 0, kToL2);
+    } else {
+      prefetch_row<kToL2>(t.rows[at], row_bytes);
+    }
+    if constexpr (kLinear) {
+      __builtin_prefetch(t.linear[at], 0, kToL2);
+    }
+  }
+
+  // A block of columns of a sample; the first one asks for later rows and adds up the linear term.
+  template <bool kFirst, int N, int K>
+  DEEPREC_ALWAYS_INLINE Sums<A, N, K> sum(const Tile<A>& t, int64_t begin, int64_t end, int64_t d, A* total) {
     Sums<A, N, K> sums;
     A linear = 0;
-    for (int64_t f = 0; f < num_features; ++f) {
-      sums.template add<kScaled>(reinterpret_cast<const T*>(mine[f].row) + d, kScaled ? x[f] : A(1));
-      if (kLinear) {
-        const A w = widen(*reinterpret_cast<const T*>(mine[f].linear));
-        linear += kScaled ? x[f] * w : w;
+    for (int64_t j = begin; j < end;) {
+      const int64_t stop = end - j < kStrip ? end : j + kStrip;
+      if constexpr (kFirst) {
+        place_until(later, later->units * stop / t.size());
+      }
+      for (; j < stop; ++j) {
+        if constexpr (kFirst) {
+          ask(t, j + ahead);
+          if constexpr (kLinear) {
+            const A w = widen(*reinterpret_cast<const T*>(t.linear[j]));
+            linear += kScaled ? t.x[j] * w : w;
+          }
+        }
+        sums.template add<kScaled>(reinterpret_cast<const T*>(t.rows[j]) + d, kScaled ? t.x[j] : A(1));
       }
     }
     *total += linear;
     return sums;
   }
 
-  DEEPREC_ALWAYS_INLINE void sample(int64_t b, const Slot* mine, const A* x) const {
-    A total = 0;
-    each_block<A>(a.dim, [&]<int N, int K>(int64_t d) {
-      Sums<A, N, K> sums =
-          has_linear && d == 0 ? sum<true, N, K>(d, mine, x, &total) : sum<false, N, K>(d, mine, x, &total);
-      total += sums.finish(static_cast<A*>(a.sums) + b * a.dim + d);
-      if (a.embeddings) {
-        for (int64_t f = 0; f < a.num_features; ++f) {
-          T* to = static_cast<T*>(a.embeddings) + (b * a.num_features + f) * a.dim + d;
-          copy_scaled<N, K>(to, reinterpret_cast<const T*>(mine[f].row) + d, kScaled ? x[f] : A(1));
-        }
-      }
-    });
-    narrow(total, static_cast<T*>(a.out) + b);
-  }
-
-  bool run() const {
-    const int64_t tile = a.tile, half = tile * a.num_features;
-    const auto border = [&](int64_t b) { return b < a.end ? b : a.end; };
-    bool bad = false;
-    int64_t at = 0;  // places of the current tile
-    for (int64_t part = 0; part < tile; ++part) {
-      bad |= prepare(a.begin, border(a.begin + tile), part, at);
-    }
-    for (int64_t first = a.begin; first < a.end; first += tile, at = half - at) {
-      for (int64_t part = 0; part < tile; ++part) {
-        bad |= prepare(border(first + tile), border(first + 2 * tile), part, half - at);
-        if (first + part < a.end) {
-          sample(first + part, slots + at + part * a.num_features, scale + at + part * a.num_features);
-        }
-      }
-    }
-    return bad;
-  }
-};
-
-// Bags of any number of entries, read where they lie.
-template <class T, class Id, bool kScaled>
-struct MultiHot {
-  using A = typename Accumulator<T>::type;
-  const FmForwardArgs& a;
-  const Id* ids;
-  const Id* offsets;
-  const T* values;
-  bool has_linear;
-
-  explicit MultiHot(const FmForwardArgs& args)
-      : a(args),
-        ids(static_cast<const Id*>(args.ids)),
-        offsets(static_cast<const Id*>(args.offsets)),
-        values(static_cast<const T*>(args.values)),
-        has_linear(args.num_features > 0 && args.features[0].linear) {}
-
-  int64_t bound(int64_t f, int64_t b) const { return offsets[f * a.batch + b]; }
-
-  bool has_bad() const {
-    bool bad = false;
-    for (int64_t f = 0; f < a.num_features; ++f) {
-      const uint64_t rows = static_cast<uint64_t>(a.features[f].num_rows);
-      for (int64_t p = bound(f, a.begin), end = bound(f, a.end); p < end; ++p) {
-        bad |= static_cast<uint64_t>(static_cast<int64_t>(ids[p])) >= rows;
-      }
-    }
-    return bad;
-  }
-
-  DEEPREC_ALWAYS_INLINE void ask(const FmFeature& feature, int64_t p, int64_t end) const {
-    if (p < end) {
-      const int64_t id = ids[p];
-      prefetch_row(feature.weight + id * feature.row_stride, a.dim * static_cast<int64_t>(sizeof(T)));
-      if (has_linear) {
-        __builtin_prefetch(feature.linear + id * feature.linear_stride, 0, 3);
-      }
-    }
-  }
-
-  // Calls visit(row at column d, x) for the entries of a sample.
-  template <class Visit>
-  void each_entry(int64_t b, int64_t d, const Visit& visit) const {
-    for (int64_t f = 0; f < a.num_features; ++f) {
-      const FmFeature& feature = a.features[f];
-      for (int64_t p = bound(f, b), end = bound(f, b + 1); p < end; ++p) {
-        const int64_t id = ids[p];
-        if (id != feature.padding) {
-          const T* row = reinterpret_cast<const T*>(feature.weight + id * feature.row_stride);
-          visit(row + d, kScaled ? A(widen(values[p])) : A(1));
-        }
-      }
-    }
-  }
-
-  // The linear term; on the way, asks for the rows of later entries of each feature.
-  A linear(int64_t b) const {
-    A total = 0;
-    for (int64_t f = 0; f < a.num_features; ++f) {
-      const FmFeature& feature = a.features[f];
-      const int64_t last = bound(f, a.end);
-      for (int64_t p = bound(f, b), end = bound(f, b + 1); p < end; ++p) {
-        ask(feature, p + a.ahead, last);
-        const int64_t id = ids[p];
-        if (has_linear && id != feature.padding) {
-          const A w = widen(*reinterpret_cast<const T*>(feature.linear + id * feature.linear_stride));
-          total += kScaled ? A(widen(values[p])) * w : w;
-        }
-      }
-    }
-    return total;
-  }
-
   template <int N, int K>
-  void store_embeddings(int64_t b, int64_t d) const {
-    for (int64_t f = 0; f < a.num_features; ++f) {
-      T* to = static_cast<T*>(a.embeddings) + (b * a.num_features + f) * a.dim + d;
+  void store_embeddings(const Tile<A>& t, int64_t b, int64_t j, int64_t d) const {
+    T* to = static_cast<T*>(a.embeddings) + b * a.num_features * a.dim + d;
+    for (int64_t f = 0; f < a.num_features; ++f, to += a.dim) {
+      const int64_t bag = f * a.batch + b, end = offsets ? j + offsets[bag + 1] - offsets[bag] : j + 1;
       Lanes<A, N> sum[K] = {};
-      const FmFeature& feature = a.features[f];
-      for (int64_t p = bound(f, b), end = bound(f, b + 1); p < end; ++p) {
-        const int64_t id = ids[p];
-        if (id == feature.padding) {
-          continue;
-        }
-        const T* row = reinterpret_cast<const T*>(feature.weight + id * feature.row_stride) + d;
-        const A x = kScaled ? A(widen(values[p])) : A(1);
+      for (; j < end; ++j) {
+        const T* row = reinterpret_cast<const T*>(t.rows[j]) + d;
 #pragma GCC unroll 4
         for (int k = 0; k < K; ++k) {
-          sum[k] += x * load_lanes<N>(row + k * N);
+          sum[k] += kScaled ? t.x[j] * load_lanes<N>(row + k * N) : load_lanes<N>(row + k * N);
         }
       }
+#pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
         store_lanes<N>(to + k * N, sum[k]);
       }
     }
   }
 
-  void sample(int64_t b) const {
-    A total = linear(b);
+  void sample(const Tile<A>& t, int64_t b) {
+    const int64_t begin = t.starts[b - t.first], end = t.starts[b - t.first + 1];
+    A total = 0;
     each_block<A>(a.dim, [&]<int N, int K>(int64_t d) {
-      Sums<A, N, K> sums;
-      each_entry(b, d, [&](const T* row, A x) { sums.template add<kScaled>(row, x); });
+      Sums<A, N, K> sums =
+          d == 0 ? sum<true, N, K>(t, begin, end, d, &total) : sum<false, N, K>(t, begin, end, d, &total);
       total += sums.finish(static_cast<A*>(a.sums) + b * a.dim + d);
       if (a.embeddings) {
-        store_embeddings<N, K>(b, d);
+        store_embeddings<N, K>(t, b, begin, d);
       }
     });
     narrow(total, static_cast<T*>(a.out) + b);
   }
 
-  bool run() const {
-    if (has_bad()) {
-      return true;
+  bool run() {
+    if (a.begin == a.end) {
+      return false;
     }
-    for (int64_t f = 0; f < a.num_features; ++f) {
-      const int64_t first = bound(f, a.begin), last = bound(f, a.end);
-      for (int64_t p = first; p < first + a.ahead; ++p) {
-        ask(a.features[f], p, last);
+    Tile<A>*now = &tiles[0], *next = &tiles[1];
+    later = &tiles[2];
+    open(now, a.begin);
+    place_until(now, now->units);
+    for (int64_t i = 0; i < ahead && i < now->size(); ++i) {
+      ask(*now, i);
+    }
+    open(next, now->end);
+    place_until(next, next->units);
+    while (now->first < a.end) {
+      open(later, next->end);
+      continue_with(*now, *next);
+      for (int64_t b = now->first; b < now->end; ++b) {
+        sample(*now, b);
       }
+      place_until(later, later->units);
+      Tile<A>* done = now;
+      now = next;
+      next = later;
+      later = done;
     }
-    for (int64_t b = a.begin; b < a.end; ++b) {
-      sample(b);
-    }
-    return false;
+    return bad;
   }
 };
 
 template <class T, class Id>
 bool run_as(const FmForwardArgs& a) {
-  if (a.offsets) {
-    return a.values ? MultiHot<T, Id, true>(a).run() : MultiHot<T, Id, false>(a).run();
-  }
+  const bool has_linear = a.num_features > 0 && a.features[0].linear;
   if (a.values) {
-    return OneHot<T, Id, true, false>(a).run();
+    return has_linear ? Forward<T, Id, true, true>(a).run() : Forward<T, Id, true, false>(a).run();
   }
-  return a.one_line ? OneHot<T, Id, false, true>(a).run() : OneHot<T, Id, false, false>(a).run();
+  return has_linear ? Forward<T, Id, false, true>(a).run() : Forward<T, Id, false, false>(a).run();
 }
 
 template <class T>

@@ -31,18 +31,19 @@ struct FmForwardArgs {
   const void* offsets;                 // [F * B + 1], dtype of ids; null: one id a bag
   const void* values;                  // dtype of the tables; null: 1
   int64_t value_feature_stride, value_bag_stride;
-  int64_t tile;       // without offsets: samples that are prepared together
-  int64_t ahead;      // with offsets: entries of a feature asked for before they are needed
+  int64_t tile;       // samples whose ids become addresses together, at most kFmTile
   void* out;          // [B]
   void* sums;         // [B, D], sum of x v in the accumulator's type
   void* embeddings;   // [B, F, D], sum of x v of each bag; may be null
-  const char* zeros;  // a row of zeros; without offsets
+  const char* zeros;  // a row of zeros
   bool one_line;      // each row lies within one line of 64 bytes
-  void* scratch;      // without offsets
+  // Memory that stays as it is until the next call with the same number, 0, 1 or 2.
+  char* (*room)(void* rooms, int which, int64_t bytes);
+  void* rooms;
   int64_t begin, end;
 };
 
-constexpr int64_t kFmSlotBytes = 24;  // of scratch, for each feature of 2 * tile samples
+constexpr int64_t kFmTile = 64;
 
 // Gradients of the rows [begin, end) of a plan, which belong to one table, times `factor`:
 //   v: sum_p g x (S - x v) + x e,  w: sum_p g x,  x_p: g (w + v . S - x |v|^2) + v . e

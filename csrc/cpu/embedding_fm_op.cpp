@@ -12,8 +12,7 @@
 namespace deeprec {
 namespace {
 
-constexpr int64_t kTileBytes = 1 << 16;
-constexpr int64_t kRowsAhead = 52;
+constexpr int64_t kTileEntries = 256;  // whose addresses fit the first-level cache
 constexpr int64_t kFmGrain = 1 << 14;  // bytes read that are worth a thread
 
 // The tables of a call as the kernels see them; keeps alive whatever had to be copied.
@@ -92,14 +91,24 @@ void raise_bad(const char* op, const Layout& layout, const FmTables& all, const 
   }
 }
 
-// With offsets: how far ahead in the entries of one feature to ask, so that about 24 rows are on their way.
-int64_t entries_ahead(const Layout& layout) {
-  const int64_t features = std::max<int64_t>(layout.num_features, 1),
-                bags = std::max<int64_t>(features * layout.batch, 1);
-  const int64_t length = std::max<int64_t>((layout.nnz + bags - 1) / bags, 1);
-  const int64_t samples = (24 + features * length - 1) / (features * length);
-  return std::clamp<int64_t>(length * samples, 1, 16);
+// Samples whose ids become addresses together; where the ids of a feature lie together, whole lines of them.
+int64_t samples_a_tile(const Layout& layout) {
+  const int64_t entries = std::max<int64_t>(layout.nnz / std::max<int64_t>(layout.batch, 1), 1);
+  const int64_t wanted = std::clamp<int64_t>(kTileEntries / entries, 1, kFmTile);
+  const bool by_feature = !layout.offsets && layout.bag_stride <= layout.feature_stride;
+  return by_feature ? std::max<int64_t>(wanted / 8 * 8, 8) : wanted;
 }
+
+// Memory of one thread that the kernel asks for when it has seen how many entries its samples have.
+struct FmRooms {
+  std::vector<double> memory[3];
+
+  static char* get(void* self, int which, int64_t bytes) {
+    std::vector<double>& mine = static_cast<FmRooms*>(self)->memory[which];
+    mine.resize(static_cast<size_t>((bytes + 7) / 8));
+    return reinterpret_cast<char*>(mine.data());
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor> embedding_fm(const Tensors& weights, const Tensors& linear, const Tensor& ids,
                                                 const std::optional<Tensor>& offsets,
@@ -131,14 +140,8 @@ std::tuple<Tensor, Tensor, Tensor> embedding_fm(const Tensors& weights, const Te
     args.value_feature_stride = layout.offsets ? 0 : values->stride(0);
     args.value_bag_stride = layout.offsets ? 1 : values->stride(1);
   }
-  // Where the ids of a feature lie together a tile has those of one line, as far as two tiles of rows fit the
-  // second-level cache. Else it is as short as the memory's latency allows: rows stay in the first-level cache until
-  // they are read.
-  const bool by_feature = layout.bag_stride <= layout.feature_stride;
-  const int64_t wanted = by_feature ? kTileBytes / std::max<int64_t>(num_features * row_bytes, 1)
-                                    : kRowsAhead / std::max<int64_t>(num_features, 1);
-  args.tile = std::clamp<int64_t>(wanted, 1, 8);
-  args.ahead = entries_ahead(layout);
+  args.tile = samples_a_tile(layout);
+  args.room = &FmRooms::get;
   const std::vector<char> zeros(static_cast<size_t>(row_bytes));
   args.zeros = zeros.data();
   args.one_line = all.rows_lie_in_lines();
@@ -147,13 +150,12 @@ std::tuple<Tensor, Tensor, Tensor> embedding_fm(const Tensors& weights, const Te
   args.embeddings = need_embeddings ? embeddings.data_ptr() : nullptr;
 
   const int64_t chunks = std::min(threads_for(layout.nnz * row_bytes, kFmGrain), std::max<int64_t>(batch, 1));
-  const int64_t scratch_bytes = layout.offsets ? 0 : 2 * args.tile * num_features * kFmSlotBytes;
   const auto forward = DEEPREC_DISPATCH(fm_forward);
   std::atomic<bool> is_bad{false};
   for_each_chunk(chunks, [&](int64_t chunk) {
-    std::vector<double> scratch(static_cast<size_t>((scratch_bytes + 7) / 8));
+    FmRooms rooms;
     FmForwardArgs part = args;
-    part.scratch = scratch.data();
+    part.rooms = &rooms;
     part.begin = batch * chunk / chunks;
     part.end = batch * (chunk + 1) / chunks;
     if (forward(part)) {

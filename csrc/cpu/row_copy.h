@@ -25,13 +25,14 @@ namespace deeprec::DEEPREC_ISA {
 
 constexpr int64_t kMaxLines = 16;  // of 64 bytes; the hardware prefetcher follows a longer row by itself
 
+template <int kLocality = 3>
 static DEEPREC_ALWAYS_INLINE void prefetch_row(const char* row, int64_t bytes) {
   const int64_t lines = bytes < kMaxLines * 64 ? bytes : kMaxLines * 64;
   for (int64_t b = 0; b < lines; b += 64) {
-    __builtin_prefetch(row + b, 0, 3);
+    __builtin_prefetch(row + b, 0, kLocality);
   }
   if (bytes % 64 != 0 && lines == bytes) {
-    __builtin_prefetch(row + bytes - 1, 0, 3);  // such a row need not begin at a line's border
+    __builtin_prefetch(row + bytes - 1, 0, kLocality);  // such a row need not begin at a line's border
   }
 }
 

@@ -620,7 +620,10 @@ def flat_bags(
         if offsets is not None:
             raise ValueError("embedding_bag: offsets must be None where ids are [B, L], a bag a row")
         batch, length = ids.shape
-        bounds = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
+        if length and not torch.compiler.is_compiling():  # one operation instead of two
+            bounds = torch.arange(0, batch * length + 1, length, dtype=ids.dtype, device=ids.device)
+        else:
+            bounds = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
         ids = ids.reshape(-1)
         per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
     elif offsets is None or ids.dim() != 1:
@@ -633,8 +636,7 @@ def flat_bags(
     elif include_last_offset:
         bounds = offsets
     else:
-        last = torch.full((1,), ids.shape[0], dtype=offsets.dtype, device=offsets.device)
-        bounds = torch.cat([offsets, last])
+        bounds = torch.constant_pad_nd(offsets, (0, 1), ids.shape[0])
     return ids, bounds, per_sample_weights, padding_idx
 
 

@@ -207,6 +207,45 @@ def test_ids_and_values_of_any_layout(layout: str) -> None:
     check_against_reference(one, torch.float32)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_samples_of_any_size_side_by_side(scaled: bool) -> None:
+    """From none to a thousand entries: the kernel looks ahead a number of entries, across bags and samples."""
+    torch.manual_seed(0)
+    b = batch_of([0, 1, 0], (1, 1), 16, scaled=scaled, pad=3)
+    lengths = torch.tensor([0, 1, 2, 5, 40, 700])[torch.randint(0, 6, (3 * 150,))]
+    lengths[150:170] = 0
+    lengths.view(3, 150)[:, 60:130] = 0  # no entry for longer than a tile
+    ids = torch.randint(0, 20, (int(lengths.sum()),))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    check_against_reference(
+        b._replace(ids=ids, offsets=offsets, values=torch.randn(len(ids)) if scaled else None), torch.float32
+    )
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("num_features", [1, 2, 5, 300])
+def test_bags_of_one_id_and_both_orders_of_ids_are_bitwise_the_same(num_features: int, count: int) -> None:
+    b = batch_of([0] * num_features, (count, None), 16, scaled=True, pad=3)
+    bounds = torch.arange(num_features * count + 1)
+    given = (b.weights, b.linear)
+    want = embedding_fm(*given, b.ids, values=b.values, tables=b.tables, padding_idx=b.padding)
+    by_sample = b.ids.t().contiguous().t()
+    for ids, offsets, values in ((by_sample, None, b.values), (b.ids.flatten(), bounds, b.values.flatten())):
+        got = embedding_fm(*given, ids, offsets, values=values, tables=b.tables, padding_idx=b.padding)
+        assert torch.equal(got, want)
+
+
+def test_values_of_padding_are_not_read() -> None:
+    b = batch_of([0, 1, 0], (20, None), 8, scaled=True, pad=3)
+    values = torch.where(b.ids == 3, torch.nan, b.values)
+    assert bool(values.isnan().any())
+    outs = [
+        embedding_fm(b.weights, b.linear, b.ids, values=some, tables=b.tables, padding_idx=b.padding)
+        for some in (b.values, values)
+    ]
+    assert torch.equal(*outs)
+
+
 def test_tables_of_any_layout() -> None:
     b = batch_of([0, 1], (30, None), 7)
     wide = [torch.randn(20, 30), torch.randn(30, 20)]

@@ -18,6 +18,7 @@ from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, Factorizati
 from deeprec.train import optim
 
 ROWS = 30
+SHARED = Table("all", ROWS, 4, features=("a", "b", "c"))
 TABLES = [Table("user", ROWS, 4), Table("tags", ROWS, 6, "mean", padding_idx=0)]
 
 
@@ -38,15 +39,17 @@ class Model(nn.Module):
         self.weighted = EmbeddingBag(ROWS, 5, mode="sum", max_norm=0.9, sparse=sparse)
         self.best = EmbeddingBag(ROWS, 5, mode="max", padding_idx=2, sparse=sparse)
         self.many = EmbeddingCollection(TABLES, sparse=sparse, optimizer_in_backward=step)
-        self.fm = FMInteraction()
-        self.gate, self.out = nn.Linear(3, 3), nn.Linear(11, 1)
+        self.pairs = FMInteraction()
+        self.machine = FactorizationMachine([SHARED], return_embeddings=True, sparse=sparse, optimizer_in_backward=step)
+        self.gate, self.out = nn.Linear(3, 3), nn.Linear(15, 1)
 
     def forward(self, ids: Tensor, features: Tensor) -> Tensor:
         scale = self.gate(features).sigmoid()
         bags = [self.plain(ids[:, 0]), self.padded(ids[:, 1]), self.weighted(ids, None, scale), self.best(ids)]
         pooled = self.many({"user": ids[:, 0], "tags": ids})
-        interaction = self.fm(torch.stack(bags, 1)).unsqueeze(1)
-        return self.out(torch.cat([pooled, interaction], 1).tanh()).squeeze(1)
+        logit, rows = self.machine(ids)
+        deep = torch.cat([pooled, self.pairs(torch.stack(bags, 1)).unsqueeze(1), rows.prod(1)], 1)
+        return logit + self.out(deep.tanh()).squeeze(1)
 
 
 def batch_of(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,16 +76,20 @@ def test_training_with_dense_gradients_compiles_whole() -> None:
 
 
 class Pooled(nn.Module):
-    """A collection whose step is taken in the backward pass, and a dense layer."""
+    """Layers whose steps are taken in the backward pass, and a dense one."""
 
     def __init__(self, step: Callable[..., Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.many = EmbeddingCollection(TABLES, optimizer_in_backward=step)
+        self.machine = FactorizationMachine([SHARED], optimizer_in_backward=step)
         self.out = nn.Linear(10, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.out(self.many({"user": ids[:, 0], "tags": ids}).tanh()).squeeze(1)
+        return self.machine(ids) + self.out(self.many({"user": ids[:, 0], "tags": ids}).tanh()).squeeze(1)
+
+    def optimizers(self) -> list[Any]:
+        return [self.many.optimizer, self.machine.optimizer]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,8 @@ class Pooled(nn.Module):
 def test_step_in_backward_compiles_whole_and_a_schedule_does_not_compile_it_again(step: Callable[..., Any]) -> None:
     model, eager = Pooled(step), Pooled(step)
     compiled = torch.compile(model, fullgraph=True)
-    schedules = [torch.optim.lr_scheduler.ExponentialLR(some.many.optimizer, 0.5) for some in (model, eager)]
+    optimizers = [*model.optimizers(), *eager.optimizers()]
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5) for optimizer in optimizers]
     for number in range(4):
         ids, _ = batch_of(7, seed=number)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
@@ -105,19 +113,21 @@ def test_step_in_backward_compiles_whole_and_a_schedule_does_not_compile_it_agai
                 some(ids).square().sum().backward()
         for schedule in schedules:
             schedule.step()
-    assert [weight.grad for weight in model.many.weights()] == [None, None]
+    tables = [*model.many.weights(), *model.machine.weights(), *model.machine.linear_weights()]
+    assert all(weight.grad is None for weight in tables)
     for got, want in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(got, want)
-    moved = (model.many.weights()[0] - Pooled(step).many.weights()[0]).abs().max()
-    assert moved > 0.01
+    fresh = Pooled(step)
+    for table, before in zip(tables, [*fresh.many.weights(), *fresh.machine.weights()], strict=False):
+        assert (table - before).abs().max() > 1e-3
 
 
 LAYERS = {
     "Embedding": lambda: Embedding(ROWS, 4, sparse=True),
     "Embedding, padding": lambda: Embedding(ROWS, 4, padding_idx=1, sparse=True),
     "EmbeddingBag": lambda: EmbeddingBag(ROWS, 4, sparse=True),
-    "EmbeddingCollection": lambda: EmbeddingCollection([Table("a", ROWS, 4, features=("a", "b", "c"))], sparse=True),
-    "FactorizationMachine": lambda: FactorizationMachine([Table("a", ROWS, 4, features=("a", "b", "c"))], bias=False),
+    "EmbeddingCollection": lambda: EmbeddingCollection([SHARED], sparse=True),
+    "FactorizationMachine": lambda: FactorizationMachine([SHARED], bias=False),
 }
 
 
@@ -148,8 +158,8 @@ def test_dense_adam_in_backward_runs_outside_the_graph_or_says_so() -> None:
     for number in range(4):
         for some in (compiled, eager):
             some(batch_of(7, seed=number)[0]).square().sum().backward()
-    for some in (model, eager):
-        some.many.optimizer.flush()
+    for optimizer in (*model.optimizers(), *eager.optimizers()):
+        optimizer.flush()
     for got, want in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(got, want)
 

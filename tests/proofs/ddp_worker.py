@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, Table
+from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, FactorizationMachine, Table
 from deeprec.train import optim
 
 CASES = ("sparse, Adam dense", "sparse, Adagrad", "dense, SGD")
@@ -19,7 +19,7 @@ STEPS, BATCH, LENGTH, ROWS = 8, 12, 4, 40
 
 
 class Model(nn.Module):
-    """All three layers, one table shared by two of them, and a dense layer."""
+    """All layers that hold tables, one table shared by two of them, and a dense layer."""
 
     def __init__(self, sparse: bool) -> None:
         super().__init__()
@@ -28,6 +28,7 @@ class Model(nn.Module):
         self.bag = EmbeddingBag(ROWS, 6, mode="mean", sparse=sparse)
         self.bag.weight = self.item.weight
         self.many = EmbeddingCollection([Table("a", ROWS, 3), Table("b", ROWS, 5, "max")], sparse=sparse)
+        self.machine = FactorizationMachine([Table("all", ROWS, 3, features=("p", "q", "r", "s"))], sparse=sparse)
         self.out = nn.Linear(14, 1)
         for weight in self.parameters():
             weight.data.copy_(torch.randn(weight.shape, generator=generator) / 2)
@@ -35,7 +36,8 @@ class Model(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.item(ids[:, 0]) + self.bag(ids[:, 1:])
-        return self.out(torch.cat([rows, self.many({"a": ids, "b": ids})], 1).tanh()).squeeze(1)
+        deep = torch.cat([rows, self.many({"a": ids, "b": ids})], 1).tanh()
+        return self.machine(ids) + self.out(deep).squeeze(1)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
