@@ -18,6 +18,7 @@ from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.reference import (
     SUM,
     check_ids,
+    check_offsets,
     embedding_bags_plan_reference,
     features_of,
     num_bags,
@@ -116,7 +117,7 @@ def embedding_bags_plan(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sort (table, row) of all entries at once; waits for the GPU once, for the number of distinct rows.
 
-    An id out of range is an IndexError that names it, as on the CPU.
+    An id out of range is an IndexError that names it, and offsets that do not fit a ValueError, as on the CPU.
     """
     batch, nnz, device = num_bags(ids, offsets, len(tables)), ids.numel(), ids.device
     if nnz == 0 or batch == 0:
@@ -144,7 +145,10 @@ def embedding_bags_plan(
     _plan_heads_kernel[grid](keys, heads, nnz, starts[-1], BLOCK=_PLAN_BLOCK)
     counts = torch.zeros(nnz + 1, dtype=position, device=device)
     torch.cumsum(heads, 0, dtype=position, out=counts[1:])
-    found = [counts[-1], ok[0].to(position)]
+    is_fine = ok[0] > 0
+    if offsets is not None:
+        is_fine &= (offsets[0] == 0) & (offsets[-1] == nnz) & (offsets[1:] >= offsets[:-1]).all()
+    found = [counts[-1], is_fine.to(position)]
     if max(padding) >= 0:
         found.append((keys < starts[-1]).sum(dtype=position))
     num_rows, is_fine, *some = torch.stack(found).tolist()
@@ -161,10 +165,10 @@ def embedding_bags_plan(
 def _raise_bad_id(
     ids: Tensor, offsets: Tensor | None, num_embeddings: Sequence[int], tables: Sequence[int], padding: Sequence[int]
 ) -> None:
-    """As the reference does; offsets that do not fit the ids where every id is in range."""
+    """As the reference does."""
     function, dims, modes = "embedding_bags_plan", [0] * len(num_embeddings), [SUM] * len(tables)
+    check_offsets(function, ids, offsets)
     check_ids(function, features_of(ids, offsets, dims, tables, modes, padding), num_embeddings, tables)
-    raise ValueError(f"{function}: offsets must ascend from 0 to the number of ids ({ids.numel()})")
 
 
 def compile_cases() -> list[CompileCase]:

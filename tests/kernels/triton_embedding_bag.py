@@ -96,6 +96,8 @@ def test_offsets_that_do_not_fit_are_an_assertion(offsets: list[int], mode: int)
         triton_kernels.embedding_bags(
             [torch.randn(9, 4)], torch.arange(5), torch.tensor(offsets), None, [0], [mode], [-1]
         )
+    with pytest.raises(ValueError, match="offsets must ascend"):
+        triton_kernels.embedding_bags_plan(torch.arange(5), torch.tensor(offsets), [9], [0], [-1])
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
