@@ -42,9 +42,10 @@ static DEEPREC_ALWAYS_INLINE void ask_ahead(const RowsAhead& a, int64_t u) {
   }
   const int64_t row = a.wide_rows ? static_cast<const int64_t*>(a.rows)[u + a.distance]
                                   : static_cast<const int32_t*>(a.rows)[u + a.distance];
+  // Into the second-level cache: more requests fit on the way there, and rows of a block are more than the first holds.
   for (int i = 0; i < 3; ++i) {
     if (a.targets[i].data) {
-      prefetch_row(a.targets[i].data + row * a.targets[i].bytes, a.targets[i].bytes);
+      prefetch_row<2>(a.targets[i].data + row * a.targets[i].bytes, a.targets[i].bytes);
     }
   }
 }
