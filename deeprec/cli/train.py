@@ -109,7 +109,10 @@ def _announce(
               f"{interactions.num_users:,} users, {interactions.num_items:,} items")  # fmt: skip
     for repair, count in interactions.repairs.items():
         out.print(f"          [yellow]repaired[/] {escape(repair)}: {count:,}")
-    out.print(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, ranked against {against}, {rule.ties} ties")
+    how = f"ranked against {against}, {rule.ties} ties"
+    if rule.task == "rating":
+        how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
+    out.print(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
     out.print(f"out       {escape(str(target))}")
     if not resume and _is_unfinished(target):
         out.print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")

@@ -121,6 +121,15 @@ def figures(ranking: Ranking, protocol: Protocol, train: Interactions) -> dict[s
     return result
 
 
+def require_ratings(model: Any, protocol: Protocol) -> None:
+    """Raise ValueError for a model that predicts no ratings under a protocol that measures them."""
+    if protocol.task == "rating" and not hasattr(model, "predict_ratings"):
+        raise ValueError(
+            f"evaluate: the protocol {protocol.name!r} needs a model that predicts ratings, got "
+            f"{getattr(model, 'name', type(model).__name__)}; take autorec, or a ranking protocol such as full"
+        )
+
+
 def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> dict[str, float]:
     """Errors of `model.predict_ratings(users, items)` on the ratings of one part.
 
@@ -128,11 +137,7 @@ def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> 
         ValueError: the model predicts no ratings, the data has none, or a prediction is NaN.
     """
     held_out, train = (split.validation if part == "validation" else split.test), split.train
-    if not hasattr(model, "predict_ratings"):
-        raise ValueError(
-            f"evaluate: the protocol {protocol.name!r} needs a model that predicts ratings, got "
-            f"{getattr(model, 'name', type(model).__name__)}; take autorec, or a ranking protocol such as full"
-        )
+    require_ratings(model, protocol)
     if held_out.ratings is None or train.ratings is None or not len(held_out):
         raise ValueError(f"evaluate: the {part} part must have ratings, got none in {train.name}")
     with _evaluating(model):

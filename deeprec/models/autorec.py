@@ -283,6 +283,27 @@ class AutoRec(Recommender):
         one = torch.zeros(len(some), 1) if b_u is None else b_u.detach()[users.long()].unsqueeze(1)
         return some, one
 
+    @torch.no_grad()
+    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:
+        """A user who gave each item of `history` [n] the largest rating.
+
+        U-AutoRec encodes those ratings. I-AutoRec has a vector for each user: of all that fit these ratings, the one by
+        ridge regression around the mean user, with the model's own regulariser.
+        """
+        self.require_built()
+        p, q, b_u, _ = self._sides()
+        most = self.limits[1].expand(len(history))
+        if b_u is None:
+            bounds = torch.tensor([0, len(history)])
+            return self.encode(bounds, history.long(), most), torch.zeros(1, 1)
+        mean, bias = p.mean(0, keepdim=True), b_u.mean().view(1, 1)
+        codes = q[history.long()]
+        # A sigmoid never reaches the largest rating: 0.95 of the way.
+        goal = most if self.config.output == "identity" else torch.full_like(most, 0.95).logit()
+        missing = goal.unsqueeze(1) - codes @ mean.T - bias
+        gram = codes @ codes.T + max(self.config.l2 / 2, 1e-6) * torch.eye(len(codes))
+        return mean + (codes.T @ torch.linalg.solve(gram, missing)).T, bias
+
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         _, q, _, b_i = self._sides()
         logits = (user_rows[0] * q[items.long()].detach()).sum(-1) + user_rows[1].squeeze(-1)

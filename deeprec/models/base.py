@@ -158,6 +158,10 @@ class Recommender(nn.Module):
         """What the model knows of users [b]: one tensor [b, D] a table. These rows are what a new user is given."""
         raise NotImplementedError
 
+    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
+        """User rows [1, D] of a new user who liked items [n], where the model knows a way; None: fit them."""
+        return None
+
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         """Scores of items [n] for user rows [n, D], differentiable in the rows."""
         raise NotImplementedError

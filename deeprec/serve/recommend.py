@@ -76,6 +76,9 @@ def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10) -> pl.
 def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
     """User rows [1, D] for a new user, fitted to `history` [n] (item indices) with the model frozen."""
     schema = model.require_built()
+    known = model.rows_for_history(history)
+    if known is not None:
+        return known
     sample = torch.arange(min(schema.num_users, _USERS_A_BLOCK))
     rows = tuple(table.mean(0, keepdim=True).detach() for table in model.user_rows(sample))
     if not any(row.numel() for row in rows) or len(history) == schema.num_items:

@@ -17,6 +17,7 @@ import torch
 from deeprec.data import Interactions, Split, from_frame, load
 from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
+from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
 from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import TrainConfig
@@ -151,6 +152,7 @@ def fit(
     """
     interactions = as_interactions(data)
     chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
+    require_ratings(model, chosen)
     directory = None if out is None else _writable_directory(Path(out))
     run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
     run.best_on_test = _BestOnTest() if report_best_on_test else None

@@ -202,6 +202,21 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
             AutoRec(**options)
 
 
+@pytest.mark.parametrize("side", ["item", "user"])
+@pytest.mark.parametrize("output", ["identity", "sigmoid"])
+def test_a_new_user_is_scored_in_ratings_and_likes_what_was_liked(side: str, output: str) -> None:
+    # Two groups of users, each rates its half of the items 5 and the other half 1.
+    draw = np.random.default_rng(0)
+    users, items = np.nonzero(draw.random((80, 40)) < 0.5)
+    values = np.where(users % 2 == items % 2, 5.0, 1.0)
+    data = from_frame(pl.DataFrame({"user_id": users, "item_id": items, "rating": values}), rating="rating")
+    model = AutoRec(side=side, output=output, hidden=8, epochs=80, l2=0.5).fit(data, protocol="rating", seed=0)
+    for half in (0, 1):
+        frame = model.recommend_for_history([half, half + 2, half + 4], k=10)
+        assert (frame["item_id"].to_numpy() % 2 == half).all()
+        assert frame["score"].is_between(2.0, 7.0).all()
+
+
 @needs_ml_100k
 def test_beats_the_item_means_on_ml_100k() -> None:
     model = AutoRec(hidden=50, epochs=120, l2=60.0)
