@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,29 @@ from deeprec.nn._in_backward import InBackward, OptimizerFactory
 from deeprec.nn._rows import catch_up_tables
 from deeprec.nn.embedding import Embedding
 
-_TAKEN = frozenset(dir(nn.ModuleDict()))
+_TAKEN = frozenset(dir(nn.Module()))
+
+
+class TableDict(nn.Module):
+    """Modules by name. Unlike `nn.ModuleDict` it has no methods that would forbid names like "items" or "keys"."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._modules[name]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def weights(self) -> list[nn.Parameter]:
+        """The `weight` of each, in order."""
+        return [module.weight for module in self._modules.values()]  # type: ignore[union-attr,misc]
 
 
 @dataclass(frozen=True)
@@ -116,23 +138,21 @@ class EmbeddingCollection(nn.Module):
     ) -> None:
         super().__init__()
         self._set_up(tables)
-        for table in tables:
-            self.tables[table.name] = Embedding(
-                table.num_embeddings,
-                table.embedding_dim,
-                table.padding_idx,
-                sparse=sparse,
-                device=device,
-                dtype=dtype,
-                name=table.name,
-            )
+        options: dict[str, Any] = {"sparse": sparse, "device": device, "dtype": dtype}
+        self.tables = TableDict(
+            {
+                table.name: Embedding(
+                    table.num_embeddings, table.embedding_dim, table.padding_idx, name=table.name, **options
+                )
+                for table in tables
+            }
+        )
         self.sparse = sparse
         self._start(optimizer_in_backward)
 
     def _set_up(self, tables: Sequence[Table]) -> None:
         self.configs = tuple(tables)
         self._names, self.features, self._table_of, self._padding = features_of_tables("EmbeddingCollection", tables)
-        self.tables = nn.ModuleDict()
         self._modes = tuple(tables[number].mode for number in self._table_of)
         self._dims = tuple(tables[number].embedding_dim for number in self._table_of)
 
@@ -176,14 +196,14 @@ class EmbeddingCollection(nn.Module):
         collection = cls.__new__(cls)
         nn.Module.__init__(collection)
         collection._set_up(configs)
-        collection.tables.update(dict(modules.items()))
+        collection.tables = TableDict(dict(modules.items()))
         collection.sparse = sparse
         collection._start(optimizer_in_backward)
         return collection
 
     def weights(self) -> list[nn.Parameter]:
         """The tables, [R_t, D_t] each, in order."""
-        return [module.weight for module in self.tables.values()]  # type: ignore[misc]
+        return self.tables.weights()
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from deeprec.nn._bag_inputs import Ids, bag_inputs
 from deeprec.nn._in_backward import InBackward, OptimizerFactory
 from deeprec.nn._rows import catch_up_tables
 from deeprec.nn.embedding import Embedding
-from deeprec.nn.embedding_collection import Table, features_of_tables
+from deeprec.nn.embedding_collection import Table, TableDict, features_of_tables
 
 INIT_STD = 0.01
 
@@ -126,8 +126,8 @@ class FactorizationMachine(nn.Module):
                 name=config.name,
             )
 
-        self.tables = nn.ModuleDict({table.name: table_of(table, table.embedding_dim) for table in tables})
-        self.linear = nn.ModuleDict({table.name: table_of(table, 1) for table in tables}) if linear else None
+        self.tables = TableDict({table.name: table_of(table, table.embedding_dim) for table in tables})
+        self.linear = TableDict({table.name: table_of(table, 1) for table in tables}) if linear else None
         self.bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(generator)
         params = [*self.weights(), *self.linear_weights()]
@@ -150,11 +150,11 @@ class FactorizationMachine(nn.Module):
 
     def weights(self) -> list[nn.Parameter]:
         """The tables of v, [R_t, D] each, in order."""
-        return [module.weight for module in self.tables.values()]  # type: ignore[misc]
+        return self.tables.weights()
 
     def linear_weights(self) -> list[nn.Parameter]:
         """The tables of w, [R_t, 1] each, in order; none without the linear term."""
-        return [] if self.linear is None else [module.weight for module in self.linear.values()]  # type: ignore[misc]
+        return [] if self.linear is None else self.linear.weights()
 
     def forward(
         self, ids: Ids, offsets: Tensor | None = None, values: Tensor | Mapping[str, Tensor] | None = None

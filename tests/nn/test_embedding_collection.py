@@ -160,6 +160,17 @@ def test_split_names_the_columns() -> None:
     assert torch.equal(parts["other_type"], layer.tables["types"].weight[ids["other_type"]])
 
 
+def test_names_of_the_field_are_allowed() -> None:
+    layer = EmbeddingCollection([Table("items", 9, 4), Table("keys", 5, 3), Table("values", 3, 2)])
+    assert list(layer.state_dict()) == ["tables.items.weight", "tables.keys.weight", "tables.values.weight"]
+    assert list(layer.tables) == ["items", "keys", "values"]
+    assert len(layer.tables) == 3
+    ids = ids_of(layer, 4)
+    torch.testing.assert_close(layer(ids), loop(layer, ids).float())
+    exported = torch.export.export(layer, (matrix(ids),))
+    assert torch.equal(exported.module()(matrix(ids)), layer(ids))
+
+
 def test_takes_over_the_modules_of_a_model() -> None:
     modules = nn.ModuleDict({"a": nn.Embedding(9, 4, padding_idx=2), "b": nn.EmbeddingBag(7, 3, mode="max")})
     layer = EmbeddingCollection.of(modules)
