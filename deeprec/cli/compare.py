@@ -13,7 +13,7 @@ from deeprec.cli.console import console, figure, print_json, rate, seconds, tabl
 from deeprec.evaluate import Card, Protocol, read_card, summarise
 from deeprec.evaluate import compare as compare_cards
 from deeprec.evaluate.card import check_comparable
-from deeprec.evaluate.metrics import gain
+from deeprec.evaluate.metrics import best_first
 
 
 def compare(
@@ -51,7 +51,7 @@ def _runs(cards: Sequence[Card], varying: list[str], names: list[str]) -> Any:
     columns = ["model", *varying, "seed", *names, "epoch", "time", "samples"]
     rows = table(*columns, title="runs, best first", numbers=[c for c in columns if c != "model"])
     headline = names[0] if names else ""
-    for card in sorted(cards, key=lambda c: _number(headline, c.metrics.get(headline))):
+    for card in sorted(cards, key=lambda c: best_first(headline, c.metrics.get(headline))):
         rows.add_row(
             card.model,
             *(_option(card.config.get(key)) for key in varying),
@@ -80,8 +80,3 @@ def _with_spread(value: dict[str, float | None]) -> str:
 
 def _option(value: Any) -> str:
     return "-" if value is None else escape(str(value))
-
-
-def _number(headline: str, value: float | None) -> float:
-    """Ascending from the best."""
-    return float("inf") if value is None else -gain(headline, value)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprec.evaluate.metrics import gain
+from deeprec.evaluate.metrics import best_first
 from deeprec.evaluate.protocols import Protocol
 
 SCHEMA_VERSION = 1
@@ -222,7 +222,7 @@ def compare(cards: Sequence[Card]) -> list[dict[str, Any]]:
         }
         for card in cards
     ]
-    return sorted(rows, key=lambda row: _descending(names[0], row[names[0]]) if names else 0.0)
+    return sorted(rows, key=lambda row: best_first(names[0], row[names[0]]) if names else 0.0)
 
 
 def summarise(cards: Sequence[Card]) -> list[dict[str, Any]]:
@@ -250,7 +250,7 @@ def summarise(cards: Sequence[Card]) -> list[dict[str, Any]]:
                 [getattr(c, name, None) if name == "seconds" else c.metrics.get(name) for c in group]
             )
         rows.append(row)
-    return sorted(rows, key=lambda row: _descending(names[0], row[names[0]]["mean"]) if names else 0.0)
+    return sorted(rows, key=lambda row: best_first(names[0], row[names[0]]["mean"]) if names else 0.0)
 
 
 def _metric_names(cards: Sequence[Card]) -> list[str]:
@@ -259,10 +259,6 @@ def _metric_names(cards: Sequence[Card]) -> list[str]:
         raise ValueError("compare: at least one card is needed, got none; pass the folders that training wrote")
     check_comparable(cards)
     return list(dict.fromkeys(name for card in cards for name in card.metrics))
-
-
-def _descending(figure: str, value: float | None) -> float:
-    return math.inf if value is None else -gain(figure, value)
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> dict[str, float | None]:

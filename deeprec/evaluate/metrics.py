@@ -8,6 +8,7 @@ user; the figure that is reported is their plain mean over users with at least o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -213,6 +214,11 @@ def mae(predictions: NDArray[Any], ratings: NDArray[Any]) -> float:
 def gain(figure: str, value: float) -> float:
     """A number that is larger where the figure ("hr@10", "rmse") is better."""
     return -value if figure.partition("@")[0] in RATING_METRICS else value
+
+
+def best_first(figure: str, value: float | None) -> float:
+    """The key that sorts values of a figure from the best on, unknown ones last."""
+    return math.inf if value is None else -gain(figure, value)
 
 
 def check_metric(name: str) -> str:

@@ -86,7 +86,6 @@ class _Options(NamedTuple):
     activation: int
     loss: int
     sparse_grad: bool
-    has_bias: bool
     step: tuple[RowUpdate | GradStep, RowUpdate | GradStep | None] | None
 
 
@@ -289,7 +288,7 @@ def sampled_linear_loss(
         raise ValueError(f"sampled_linear_loss: loss 'cross_entropy' needs activation 'sigmoid', got {activation!r}")
     _check(hidden, weight, bias, indptr, indices, {"targets": targets, "entry_weights": entry_weights})
     step = None if update is None or not torch.is_grad_enabled() else (update, update_bias)
-    options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, bias is not None, step)
+    options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, step)
     inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)
     try:
         if torch.is_grad_enabled() and (step or any(t is not None and t.requires_grad for t in inputs[:3])):
