@@ -18,6 +18,7 @@ from deeprec import data
 from deeprec._files import write_atomically
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
+from deeprec.data.selection import SELECTION
 
 _RUN, _TITLES = "run.json", "titles.parquet"
 _logger = logging.getLogger("deeprec")
@@ -30,7 +31,7 @@ def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> In
         ValueError: an option that `synthetic` does not have, or what `deeprec.data.load` raises.
     """
     if source == "synthetic":
-        known = list(inspect.signature(data.synthetic).parameters)
+        known = [*inspect.signature(data.synthetic).parameters, *SELECTION]
         for key in options:
             if key not in known:
                 raise ValueError(f"data: unknown option {key!r} of synthetic; {did_you_mean(key, known)}")

@@ -6,6 +6,7 @@ from deeprec.data.build import from_frame
 from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
 from deeprec.data.fetch import SOURCES, fetch
 from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
+from deeprec.data.selection import positives
 from deeprec.data.splits import leave_one_out, official, random_holdout, sampled_negatives
 from deeprec.data.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
 
@@ -28,6 +29,7 @@ __all__ = [
     "list_datasets",
     "load",
     "official",
+    "positives",
     "random_holdout",
     "sampled_negatives",
     "search_dirs",

@@ -26,6 +26,7 @@ from deeprec.data.readers import (
     read_path,
     read_triple,
 )
+from deeprec.data.selection import SELECTION, positives
 from deeprec.data.synthetic import synthetic
 from deeprec.data.text import OnBad, did_you_mean, with_gz
 
@@ -104,11 +105,15 @@ def load(
         name_or_path: a name of `list_datasets()`, "synthetic", or a path (see `readers.read_path`).
         data_dir: looked in first for a name.
         options: for files on_bad and duplicates (see `from_frame`), and for tables the columns user, item, rating,
-            timestamp, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed.
+            timestamp, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With
+            min_rating or min_interactions the data is made binary, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
         ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.
     """
+    selection = {key: options.pop(key) for key in SELECTION if key in options}
+    if selection:
+        return positives(load(name_or_path, data_dir, **options), **selection)
     text = os.fspath(name_or_path)
     if text == "synthetic":
         return synthetic(**options)

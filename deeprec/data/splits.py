@@ -87,11 +87,14 @@ def official(
     return _finish(data, train, test, mode, seed, num_negatives, given)
 
 
-def random_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0) -> Split:
+def random_holdout(
+    data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0, *, by_user: bool = False
+) -> Split:
     """Hold out a random share of all rows; a row that would leave its user without training rows stays in train.
 
     Args:
         test, validation: shares of the rows, each in [0, 1), together below 1.
+        by_user: hold out these shares of the rows of each user (to the nearest whole number) instead.
     Returns:
         Split; notes["rows_kept_for_training"] counts the rows that stayed.
     """
@@ -102,6 +105,8 @@ def random_holdout(data: Interactions, test: float = 0.1, validation: float = 0.
             f"got {test} and {validation}; the usual are 0.1 and 0.1"
         )
     shuffled = np.argsort(random_bits(seed, _HOLDOUT, np.arange(len(data))), kind="stable")
+    if by_user:
+        return _holdout_by_user(data, shuffled, test, validation)
     num_test, num_validation = round(len(data) * test), round(len(data) * validation)
     pinned = np.zeros(len(data), dtype=np.bool_)
     last = np.zeros(data.num_users, dtype=np.int64)
@@ -112,6 +117,21 @@ def random_holdout(data: Interactions, test: float = 0.1, validation: float = 0.
     test_rows, validation_rows = (np.sort(part[~pinned[part]]) for part in parts[:2])
     train_rows = np.sort(np.concatenate([parts[2], kept]))
     notes = {"rows_kept_for_training": len(kept)}
+    return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
+
+
+def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, validation: float) -> Split:
+    """The first shares of each user's rows in the order of `shuffled`; the last row of a user is never held out."""
+    ordered = shuffled[np.argsort(data.users[shuffled], kind="stable")]
+    counts = data.user_counts()
+    place = np.arange(len(data)) - np.repeat(np.cumsum(counts) - counts, counts)
+    num_test = np.floor(counts * test + 0.5).astype(np.int64)
+    num_held = num_test + np.floor(counts * validation + 0.5).astype(np.int64)
+    ends = [np.minimum(bound, np.maximum(counts - 1, 0))[data.users[ordered]] for bound in (num_test, num_held)]
+    parts = (ordered[place >= ends[1]], ordered[(place >= ends[0]) & (place < ends[1])], ordered[place < ends[0]])
+    kept = int((num_held - np.minimum(num_held, np.maximum(counts - 1, 0))).sum())
+    train_rows, validation_rows, test_rows = (np.sort(part) for part in parts)
+    notes = {"rows_kept_for_training": kept}
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
 
 
