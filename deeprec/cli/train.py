@@ -31,7 +31,7 @@ def train(
         str, typer.Option("--data", help="A name of `deeprec data list`, a file or a folder.")
     ] = "synthetic",
     protocol_name: Annotated[
-        str, typer.Option("--protocol", help="How to split and measure: ncf, full, random.")
+        str, typer.Option("--protocol", help="How to split and measure: ncf, full, random, cdae, rating.")
     ] = "full",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and negatives.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the model, its card and its curves.")] = None,

@@ -22,6 +22,7 @@ _logger = logging.getLogger("deeprec")
 
 # What is reported does not change what a figure means, so these do not stand in the way of a comparison.
 _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
+_RANDOM = ("random", "random_by_user")
 _TEST_STREAM, _VALIDATION_STREAM = 4, 5  # independent negatives for the two parts under one seed
 
 
@@ -40,15 +41,15 @@ class Protocol:
     """One way to measure a model; immutable, checked on construction.
 
     Attributes:
-        name: how it was asked for ("ncf", "full", "random", "rating").
+        name: how it was asked for ("ncf", "full", "random", "cdae", "rating").
         task: "ranking", the positives among candidates; or "rating", the error of predicted ratings (then candidates,
             negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
-            interactions; "official": the split that came with the data; "auto": official where the data has it,
-            leave_one_out otherwise (see `resolve`).
-        test_share: test share of all interactions for "random", in (0, 1).
-        validation: "random" or "last" (one training interaction of each user), "share" (a random share of all
-            interactions, with the random hold-out) or "none".
+            interactions; "random_by_user": a random share of each user's; "official": the split that came with the
+            data; "auto": official where the data has it, leave_one_out otherwise (see `resolve`).
+        test_share: test share for "random" and "random_by_user", in (0, 1).
+        validation: "random" or "last" (one training interaction of each user), "share" (a random share as that of the
+            test, with the random hold-outs) or "none".
         validation_share: validation share for "share", in (0, 1).
         candidates: "all" items, or the number of sampled negatives each positive is ranked against, at least 1.
         negatives: "given" (the lists published with the data), "seeded" (drawn from `negatives_seed`), "auto" (given
@@ -66,7 +67,7 @@ class Protocol:
     """
 
     name: str
-    holdout: Literal["leave_one_out", "random", "official", "auto"] = "leave_one_out"
+    holdout: Literal["leave_one_out", "random", "random_by_user", "official", "auto"] = "leave_one_out"
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
     validation_share: float = 0.1
@@ -103,7 +104,7 @@ class Protocol:
             _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
         for field in ("test_share", "validation_share"):
             _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
-        random_share = (self.holdout == "random", self.validation == "share")
+        random_share = (self.holdout in _RANDOM, self.validation == "share")
         if self.validation != "none" and random_share[0] != random_share[1]:
             remedy = "'share'" if random_share[0] else "'random' or 'last'"
             raise ValueError(
@@ -184,7 +185,7 @@ class Protocol:
             ignored |= {"candidates", "negatives", "negatives_seed", "mask", "ties"}
         else:
             ignored |= {"default_rating", "clamp"}
-        if "random" not in (self.holdout, other.holdout):
+        if self.holdout not in _RANDOM and other.holdout not in _RANDOM:
             ignored |= {"test_share", "validation_share"}
         if self.candidates != "all" and other.candidates != "all":
             ignored.add("mask")
@@ -221,6 +222,15 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("recall", "ndcg", "precision", "map", "mrr", "auc"),
         cutoffs=(10, 20),
     ),
+    # Wu et al. 2016, section 5: a fifth of each user's likes; half as much, out of the rest, chooses.
+    "cdae": Protocol(
+        "cdae",
+        holdout="random_by_user",
+        test_share=0.2,
+        validation="share",
+        metrics=("map", "ndcg", "recall"),
+        cutoffs=(10, 5, 1),
+    ),
     # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses, 3 where nothing is known.
     "rating": Protocol(
         "rating", task="rating", holdout="random", validation="share", validation_share=0.09, metrics=("rmse", "mae")
@@ -232,7 +242,7 @@ def protocol(name: str, **overrides: Any) -> Protocol:
     """A protocol by name with some fields replaced: `protocol("ncf", ties="authors", cutoffs=(5, 10))`.
 
     Args:
-        name: "ncf", "full", "random" or "rating".
+        name: "ncf", "full", "random", "cdae" or "rating".
         overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse.
     Raises:
         ValueError: an unknown name or field, or a value out of its range.
@@ -254,9 +264,12 @@ def _split(protocol: Protocol, data: Interactions) -> Split:
     from deeprec.data import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
-    if protocol.holdout == "random":
+    if protocol.holdout in _RANDOM:
         share = 0.0 if protocol.validation == "none" else protocol.validation_share
-        parts = splits.random_holdout(data, test=protocol.test_share, validation=share, seed=protocol.seed)
+        by_user = protocol.holdout == "random_by_user"
+        parts = splits.random_holdout(
+            data, test=protocol.test_share, validation=share, seed=protocol.seed, by_user=by_user
+        )
     elif protocol.holdout == "official":
         parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
     else:

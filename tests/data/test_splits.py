@@ -162,3 +162,26 @@ def test_the_split_of_a_seed_is_pinned() -> None:
     split = data.leave_one_out(blind, seed=7, num_negatives=3)
     assert split.test.to_frame()["item_id"].to_list() == [4, 4, 6, 10, 7, 5]
     assert split.test_negatives.tolist() == [[9, 10, 12], [11, 9, 10], [10, 12, 1], [11, 12, 1], [3, 1, 12], [2, 1, 3]]
+
+
+@given(random_data, st.integers(0, 3), st.sampled_from([(0.2, 0.1), (0.5, 0.3), (0.0, 0.0), (0.9, 0.05)]))
+def test_holdout_by_user_takes_the_share_of_each_user(
+    interactions: Interactions, seed: int, shares: tuple[float, float]
+) -> None:
+    split = data.random_holdout(interactions, *shares, seed=seed, by_user=True)
+    assert rows_of(split) == sorted(interactions.to_frame().rows())
+    counts = interactions.user_counts()
+    wanted = np.floor(counts * shares[0] + 0.5)
+    np.testing.assert_array_equal(split.test.user_counts(), np.minimum(wanted, np.maximum(counts - 1, 0)))
+    held = np.minimum(wanted + np.floor(counts * shares[1] + 0.5), np.maximum(counts - 1, 0))
+    np.testing.assert_array_equal(split.train.user_counts(), counts - held)
+    assert split.notes["rows_kept_for_training"] == len(split.train) - (
+        len(interactions) - wanted.sum() - np.floor(counts * shares[1] + 0.5).sum()
+    )
+
+
+def test_holdout_by_user_is_random_and_seeded() -> None:
+    big = make([(user, item, item) for user in range(20) for item in range(50)])
+    first, second = (data.random_holdout(big, 0.2, 0.1, seed=seed, by_user=True) for seed in (1, 2))
+    assert first.sha256 == data.random_holdout(big, 0.2, 0.1, seed=1, by_user=True).sha256 != second.sha256
+    assert first.test.item_counts().max() < 13  # of 20 users, a fifth each: 4 expected

@@ -17,10 +17,12 @@ def _data(num_negatives: int | None = None):
 
 
 def test_named_protocols_say_what_they_are() -> None:
-    ncf, full, random = (PROTOCOLS[name] for name in ("ncf", "full", "random"))
+    ncf, full, random, cdae = (PROTOCOLS[name] for name in ("ncf", "full", "random", "cdae"))
     assert (ncf.candidates, ncf.ties, ncf.headline) == (99, "pessimistic", "hr@10")
     assert (full.candidates, full.holdout, full.mask) == ("all", "leave_one_out", ("train", "validation"))
     assert (random.holdout, random.test_share, random.validation) == ("random", 0.1, "share")
+    assert (cdae.holdout, cdae.test_share, cdae.headline) == ("random_by_user", 0.2, "map@10")
+    assert cdae.differences(protocol("cdae", test_share=0.3)) == ["test_share: 0.2 / 0.3"]
 
 
 def test_protocol_is_frozen() -> None:
@@ -55,6 +57,7 @@ def test_dict_goes_there_and_back(name: str) -> None:
         ("ncf", {"negatives": "none"}, "'seeded' or 'auto'"),
         ("full", {"validation": "share"}, "take validation='random'"),
         ("random", {"validation": "last"}, "take validation='share'"),
+        ("cdae", {"validation": "last"}, "take validation='share'"),
         ("full", {"candidates": 5, "negatives": "given"}, "official test part"),
     ],
 )
