@@ -105,6 +105,7 @@ class _Stage:
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
+    validation_metrics: dict[str, float] = field(default_factory=dict)  # of a model without epochs
 
 
 class _BestOnTest:
@@ -139,7 +140,7 @@ def fit(
     Args:
         model: any registered model; built (or rebuilt) for the data.
         data: Interactions, a polars or pandas frame, or the name or path of a data set.
-        protocol: how to split and measure; a name ("ncf", "full", "random") or a Protocol.
+        protocol: how to split and measure; a name ("ncf", "full", "random", "cdae", "rating") or a Protocol.
         seed: of initialisation, shuffling and negatives (the split has the protocol's own);
             same seed, same result on this machine.
         out: folder for the model, card, curves and, while training, the checkpoint.
@@ -159,7 +160,7 @@ def fit(
     started = time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
     history = stage.history
-    if model.config.refit and model.trains_by_gradient:
+    if model.config.refit:
         below = None if directory is None else _writable_directory(directory / _REFIT)
         again = _fit_stage(model, run, below, resume, is_refit=True)
         history = history + [{**entry, "refit": 1.0} for entry in again.history]
@@ -181,7 +182,7 @@ def fit(
         metrics=evaluate(model, run.split, chosen, part="test"),
         seed=seed,
         seconds=seconds,
-        validation_metrics=_validation_metrics(stage),
+        validation_metrics=stage.validation_metrics or _validation_metrics(stage),
         best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
         samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in history])) if history else None,
         epoch=stage.best_epoch if history else None,
@@ -234,10 +235,12 @@ def _fit_stage(
     model.build(Schema(run.data.num_users, run.data.num_items), torch.Generator().manual_seed(run.seed))
     name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
     train = _joined(run.split.train, run.split.validation) if is_refit else run.split.train
-    epochs = run.chosen_epochs[model.name] if is_refit else model.config.epochs
+    epochs = run.chosen_epochs.get(model.name, 0) if is_refit else model.config.epochs
     stage = _Stage(name, train, epochs, directory, is_refit, is_main)
     if not model.trains_by_gradient:
         model.fit_directly(train)
+        if is_main and not is_refit and len(run.split.validation):
+            stage.validation_metrics = evaluate(model, run.split, run.protocol, part="validation")
         return stage
     checkpoint = read_checkpoint(directory) if resume and directory is not None else None
     is_warm = False
@@ -392,7 +395,10 @@ def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optim
     if config.optimizer == "sgd":
         return optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adagrad":
-        return optim.Adagrad(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        start = getattr(config, "adagrad_start", 0.0)
+        return optim.Adagrad(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, initial_accumulator_value=start
+        )
     mode = "dense" if config.optimizer == "adam" else "lazy"
     return optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, mode=mode)
 
