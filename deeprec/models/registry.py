@@ -11,7 +11,10 @@ from deeprec.models.config import TrainConfig
 
 _MODELS = {
     "autorec": "deeprec.models.autorec:AutoRec",
+    "cdae": "deeprec.models.cdae:CDAE",
+    "ease": "deeprec.models.ease:EASE",
     "gmf": "deeprec.models.gmf:GMF",
+    "item-knn": "deeprec.models.item_knn:ItemKNN",
     "mf": "deeprec.models.mf:MF",
     "mlp": "deeprec.models.mlp:MLP",
     "neumf": "deeprec.models.neumf:NeuMF",

@@ -32,7 +32,9 @@ def data():
 def options(name):
     if name == "autorec":
         return {"epochs": 5, "hidden": 4}
-    return {} if name == "popularity" else {**SMALL, "factors": 4}
+    if name == "cdae":
+        return {"epochs": 3, "hidden": 4, "batch_size": 16}
+    return {} if name in ("popularity", "item-knn", "ease") else {**SMALL, "factors": 4}
 
 
 @pytest.fixture(scope="module", params=names())

@@ -1,0 +1,317 @@
+"""CDAE: a collaborative denoising autoencoder over likes, with a vector for every user.
+
+Paper: Wu, DuBois, Zheng, Ester 2016, "Collaborative Denoising Auto-Encoders for Top-N Recommender Systems" (WSDM).
+Code: jasonyaw/CDAE.
+Deviations: steps over several users, with the sum of their losses, instead of one. The regulariser acts on the rows
+that a step touches, once for each of its users; with one user a step that is the authors' code, with all users in one
+step the paper's formula. The weights start as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeprec.data import Interactions
+from deeprec.kernels.embedding import embedding
+from deeprec.kernels.sample_negatives import sample_negatives
+from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
+from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
+from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.models.base import Batches, Recommender, Schema, Seen
+from deeprec.models.config import TrainConfig
+from deeprec.nn.embedding import catch_up
+
+VARIANTS = {
+    "m1": ("identity", "squared"),
+    "m2": ("identity", "cross_entropy"),
+    "m3": ("sigmoid", "squared"),
+    "m4": ("sigmoid", "cross_entropy"),
+}
+LOSSES = ("squared", "cross_entropy", "hinge")
+
+
+@dataclass(frozen=True)
+class CDAEConfig(TrainConfig):
+    """Attributes:
+    hidden: hidden units K, >= 1.
+    corruption: q in [0, 1): each like of the input is dropped with this probability, the others grow by 1 / (1 - q).
+    activation: h of the hidden layer, "identity", "sigmoid" or "tanh".
+    loss: "squared" (half the square), "cross_entropy" (of the sigmoid of the output) or "hinge".
+    variant: "m1" to "m4" set activation and loss as the paper's table 2 does; "" leaves them as they are.
+    tied: one matrix for both layers; the paper's best is False.
+    num_negatives: NS, sampled items for each like, anew in every step.
+    batch_size: users a step, >= 1.
+    reduction: "sum" or "mean" over the users of a step; over a user's items it is always the sum.
+    l2: lambda, see the module; with the mean, lambda / 2 times the squared norms, with the sum as many times as users.
+    adagrad_start: beta of the paper's AdaGrad, what the sums of squares start from, >= 0.
+    """
+
+    hidden: int = 50
+    corruption: float = 0.5
+    activation: str = "sigmoid"
+    loss: str = "cross_entropy"
+    variant: str = ""
+    tied: bool = False
+    adagrad_start: float = 1.0
+    epochs: int = 50
+    batch_size: int = 64
+    lr: float = 0.1
+    optimizer: str = "adagrad"
+    l2: float = 0.001
+    num_negatives: int = 5
+    reduction: str = "sum"
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        if self.variant:
+            if self.variant not in VARIANTS:
+                raise ValueError(f"{owner}: variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+            for field, value in zip(("activation", "loss"), VARIANTS[self.variant], strict=True):
+                object.__setattr__(self, field, value)
+        for field, choices in (("activation", ACTIVATIONS), ("loss", LOSSES), ("precision", ("float32",))):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{owner}: {field} must be {' or '.join(choices)}, got {getattr(self, field)!r}")
+        for field in ("hidden", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{owner}: {field} must be >= 1, got {getattr(self, field)}")
+        if not 0 <= self.corruption < 1:
+            raise ValueError(f"{owner}: corruption must lie in [0, 1), got {self.corruption}; 0.5 is usual")
+        if not self.adagrad_start >= 0:
+            raise ValueError(f"{owner}: adagrad_start must be >= 0, got {self.adagrad_start}")
+        self._check_shared()
+
+
+class UserBatch(NamedTuple):
+    """Some users: their likes as they are corrupted, and the items that are scored.
+
+    Attributes:
+        users: [b], int64.
+        input_indptr: [b + 1]; input_indices: [kept] likes that the corruption left; input_values: [kept], 1 / (1 - q).
+        indptr: [b + 1]; indices: [nnz (1 + n)] every like, each followed by its n sampled items; int64.
+        labels: [nnz (1 + n)], float32: 1 for a like, else 0 (-1 for the hinge loss).
+    """
+
+    users: Tensor
+    input_indptr: Tensor
+    input_indices: Tensor
+    input_values: Tensor
+    indptr: Tensor
+    indices: Tensor
+    labels: Tensor
+
+
+class Likes:
+    """Users in shuffled batches, with the corruption and the sampled items of each epoch; users without likes left out.
+
+    A given (seed, epoch) yields the same batches on every machine and thread count.
+    """
+
+    def __init__(self, train: Interactions, config: CDAEConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.num_items = train.num_items
+        offsets, items = train.csr()
+        self.offsets, self.items = torch.from_numpy(offsets), torch.from_numpy(items)
+        self._lengths = self.offsets.diff()
+        group = torch.full((1 + config.num_negatives,), -1.0 if config.loss == "hinge" else 0.0)
+        group[0] = 1.0
+        self._labels = group.repeat(len(items))
+
+    @property
+    def num_examples(self) -> int:
+        """Scored items in an epoch."""
+        return len(self._labels)
+
+    def epoch(self, number: int) -> Iterator[UserBatch]:
+        """The batches of one epoch."""
+        order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
+        generator = torch.Generator().manual_seed(int(order_seed))
+        order = torch.randperm(len(self._lengths), generator=generator)
+        done = 0
+        for users in order[self._lengths[order] > 0].split(self.config.batch_size):
+            counts = self._lengths[users]
+            indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            first = torch.repeat_interleave(self.offsets[users] - indptr[:-1], counts)
+            likes = self.items[torch.arange(len(first)) + first]
+            owners = torch.repeat_interleave(users, counts)
+            negatives = sample_negatives(
+                owners,
+                self.offsets,
+                self.items,
+                self.num_items,
+                self.config.num_negatives,
+                seed=int(sample_seed),
+                offset=done,
+            )
+            done += len(likes)
+            yield self._batch(users, indptr, likes.long(), negatives, generator)
+
+    def _batch(
+        self, users: Tensor, indptr: Tensor, likes: Tensor, negatives: Tensor, generator: torch.Generator
+    ) -> UserBatch:
+        width = 1 + self.config.num_negatives
+        scored = torch.cat([likes.unsqueeze(1), negatives], 1).view(-1)
+        kept_indptr, kept = indptr, likes
+        if self.config.corruption:
+            is_kept = torch.rand(len(likes), generator=generator) >= self.config.corruption
+            kept = likes[is_kept]
+            kept_indptr = torch.cat([indptr.new_zeros(1), is_kept.cumsum(0)])[indptr]
+        values = torch.full((len(kept),), 1 / (1 - self.config.corruption))
+        return UserBatch(users, kept_indptr, kept, values, indptr * width, scored, self._labels[: len(scored)])
+
+
+class CDAE(Recommender):
+    """logit = W'_i . h(W^T y + V_u + b) + b'_i, eq. 9 and 10; y are the user's likes, corrupted in training."""
+
+    name = "cdae"
+    config_class: ClassVar[type[TrainConfig]] = CDAEConfig
+    config: CDAEConfig
+
+    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
+        hidden = self.config.hidden
+        scale = 4 * math.sqrt(6 / (schema.num_items + hidden))
+
+        def uniform(rows: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(rows, hidden).uniform_(-scale, scale, generator=generator))
+
+        self.encoder, self.encoder_bias = uniform(schema.num_items), nn.Parameter(torch.zeros(hidden))
+        self.users = uniform(schema.num_users)
+        self.register_parameter("decoder_weight", None if self.config.tied else uniform(schema.num_items))
+        self.decoder_bias = nn.Parameter(torch.zeros(schema.num_items))
+        # The hidden layer of every user's training likes: all that predictions need of them.
+        self.register_buffer("codes", torch.zeros(schema.num_users, hidden))
+        self.codes: Tensor
+        self.decoder_weight: nn.Parameter | None
+        self._likes: Likes | None = None
+        self._is_stale = False
+        self.register_state_dict_pre_hook(lambda module, *_: module._refresh())  # type: ignore[no-untyped-call]
+
+    @property
+    def decoder(self) -> nn.Parameter:
+        """W' [num_items, hidden]; W where they are tied."""
+        return self.encoder if self.decoder_weight is None else self.decoder_weight
+
+    def batches(self, train: Interactions, seed: int) -> Batches:
+        """Users with their likes, corrupted, and sampled items."""
+        self._likes = Likes(train, self.config, seed)
+        self._is_stale = True
+        return self._likes
+
+    def encode(self, indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
+        codes = sparse_linear(indptr, indices, values, self.encoder) + self.encoder_bias
+        codes = codes if vectors is None else codes + vectors
+        if self.config.activation == "identity":
+            return codes
+        return torch.sigmoid(codes) if self.config.activation == "sigmoid" else torch.tanh(codes)
+
+    def loss(self, batch: UserBatch) -> Tensor:
+        """Loss at the likes and sampled items, summed over items; `backward` adds the gradient of the regulariser."""
+        self.require_built()
+        if torch.is_grad_enabled():
+            for table, rows in (
+                (self.encoder, batch.input_indices),
+                (self.decoder, batch.indices),
+                (self.users, batch.users),
+            ):
+                catch_up(table, rows)
+        codes = self.encode(
+            batch.input_indptr, batch.input_indices, batch.input_values, embedding(self.users, batch.users)
+        )
+        total, _ = sampled_linear_loss(
+            codes,
+            self.decoder,
+            self.decoder_bias,
+            batch.indptr,
+            batch.indices,
+            batch.labels,
+            activation="sigmoid" if self.config.loss == "cross_entropy" else "identity",
+            loss=self.config.loss,
+        )
+        total = total / 2 if self.config.loss == "squared" else total
+        return total / len(batch.users) if self.config.reduction == "mean" else total
+
+    def backward(self, batch: UserBatch) -> Tensor:
+        """Gradients of the loss and of lambda / 2 times the squares of what the batch touches; returns the loss."""
+        self._is_stale = True
+        loss = super().backward(batch)
+        if self.config.l2:
+            factor = self.config.l2 * (len(batch.users) if self.config.reduction == "sum" else 1)
+            for weight in self.parameters():
+                grad = weight.grad
+                assert grad is not None
+                if grad.is_sparse:
+                    grad = weight.grad = grad.coalesce()
+                    grad._values().add_(weight.detach()[grad._indices()[0]], alpha=factor)
+                else:
+                    grad.add_(weight.detach(), alpha=factor)
+        return loss
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        if self._is_stale and self._likes is not None:
+            self._is_stale = False
+            likes = self._likes
+            ones = torch.ones(len(likes.items))
+            self.codes.copy_(self.encode(likes.offsets, likes.items.long(), ones, self.users))
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._is_stale = True
+        return result
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of pairs of internal ids, from uncorrupted likes; shapes broadcast. Trained by `loss`, not by this."""
+        self.require_built()
+        self._refresh()
+        users, items = users.long(), items.long()
+        return (self.codes[users] * self.decoder[items]).sum(-1) + self.decoder_bias[items]
+
+    def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
+        self.require_built()
+        self._refresh()
+        return (self.codes[users.long()],)
+
+    @torch.no_grad()
+    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:
+        """The hidden layer of likes [n] of a user without a vector of their own: V_u = 0."""
+        self.require_built()
+        bounds = torch.tensor([0, len(history)])
+        return (self.encode(bounds, history.long(), torch.ones(len(history))),)
+
+    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        items = items.long()
+        return (user_rows[0] * self.decoder.detach()[items]).sum(-1) + self.decoder_bias.detach()[items]
+
+    def _scorer(self, user_rows: tuple[Tensor, ...]) -> DotScorer:
+        return DotScorer(user_rows[0].detach(), self.decoder.detach(), self.decoder_bias.detach())
+
+    @torch.no_grad()
+    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
+        return score_items(self._scorer(user_rows))
+
+    @torch.no_grad()
+    def topk_from_rows(
+        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if seen is None:
+            return score_topk(self._scorer(user_rows), k)
+        return score_topk(
+            self._scorer(user_rows),
+            k,
+            seen_indptr=torch.from_numpy(seen.offsets),
+            seen_indices=torch.from_numpy(seen.items),
+            seen_rows=seen_rows,
+        )
+
+    def item_vectors(self) -> Tensor:
+        self.require_built()
+        return self.decoder.detach()

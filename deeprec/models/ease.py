@@ -1,0 +1,78 @@
+"""EASE: the linear autoencoder without self-weights, in closed form.
+
+Paper: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv 1905.03375).
+Deviations: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.models.base import Schema
+from deeprec.models.config import TrainConfig
+from deeprec.models.history import HistoryRecommender, cooccurrences
+
+_BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32
+
+
+@dataclass(frozen=True)
+class EASEConfig(TrainConfig):
+    """Attributes (options of gradient training are ignored):
+    l2: lambda of |X - X B|^2 + lambda |B|^2, > 0.
+    max_memory_gib: most memory that the item x item matrices may take while they are computed, > 0.
+    """
+
+    l2: float = 500.0
+    max_memory_gib: float = 8.0
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.l2 > 0 or not self.max_memory_gib > 0:
+            raise ValueError(f"EASEConfig: l2 and max_memory_gib must be > 0, got {self.l2} and {self.max_memory_gib}")
+
+
+class EASE(HistoryRecommender):
+    """score(u, i) = x_u . B_i with B = I - P diag(1 / diag P) and P = (X^T X + lambda I)^-1, eq. 8."""
+
+    name = "ease"
+    config_class: ClassVar[type[TrainConfig]] = EASEConfig
+    config: EASEConfig
+
+    def _build_weights(self, schema: Schema) -> None:
+        needed = schema.num_items**2 * _BYTES_A_WEIGHT / 2**30
+        if needed > self.config.max_memory_gib:
+            most = int((self.config.max_memory_gib * 2**30 / _BYTES_A_WEIGHT) ** 0.5)
+            raise ValueError(
+                f"ease: a catalogue of {schema.num_items:,} items needs {needed:.1f} GiB for its item x item matrices, "
+                f"the limit is max_memory_gib={self.config.max_memory_gib:g} ({most:,} items); raise it if the memory "
+                "is there, drop rare items (min_interactions), or take item-knn or cdae"
+            )
+        self.register_buffer("weights", torch.zeros(schema.num_items, schema.num_items))
+        self.weights: Tensor
+
+    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+        num_items = len(self.weights)
+        gram = torch.empty(num_items, num_items, dtype=torch.float64)
+        for start, counts in cooccurrences(offsets, items, num_items):
+            gram[start : start + len(counts)] = torch.from_numpy(counts)
+        gram.diagonal().add_(self.config.l2)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram, out=gram))
+        inverse.div_(-inverse.diagonal().clone())  # column j by its own diagonal entry
+        inverse.fill_diagonal_(0.0)
+        self.weights.copy_(inverse)
+
+    def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
+        return sparse_linear(offsets, items, torch.ones(len(items)), self.weights)
+
+    def item_vectors(self) -> Tensor:
+        """[num_items, num_items] B transposed: what each item is predicted from."""
+        self.require_built()
+        return self.weights.T.contiguous()
