@@ -30,15 +30,19 @@ class Schema:
 
     Attributes:
         num_users, num_items: number of distinct users and items, >= 1.
+        num_features: columns of the side information that the model takes, 0 for none.
     """
 
     num_users: int
     num_items: int
+    num_features: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_users", "num_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Schema: {name} must be >= 1, got {getattr(self, name)}")
+        if self.num_features < 0:
+            raise ValueError(f"Schema: num_features must be >= 0, got {self.num_features}")
 
 
 class Batch(NamedTuple):
@@ -123,6 +127,10 @@ class Recommender(nn.Module):
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         raise NotImplementedError
 
+    def schema_for(self, data: Interactions) -> Schema:
+        """The sizes for `data`; a model that needs more of the data than its rows checks here that it is there."""
+        return Schema(data.num_users, data.num_items)
+
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
         from deeprec.train.batches import PairwiseBatches
@@ -139,6 +147,10 @@ class Recommender(nn.Module):
         loss = self.loss(batch)
         loss.backward()
         return loss.detach()
+
+    def penalty(self) -> float:
+        """What the gradients of `backward` hold beside the loss it returns; only full-batch line searches ask."""
+        return 0.0
 
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [n] of pairs of internal ids, each [n]; larger is better."""
@@ -161,6 +173,17 @@ class Recommender(nn.Module):
     def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
         """User rows [1, D] of a new user who liked items [n], where the model knows a way; None: fit them."""
         return None
+
+    def rows_for_ratings(self, history: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
+        """User rows [1, D] of a new user who gave items `history` [n] the ratings [n]."""
+        raise self._knows_no_ratings()
+
+    def rate_new_item(self, users: Tensor, ratings: Tensor) -> Tensor:
+        """Ratings [num_users] that every user would give a new item which `users` [n] gave the ratings [n]."""
+        raise self._knows_no_ratings()
+
+    def _knows_no_ratings(self) -> ValueError:
+        return ValueError(f"{self.name}: this model does not predict ratings; train autorec or cfn")
 
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         """Scores of items [n] for user rows [n, D], differentiable in the rows."""
@@ -222,11 +245,23 @@ class Recommender(nn.Module):
 
         return recommend(self, user_ids, k, exclude_seen=exclude_seen)
 
-    def recommend_for_history(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
-        """The k best further items for a user whom the model never saw, from the items they liked."""
+    def recommend_for_history(self, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
+        """The k best further items for a user whom the model never saw, from the items they liked or rated."""
         from deeprec.serve import recommend_for_history
 
-        return recommend_for_history(self, item_ids, k)
+        return recommend_for_history(self, item_ids, k, ratings=ratings)
+
+    def predict_for_user(self, item_ids: Any, ratings: Any) -> pl.DataFrame:
+        """Ratings that a new user, who gave `item_ids` the `ratings`, would give every item: item_id, rating."""
+        from deeprec.serve import predict_for_user
+
+        return predict_for_user(self, item_ids, ratings)
+
+    def predict_for_item(self, user_ids: Any, ratings: Any) -> pl.DataFrame:
+        """Ratings that every user would give a new item, which `user_ids` gave the `ratings`: user_id, rating."""
+        from deeprec.serve import predict_for_item
+
+        return predict_for_item(self, user_ids, ratings)
 
     def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
         """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""

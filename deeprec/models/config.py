@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from deeprec._suggest import did_you_mean
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
-FULL_BATCH_OPTIMIZERS = ("rprop",)  # they need the gradient of all data in one step
+FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data in one step
+LR_SCHEDULES = ("constant", "linear")
 PRECISIONS = ("float32", "bfloat16")
 REDUCTIONS = ("mean", "sum")
 
@@ -34,6 +35,8 @@ class TrainConfig:
         weight_averaging: a in [0, 1); 0 is off. After each epoch average = a average + (1 - a) weights, and the average
             is what is validated, chosen, saved and served, while training goes on from the weights themselves.
         refit: after the epoch is chosen, train anew on train + validation for that many epochs.
+        lr_schedule: "constant", or "linear": the rate falls to nothing over `epochs`.
+        lr_decay: >= 0; the rate of epoch t = 0, 1, ... is divided by 1 + t lr_decay.
     """
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
@@ -50,6 +53,13 @@ class TrainConfig:
     patience: int = 0
     weight_averaging: float = 0.0
     refit: bool = False
+    lr_schedule: str = "constant"
+    lr_decay: float = 0.0
+
+    def lr_of(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        left = 1 - epoch / self.epochs if self.lr_schedule == "linear" else 1.0
+        return self.lr * left / (1 + epoch * self.lr_decay)
 
     def __post_init__(self) -> None:
         _at_least(self, "batch_size", 1 + self.num_negatives)
@@ -62,6 +72,7 @@ class TrainConfig:
         _at_least(self, "patience", 0)
         _at_least(self, "weight_decay", 0)
         _at_least(self, "l2", 0)
+        _at_least(self, "lr_decay", 0)
         if not 0 <= self.weight_averaging < 1:
             name = type(self).__name__
             raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
@@ -69,6 +80,7 @@ class TrainConfig:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
         _one_of(self, "optimizer", self.optimizers)
         _one_of(self, "reduction", REDUCTIONS)
+        _one_of(self, "lr_schedule", LR_SCHEDULES)
         _one_of(self, "precision", PRECISIONS)
 
 

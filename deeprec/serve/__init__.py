@@ -1,6 +1,24 @@
 """Serving: recommendations from trained models."""
 
-from deeprec.serve.recommend import fold_in, recommend, recommend_for_history, score, similar_items
+from deeprec.serve.recommend import (
+    fold_in,
+    predict_for_item,
+    predict_for_user,
+    recommend,
+    recommend_for_history,
+    score,
+    similar_items,
+)
 from deeprec.train.folder import load, save
 
-__all__ = ["fold_in", "load", "recommend", "recommend_for_history", "save", "score", "similar_items"]
+__all__ = [
+    "fold_in",
+    "load",
+    "predict_for_item",
+    "predict_for_user",
+    "recommend",
+    "recommend_for_history",
+    "save",
+    "score",
+    "similar_items",
+]

@@ -47,30 +47,87 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
     return _ranked("user_id", pl.Series(wanted), blocks, items_map, "item_id", k)
 
 
-def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFrame:
+def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
-    The user's own vectors are fitted to the history with every other weight frozen: logistic loss over the items and
-    seeded negatives, from the mean user (the same call gives the same list).
+    A model that knows no way of its own fits the user's vectors to the history with every other weight frozen: logistic
+    loss over the items and seeded negatives, from the mean user (the same call gives the same list).
 
     Args:
-        item_ids: external ids of the items the user liked, at least one.
+        item_ids: external ids of the items the user liked (without ratings) or rated, at least one.
         k: list length, >= 1.
+        ratings: what the user gave each item, in the units of the data; for models that predict ratings.
     Returns:
         rank (from 1), item_id, score.
     Raises:
-        ValueError: an empty history, an unknown item, or k < 1.
+        ValueError: an empty history, an unknown item, ratings that do not fit, or k < 1.
     """
     _, items_map = _id_maps(model)
     _require_k(k)
     wanted = _as_list(item_ids)
     if not wanted:
         raise ValueError("recommend_for_history: item_ids must hold at least one item, got none; try popularity")
-    history = np.unique(items_map.encode(wanted))
-    rows = fold_in(model, torch.from_numpy(history).long())
+    if ratings is None:
+        history = np.unique(items_map.encode(wanted))
+        rows = fold_in(model, torch.from_numpy(history).long())
+    else:
+        items, given = _rated("recommend_for_history", wanted, ratings, items_map)
+        rows, history = model.rows_for_ratings(items, given), items.numpy()
     seen = Seen(np.array([0, len(history)], dtype=np.int64), history.astype(np.int32))
     top = model.topk_from_rows(rows, min(k, len(items_map)), seen)
     return _ranked("user_id", pl.Series([0]), [top], items_map, "item_id", k).drop("user_id")
+
+
+def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.DataFrame:
+    """Ratings of every item by a user whom the model never saw, nothing trained anew.
+
+    Args:
+        item_ids: external ids of the items the user rated, at least one.
+        ratings: what the user gave each, in the units of the data.
+    Returns:
+        item_id, rating (within the range of the training ratings).
+    Raises:
+        ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
+    """
+    _, items_map = _id_maps(model)
+    rows = model.rows_for_ratings(*_rated("predict_for_user", _as_list(item_ids), ratings, items_map))
+    return _all_ratings(model, "item_id", items_map, model.score_items_from_rows(rows)[0])
+
+
+def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.DataFrame:
+    """Ratings by every user of an item that the model never saw, nothing trained anew.
+
+    Args:
+        user_ids: external ids of the users who rated it, at least one.
+        ratings: what each gave, in the units of the data.
+    Returns:
+        user_id, rating (within the range of the training ratings).
+    Raises:
+        ValueError: an unknown user, ratings that do not fit, or a model that predicts no ratings.
+    """
+    users_map, _ = _id_maps(model)
+    given = _rated("predict_for_item", _as_list(user_ids), ratings, users_map)
+    return _all_ratings(model, "user_id", users_map, model.rate_new_item(*given))
+
+
+def _rated(function: str, ids: list[Any], ratings: Any, known: IdMap) -> tuple[Tensor, Tensor]:
+    """Internal ids in ascending order with their ratings."""
+    given = np.asarray(_as_list(ratings), dtype=np.float32)
+    if not ids or given.shape != (len(ids),) or not np.isfinite(given).all():
+        raise ValueError(
+            f"{function}: ratings must be one finite number for each {known.name}, at least one, got {len(ids)} "
+            f"{known.name}s and ratings {list(given[:5])}"
+        )
+    indices, places = np.unique(known.encode(ids), return_index=True)
+    if len(indices) < len(ids):
+        raise ValueError(f"{function}: each {known.name} may be rated once, got {len(ids)} ratings of {len(indices)}")
+    return torch.from_numpy(indices).long(), torch.from_numpy(given[places])
+
+
+def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
+    limits: Tensor | None = getattr(model, "limits", None)
+    ratings = ratings if limits is None else ratings.clamp(*limits.tolist())
+    return pl.DataFrame({column: known.decode(np.arange(len(known))), "rating": ratings.numpy()})
 
 
 def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:

@@ -19,9 +19,10 @@ from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
-from deeprec.models.base import Batches, Recommender, Schema, Seen
+from deeprec.models.base import Batches, Recommender, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.train import optim
+from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
 from deeprec.train.curves import plot_curves
@@ -232,7 +233,7 @@ def _fit_stage(
     is_main: bool = True,
 ) -> _Stage:
     """Build and train one model, its pre-training included; leaves the chosen epoch's weights in it."""
-    model.build(Schema(run.data.num_users, run.data.num_items), torch.Generator().manual_seed(run.seed))
+    model.build(model.schema_for(run.data), torch.Generator().manual_seed(run.seed))
     name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
     train = _joined(run.split.train, run.split.validation) if is_refit else run.split.train
     epochs = run.chosen_epochs.get(model.name, 0) if is_refit else model.config.epochs
@@ -336,6 +337,8 @@ def _epoch(
         rate, total = done / (time.perf_counter() - started), batches.num_examples
         run.on_progress(Progress(stage.name, stage.epoch + 1, stage.epochs, done, total, loss, rate))
 
+    for group in optimizer.param_groups:
+        group["lr"] = model.config.lr_of(stage.epoch)
     loss = train_epoch(model, optimizer, batches, stage.epoch, say if run.on_progress is not None else None)
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
@@ -365,13 +368,17 @@ def train_epoch(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     is_mean = model.config.reduction == "mean"
     step = optimizer.update if isinstance(optimizer, RowOptimizer) else optimizer.step
+    searches_line = isinstance(optimizer, LBFGS)
     total: float | torch.Tensor = 0.0
     done, last_report = 0, time.perf_counter()
     for batch in batches.epoch(number):
         for parameter in parameters:
             parameter.grad = None  # what zero_grad does, without its bookkeeping
-        loss = model.backward(batch)
-        step()
+        if searches_line:
+            loss = _search_line(model, optimizer, batch)
+        else:
+            loss = model.backward(batch)
+            step()
         examples = batch.labels.numel()
         # Reading one number is free on the CPU and would be a synchronisation elsewhere.
         value = float(loss) if loss.device.type == "cpu" else loss.double()
@@ -386,12 +393,27 @@ def train_epoch(
     return float(total) / done
 
 
+def _search_line(model: Recommender, optimizer: torch.optim.Optimizer, batch: Any) -> torch.Tensor:
+    """A step of an optimizer that evaluates the objective several times; returns the loss before it."""
+    losses: list[torch.Tensor] = []
+
+    def objective() -> float:
+        optimizer.zero_grad()
+        losses.append(model.backward(batch))
+        return float(losses[-1]) + model.penalty()
+
+    optimizer.step(objective)
+    return losses[0]
+
+
 def make_optimizer(model: Recommender, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer that `config.optimizer` names, over the parameters that need gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "rprop":
         # The largest step as in the NumPy reproduction of AutoRec on the reference sheet.
         return torch.optim.Rprop(parameters, lr=config.lr, step_sizes=(1e-6, 1.0))
+    if config.optimizer == "lbfgs":
+        return LBFGS(parameters)
     if config.optimizer == "sgd":
         return optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adagrad":
