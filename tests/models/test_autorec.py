@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from deeprec.data import Interactions, from_frame, load
 from deeprec.data.datasets import find
 from deeprec.evaluate import evaluate, protocol
 from deeprec.models import AutoRec, Schema
-from deeprec.models.autorec import RatingRows
+from deeprec.models._autoencoder import RatingRows
+from deeprec.models.autorec import AutoRecConfig
 from deeprec.train import fit
+from deeprec.train.fit import make_optimizer, train_epoch
 
 needs_ml_100k = pytest.mark.skipif(find("ml-100k") is None, reason="needs ml-100k, see `deeprec data list`")
 needs_ml_1m = pytest.mark.skipif(find("ml-1m") is None, reason="needs ml-1m, see `deeprec data list`")
@@ -43,13 +46,18 @@ def dense(model: AutoRec, data: Interactions) -> tuple[Tensor, Tensor, list[Tens
         matrix = torch.where(is_seen, (matrix - low) / (high - low), 0)
     if config.side == "item":
         matrix, is_seen = matrix.T, is_seen.T
-    given = (model.encoder, model.encoder_bias, model.decoder, model.decoder_bias)
-    v, mu, w, b = parameters = [p.detach().double().requires_grad_() for p in given]
-    codes = matrix @ v + mu
-    out = (torch.sigmoid(codes) if config.activation == "sigmoid" else codes) @ w.T + b
+    parameters = [p.detach().double().requires_grad_() for p in model.parameters()]
+    v, mu, w, b = parameters[:4]
+    inner = parameters[4:]
+    weights, biases = inner[: len(inner) // 2], inner[len(inner) // 2 :]
+    activation = torch.sigmoid if config.activation == "sigmoid" else torch.clone
+    codes = activation(matrix @ v + mu)
+    for weight, bias in zip(weights, biases, strict=True):
+        codes = activation(codes @ weight + bias)
+    out = codes @ w.T + b
     out = torch.sigmoid(out) if config.output == "sigmoid" else out
     errors = ((out - matrix)[is_seen] ** 2).sum()
-    objective = errors + config.l2 / 2 * (v.square().sum() + w.square().sum())
+    objective = errors + config.l2 / 2 * sum(weight.square().sum() for weight in (v, w, *weights))
     out = low + (high - low) * out if config.output == "sigmoid" else out
     return (out.T if config.side == "item" else out).detach(), errors.detach(), parameters, objective
 
@@ -58,18 +66,20 @@ def dense(model: AutoRec, data: Interactions) -> tuple[Tensor, Tensor, list[Tens
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
 @pytest.mark.parametrize("activation", ["identity", "sigmoid"])
 @pytest.mark.parametrize("optimizer", ["rprop", "adam"])
+@pytest.mark.parametrize("inner", [(), (5, 3)])
 def test_loss_gradients_and_predictions_are_the_formula(
-    side: str, output: str, activation: str, optimizer: str
+    side: str, output: str, activation: str, optimizer: str, inner: tuple[int, ...]
 ) -> None:
     data = ratings()
-    options = {"side": side, "output": output, "activation": activation, "optimizer": optimizer}
+    options = {"side": side, "output": output, "activation": activation, "optimizer": optimizer, "inner": inner}
     model = AutoRec(Schema(data.num_users, data.num_items), hidden=7, init_std=0.3, l2=0.7, **options)
     (batch,) = model.batches(data, seed=0).epoch(0)
     predictions, errors, parameters, objective = dense(model, data)
     got = model.backward(batch)
     torch.testing.assert_close(got.double(), errors, rtol=1e-5, atol=1e-5)
+    assert float(got) + model.penalty() == pytest.approx(float(objective.detach()), rel=1e-5)
     exact = torch.autograd.grad(objective, parameters)
-    for p, want in zip((model.encoder, model.encoder_bias, model.decoder, model.decoder_bias), exact, strict=True):
+    for p, want in zip(model.parameters(), exact, strict=True):
         torch.testing.assert_close(p.grad.to_dense().double(), want, rtol=1e-4, atol=1e-4)
     model.eval()
     users = torch.arange(data.num_users).repeat_interleave(data.num_items)
@@ -109,7 +119,8 @@ def test_learns_saves_and_loads(side: str, options: dict[str, Any], tmp_path: An
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
-def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["rprop", "lbfgs"])
+def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(optimizer: str, tmp_path: Any) -> None:
     data = ratings(60, 50)
 
     def run(name: str, stop_after: int | None = None, resume: bool = False) -> AutoRec:
@@ -117,7 +128,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: 
             if progress.metrics is not None and progress.epoch == stop_after:
                 raise KeyboardInterrupt
 
-        model = AutoRec(hidden=6, epochs=12, l2=1.0)
+        model = AutoRec(hidden=6, epochs=12, l2=1.0, optimizer=optimizer)
         fit(model, data, protocol="rating", seed=1, out=tmp_path / name, resume=resume, on_progress=stop)
         return model
 
@@ -127,6 +138,55 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: 
     parts = run("parts", resume=True)
     for (key, want), got in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.equal(got, want), key
+
+
+def objectives(**options: Any) -> list[float]:
+    """Objective after each epoch on a fixed small matrix."""
+    data = ratings()
+    model = AutoRec(hidden=7, init_std=0.3, l2=0.7, **options)
+    model.build(model.schema_for(data), torch.Generator().manual_seed(0))
+    batches, optimizer = model.batches(data, 0), make_optimizer(model, model.config)
+    (whole,) = batches.epoch(0)
+    values = []
+    for epoch in range(model.config.epochs):
+        train_epoch(model, optimizer, batches, epoch)
+        values.append(float(model.loss(whole).detach()) + model.penalty())
+    return values
+
+
+def test_lbfgs_finds_a_lower_objective_than_as_many_gradients_of_rprop() -> None:
+    lbfgs, rprop = objectives(optimizer="lbfgs", epochs=6), objectives(optimizer="rprop", epochs=120, lr=0.01)
+    assert all(after < before for before, after in pairwise(lbfgs))
+    assert lbfgs[-1] < rprop[-1]
+
+
+def test_pretraining_starts_the_deep_model_from_the_shallow_one_and_its_codes() -> None:
+    data = ratings(150, 120)
+    shared: dict[str, Any] = {"hidden": 16, "l2": 2.0, "init_std": 0.3, "refit": False}
+    deep = AutoRec(inner=(8,), pretrain=True, pretrain_epochs=60, layer_epochs=1500, epochs=1, **shared)
+    result = fit(deep, data, protocol="rating", seed=0)
+    start = result.history[0]
+    assert start["epoch"] == 0
+    assert start["rmse"] < 0.9 * float(np.std(data.ratings))
+    plain = AutoRec(inner=(8,), epochs=1, **shared)
+    assert start["rmse"] < fit(plain, data, protocol="rating", seed=0).history[0]["rmse"]
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    assert [AutoRecConfig(lr=1.0, epochs=4, lr_schedule="linear").lr_of(t) for t in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [AutoRecConfig(lr=1.0, lr_decay=0.5).lr_of(t) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
+    data, used = ratings(), []
+
+    def look(progress: Any) -> None:
+        if progress.metrics is not None:
+            used.append(progress.loss)
+
+    # With SGD from the same weights, one epoch's loss after the other tells the rates apart.
+    for options in ({}, {"lr_schedule": "linear"}):
+        config = {"optimizer": "sgd", "lr": 1e-3, "epochs": 3, "batch_size": 8, "refit": False, **options}
+        fit(AutoRec(hidden=4, **config), data, protocol="rating", seed=0, on_progress=look)
+    assert used[0] == used[3]  # the first epoch has the full rate
+    assert used[2] < used[5]  # later ones less, so there is less progress
 
 
 class Constant(nn.Module):
@@ -194,8 +254,11 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
     for options, message in (
         ({"batch_size": 8}, "needs the full batch"),
         ({"side": "both"}, "item or user"),
-        ({"hidden": 0}, "hidden must be >= 1"),
-        ({"optimizer": "lbfgs"}, "optimizer must be one of"),
+        ({"hidden": 0}, "hidden.* must be >= 1"),
+        ({"optimizer": "newton"}, "optimizer must be one of"),
+        ({"inner": (0,)}, "inner"),
+        ({"pretrain": True}, "pretrain needs inner layers"),
+        ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction must be 'sum'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -215,6 +278,42 @@ def test_a_new_user_is_scored_in_ratings_and_likes_what_was_liked(side: str, out
         frame = model.recommend_for_history([half, half + 2, half + 4], k=10)
         assert (frame["item_id"].to_numpy() % 2 == half).all()
         assert frame["score"].is_between(2.0, 7.0).all()
+
+
+@pytest.mark.parametrize("side", ["item", "user"])
+@pytest.mark.parametrize("output", ["identity", "sigmoid"])
+def test_a_new_user_or_item_is_rated_as_one_like_it_is(side: str, output: str) -> None:
+    draw = np.random.default_rng(0)
+    users, items = np.nonzero(draw.random((80, 40)) < 0.5)
+    values = np.where(users % 2 == items % 2, 5.0, 1.0)
+    data = from_frame(pl.DataFrame({"user_id": users, "item_id": items, "rating": values}), rating="rating")
+    model = AutoRec(side=side, output=output, hidden=8, epochs=80, l2=0.5).fit(data, protocol="rating", seed=0)
+    for half in (0, 1):
+        own, other = range(half, half + 12, 2), range(1 - half, 13 - half, 2)
+        given = [5] * len(own) + [1] * len(other)
+        likes, by_user = model.predict_for_user([*own, *other], given), model.predict_for_item([*own, *other], given)
+        for frame, column, count in ((likes, "item_id", 40), (by_user, "user_id", 80)):
+            assert len(frame) == count
+            alike = pl.col(column) % 2 == half
+            assert frame.filter(alike)["rating"].min() > frame.filter(~alike)["rating"].max()
+            assert frame.filter(alike)["rating"].mean() > frame.filter(~alike)["rating"].mean() + 0.5
+            assert frame["rating"].is_between(1, 5).all()
+        listed = model.recommend_for_history([*own, *other], k=8, ratings=given)
+        assert (listed["item_id"].to_numpy() % 2 == half).all()
+    for call, ids in ((model.predict_for_user, [0, 2]), (model.predict_for_item, [0, 2])):
+        with pytest.raises(ValueError, match="one finite number for each"):
+            call(ids, [5])
+        with pytest.raises(ValueError, match="one finite number for each"):
+            call(ids, [5, float("nan")])
+        with pytest.raises(ValueError, match="may be rated once"):
+            call([0, 0], [5, 5])
+
+
+def test_a_model_without_ratings_says_so() -> None:
+    model = deeprec.models.create("popularity").fit(ratings(), protocol="full")
+    for call in (model.predict_for_user, model.predict_for_item):
+        with pytest.raises(ValueError, match="does not predict ratings"):
+            call([0], [5])
 
 
 @needs_ml_100k
