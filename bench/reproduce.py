@@ -2,8 +2,9 @@
 
     python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR]
 
-A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "select", "options", "target", "paper"}.
-Cards go beside it as seed-N.json; a finished seed is kept, and results/README.md is written anew.
+A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "select", "options", "target", "paper"}, and
+"repeats": "splits" where a seed draws the split anew too. Cards go beside it as seed-N.json; a finished seed is kept,
+and the tables of results/README.md are written anew: one of rankings, one of rating errors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from deeprec.train import Progress, fit
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 METRICS = ("hr@10", "ndcg@10")
+ERRORS = ("rmse", "mae")
+# 97.5 % points of Student's t by degrees of freedom: half a 95 % interval of the mean over the standard error.
+_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
@@ -38,7 +43,7 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
         result = fit(
             create(recipe["model"], config=config),
             load(recipe["data"], data_dir=data_dir),
-            protocol=protocol(**recipe["protocol"]),
+            protocol=protocol(**recipe["protocol"], **({"seed": seed} if recipe.get("repeats") == "splits" else {})),
             select=recipe.get("select"),
             seed=seed,
             out=folder,
@@ -53,39 +58,79 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
 
 def _say(progress: Progress) -> None:
     if progress.metrics is not None:
-        shown = " ".join(f"{key} {progress.metrics[key]:.4f}" for key in METRICS if key in progress.metrics)
+        shown = " ".join(f"{key} {progress.metrics[key]:.4f}" for key in (*METRICS, *ERRORS) if key in progress.metrics)
         print(f"{progress.stage} {progress.epoch}/{progress.num_epochs} loss {progress.loss:.4f} {shown}", flush=True)
 
 
 def table() -> str:
-    """The rows of the results page, one a recipe that has cards."""
-    rows = [
-        "| recipe | seeds | HR@10 | NDCG@10 | target | paper | best on test | minutes a run |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """The rows of the results page, one a ranking recipe that has cards."""
+    head = ["recipe", "seeds", "HR@10", "NDCG@10", "target", "paper", "best on test", "minutes a run"]
+    rows = [_row(*found) for found in _finished("ranking")]
+    return _page_table(head, rows)
+
+
+def rating_table() -> str:
+    """The same for recipes that predict ratings: mean and 95 % interval over the repeats."""
+    head = ["recipe", "repeats", "RMSE", "MAE", "target RMSE", "paper RMSE", "best on test", "minutes a run"]
+    rows = [_rating_row(*found) for found in _finished("rating")]
+    return _page_table(head, rows)
+
+
+def _page_table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)).replace(
+        "| --- ", "|---"
+    )
+
+
+def _finished(task: str) -> Iterator[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """Folder, recipe and cards of each recipe of a task that has cards."""
     for recipe_path in sorted(ROOT.glob("*/*/recipe.json")):
+        recipe = json.loads(recipe_path.read_text())
         cards = [json.loads(path.read_text()) for path in sorted(recipe_path.parent.glob("seed-*.json"))]
-        if cards:
-            rows.append(_row(recipe_path.parent, json.loads(recipe_path.read_text()), cards))
-    return "\n".join(rows)
+        if cards and protocol(**recipe["protocol"]).task == task:
+            yield recipe_path.parent, recipe, cards
 
 
-def _row(folder: Path, recipe: dict[str, Any], cards: list[dict[str, Any]]) -> str:
-    measured = [_mean_and_spread([card["metrics"][metric] for card in cards]) for metric in METRICS]
+def _row(folder: Path, recipe: dict[str, Any], cards: list[dict[str, Any]]) -> list[str]:
     best = [card["best_on_test"]["metrics"] for card in cards if card["best_on_test"]]
-    best_text = " / ".join(f"{statistics.mean(b[m] for b in best):.4f}" for m in METRICS) if best else "-"
-    minutes = statistics.median(card["seconds"] for card in cards) / 60
-    name = f"[{folder.parent.name}/{folder.name}]({folder.relative_to(ROOT).as_posix()}/recipe.json)"
-    cells = (
-        name,
-        len(cards),
-        *measured,
+    return [
+        _link(folder),
+        str(len(cards)),
+        *(_mean_and_spread([card["metrics"][metric] for card in cards]) for metric in METRICS),
         recipe.get("target", "-"),
         recipe.get("paper", "-"),
-        best_text,
-        f"{minutes:.1f}",
-    )
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+        " / ".join(f"{statistics.mean(b[m] for b in best):.4f}" for m in METRICS) if best else "-",
+        _minutes(cards),
+    ]
+
+
+def _rating_row(folder: Path, recipe: dict[str, Any], cards: list[dict[str, Any]]) -> list[str]:
+    best = [card["best_on_test"]["metrics"]["rmse"] for card in cards if card["best_on_test"]]
+    return [
+        _link(folder),
+        f"{len(cards)} {recipe.get('repeats', 'seeds')}",
+        *(_mean_and_interval([card["metrics"][metric] for card in cards]) for metric in ERRORS),
+        recipe.get("target", "-"),
+        recipe.get("paper", "-"),
+        f"{statistics.mean(best):.4f}" if best else "-",
+        _minutes(cards),
+    ]
+
+
+def _link(folder: Path) -> str:
+    return f"[{folder.parent.name}/{folder.name}]({folder.relative_to(ROOT).as_posix()}/recipe.json)"
+
+
+def _minutes(cards: list[dict[str, Any]]) -> str:
+    return f"{statistics.median(card['seconds'] for card in cards) / 60:.1f}"
+
+
+def _mean_and_interval(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    half = _STUDENT[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.4f} ± {half:.4f}"
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -105,9 +150,10 @@ def main() -> None:
             for seed in arguments.seeds:
                 train(recipe_path, seed, arguments.data_dir)
     page = ROOT / "README.md"
-    before, _, rest = page.read_text().partition("<!-- table -->\n")
-    _, _, after = rest.partition("<!-- end of table -->")
-    page.write_text(f"{before}<!-- table -->\n{table()}\n<!-- end of table -->{after}")
+    for mark, content in (("table", table()), ("rating table", rating_table())):
+        before, _, rest = page.read_text().partition(f"<!-- {mark} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {mark} -->")
+        page.write_text(f"{before}<!-- {mark} -->\n{content}\n<!-- end of {mark} -->{after}")
     print(f"wrote {page}")
 
 
