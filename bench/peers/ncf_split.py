@@ -69,12 +69,20 @@ def from_triple(prefix: Path, *, seed: int = 1, num_negatives: int = 99) -> NcfS
         num_negatives: candidates beside the held-out item, none of them seen by the user.
     """
     pairs, test = read_pairs(find_file(prefix, "train.rating")), read_pairs(find_file(prefix, "test.rating"))
-    num_users, num_items = (int(max(pairs[:, axis].max(), test[:, axis].max())) + 1 for axis in (0, 1))
+    return from_pairs(pairs, also_seen=test, seed=seed, num_negatives=num_negatives)
+
+
+def from_pairs(
+    pairs: np.ndarray, *, also_seen: np.ndarray | None = None, seed: int = 1, num_negatives: int = 99
+) -> NcfSplit:
+    """As `from_triple`, from training pairs [nnz, 2] and test pairs that are no negatives either."""
+    test = pairs[:0] if also_seen is None else also_seen
+    num_users, num_items = (int(np.concatenate([pairs[:, axis], test[:, axis]]).max()) + 1 for axis in (0, 1))
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(pairs))
     held_users, first = np.unique(pairs[shuffled, 0], return_index=True)
     if len(held_users) != num_users:
-        raise ValueError(f"from_triple: every user needs a training row, got {len(held_users)} of {num_users}")
+        raise ValueError(f"from_pairs: every user needs a training row, got {len(held_users)} of {num_users}")
     held = shuffled[first]  # one row per user, in user order
     seen = np.zeros((num_users, num_items), dtype=bool)
     seen[pairs[:, 0], pairs[:, 1]] = True

@@ -2,9 +2,10 @@
 
 Paper: Wu, DuBois, Zheng, Ester 2016, "Collaborative Denoising Auto-Encoders for Top-N Recommender Systems" (WSDM).
 Code: jasonyaw/CDAE.
-Deviations: steps over several users, with the sum of their losses, instead of one. The regulariser acts on the rows
-that a step touches, once for each of its users; with one user a step that is the authors' code, with all users in one
-step the paper's formula. The weights start as in the authors' code.
+Deviations: steps over several users, with the sum of their losses, instead of one. The regulariser acts once for each
+of a step's users on the rows that the step touches (on a whole matrix of the items where a step has more entries than
+there are items); with one user a step that is the authors' code, with all users in one step the paper's formula. The
+weights start as in the authors' code.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ VARIANTS = {
     "m4": ("sigmoid", "cross_entropy"),
 }
 LOSSES = ("squared", "cross_entropy", "hinge")
+_LIKES_A_DRAW = 1 << 17  # users are drawn for in blocks: fewer calls, and memory that does not grow with the data
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class UserBatch(NamedTuple):
     Attributes:
         users: [b], int64.
         input_indptr: [b + 1]; input_indices: [kept] likes that the corruption left; input_values: [kept], 1 / (1 - q).
-        indptr: [b + 1]; indices: [nnz (1 + n)] every like, each followed by its n sampled items; int64.
+        indptr: [b + 1]; indices: [nnz (1 + n)] every like, each followed by its n sampled items. All of these int32.
         labels: [nnz (1 + n)], float32: 1 for a like, else 0 (-1 for the hinge loss).
     """
 
@@ -120,6 +122,10 @@ class Likes:
         offsets, items = train.csr()
         self.offsets, self.items = torch.from_numpy(offsets), torch.from_numpy(items)
         self._lengths = self.offsets.diff()
+        # Entries of a batch, about: where they reach most items anyway, steps by row would only cost.
+        likes = len(items) * min(1.0, config.batch_size / max(1, int((self._lengths > 0).sum())))
+        self.is_input_dense = likes * (1 - config.corruption) >= train.num_items
+        self.is_output_dense = likes * (1 + config.num_negatives) >= train.num_items
         group = torch.full((1 + config.num_negatives,), -1.0 if config.loss == "hinge" else 0.0)
         group[0] = 1.0
         self._labels = group.repeat(len(items))
@@ -134,37 +140,45 @@ class Likes:
         order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
         generator = torch.Generator().manual_seed(int(order_seed))
         order = torch.randperm(len(self._lengths), generator=generator)
-        done = 0
-        for users in order[self._lengths[order] > 0].split(self.config.batch_size):
-            counts = self._lengths[users]
-            indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            first = torch.repeat_interleave(self.offsets[users] - indptr[:-1], counts)
-            likes = self.items[torch.arange(len(first)) + first]
-            owners = torch.repeat_interleave(users, counts)
-            negatives = sample_negatives(
-                owners,
-                self.offsets,
-                self.items,
-                self.num_items,
-                self.config.num_negatives,
-                seed=int(sample_seed),
-                offset=done,
-            )
-            done += len(likes)
-            yield self._batch(users, indptr, likes.long(), negatives, generator)
+        users, done = order[self._lengths[order] > 0], 0
+        size = self.config.batch_size
+        mean = max(1, len(self.items) // max(1, len(users)))
+        for block in users.split(max(1, _LIKES_A_DRAW // (mean * size)) * size):
+            yield from self._block(block, int(sample_seed), done, generator)
+            done += int(self._lengths[block].sum())
 
-    def _batch(
-        self, users: Tensor, indptr: Tensor, likes: Tensor, negatives: Tensor, generator: torch.Generator
-    ) -> UserBatch:
-        width = 1 + self.config.num_negatives
+    def _block(self, users: Tensor, seed: int, done: int, generator: torch.Generator) -> Iterator[UserBatch]:
+        """The batches of some users, whose corruption and sampled items are drawn together."""
+        config = self.config
+        counts = self._lengths[users]
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        first = torch.repeat_interleave(self.offsets[users] - indptr[:-1], counts)
+        likes = self.items[torch.arange(len(first)) + first]
+        owners = torch.repeat_interleave(users.int(), counts)
+        lists = (self.offsets, self.items, self.num_items, config.num_negatives)
+        negatives = sample_negatives(owners, *lists, seed=seed, offset=done)
         scored = torch.cat([likes.unsqueeze(1), negatives], 1).view(-1)
         kept_indptr, kept = indptr, likes
-        if self.config.corruption:
-            is_kept = torch.rand(len(likes), generator=generator) >= self.config.corruption
+        if config.corruption:
+            is_kept = torch.rand(len(likes), generator=generator) >= config.corruption
             kept = likes[is_kept]
             kept_indptr = torch.cat([indptr.new_zeros(1), is_kept.cumsum(0)])[indptr]
-        values = torch.full((len(kept),), 1 / (1 - self.config.corruption))
-        return UserBatch(users, kept_indptr, kept, values, indptr * width, scored, self._labels[: len(scored)])
+        values = torch.full((len(kept),), 1 / (1 - config.corruption))
+        indptr, kept_indptr = indptr.int() * (1 + config.num_negatives), kept_indptr.int()
+        for start in range(0, len(users), config.batch_size):
+            some = users[start : start + config.batch_size]
+            stop = start + len(some)
+            begin, end = int(kept_indptr[start]), int(kept_indptr[stop])
+            at, upto = int(indptr[start]), int(indptr[stop])
+            yield UserBatch(
+                some,
+                kept_indptr[start : stop + 1] - begin,
+                kept[begin:end],
+                values[begin:end],
+                indptr[start : stop + 1] - at,
+                scored[at:upto],
+                self._labels[: upto - at],
+            )
 
 
 class CDAE(Recommender):
@@ -206,7 +220,7 @@ class CDAE(Recommender):
 
     def encode(self, indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
         """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
-        codes = sparse_linear(indptr, indices, values, self.encoder) + self.encoder_bias
+        codes = sparse_linear(indptr, indices, values, self.encoder, self.encoder_bias)
         codes = codes if vectors is None else codes + vectors
         if self.config.activation == "identity":
             return codes
@@ -221,7 +235,7 @@ class CDAE(Recommender):
                 (self.decoder, batch.indices),
                 (self.users, batch.users),
             ):
-                catch_up(table, rows)
+                catch_up(table, rows)  # of Adam's rows; nothing where gradients are dense
         codes = self.encode(
             batch.input_indptr, batch.input_indices, batch.input_values, embedding(self.users, batch.users)
         )
@@ -242,6 +256,11 @@ class CDAE(Recommender):
         """Gradients of the loss and of lambda / 2 times the squares of what the batch touches; returns the loss."""
         self._is_stale = True
         loss = super().backward(batch)
+        likes = self._likes
+        if likes is not None:
+            for table, is_dense in ((self.encoder, likes.is_input_dense), (self.decoder, likes.is_output_dense)):
+                if is_dense and table.grad is not None and table.grad.is_sparse:
+                    table.grad = _dense(table.grad)
         if self.config.l2:
             factor = self.config.l2 * (len(batch.users) if self.config.reduction == "sum" else 1)
             for weight in self.parameters():
@@ -260,7 +279,7 @@ class CDAE(Recommender):
             self._is_stale = False
             likes = self._likes
             ones = torch.ones(len(likes.items))
-            self.codes.copy_(self.encode(likes.offsets, likes.items.long(), ones, self.users))
+            self.codes.copy_(self.encode(likes.offsets.int(), likes.items, ones, self.users))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
@@ -315,3 +334,8 @@ class CDAE(Recommender):
     def item_vectors(self) -> Tensor:
         self.require_built()
         return self.decoder.detach()
+
+
+def _dense(grad: Tensor) -> Tensor:
+    """The dense tensor of a gradient by row."""
+    return torch.zeros(grad.shape, dtype=grad.dtype).index_add_(0, grad._indices()[0], grad._values())

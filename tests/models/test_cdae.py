@@ -54,7 +54,9 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
             loss = loss + (1 - labels * logits).clamp(min=0).sum()
         else:
             loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    touched_in, touched_out = batch.input_indices.unique(), batch.indices.unique()
+    every = torch.arange(num_items)
+    touched_in = every if model._likes.is_input_dense else batch.input_indices.unique()
+    touched_out = every if model._likes.is_output_dense else batch.indices.unique()
     if config.tied:
         rows = [p["encoder"][torch.cat([touched_in, touched_out]).unique()]]
     else:
@@ -77,13 +79,16 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
         {"variant": "m2", "tied": True, "optimizer": "adam"},
     ],
 )
-def test_loss_and_gradients_are_the_formula(options: dict[str, Any]) -> None:
-    data = likes()
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_loss_and_gradients_are_the_formula(options: dict[str, Any], is_dense: bool) -> None:
+    data = likes(40, 30) if is_dense else likes(40, 400, density=0.02)
     model = small(data, **({"batch_size": 7, "l2": 0.3, "corruption": 0.4} | options))
     batch = next(iter(model.batches(data, seed=1).epoch(0)))
     loss, p = dense(model, batch)
     got = model.backward(batch)
     torch.testing.assert_close(got.double(), loss.detach(), rtol=1e-5, atol=1e-5)
+    assert model.users.grad.is_sparse
+    assert model.decoder.grad.is_sparse == (not is_dense and not model._likes.is_output_dense)
     names = [key for key, _ in model.named_parameters()]
     exact = dict(zip(names, torch.autograd.grad(p["objective"], [p[key] for key in names]), strict=True))
     for key, value in model.named_parameters():
