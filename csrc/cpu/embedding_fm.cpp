@@ -49,13 +49,12 @@ struct Sums {
 // Entries of the samples [first, end), sample after sample and feature after feature within one: where their rows and
 // linear weights lie, and x. Behind the last entry follow the first ones of the next tile.
 // Padding and ids out of range have a row of zeros and x = 0.
-template <class A>
 struct Tile {
   int which;
   int64_t capacity = -1;
   const char** rows = nullptr;
   const char** linear = nullptr;
-  A* x = nullptr;
+  void* x = nullptr;  // in the accumulator's type
   int64_t first = 0, end = 0;
   int64_t starts[kFmTile + 1] = {};  // of each sample's entries
   int64_t units = 0, done = 0;       // of the work to find the addresses
@@ -69,42 +68,61 @@ struct Tile {
     }
     capacity = entries;
     const int64_t slots = capacity + kMostAhead;
-    char* room = a.room(a.rooms, which, slots * static_cast<int64_t>(2 * sizeof(char*) + sizeof(A)));
+    char* room = a.room(a.rooms, which, slots * static_cast<int64_t>(2 * sizeof(char*) + sizeof(double)));
     rows = reinterpret_cast<const char**>(room);
     linear = rows + slots;
-    x = reinterpret_cast<A*>(linear + slots);
+    x = linear + slots;
   }
 };
 
-template <class T, class Id, bool kScaled, bool kLinear>
-struct Forward {
+// ---- ids become addresses -------------------------------------------------------------------------------------------
+
+bool goes_by_feature(const FmForwardArgs& a) { return !a.offsets && a.bag_stride <= a.feature_stride; }
+
+// Begins a tile with the samples from `first` on.
+template <class Id>
+void open_tile(const FmForwardArgs& a, Tile* t, int64_t first) {
+  const Id* offsets = static_cast<const Id*>(a.offsets);
+  const int64_t count = a.end - first < a.tile ? a.end - first : a.tile;
+  t->first = first;
+  t->end = first + count;
+  t->done = 0;
+  t->units = offsets || goes_by_feature(a) ? a.num_features : count * a.num_features;
+  for (int64_t i = 0; i <= count; ++i) {
+    t->starts[i] = offsets ? 0 : i * a.num_features;
+  }
+  if (offsets) {
+    for (int64_t f = 0; f < a.num_features; ++f) {
+      const Id* bounds = offsets + f * a.batch + first;
+      __builtin_prefetch(bounds + 16);
+      for (int64_t i = 0; i < count; ++i) {
+        t->starts[i + 1] += bounds[i + 1] - bounds[i];
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      t->at[i] = t->starts[i];
+      t->starts[i + 1] += t->starts[i];
+    }
+  }
+  t->make_room(a, t->size());
+}
+
+template <class Id, class T, bool kScaled, bool kLinear>
+struct Places {
   using A = typename Accumulator<T>::type;
   const FmForwardArgs& a;
   const Id* ids;
   const Id* offsets;
   const T* values;
-  int64_t row_bytes, ahead;
-  bool by_feature;
-  bool bad = false;
-  Tile<A> tiles[3] = {{0}, {1}, {2}};
-  Tile<A>* later = nullptr;  // the tile to open while one is summed
 
-  explicit Forward(const FmForwardArgs& args)
+  explicit Places(const FmForwardArgs& args)
       : a(args),
         ids(static_cast<const Id*>(args.ids)),
         offsets(static_cast<const Id*>(args.offsets)),
-        values(static_cast<const T*>(args.values)),
-        row_bytes(args.dim * static_cast<int64_t>(sizeof(T))),
-        by_feature(args.bag_stride <= args.feature_stride) {
-    const int64_t lines = (row_bytes + 63) / 64, wanted = kLinesAhead / lines;
-    const int64_t most = kLinear ? kMostAhead / 2 : kMostAhead;
-    ahead = wanted < 4 ? 4 : wanted > most ? most : wanted;
-  }
-
-  // ---- ids become addresses ----
+        values(static_cast<const T*>(args.values)) {}
 
   // Returns whether the id is out of range.
-  DEEPREC_ALWAYS_INLINE bool place(const Tile<A>& t, const FmFeature& feature, int64_t id, const T* value,
+  DEEPREC_ALWAYS_INLINE bool place(const Tile& t, const FmFeature& feature, int64_t id, const T* value,
                                    int64_t at) const {
     const bool is_bad = static_cast<uint64_t>(id) >= static_cast<uint64_t>(feature.num_rows);
     const bool counts = !is_bad && id != feature.padding;
@@ -113,19 +131,19 @@ struct Forward {
       t.linear[at] = counts ? feature.linear + id * feature.linear_stride : a.zeros;
     }
     if constexpr (kScaled) {
-      t.x[at] = counts ? A(widen(*value)) : A(0);
+      static_cast<A*>(t.x)[at] = counts ? A(widen(*value)) : A(0);
     }
     return is_bad;
   }
 
-  DEEPREC_ALWAYS_INLINE bool place_single(const Tile<A>& t, const FmFeature& feature, int64_t f, int64_t i) const {
+  DEEPREC_ALWAYS_INLINE bool place_single(const Tile& t, const FmFeature& feature, int64_t f, int64_t i) const {
     const int64_t b = t.first + i;
     const T* value = kScaled ? values + f * a.value_feature_stride + b * a.value_bag_stride : nullptr;
     return place(t, feature, ids[f * a.feature_stride + b * a.bag_stride], value, i * a.num_features + f);
   }
 
   // The entries of one feature; of so many features the ids are more streams than a processor follows.
-  void place_column(const Tile<A>& t, int64_t f) {
+  bool place_column(const Tile& t, int64_t f) const {
     const FmFeature feature = a.features[f];
     const int64_t count = t.end - t.first;
     __builtin_prefetch(ids + f * a.feature_stride + (t.end + count) * a.bag_stride);
@@ -136,11 +154,11 @@ struct Forward {
     for (int64_t i = 0; i < count; ++i) {
       found |= place_single(t, feature, f, i);
     }
-    bad |= found;
+    return found;
   }
 
   // Entries [begin, end) of a tile whose samples have their ids together.
-  void place_rows(const Tile<A>& t, int64_t begin, int64_t end) {
+  bool place_rows(const Tile& t, int64_t begin, int64_t end) const {
     bool found = false;
     int64_t i = begin / a.num_features, f = begin % a.num_features;
     while (begin < end) {
@@ -152,10 +170,10 @@ struct Forward {
       f = 0;
       ++i;
     }
-    bad |= found;
+    return found;
   }
 
-  void place_bags(Tile<A>* t, int64_t f) {
+  bool place_bags(Tile* t, int64_t f) const {
     const FmFeature feature = a.features[f];
     const int64_t count = t->end - t->first;
     const Id* bounds = offsets + f * a.batch + t->first;
@@ -172,57 +190,74 @@ struct Forward {
       }
       t->at[i] = to;
     }
-    bad |= found;
+    return found;
   }
 
-  // Units of a tile: its features, or, where the ids of a sample lie together, its entries.
-  __attribute__((noinline)) void place_until(Tile<A>* t, int64_t units) {
+  bool run(Tile* t, int64_t units) const {
     int64_t u = t->done;
-    if (u >= units) {
-      return;
-    }
     t->done = units;
+    bool found = false;
     if (offsets) {
       for (; u < units; ++u) {
-        place_bags(t, u);
+        found |= place_bags(t, u);
       }
-    } else if (by_feature) {
+    } else if (goes_by_feature(a)) {
       for (; u < units; ++u) {
-        place_column(*t, u);
+        found |= place_column(*t, u);
       }
     } else {
-      place_rows(*t, u, units);
+      found = place_rows(*t, u, units);
     }
+    return found;
+  }
+};
+
+// Finds the addresses of a tile from unit t->done on; returns whether an id is out of range.
+// Units of a tile: its features, or, where the ids of a sample lie together, its entries.
+using Place = bool (*)(const FmForwardArgs& a, Tile* t, int64_t units);
+
+template <class Id, class T, bool kScaled, bool kLinear>
+bool place_units(const FmForwardArgs& a, Tile* t, int64_t units) {
+  return Places<Id, T, kScaled, kLinear>(a).run(t, units);
+}
+
+template <class T, bool kScaled, bool kLinear>
+Place place_of(const FmForwardArgs& a) {
+  return a.wide_ids ? place_units<int64_t, T, kScaled, kLinear> : place_units<int32_t, T, kScaled, kLinear>;
+}
+
+// ---- the sums -------------------------------------------------------------------------------------------------------
+
+// An instance for each type and for each block of columns: all else is decided when it runs.
+template <class T, bool kScaled, bool kLinear>
+struct Forward {
+  using A = typename Accumulator<T>::type;
+  const FmForwardArgs& a;
+  int64_t row_bytes, ahead;
+  void (*open)(const FmForwardArgs& a, Tile* t, int64_t first);
+  Place place;
+  bool bad = false;
+  Tile tiles[3] = {{0}, {1}, {2}};
+  Tile* later = nullptr;  // the tile to open while one is summed
+
+  explicit Forward(const FmForwardArgs& args)
+      : a(args),
+        row_bytes(args.dim * static_cast<int64_t>(sizeof(T))),
+        open(args.wide_ids ? open_tile<int64_t> : open_tile<int32_t>),
+        place(kScaled ? place_of<T, true, kLinear>(args) : place_of<float, false, kLinear>(args)) {
+    const int64_t lines = (row_bytes + 63) / 64, wanted = kLinesAhead / lines;
+    const int64_t most = kLinear ? kMostAhead / 2 : kMostAhead;
+    ahead = wanted < 4 ? 4 : wanted > most ? most : wanted;
   }
 
-  // Begins a tile with the samples from `first` on.
-  void open(Tile<A>* t, int64_t first) {
-    const int64_t count = a.end - first < a.tile ? a.end - first : a.tile;
-    t->first = first;
-    t->end = first + count;
-    t->done = 0;
-    t->units = offsets || by_feature ? a.num_features : count * a.num_features;
-    for (int64_t i = 0; i <= count; ++i) {
-      t->starts[i] = offsets ? 0 : i * a.num_features;
+  __attribute__((noinline)) void place_until(Tile* t, int64_t units) {
+    if (t->done < units) {
+      bad |= place(a, t, units);
     }
-    if (offsets) {
-      for (int64_t f = 0; f < a.num_features; ++f) {
-        const Id* bounds = offsets + f * a.batch + first;
-        __builtin_prefetch(bounds + 16);
-        for (int64_t i = 0; i < count; ++i) {
-          t->starts[i + 1] += bounds[i + 1] - bounds[i];
-        }
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        t->at[i] = t->starts[i];
-        t->starts[i + 1] += t->starts[i];
-      }
-    }
-    t->make_room(a, t->size());
   }
 
   // Behind the entries of t come those that follow: the next tile's, then rows of zeros.
-  void continue_with(const Tile<A>& t, const Tile<A>& next) const {
+  void continue_with(const Tile& t, const Tile& next) const {
     const int64_t size = t.size(), known = next.size();
     for (int64_t i = 0; i < ahead; ++i) {
       t.rows[size + i] = i < known ? next.rows[i] : a.zeros;
@@ -232,9 +267,7 @@ struct Forward {
     }
   }
 
-  // ---- the sums ----
-
-  DEEPREC_ALWAYS_INLINE void ask(const Tile<A>& t, int64_t at) const {
+  DEEPREC_ALWAYS_INLINE void ask(const Tile& t, int64_t at) const {
     if (a.one_line) {
       __builtin_prefetch(t.rows[at], 0, kToL2);
     } else {
@@ -247,9 +280,10 @@ struct Forward {
 
   // A block of columns of a sample; the first one asks for later rows and adds up the linear term.
   template <bool kFirst, int N, int K>
-  DEEPREC_ALWAYS_INLINE Sums<A, N, K> sum(const Tile<A>& t, int64_t begin, int64_t end, int64_t d, A* total) {
+  DEEPREC_ALWAYS_INLINE Sums<A, N, K> sum(const Tile& t, int64_t begin, int64_t end, int64_t d, A* total) {
     Sums<A, N, K> sums;
     A linear = 0;
+    const A* x = static_cast<const A*>(t.x);
     for (int64_t j = begin; j < end;) {
       const int64_t stop = end - j < kStrip ? end : j + kStrip;
       if constexpr (kFirst) {
@@ -260,27 +294,32 @@ struct Forward {
           ask(t, j + ahead);
           if constexpr (kLinear) {
             const A w = widen(*reinterpret_cast<const T*>(t.linear[j]));
-            linear += kScaled ? t.x[j] * w : w;
+            linear += kScaled ? x[j] * w : w;
           }
         }
-        sums.template add<kScaled>(reinterpret_cast<const T*>(t.rows[j]) + d, kScaled ? t.x[j] : A(1));
+        sums.template add<kScaled>(reinterpret_cast<const T*>(t.rows[j]) + d, kScaled ? x[j] : A(1));
       }
     }
     *total += linear;
     return sums;
   }
 
+  int64_t offset(int64_t bag) const {
+    return a.wide_ids ? static_cast<const int64_t*>(a.offsets)[bag] : static_cast<const int32_t*>(a.offsets)[bag];
+  }
+
   template <int N, int K>
-  void store_embeddings(const Tile<A>& t, int64_t b, int64_t j, int64_t d) const {
+  void store_embeddings(const Tile& t, int64_t b, int64_t j, int64_t d) const {
     T* to = static_cast<T*>(a.embeddings) + b * a.num_features * a.dim + d;
+    const A* x = static_cast<const A*>(t.x);
     for (int64_t f = 0; f < a.num_features; ++f, to += a.dim) {
-      const int64_t bag = f * a.batch + b, end = offsets ? j + offsets[bag + 1] - offsets[bag] : j + 1;
+      const int64_t bag = f * a.batch + b, end = a.offsets ? j + offset(bag + 1) - offset(bag) : j + 1;
       Lanes<A, N> sum[K] = {};
       for (; j < end; ++j) {
         const T* row = reinterpret_cast<const T*>(t.rows[j]) + d;
 #pragma GCC unroll 4
         for (int k = 0; k < K; ++k) {
-          sum[k] += kScaled ? t.x[j] * load_lanes<N>(row + k * N) : load_lanes<N>(row + k * N);
+          sum[k] += kScaled ? x[j] * load_lanes<N>(row + k * N) : load_lanes<N>(row + k * N);
         }
       }
 #pragma GCC unroll 4
@@ -290,7 +329,7 @@ struct Forward {
     }
   }
 
-  void sample(const Tile<A>& t, int64_t b) {
+  void sample(const Tile& t, int64_t b) {
     const int64_t begin = t.starts[b - t.first], end = t.starts[b - t.first + 1];
     A total = 0;
     each_block<A>(a.dim, [&]<int N, int K>(int64_t d) {
@@ -308,23 +347,23 @@ struct Forward {
     if (a.begin == a.end) {
       return false;
     }
-    Tile<A>*now = &tiles[0], *next = &tiles[1];
+    Tile *now = &tiles[0], *next = &tiles[1];
     later = &tiles[2];
-    open(now, a.begin);
+    open(a, now, a.begin);
     place_until(now, now->units);
     for (int64_t i = 0; i < ahead && i < now->size(); ++i) {
       ask(*now, i);
     }
-    open(next, now->end);
+    open(a, next, now->end);
     place_until(next, next->units);
     while (now->first < a.end) {
-      open(later, next->end);
+      open(a, later, next->end);
       continue_with(*now, *next);
       for (int64_t b = now->first; b < now->end; ++b) {
         sample(*now, b);
       }
       place_until(later, later->units);
-      Tile<A>* done = now;
+      Tile* done = now;
       now = next;
       next = later;
       later = done;
@@ -333,18 +372,13 @@ struct Forward {
   }
 };
 
-template <class T, class Id>
-bool run_as(const FmForwardArgs& a) {
-  const bool has_linear = a.num_features > 0 && a.features[0].linear;
-  if (a.values) {
-    return has_linear ? Forward<T, Id, true, true>(a).run() : Forward<T, Id, true, false>(a).run();
-  }
-  return has_linear ? Forward<T, Id, false, true>(a).run() : Forward<T, Id, false, false>(a).run();
-}
-
 template <class T>
 bool run_of(const FmForwardArgs& a) {
-  return a.wide_ids ? run_as<T, int64_t>(a) : run_as<T, int32_t>(a);
+  const bool has_linear = a.num_features > 0 && a.features[0].linear;
+  if (a.values) {
+    return has_linear ? Forward<T, true, true>(a).run() : Forward<T, true, false>(a).run();
+  }
+  return has_linear ? Forward<T, false, true>(a).run() : Forward<T, false, false>(a).run();
 }
 
 }  // namespace
