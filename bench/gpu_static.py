@@ -150,7 +150,7 @@ def triton_rows(only: str) -> list[dict[str, Any]]:
 
     wanted = [i for i, case in enumerate(cases_for(TARGET)) if only in case.name]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [finish(row) for row in pool.map(compile_case, wanted, [TARGET] * len(wanted))]
+        return [finish(row) for row in pool.map(compile_case, wanted, [TARGET] * len(wanted), [True] * len(wanted))]
 
 
 def cuda_rows(only: str) -> tuple[list[dict[str, Any]], str]:

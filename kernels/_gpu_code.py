@@ -47,8 +47,12 @@ def cases_for(target: str) -> list[CompileCase]:
     return [case for case in cases if TARGETS[target][0] in case.backends]
 
 
-def compile_case(index: int, target: str) -> dict[str, Any]:
-    """Compile case number `index` for `target`; an error is part of the answer."""
+def compile_case(index: int, target: str, with_loads: bool = False) -> dict[str, Any]:
+    """Compile case number `index` for `target`; an error is part of the answer.
+
+    Args:
+        with_loads: say of NVIDIA code what `loads` finds in it; the disassembler takes longer than the compiler.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,10 +71,12 @@ def compile_case(index: int, target: str) -> dict[str, Any]:
         return {**row, "error": f"{type(error).__name__}: {error}"[:2000]}
     row["shared_bytes"] = compiled.metadata.shared
     row["num_warps"] = compiled.metadata.num_warps
-    return {**row, **(nvidia(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd(compiled.asm["amdgcn"]))}
+    if "cubin" in compiled.asm:
+        return {**row, **nvidia(compiled.asm["cubin"], with_loads)}
+    return {**row, **amd(compiled.asm["amdgcn"])}
 
 
-def nvidia(cubin: bytes) -> dict[str, Any]:
+def nvidia(cubin: bytes, with_loads: bool) -> dict[str, Any]:
     """Registers and spills from the resource table, loads from the machine code; the tools come with triton."""
     import triton
 
@@ -81,14 +87,17 @@ def nvidia(cubin: bytes) -> dict[str, Any]:
         usage = subprocess.run(
             [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-        sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-    numbers = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+        numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", usage)}
+        sass = ""
+        if with_loads or numbers["STACK"]:
+            command = [tools / "nvdisasm", "-c", file.name]
+            sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {
-        "registers": int(numbers["REG"]),
+        "registers": numbers["REG"],
         # Spilled registers are all that a Triton kernel keeps on its stack; STL is the store that puts them there.
-        "spill_bytes": int(numbers["STACK"]) if re.search(r"\bSTL\b", sass) else 0,
-        "stack_bytes": int(numbers["STACK"]),
-        **loads(sass),
+        "spill_bytes": numbers["STACK"] if re.search(r"\bSTL\b", sass) else 0,
+        "stack_bytes": numbers["STACK"],
+        **(loads(sass) if with_loads else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for one target and writes what each needs: registers, spills, shared memory, loads.
+"""Compiles every Triton kernel for one target and writes what each needs: registers, spills, shared memory.
 
 Run by test_triton_compiles.py in a process of its own: under TRITON_INTERPRET=1 kernels are not compilable.
 """
