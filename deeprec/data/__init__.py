@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deeprec.data.build import from_frame
 from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
+from deeprec.data.features import with_features
 from deeprec.data.fetch import SOURCES, fetch
 from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.selection import positives
@@ -34,4 +35,5 @@ __all__ = [
     "sampled_negatives",
     "search_dirs",
     "synthetic",
+    "with_features",
 ]

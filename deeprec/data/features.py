@@ -1,13 +1,19 @@
-"""MovieLens side information (latin-1 text) as frames whose row i describes internal id i."""
+"""Side information as frames whose row i describes internal id i: MovieLens' files, your own, and as numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from deeprec.data.ids import IdMap
-from deeprec.data.text import read_bytes
+from deeprec.data.ids import IdMap, normalise_ids
+from deeprec.data.interactions import Interactions
+from deeprec.data.text import did_you_mean, read_bytes
 
 # fmt: off
 _GENRES_100K = [
@@ -77,3 +83,108 @@ def align(frame: pl.DataFrame, ids: IdMap) -> pl.DataFrame:
     key = f"{ids.name}_id"
     order = ids.values.alias(key).to_frame()
     return order.join(frame.unique(key, keep="first"), on=key, how="left", maintain_order="left")
+
+
+def with_features(data: Interactions, *, users: Any = None, items: Any = None) -> Interactions:
+    """The same interactions with side information.
+
+    Args:
+        users: polars or pandas frame with a column user_id, each user of the data once; None: as it is.
+        items: the same with item_id.
+    Raises:
+        ValueError: a frame without the id column, with an id twice, or with ids missing or unknown to the data.
+    """
+    aligned = {
+        f"{ids.name}_features": _checked(table, ids)
+        for table, ids in ((users, data.user_ids), (items, data.item_ids))
+        if table is not None
+    }
+    return replace(data, **aligned)  # type: ignore[arg-type]
+
+
+def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
+    key = f"{ids.name}_id"
+    frame = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
+    if key not in frame.columns:
+        raise ValueError(
+            f"with_features: the {ids.name} table must have a column {key}, got {frame.columns}"
+            f"{did_you_mean(key, frame.columns)}"
+        )
+    own = normalise_ids(frame.get_column(key))
+    if own.dtype != ids.values.dtype and not (own.dtype.is_integer() and ids.values.dtype.is_integer()):
+        raise ValueError(
+            f"with_features: {key} must be {ids.values.dtype} as in the data, got {own.dtype}; cast the column"
+        )
+    own = own.cast(ids.values.dtype)
+    known = ids.values.alias(key)
+    problems = {
+        "twice": own.filter(own.is_duplicated()).unique(maintain_order=True),
+        "not at all": known.filter(~known.is_in(own.implode())),
+        "unknown to the data": own.filter(own.is_null() | ~own.is_in(known.implode())),
+    }
+    for what, some in problems.items():
+        if len(some):
+            raise ValueError(
+                f"with_features: the {ids.name} table must hold each {ids.name} of the data once and no other, got "
+                f"{len(some)} {what}: {some.head(3).to_list()}"
+            )
+    return align(frame.with_columns(own), ids)
+
+
+def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMap) -> NDArray[np.float32]:
+    """Columns of a feature frame as numbers.
+
+    Text, lists of text, booleans and whole numbers become one indicator for each value; fractions are taken as they
+    are.
+
+    Args:
+        frame: row i describes internal id i; None: there is none.
+        columns: which of its columns.
+        ids: for messages.
+    Returns:
+        float32 [len(ids), P].
+    Raises:
+        ValueError: no frame, an unknown column, a value missing or not finite, or a column of another kind.
+    """
+    if frame is None:
+        raise ValueError(
+            f"features: the data must have a table of {ids.name}s for {list(columns)}, got none; pass one with "
+            "deeprec.data.with_features"
+        )
+    parts = []
+    for column in columns:
+        if column not in frame.columns:
+            raise ValueError(
+                f"features: a column of {ids.name}s must be one of {frame.columns}, got {column!r}"
+                f"{did_you_mean(column, frame.columns)}"
+            )
+        parts.append(_numbers(frame.get_column(column), column, ids))
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _numbers(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32]:
+    bad = values.is_null()
+    if values.dtype.is_float():
+        bad |= ~values.is_finite().fill_null(False)
+    if bad.any():
+        first = int(bad.arg_max() or 0)
+        raise ValueError(
+            f"features: {column} must be known and finite for every {ids.name}, got {values[first]} for {ids.name} "
+            f"{ids.values[first]!r} and {int(bad.sum())} in all; fill them in"
+        )
+    if values.dtype.is_float():
+        return values.to_numpy().astype(np.float32)[:, None]
+    if not (isinstance(values.dtype, pl.List) or values.dtype.is_integer() or values.dtype in _INDICATOR_TYPES):
+        raise ValueError(f"features: {column} must be text, lists of text or numbers, got {values.dtype}")
+    rows = pl.DataFrame({"row": np.arange(len(values)), "value": values})
+    if isinstance(values.dtype, pl.List):
+        rows = rows.explode("value").drop_nulls()
+    if not rows.get_column("value").dtype.is_integer():
+        rows = rows.with_columns(pl.col("value").cast(pl.String))
+    known = rows.get_column("value").unique().sort()
+    result = np.zeros((len(values), len(known)), dtype=np.float32)
+    result[rows.get_column("row").to_numpy(), known.search_sorted(rows.get_column("value")).to_numpy()] = 1.0
+    return result
+
+
+_INDICATOR_TYPES = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)

@@ -3,6 +3,7 @@
 from deeprec.models.autorec import AutoRec
 from deeprec.models.base import Batch, Recommender, Schema, Seen
 from deeprec.models.cdae import CDAE
+from deeprec.models.cfn import CFN
 from deeprec.models.config import TrainConfig
 from deeprec.models.ease import EASE
 from deeprec.models.gmf import GMF
@@ -15,6 +16,7 @@ from deeprec.models.registry import config_class, create, model_class, names
 
 __all__ = [
     "CDAE",
+    "CFN",
     "EASE",
     "GMF",
     "MF",

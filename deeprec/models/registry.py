@@ -13,6 +13,7 @@ _MODELS = {
     "autorec": "deeprec.models.autorec:AutoRec",
     "cdae": "deeprec.models.cdae:CDAE",
     "ease": "deeprec.models.ease:EASE",
+    "cfn": "deeprec.models.cfn:CFN",
     "gmf": "deeprec.models.gmf:GMF",
     "item-knn": "deeprec.models.item_knn:ItemKNN",
     "mf": "deeprec.models.mf:MF",

@@ -157,6 +157,7 @@ def fit(
     require_ratings(model, chosen)
     directory = None if out is None else _writable_directory(Path(out))
     run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
+    _require_parts(run)
     run.best_on_test = _BestOnTest() if report_best_on_test else None
     started = time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
@@ -194,6 +195,16 @@ def fit(
         plot_curves(history, directory / "curves.png", title=f"{model.name} on {interactions.name}")
         _clean_up(directory)
     return FitResult(model, card, history, directory)
+
+
+def _require_parts(run: _Run) -> None:
+    """Rating errors need ratings in every part; said before the training, not after its first epoch."""
+    for name in ("train", "validation", "test") if run.protocol.task == "rating" else ():
+        if not len(getattr(run.split, name)):
+            raise ValueError(
+                f"fit: the {name} part must hold a rating, got none of the {len(run.data)} of {run.data.name}; take "
+                "another protocol or more data"
+            )
 
 
 def as_interactions(data: Any) -> Interactions:

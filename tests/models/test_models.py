@@ -30,7 +30,7 @@ def data():
 
 
 def options(name):
-    if name == "autorec":
+    if name in ("autorec", "cfn"):
         return {"epochs": 5, "hidden": 4}
     if name == "cdae":
         return {"epochs": 3, "hidden": 4, "batch_size": 16}
