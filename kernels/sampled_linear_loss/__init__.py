@@ -56,6 +56,7 @@ _library.define(
     sampled_linear_loss_reference,
     _fake,
 )
+_library.implement_triton("sampled_linear_loss", ("sampled_linear_loss",))
 
 
 def csr_plan(indptr: Tensor, indices: Tensor, num_columns: int) -> BagPlan:

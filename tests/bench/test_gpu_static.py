@@ -60,7 +60,12 @@ def test_occupancy_is_what_the_scarcest_resource_allows(gpu_static: ModuleType) 
 def test_every_case_with_rows_has_its_bytes_and_none_beats_the_floor(gpu_static: ModuleType) -> None:
     names = ["bags_gather_fp32_d16", "bags_sum_bf16_d16", "bags_update_adam_fp32_d16", "bags_grad_fp32_d128"]
     names += ["embedding_fm_fwd_plain_fp32_d16", "embedding_fm_update_sgd_fp32_d16", "adam_update_fp32"]
-    names += ["fm_interaction_grad_fp32_d16", "embedding_fwd_fp32_i32", "embedding_fm_norm_fp32_d7"]
+    names += [
+        "sampled_linear_loss_sigmoid_squared_fp32_d500",
+        "fm_interaction_grad_fp32_d16",
+        "embedding_fwd_fp32_i32",
+        "embedding_fm_norm_fp32_d7",
+    ]
     for name in names:
         work = gpu_static.work_of(name)
         assert work is not None, name

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +295,38 @@ def test_ten_million_columns_need_no_dense_row() -> None:
         grad = table.grad.coalesce()
         assert torch.equal(grad.indices()[0], rows)
         close(grad.values(), exact.grad, 1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
+def test_triton_kernels_match_under_the_interpreter() -> None:
+    """In a process of its own: Triton decides on import whether kernels are interpreted."""
+    file = Path(__file__).with_name("triton_sampled_linear_loss.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("activation", "loss"), KINDS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("lengths", "dim"), [([3, 0, 64, 1, 1300], 500), ([40] * 700, 33), ([0, 9], 515), ([0], 8)])
+def test_gpu_matches_float64_reference_twice(
+    lengths: list[int], dim: int, dtype: torch.dtype, activation: str, loss: str
+) -> None:
+    problem = Problem.make(lengths, 900, dim, dtype, torch.int64)
+    want, exact_predictions, grads = problem.exact(activation, loss)
+    there = Problem(**{name: value.detach().cuda() for name, value in vars(problem).items()})
+    leaves = [t.requires_grad_() for t in (there.hidden, there.weight, there.bias)]
+    runs = []
+    for _ in range(2):
+        total, predictions = there.ours(activation, loss)
+        runs.append([total.detach(), predictions, *(g.to_dense() for g in torch.autograd.grad(total, leaves))])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    for got, exact in zip(runs[0], (want, exact_predictions, *grads), strict=True):
+        close(got.cpu(), exact, 3 * TOLERANCE[dtype])
