@@ -90,7 +90,7 @@ def nvidia(cubin: bytes, with_loads: bool) -> dict[str, Any]:
         numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK):(\d+)", usage)}
         sass = ""
         if with_loads or numbers["STACK"]:
-            command = [tools / "nvdisasm", "-c", file.name]
+            command = [str(tools / "nvdisasm"), "-c", file.name]
             sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {
         "registers": numbers["REG"],
