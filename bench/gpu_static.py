@@ -98,6 +98,11 @@ def work_of(case: str) -> Work | None:
         done = own if "grad" in name.split("_")[2] else _states(name, d, wide) + _states(name, 1, wide)
         done = wide if name.endswith("norm") else done + own
         return Work(f"an entry; {tables}", source + plan + u * (own + done), source + u * (8 + own + done))
+    if name.startswith("sampled_linear_loss"):
+        length = 165  # MovieLens 1M by user
+        read = 8 + 2 * wide  # column, target, weight
+        done = 2 * wide + 2 * row / length  # prediction, slope; the hidden row and its gradient
+        return Work(f"an entry; rows of {length}, H {d}", sectors(row) + SECTOR + read + done, row + e + read + done)
     if name.startswith(("fm_interaction_fwd", "bi_interaction_fwd")):
         out = row if name.startswith("bi") else e
         return Work(f"a sample; F {FIELDS}, D {d}", FIELDS * row + out, FIELDS * row + out)
