@@ -1,11 +1,19 @@
 // Sums the gradients of the entries that touched a row, one after another in the order of the plan: bitwise the same
 // for any number of threads. The sums stay in vector registers, a block of columns at a time.
 #include "embedding_bag.h"
+#include "lanes.h"
 
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
-constexpr int64_t kAhead = 12;  // entries asked for before they are needed
+constexpr int64_t kAhead = 12;     // entries asked for before they are needed
+constexpr int64_t kLongRow = 128;  // columns from which on an entry is looked up once for all blocks of columns
+constexpr int64_t kHeld = 128;     // entries that are looked up at a time
+#if defined(DEEPREC_ISA_avx512)
+constexpr int kRegisters = 16;  // for the sums of a row
+#else
+constexpr int kRegisters = 8;
+#endif
 
 // The gradient that one entry contributes: factor times `from`, or nothing where `argmax` names another entry.
 template <class T>
@@ -157,6 +165,111 @@ struct Sum {
     return store<0, kAsk>(begin, end, column, left, at);
   }
 
+  // Entries of one row, looked up: their gradients, and what to multiply them with.
+  struct Held {
+    const T* from[kHeld];
+    A factor[kHeld];
+  };
+
+  void look_up(int64_t begin, int64_t end, Held* held) const {
+    if (a.feature >= 0 && bags && !only.sequence && only.mode == BagMode::sum) {  // nothing to decide for each entry
+      const T* first = grad + only.column - a.feature * a.batch * a.grad_stride;
+      const Position *order_at = order, *bag_at = bags;
+      const T* scale_at = scale;
+      const int64_t stride = a.grad_stride;
+      for (int64_t j = begin; j < end; ++j) {
+        const int64_t number = order_at[j];
+        held->from[j - begin] = first + static_cast<int64_t>(bag_at[number]) * stride;
+        held->factor[j - begin] = scale_at ? widen(scale_at[number]) : A(1);
+      }
+      return;
+    }
+    for (int64_t j = begin; j < end; ++j) {
+      const Entry<T> e = entry(j);
+      held->from[j - begin] = e.from;
+      held->factor[j - begin] = e.factor;
+    }
+  }
+
+  // The gradient of a row of one column: nothing to ask for, and no sum to keep apart.
+  A sum_one(int64_t begin, int64_t end) const {
+    Held held;
+    A sum = 0;
+    for (int64_t first = begin; first < end; first += kHeld) {
+      const int64_t count = end - first < kHeld ? end - first : kHeld;
+      look_up(first, first + count, &held);
+      for (int64_t j = 0; j < count; ++j) {
+        sum += held.factor[j] * widen(*held.from[j]);
+      }
+    }
+    return static_cast<A>(a.factor) * sum;
+  }
+
+  // Sums columns [column, column + width) in K registers of N lanes, N * (K - 2) < width. The last two registers may
+  // overlap those before them: such columns are summed, and stored, twice with the same result.
+  template <int N, int K>
+  void sum_held(int64_t begin, int64_t end, int64_t column, int64_t width, bool is_held, Held* held, A* out) const {
+    const int64_t final = width - N;
+    const int64_t second_last = (K - 2) * N > final ? final : (K - 2) * N;
+    Lanes<A, N> sum[K] = {};
+    for (int64_t first = begin; first < end; first += kHeld) {
+      const int64_t count = end - first < kHeld ? end - first : kHeld;
+      if (!is_held) {
+        look_up(first, first + count, held);
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        const T* from = held->from[j] + column;
+        const A factor = held->factor[j];
+#pragma GCC unroll 16
+        for (int k = 0; k < K - 2; ++k) {
+          sum[k] += factor * load_lanes<N>(from + k * N);
+        }
+        sum[K - 2] += factor * load_lanes<N>(from + second_last);
+        sum[K - 1] += factor * load_lanes<N>(from + final);
+      }
+    }
+    const A factor = static_cast<A>(a.factor);
+#pragma GCC unroll 16
+    for (int k = 0; k < K - 2; ++k) {
+      store_lanes<N>(out + k * N, factor * sum[k]);
+    }
+    store_lanes<N>(out + second_last, factor * sum[K - 2]);
+    store_lanes<N>(out + final, factor * sum[K - 1]);
+  }
+
+  template <int K>
+  void sum_width(int registers, int64_t begin, int64_t end, int64_t column, int64_t width, bool is_held, Held* held,
+                 A* out) const {
+    if constexpr (K > 2) {
+      if (registers <= K - 2) {
+        return sum_width<K - 2>(registers, begin, end, column, width, is_held, held, out);
+      }
+    }
+    sum_held<kFullLanes<A>, K>(begin, end, column, width, is_held, held, out);
+  }
+
+  // The gradient of a long row without maxima.
+  void sum_long_row(int64_t begin, int64_t end, int64_t at) const {
+    constexpr int64_t L = kFullLanes<A>;
+    Held held;
+    const bool is_held = end - begin <= kHeld;
+    if (is_held) {
+      look_up(begin, end, &held);
+    }
+    alignas(64) A block[kRegisters * L];
+    for (int64_t next = 0; next < a.dim;) {
+      const int64_t column = a.dim - next < L ? a.dim - L : next;  // a few columns twice rather than one by one
+      const int64_t left = a.dim - column, start = at * a.dim + column;
+      const int64_t width = left < kRegisters * L ? left : kRegisters * L;
+      A* out = a.wide_out ? static_cast<A*>(a.out) + start : block;
+      sum_width<kRegisters>(static_cast<int>((width + L - 1) / L), begin, end, column, width, is_held, &held, out);
+      for (int64_t k = 0; !a.wide_out && k < width; ++k) {
+        narrow(block[k], static_cast<T*>(a.out) + start + k);
+      }
+      next = column + width;
+    }
+  }
+
   // d loss / d scale of each entry: the gradient of its bag times its row.
   void scale_grads(int64_t begin, int64_t end, const T* row) const {
     T* out = static_cast<T*>(a.scale_grad);
@@ -180,6 +293,25 @@ struct Sum {
     for (int64_t u = a.begin; u < a.end; ++u) {
       const int64_t begin = row_offsets[u], end = row_offsets[u + 1];
       ask_ahead(a.ahead, u);
+      if (!kPlain && !a.argmax && a.dim == 1) {
+        const A sum = sum_one(begin, end);
+        if (a.wide_out) {
+          static_cast<A*>(a.out)[u - a.begin] = sum;
+        } else {
+          narrow(sum, static_cast<T*>(a.out) + u - a.begin);
+        }
+        if (a.scale_grad) {
+          scale_grads(begin, end, reinterpret_cast<const T*>(a.weight) + row_number(u) * a.row_stride);
+        }
+        continue;
+      }
+      if (!kPlain && !a.argmax && a.dim >= kLongRow) {
+        sum_long_row(begin, end, u - a.begin);
+        if (a.scale_grad) {
+          scale_grads(begin, end, reinterpret_cast<const T*>(a.weight) + row_number(u) * a.row_stride);
+        }
+        continue;
+      }
       int64_t column = widest<true>(begin, end, 0, u - a.begin);
       while (column < a.dim) {
         column += widest<false>(begin, end, column, u - a.begin);

@@ -1,6 +1,10 @@
 // deeprec::sampled_linear_loss: the decoder of an autoencoder at listed positions only. Predictions, loss, its slope at
 // every entry and the gradient of the hidden rows come out of one pass over the rows of the decoder; nothing has the
 // size of [B, N]. A hidden row is worked on by one thread, entry after entry: bitwise the same for any thread count.
+//
+// Where hidden rows share columns, a tile of the decoder stays in the second-level cache while all of them use it: each
+// row goes on up to the first column beyond the tile, so that entries keep their order whatever the tile, sorted or
+// not.
 #include <cmath>
 
 #include "isa.h"
@@ -23,8 +27,10 @@ struct SampledArgs {
   EntryLoss loss;
   void *predictions, *slopes;  // [nnz], accumulator type
   void* hidden_grad;           // [B, H]; null: not wanted
-  void* scratch;               // [H], accumulator type
+  void* grads;                 // [B, H], accumulator type: hidden_grad where that is its type
   double* row_loss;            // [B]
+  int64_t* next;               // [B]: the entry that each row has come to
+  int64_t num_columns, tile;   // columns of the decoder, and how many of them are worked on at a time
   int64_t begin, end;          // rows
 };
 
@@ -63,6 +69,15 @@ static inline void dots(const T* h, const T* const* w, int64_t dim, A* out) {
   for (int e = 0; e < E; ++e) {
     out[e] = add_halves<A, L>(sums[e]);
   }
+  if constexpr (L > 4) {
+    for (; d + 4 <= dim; d += 4) {
+      const Lanes<A, 4> x = load_lanes<4>(h + d);
+#pragma GCC unroll 8
+      for (int e = 0; e < E; ++e) {
+        out[e] += add_halves<A, 4>(x * load_lanes<4>(w[e] + d));
+      }
+    }
+  }
   for (; d < dim; ++d) {
     for (int e = 0; e < E; ++e) {
       out[e] += widen(h[d]) * widen(w[e][d]);
@@ -70,18 +85,40 @@ static inline void dots(const T* h, const T* const* w, int64_t dim, A* out) {
   }
 }
 
-// grad += sum of slope times row, over E rows.
+// grad += sum of slope times row, over E rows, columns [d, d + L). The slopes are the caller's own: they stay in
+// registers, whatever is stored.
+template <int L, int E, class A, class T>
+static inline void add_lanes(const T* const* w, const A (&slopes)[E], int64_t d, A* grad) {
+  Lanes<A, L> sum = load_lanes<L>(grad + d);
+#pragma GCC unroll 8
+  for (int e = 0; e < E; ++e) {
+    sum += slopes[e] * load_lanes<L>(w[e] + d);
+  }
+  store_lanes<L>(grad + d, sum);
+}
+
 template <int E, class A, class T>
-static inline void add_rows(const T* const* w, const A* slopes, int64_t dim, A* grad) {
+static inline void add_rows(const T* const* w, const A* slopes_in, int64_t dim, A* grad) {
   constexpr int L = kFullLanes<A>;
+  Lanes<A, L> wide[E];
+  A slopes[E];
+  for (int e = 0; e < E; ++e) {
+    slopes[e] = slopes_in[e];
+    wide[e] = slopes[e] - Lanes<A, L>{};
+  }
   int64_t d = 0;
   for (; d + L <= dim; d += L) {
     Lanes<A, L> sum = load_lanes<L>(grad + d);
 #pragma GCC unroll 8
     for (int e = 0; e < E; ++e) {
-      sum += slopes[e] * load_lanes<L>(w[e] + d);
+      sum += wide[e] * load_lanes<L>(w[e] + d);
     }
     store_lanes<L>(grad + d, sum);
+  }
+  if constexpr (L > 4) {
+    for (; d + 4 <= dim; d += 4) {
+      add_lanes<4, E, A>(w, slopes, d, grad);
+    }
   }
   for (; d < dim; ++d) {
     for (int e = 0; e < E; ++e) {
@@ -142,95 +179,124 @@ static inline A entry_loss(const SampledArgs& a, A z, A y, A weight, A* predicti
   }
 }
 
-static inline int64_t index_at(const void* p, bool wide, int64_t i) {
-  return wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
-}
-
-template <class T>
+template <class T, class Id>
 struct Rows {
   using A = typename Accumulator<T>::type;
   const SampledArgs& a;
   const T *hidden, *weight, *bias;
+  const Id *indptr, *indices;
   const A *targets, *entry_weights;
-  A *predictions, *slopes, *grad;
+  A *predictions, *slopes, *grads;
+  bool asks;  // for rows that are not in the second-level cache
 
   explicit Rows(const SampledArgs& args)
       : a(args),
         hidden(static_cast<const T*>(args.hidden)),
         weight(static_cast<const T*>(args.weight)),
         bias(static_cast<const T*>(args.bias)),
+        indptr(static_cast<const Id*>(args.indptr)),
+        indices(static_cast<const Id*>(args.indices)),
         targets(static_cast<const A*>(args.targets)),
         entry_weights(static_cast<const A*>(args.entry_weights)),
         predictions(static_cast<A*>(args.predictions)),
         slopes(static_cast<A*>(args.slopes)),
-        grad(static_cast<A*>(args.scratch)) {}
+        grads(static_cast<A*>(args.grads)),
+        asks(args.tile >= args.num_columns) {}
 
-  int64_t column(int64_t p) const { return index_at(a.indices, a.wide_ids, p); }
+  const T* row(int64_t p) const { return weight + static_cast<int64_t>(indices[p]) * a.weight_stride; }
 
-  // E entries from p on; returns their loss. The rows of the next E are asked for meanwhile.
+  // E entries from p on. The rows of the next E are asked for meanwhile.
   template <int E>
-  double entries(const T* h, int64_t p, int64_t end) const {
+  void entries(const T* h, int64_t p, int64_t end, A* grad, double* loss) const {
     const T* rows[E];
     A z[E];
     for (int e = 0; e < E; ++e) {
-      rows[e] = weight + column(p + e) * a.weight_stride;
+      rows[e] = row(p + e);
     }
-    for (int64_t q = p + E; q < p + 2 * E && q < end; ++q) {
-      prefetch_row(reinterpret_cast<const char*>(weight + column(q) * a.weight_stride),
-                   a.dim * static_cast<int64_t>(sizeof(T)));
+    for (int64_t q = p + E; asks && q < p + 2 * E && q < end; ++q) {
+      prefetch_row(reinterpret_cast<const char*>(row(q)), a.dim * static_cast<int64_t>(sizeof(T)));
     }
     dots<E, A>(h, rows, a.dim, z);
-    double loss = 0;
     for (int e = 0; e < E; ++e) {
-      const A logit = z[e] + (bias ? A(widen(bias[column(p + e)])) : A(0));
-      loss += entry_loss(a, logit, targets[p + e], entry_weights ? entry_weights[p + e] : A(1), predictions + p + e,
-                         slopes + p + e);
+      const A logit = z[e] + (bias ? A(widen(bias[indices[p + e]])) : A(0));
+      *loss += entry_loss(a, logit, targets[p + e], entry_weights ? entry_weights[p + e] : A(1), predictions + p + e,
+                          slopes + p + e);
     }
-    if (a.hidden_grad) {
+    if (grad) {
       add_rows<E, A>(rows, slopes + p, a.dim, grad);
     }
-    return loss;
+  }
+
+  // Entries [p, end) of row b.
+  void span(int64_t b, int64_t p, int64_t end) const {
+    const T* h = hidden + b * a.hidden_stride;
+    A* grad = grads ? grads + b * a.dim : nullptr;
+    double loss = a.row_loss[b];
+    for (; p + 8 <= end; p += 8) {
+      entries<8>(h, p, end, grad, &loss);
+    }
+    if (p + 4 <= end) {
+      entries<4>(h, p, end, grad, &loss);
+      p += 4;
+    }
+    switch (end - p) {
+      case 3:
+        entries<3>(h, p, end, grad, &loss);
+        break;
+      case 2:
+        entries<2>(h, p, end, grad, &loss);
+        break;
+      case 1:
+        entries<1>(h, p, end, grad, &loss);
+    }
+    a.row_loss[b] = loss;
   }
 
   void run() const {
     for (int64_t b = a.begin; b < a.end; ++b) {
-      const int64_t first = index_at(a.indptr, a.wide_ids, b), end = index_at(a.indptr, a.wide_ids, b + 1);
-      const T* h = hidden + b * a.hidden_stride;
-      for (int64_t d = 0; a.hidden_grad && d < a.dim; ++d) {
-        grad[d] = 0;
+      a.next[b] = indptr[b];
+      a.row_loss[b] = 0;
+      for (int64_t d = 0; grads && d < a.dim; ++d) {
+        grads[b * a.dim + d] = 0;
       }
-      double loss = 0;
-      int64_t p = first;
-      for (; p + 8 <= end; p += 8) {
-        loss += entries<8>(h, p, end);
+    }
+    for (int64_t first = 0; first < a.num_columns; first += a.tile) {
+      const bool is_last = first + a.tile >= a.num_columns;
+      for (int64_t b = a.begin; b < a.end; ++b) {
+        const int64_t begin = a.next[b], stop = indptr[b + 1];
+        int64_t end = is_last ? stop : begin;
+        while (end < stop && indices[end] < first + a.tile) {
+          ++end;
+        }
+        a.next[b] = end;
+        span(b, begin, end);
       }
-      if (p + 4 <= end) {
-        loss += entries<4>(h, p, end);
-        p += 4;
-      }
-      for (; p < end; ++p) {
-        loss += entries<1>(h, p, end);
-      }
-      a.row_loss[b] = loss;
-      for (int64_t d = 0; a.hidden_grad && d < a.dim; ++d) {
-        narrow(grad[d], static_cast<T*>(a.hidden_grad) + b * a.dim + d);
+    }
+    if (a.hidden_grad && a.hidden_grad != a.grads) {
+      for (int64_t i = a.begin * a.dim; i < a.end * a.dim; ++i) {
+        narrow(grads[i], static_cast<T*>(a.hidden_grad) + i);
       }
     }
   }
 };
+
+template <class T>
+void run_rows(const SampledArgs& a) {
+  a.wide_ids ? Rows<T, int64_t>(a).run() : Rows<T, int32_t>(a).run();
+}
 
 }  // namespace
 
 void sampled_rows(const SampledArgs& a) {
   switch (a.element) {
     case Element::f32:
-      return Rows<float>(a).run();
+      return run_rows<float>(a);
     case Element::f64:
-      return Rows<double>(a).run();
+      return run_rows<double>(a);
     case Element::bf16:
-      return Rows<Bf16>(a).run();
+      return run_rows<Bf16>(a);
     case Element::f16:
-      return Rows<F16>(a).run();
+      return run_rows<F16>(a);
   }
 }
 
@@ -240,7 +306,7 @@ void sampled_rows(const SampledArgs& a) {
 #include <optional>
 #include <tuple>
 
-#include "tensor.h"
+#include "csr.h"
 
 namespace deeprec {
 namespace {
@@ -252,30 +318,6 @@ Tensor columns_adjacent(const char* name, const Tensor& x, ScalarType dtype) {
   STD_TORCH_CHECK(x.dim() == 2 && x.is_cpu() && x.scalar_type() == dtype, kOp, ": ", name,
                   " must be a matrix on the CPU in the dtype of hidden");
   return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-}
-
-int64_t at(const Tensor& t, int64_t i) {
-  return t.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(t.data_ptr())[i]
-                                             : static_cast<const int32_t*>(t.data_ptr())[i];
-}
-
-// The rows of a batch must be whole, and every column one of the decoder's, before anything is computed.
-void check_positions(const Tensor& indptr, const Tensor& indices, int64_t batch, int64_t num_columns) {
-  STD_TORCH_CHECK(indptr.dim() == 1 && indices.dim() == 1 && is_index(indices.scalar_type()) &&
-                      indptr.scalar_type() == indices.scalar_type() && indptr.size(0) == batch + 1,
-                  kOp, ": indptr must be [", batch + 1, "] and indices [nnz], both int32 or both int64");
-  const int64_t nnz = indices.size(0);
-  STD_TORCH_CHECK(at(indptr, 0) == 0 && at(indptr, batch) == nnz, kOp, ": indptr must begin with 0 and end with ", nnz,
-                  ", got ", at(indptr, 0), " and ", at(indptr, batch));
-  for (int64_t b = 0; b < batch; ++b) {
-    STD_TORCH_CHECK(at(indptr, b) <= at(indptr, b + 1), kOp, ": indptr must ascend, got ", at(indptr, b + 1), " after ",
-                    at(indptr, b), " at position ", b + 1);
-  }
-  for (int64_t p = 0; p < nnz; ++p) {
-    const int64_t column = at(indices, p);
-    STD_TORCH_CHECK(column >= 0 && column < num_columns, "IndexError: ", kOp, ": indices must be in [0, ", num_columns,
-                    "), got ", column, " at position ", p);
-  }
 }
 
 const void* entry_values(const char* name, const Tensor& t, int64_t nnz, ScalarType wide) {
@@ -299,9 +341,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
                   weight.size(1), "]");
   STD_TORCH_CHECK(activation >= 0 && activation <= 2 && loss >= 0 && loss <= 3 && (loss != 1 || activation == 1), kOp,
                   ": activation must be 0 to 2, loss 0 to 3, and loss 1 goes with activation 1");
-  const Tensor indptr = as_contiguous(indptr_in), indices = as_contiguous(indices_in);
-  check_positions(indptr, indices, batch, num_columns);
-  const int64_t nnz = indices.size(0);
+  const Csr csr(kOp, indptr_in, indices_in, batch, num_columns);
+  const int64_t nnz = csr.nnz;
   SampledArgs args{};
   args.element = element_of(kOp, dtype);
   args.hidden = hidden.data_ptr();
@@ -316,9 +357,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
     adjacent_bias = as_contiguous(*bias);
     args.bias = adjacent_bias->data_ptr();
   }
-  args.indptr = indptr.data_ptr();
-  args.indices = indices.data_ptr();
-  args.wide_ids = indices.scalar_type() == ScalarType::Long;
+  args.indptr = csr.indptr.data_ptr();
+  args.indices = csr.indices.data_ptr();
+  args.wide_ids = csr.wide_ids;
   const Tensor targets = as_contiguous(targets_in);
   args.targets = entry_values("targets", targets, nnz, wide);
   if (entry_weights_in) {
@@ -333,25 +374,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
   args.slopes = slopes.data_ptr();
   args.hidden_grad = need_grad ? hidden_grad.data_ptr() : nullptr;
   std::vector<double> row_loss(static_cast<size_t>(batch));
+  std::vector<int64_t> next(static_cast<size_t>(batch));
   args.row_loss = row_loss.data();
+  args.next = next.data();
+  args.num_columns = num_columns;
+  args.tile = csr.tile(dim * static_cast<int64_t>(weight.element_size()));
 
   // Threads get rows with about as many entries.
   const int64_t chunks = threads_for((nnz + batch) * (dim + 1), kGrain);
-  const Tensor scratch = empty_cpu({chunks, dim}, wide);
-  const auto row_of = [&](int64_t chunk) {
-    int64_t low = 0, high = batch;
-    const int64_t wanted = (nnz + batch) * chunk / chunks;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      (at(indptr, middle) + middle < wanted ? low : high) = at(indptr, middle) + middle < wanted ? middle + 1 : middle;
-    }
-    return chunk == chunks ? batch : low;
-  };
+  const Tensor grads = need_grad && wide != dtype ? empty_cpu({batch, dim}, wide) : hidden_grad;
+  args.grads = need_grad ? grads.data_ptr() : nullptr;
   for_each_chunk(chunks, [&](int64_t chunk) {
     SampledArgs part = args;
-    part.scratch = static_cast<char*>(scratch.data_ptr()) + chunk * dim * static_cast<int64_t>(scratch.element_size());
-    part.begin = row_of(chunk);
-    part.end = row_of(chunk + 1);
+    part.begin = csr.first_row(chunk, chunks);
+    part.end = csr.first_row(chunk + 1, chunks);
     DEEPREC_DISPATCH(sampled_rows)(part);
   });
   double sum = 0;

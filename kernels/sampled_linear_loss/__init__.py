@@ -71,8 +71,10 @@ def csr_plan(indptr: Tensor, indices: Tensor, num_columns: int) -> BagPlan:
     Raises:
         IndexError: a column is out of range.
     """
+    if torch.compiler.is_compiling():
+        return plan_of(indptr, indices, num_columns, None)
     try:
-        return BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
+        return plan_of(indptr, indices, num_columns, None)
     except (RuntimeError, IndexError) as error:
         raise (translate(error) if isinstance(error, RuntimeError) else error) from None
 
@@ -91,29 +93,57 @@ class _Options(NamedTuple):
 
 
 # Arguments of the bag operators for one table, pooled by sum, without padding.
-_ONE = ([0], [0], [-1])
+ONE_TABLE = ([0], [0], [-1])
 
 
-def _grad_of(weight: Tensor, grad: Tensor, slopes: Tensor, positions: tuple[Tensor, Tensor], plan: BagPlan) -> Tensor:
-    """sum over the entries p of a column of slopes[p] grad[row of p], [U, D]."""
+def plan_of(indptr: Tensor, indices: Tensor, num_columns: int, plan: BagPlan | None) -> BagPlan:
+    """The plan that was given, or a new one."""
+    return plan or BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
+
+
+def column_grads(
+    weight: Tensor,
+    grad: Tensor,
+    values: Tensor,
+    positions: tuple[Tensor, Tensor],
+    plan: BagPlan,
+    need_values_grad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """sum over the entries p of a column of values[p] grad[row of p], [U, H]; and weight[column] . grad[row], [nnz]."""
     indptr, indices = positions
-    values, _ = _ops.embedding_bags_grad([weight], grad, [], indices[:0], indices, indptr, slopes, *plan, *_ONE, False)
-    result: Tensor = values
-    return result
+    some, values_grad = _ops.embedding_bags_grad(
+        [weight], grad, [], indices[:0], indices, indptr, values, *plan, *ONE_TABLE, need_values_grad
+    )
+    return some, values_grad
 
 
-def _take_step(
+def dense_column_grads(
+    weight: Tensor, grad: Tensor, values: Tensor, positions: tuple[Tensor, Tensor], need_values_grad: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `column_grads`, of all columns: [N, H]."""
+    indptr, indices = positions
+    some, values_grad = _ops.embedding_bags_dense_grad(
+        [weight], grad, [], indices[:0], indices, indptr, values, *ONE_TABLE, need_values_grad
+    )
+    return some, values_grad
+
+
+def take_step(
     weight: Tensor,
     update: RowUpdate | GradStep,
     grad: Tensor,
-    slopes: Tensor,
+    values: Tensor,
     positions: tuple[Tensor, Tensor],
     plan: BagPlan,
-) -> None:
+    need_values_grad: bool = False,
+) -> Tensor:
+    """The optimizer's step on `weight` with the gradient of `column_grads`; returns that of values."""
     indptr, indices = positions
     if not isinstance(update, RowUpdate):
-        return update([plan.rows], [_grad_of(weight, grad, slopes, positions, plan)])
-    _ops.embedding_bags_update_(
+        some, of_values = column_grads(weight, grad, values, positions, plan, need_values_grad)
+        update([plan.rows], [some])
+        return of_values
+    values_grad: Tensor = _ops.embedding_bags_update_(
         [weight],
         update.first,
         update.second,
@@ -122,10 +152,10 @@ def _take_step(
         indices[:0],
         indices,
         indptr,
-        slopes,
+        values,
         *plan,
-        *_ONE,
-        False,
+        *ONE_TABLE,
+        need_values_grad,
         update.rule,
         update.lr,
         update.step,
@@ -134,7 +164,7 @@ def _take_step(
         update.seed,
     )
     mark_changed([weight])
-    return None
+    return values_grad
 
 
 class _SampledLinearLoss(torch.autograd.Function):
@@ -166,27 +196,25 @@ class _SampledLinearLoss(torch.autograd.Function):
         hidden, indptr, indices, slopes, hidden_grad = ctx.saved_tensors
         weight, bias, options = ctx.weight, ctx.bias, ctx.options
         slopes = (slopes * grad).to(hidden.dtype)
-        plan = ctx.plan or BagPlan(*_ops.embedding_bags_plan(indices, indptr, [weight.shape[0]], [0], [-1]))
+        plan = plan_of(indptr, indices, weight.shape[0], ctx.plan)
         positions = (indptr, indices)
         d_hidden = hidden_grad * grad.to(hidden.dtype) if ctx.needs_input_grad[0] else None
         d_weight = d_bias = None
         column = None if bias is None else bias.reshape(-1, 1)
         ones = hidden.new_ones(()).expand(hidden.shape[0], 1)
         if options.step is not None:
-            _take_step(weight, options.step[0], hidden, slopes, positions, plan)
+            take_step(weight, options.step[0], hidden, slopes, positions, plan)
             if column is not None and options.step[1] is not None:
-                _take_step(column, options.step[1], ones, slopes, positions, plan)
+                take_step(column, options.step[1], ones, slopes, positions, plan)
             return (d_hidden, *([None] * 8))
         if ctx.needs_input_grad[1]:
             if options.sparse_grad:
-                some = _grad_of(weight, hidden, slopes, positions, plan)
+                some, _ = column_grads(weight, hidden, slopes, positions, plan)
                 d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), some, weight.shape[0])
             else:
-                d_weight, _ = _ops.embedding_bags_dense_grad(
-                    [weight], hidden, [], indices[:0], indices, indptr, slopes, *_ONE, False
-                )
+                d_weight, _ = dense_column_grads(weight, hidden, slopes, positions)
         if column is not None and ctx.needs_input_grad[2]:
-            some = _grad_of(column, ones, slopes, positions, plan)
+            some, _ = column_grads(column, ones, slopes, positions, plan)
             d_bias = bias.new_zeros(bias.numel()).index_copy_(0, plan.rows.long(), some.squeeze(1)).view_as(bias)
         return (d_hidden, d_weight, d_bias, *([None] * 6))
 

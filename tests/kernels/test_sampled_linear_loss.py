@@ -22,6 +22,7 @@ from deeprec.kernels.embedding_bag import RowUpdate
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, LOSSES, csr_plan, sampled_linear_loss
 from deeprec.kernels.sampled_linear_loss.reference import entry_losses, sampled_linear_loss_reference
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sparse_linear.reference import sparse_linear_reference
 
 KINDS = [(a, k) for a in ACTIVATIONS for k in LOSSES if k != "cross_entropy" or a == "sigmoid"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -243,6 +244,9 @@ def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
     arguments = (problem.hidden, problem.weight, problem.bias, problem.indptr, problem.indices, problem.targets)
     for need_grad in (False, True):
         yield "sampled_linear_loss", (*(t.detach() for t in arguments), problem.weights, 1, 0, need_grad)
+    values, bias = torch.rand(7), torch.rand(8)
+    for kind, some in enumerate((None, bias, bias)):
+        yield "sparse_linear", (problem.indptr, problem.indices, values, problem.weight.detach(), some, kind)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -266,6 +270,28 @@ def test_sparse_linear_is_the_dense_product(activation: str, dtype: torch.dtype)
     rows = torch.repeat_interleave(torch.arange(7), csr.crow_indices().diff())
     for some, exact in zip(got, (d_x[rows, csr.col_indices()], d_w, d_b), strict=True):
         close(some, exact, 5 * TOLERANCE[dtype])
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=6),
+    columns=st.integers(1, 30),
+    dim=st.sampled_from([1, 2, 7, 16, 31, 64, 100, 131, 257, 500]),
+    index=st.sampled_from([torch.int32, torch.int64]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    activation=st.sampled_from(range(3)),
+    seed=st.integers(0, 2**31),
+)
+def test_the_sparse_linear_kernel_is_the_reference(
+    lengths: list[int], columns: int, dim: int, index: torch.dtype, dtype: torch.dtype, activation: int, seed: int
+) -> None:
+    problem = Problem.make(lengths, columns, dim, dtype, index, seed)
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(sum(lengths), generator=draw).to(dtype)
+    bias = torch.randn(dim, generator=draw).to(dtype) if seed % 2 else None
+    arguments = (problem.indptr, problem.indices, values, problem.weight.detach(), bias, activation)
+    got, want = torch.ops.deeprec.sparse_linear(*arguments), sparse_linear_reference(*arguments)
+    assert got.dtype == dtype
+    close(got, want.double(), TOLERANCE[dtype])
 
 
 def test_ten_million_columns_need_no_dense_row() -> None:

@@ -1,0 +1,73 @@
+// What the operators over the rows of a sparse matrix share: the checks of its positions, and how the columns are cut
+// into tiles. Portable pass only.
+#pragma once
+
+#include "tensor.h"
+
+namespace deeprec {
+
+// A batch of rows in compressed form, checked: rows whole, columns in [0, num_columns).
+struct Csr {
+  Tensor indptr, indices;  // contiguous
+  int64_t batch, nnz, num_columns;
+  bool wide_ids;
+
+  Csr(const char* op, const Tensor& indptr_in, const Tensor& indices_in, int64_t batch_in, int64_t num_columns_in)
+      : indptr(as_contiguous(indptr_in)),
+        indices(as_contiguous(indices_in)),
+        batch(batch_in),
+        nnz(indices_in.numel()),
+        num_columns(num_columns_in),
+        wide_ids(indices_in.scalar_type() == ScalarType::Long) {
+    STD_TORCH_CHECK(indptr.dim() == 1 && indices.dim() == 1 && is_index(indices.scalar_type()) && indices.is_cpu() &&
+                        indptr.scalar_type() == indices.scalar_type() && indptr.size(0) == batch + 1 && batch >= 0,
+                    op, ": indptr must be [", batch + 1, "] and indices [nnz], both int32 or both int64");
+    wide_ids ? check<int64_t>(op) : check<int32_t>(op);
+  }
+
+  template <class Id>
+  void check(const char* op) const {
+    const Id *bounds = static_cast<const Id*>(indptr.data_ptr()), *columns = static_cast<const Id*>(indices.data_ptr());
+    STD_TORCH_CHECK(bounds[0] == 0 && bounds[batch] == nnz, op, ": indptr must begin with 0 and end with ", nnz,
+                    ", got ", bounds[0], " and ", bounds[batch]);
+    for (int64_t b = 0; b < batch; ++b) {
+      STD_TORCH_CHECK(bounds[b] <= bounds[b + 1], op, ": indptr must ascend, got ", bounds[b + 1], " after ", bounds[b],
+                      " at position ", b + 1);
+    }
+    const uint64_t limit = static_cast<uint64_t>(num_columns);
+    bool bad = false;
+    for (int64_t p = 0; p < nnz; ++p) {  // without a branch: the compiler makes vectors of it
+      bad |= static_cast<uint64_t>(static_cast<int64_t>(columns[p])) >= limit;
+    }
+    for (int64_t p = 0; bad && p < nnz; ++p) {
+      STD_TORCH_CHECK(static_cast<uint64_t>(static_cast<int64_t>(columns[p])) < limit, "IndexError: ", op,
+                      ": indices must be in [0, ", num_columns, "), got ", columns[p], " at position ", p);
+    }
+  }
+
+  // Columns to work on at a time when a row of the layer takes `row_bytes`: as many as the second-level cache holds,
+  // but enough for four entries a row; all of them where a column has too few entries to be worth it.
+  int64_t tile(int64_t row_bytes) const {
+    constexpr int64_t kTileBytes = 1 << 19;
+    const int64_t fit = kTileBytes / std::max<int64_t>(row_bytes, 1);
+    if (nnz < 4 * num_columns || num_columns <= 2 * fit) {
+      return std::max<int64_t>(num_columns, 1);
+    }
+    return std::max(fit, 4 * num_columns / (nnz / batch + 1) + 1);
+  }
+
+  // The first row of `chunk` when rows are dealt to chunks by their entries.
+  int64_t first_row(int64_t chunk, int64_t chunks) const {
+    int64_t low = 0, high = batch;
+    const int64_t wanted = (nnz + batch) * chunk / chunks;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      const int64_t before = middle + (wide_ids ? static_cast<const int64_t*>(indptr.data_ptr())[middle]
+                                                : static_cast<const int32_t*>(indptr.data_ptr())[middle]);
+      (before < wanted ? low : high) = before < wanted ? middle + 1 : middle;
+    }
+    return chunk == chunks ? batch : low;
+  }
+};
+
+}  // namespace deeprec

@@ -1,0 +1,23 @@
+"""What `sparse_linear` means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sampled_linear_loss.reference import activate, check_positions
+
+
+def sparse_linear_reference(
+    indptr: Tensor, indices: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, activation: int
+) -> Tensor:
+    """activation(X weight + bias), [B, H]."""
+    batch = indptr.shape[0] - 1
+    check_positions("sparse_linear", indptr, indices, batch, weight.shape[0])
+    wide = wide_dtype(weight.dtype)
+    rows = torch.repeat_interleave(torch.arange(batch, device=weight.device), indptr.diff().to(torch.int64))
+    start = weight.new_zeros(weight.shape[1], dtype=wide) if bias is None else bias.reshape(-1).to(wide)
+    sums = start.expand(batch, weight.shape[1]).clone()
+    sums.index_add_(0, rows, weight[indices.to(torch.int64)].to(wide) * values.to(wide).unsqueeze(1))
+    return activate(sums, activation)[0].to(weight.dtype)
