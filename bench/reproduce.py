@@ -3,8 +3,9 @@
     python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR]
 
 A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "select", "options", "target", "paper"}, and
-"repeats": "splits" where a seed draws the split anew too. Cards go beside it as seed-N.json; a finished seed is kept,
-and the tables of results/README.md are written anew: one of rankings, one of rating errors.
+"repeats": "splits" where a seed draws the split anew too, "data_options" where the data is read with some. Cards go
+beside it as seed-N.json; a finished seed is kept, and the tables of results/README.md are written anew: one of rankings
+by one held-out item, one of rankings by a share of the likes, one of rating errors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from deeprec.train import Progress, fit
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 METRICS = ("hr@10", "ndcg@10")
+LIKES = ("map@10", "ndcg@10", "recall@10")
 ERRORS = ("rmse", "mae")
+_SHOWN = ("map@10", *METRICS, *ERRORS)
 # 97.5 % points of Student's t by degrees of freedom: half a 95 % interval of the mean over the standard error.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -42,12 +45,12 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = fit(
             create(recipe["model"], config=config),
-            load(recipe["data"], data_dir=data_dir),
+            load(recipe["data"], data_dir=data_dir, **recipe.get("data_options", {})),
             protocol=protocol(**recipe["protocol"], **({"seed": seed} if recipe.get("repeats") == "splits" else {})),
             select=recipe.get("select"),
             seed=seed,
             out=folder,
-            report_best_on_test=True,
+            report_best_on_test=recipe.get("best_on_test", True),
             on_progress=_say,
         )
         card_path.write_bytes((Path(folder) / "card.json").read_bytes())
@@ -58,14 +61,32 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
 
 def _say(progress: Progress) -> None:
     if progress.metrics is not None:
-        shown = " ".join(f"{key} {progress.metrics[key]:.4f}" for key in (*METRICS, *ERRORS) if key in progress.metrics)
+        shown = " ".join(f"{key} {progress.metrics[key]:.4f}" for key in _SHOWN if key in progress.metrics)
         print(f"{progress.stage} {progress.epoch}/{progress.num_epochs} loss {progress.loss:.4f} {shown}", flush=True)
 
 
 def table() -> str:
     """The rows of the results page, one a ranking recipe that has cards."""
     head = ["recipe", "seeds", "HR@10", "NDCG@10", "target", "paper", "best on test", "minutes a run"]
-    rows = [_row(*found) for found in _finished("ranking")]
+    rows = [_row(*found) for found in _finished("ranking") if METRICS[0] in found[2][0]["metrics"]]
+    return _page_table(head, rows)
+
+
+def likes_table() -> str:
+    """The same for recipes whose test part is a share of the likes, the best first."""
+    head = ["recipe", "repeats", "MAP@10", "NDCG@10", "Recall@10", "validation MAP@10", "minutes a run"]
+    found = [entry for entry in _finished("ranking") if LIKES[0] in entry[2][0]["metrics"]]
+    found.sort(key=lambda entry: -statistics.mean(card["metrics"][LIKES[0]] for card in entry[2]))
+    rows = [
+        [
+            _link(folder),
+            f"{len(cards)} {recipe.get('repeats', 'seeds')}",
+            *(_mean_and_spread([card["metrics"][metric] for card in cards]) for metric in LIKES),
+            _mean_and_spread([card["validation_metrics"][LIKES[0]] for card in cards]),
+            _minutes(cards),
+        ]
+        for folder, recipe, cards in found
+    ]
     return _page_table(head, rows)
 
 
@@ -150,7 +171,8 @@ def main() -> None:
             for seed in arguments.seeds:
                 train(recipe_path, seed, arguments.data_dir)
     page = ROOT / "README.md"
-    for mark, content in (("table", table()), ("rating table", rating_table())):
+    tables = (("table", table()), ("likes table", likes_table()), ("rating table", rating_table()))
+    for mark, content in tables:
         before, _, rest = page.read_text().partition(f"<!-- {mark} -->\n")
         _, _, after = rest.partition(f"<!-- end of {mark} -->")
         page.write_text(f"{before}<!-- {mark} -->\n{content}\n<!-- end of {mark} -->{after}")

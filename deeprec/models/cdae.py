@@ -52,6 +52,8 @@ class CDAEConfig(TrainConfig):
     batch_size: users a step, >= 1.
     reduction: "sum" or "mean" over the users of a step; over a user's items it is always the sum.
     l2: lambda, see the module; with the mean, lambda / 2 times the squared norms, with the sum as many times as users.
+    user_l2: lambda of the user vectors alone. They are touched once an epoch and the items' at every step, so that the
+        paper's formula asks for l2 times the number of steps; None: l2, as in the authors' code.
     adagrad_start: beta of the paper's AdaGrad, what the sums of squares start from, >= 0.
     """
 
@@ -61,6 +63,7 @@ class CDAEConfig(TrainConfig):
     loss: str = "cross_entropy"
     variant: str = ""
     tied: bool = False
+    user_l2: float | None = None
     adagrad_start: float = 1.0
     epochs: int = 50
     batch_size: int = 64
@@ -86,8 +89,10 @@ class CDAEConfig(TrainConfig):
                 raise ValueError(f"{owner}: {field} must be >= 1, got {getattr(self, field)}")
         if not 0 <= self.corruption < 1:
             raise ValueError(f"{owner}: corruption must lie in [0, 1), got {self.corruption}; 0.5 is usual")
-        if not self.adagrad_start >= 0:
-            raise ValueError(f"{owner}: adagrad_start must be >= 0, got {self.adagrad_start}")
+        for field in ("adagrad_start", "user_l2"):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{owner}: {field} must be >= 0, got {value}")
         self._check_shared()
 
 
@@ -256,22 +261,24 @@ class CDAE(Recommender):
         """Gradients of the loss and of lambda / 2 times the squares of what the batch touches; returns the loss."""
         self._is_stale = True
         loss = super().backward(batch)
-        likes = self._likes
+        likes, times = self._likes, len(batch.users) if self.config.reduction == "sum" else 1
         if likes is not None:
             for table, is_dense in ((self.encoder, likes.is_input_dense), (self.decoder, likes.is_output_dense)):
                 if is_dense and table.grad is not None and table.grad.is_sparse:
                     table.grad = _dense(table.grad)
-        if self.config.l2:
-            factor = self.config.l2 * (len(batch.users) if self.config.reduction == "sum" else 1)
-            for weight in self.parameters():
-                grad = weight.grad
-                assert grad is not None
+        for weight in self.parameters():
+            grad, factor = weight.grad, self._decay_of(weight) * times
+            if factor and grad is not None:
                 if grad.is_sparse:
                     grad = weight.grad = grad.coalesce()
                     grad._values().add_(weight.detach()[grad._indices()[0]], alpha=factor)
                 else:
                     grad.add_(weight.detach(), alpha=factor)
         return loss
+
+    def _decay_of(self, weight: Tensor) -> float:
+        user_l2 = self.config.user_l2
+        return self.config.l2 if weight is not self.users or user_l2 is None else user_l2
 
     @torch.no_grad()
     def _refresh(self) -> None:

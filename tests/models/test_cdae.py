@@ -61,8 +61,10 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
         rows = [p["encoder"][torch.cat([touched_in, touched_out]).unique()]]
     else:
         rows = [p["encoder"][touched_in], p["decoder_weight"][touched_out]]
-    rows += [p["users"][batch.users], p["encoder_bias"], p["decoder_bias"]]
+    rows += [p["encoder_bias"], p["decoder_bias"]]
+    user_l2 = config.l2 if config.user_l2 is None else config.user_l2
     penalty = config.l2 / 2 * sum(part.square().sum() for part in rows)
+    penalty = penalty + user_l2 / 2 * p["users"][batch.users].square().sum()
     if config.reduction == "mean":
         return loss / len(batch.users), {**p, "objective": loss / len(batch.users) + penalty}
     return loss, {**p, "objective": loss + len(batch.users) * penalty}
@@ -74,7 +76,8 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
         *({"variant": variant} for variant in VARIANTS),
         {"activation": "tanh", "loss": "hinge"},
         {"variant": "m4", "tied": True},
-        {"variant": "m3", "reduction": "mean"},
+        {"variant": "m3", "reduction": "mean", "user_l2": 0.7},
+        {"l2": 0.0, "user_l2": 0.2},
         {"variant": "m4", "corruption": 0.0, "l2": 0.0},
         {"variant": "m2", "tied": True, "optimizer": "adam"},
     ],
@@ -226,6 +229,7 @@ def test_weights_set_by_hand_show_at_once() -> None:
         ({"hidden": 0}, "hidden must be >= 1"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"adagrad_start": -1.0}, "adagrad_start must be >= 0"),
+        ({"user_l2": -1.0}, "user_l2 must be >= 0"),
         ({"precision": "bfloat16"}, "precision must be float32"),
     ],
 )
