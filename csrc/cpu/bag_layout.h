@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "embedding_bag.h"
 #include "tensor.h"
 
 namespace deeprec {
@@ -52,10 +53,7 @@ struct Layout {
   void check_offsets(const char* op) const {
     const Id* o = static_cast<const Id*>(offsets->data_ptr());
     const int64_t last = offsets->numel() - 1;
-    bool ascending = true;
-    for (int64_t i = 0; i < last; ++i) {
-      ascending &= o[i] <= o[i + 1];
-    }
+    const bool ascending = DEEPREC_DISPATCH(steps_of_offsets)(o, last + 1, wide, nnz).ascend;
     STD_TORCH_CHECK(ascending && o[0] == 0 && o[last] == nnz, "ValueError: ", op,
                     ": offsets must ascend from 0 to the number of ids (", nnz, "), got ", static_cast<int64_t>(o[0]),
                     " to ", static_cast<int64_t>(o[last]));

@@ -12,14 +12,17 @@ namespace deeprec {
 
 enum class BagMode : int64_t { sum = 0, mean = 1, max = 2, none = 3 };
 
-// Pools the bags [begin, end) of one feature. Without offsets and weights it is a gather.
+// Pools the bags [begin, end) of one feature. With one id a bag and no weights it is a gather.
 struct PoolArgs {
   Element element;
   const char* weight;
   int64_t row_stride;  // bytes
   int64_t num_rows, dim;
   const void* ids;      // of entry 0 of the call
-  const void* offsets;  // of bag 0 of the feature; null: entry i is bag i of the feature
+  const void* offsets;  // of bag 0 of the feature; null: bags of `length` entries
+  int64_t num_offsets;  // a bag from here on begins at num_entries
+  int64_t num_entries;
+  int64_t length;
   bool wide_ids;
   int64_t id_stride;     // elements
   const void* scale;     // per-sample weights of entry 0, dtype of weight; may be null
@@ -28,9 +31,14 @@ struct PoolArgs {
   int64_t padding;  // id that does not count; -1: none
   char* out;        // bag 0 of the feature
   int64_t out_stride;
-  char* argmax;  // MAX: the entry of each value, dtype of ids
+  char* argmax;  // MAX: the entry of each value, dtype of ids; may be null
   int64_t argmax_stride;
   int64_t begin, end;
+};
+
+struct OffsetSteps {
+  bool ascend;     // and go up to num_entries at most; the first one has not been looked at
+  int64_t length;  // of every bag; -1: they differ, or there is none
 };
 
 // Where the gradient of the entries of a feature lies.
@@ -74,4 +82,5 @@ struct BagGradArgs {
 
 // Returns the first entry that is out of range, or -1; nothing is written then.
 DEEPREC_DECLARE(int64_t, pool_bags, (const PoolArgs& a))
+DEEPREC_DECLARE(OffsetSteps, steps_of_offsets, (const void* offsets, int64_t count, bool wide, int64_t num_entries))
 DEEPREC_DECLARE(void, sum_bag_grads, (const BagGradArgs& a))

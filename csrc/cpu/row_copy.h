@@ -55,7 +55,7 @@ static inline void copy_fixed(char* to, const char* from) {
   __builtin_memcpy(to, from, N);
 }
 
-// Copies with moves of at least 16 bytes wherever the row has them; the last move overlaps the one before.
+// Copies with the longest moves that the row has room for; the last move overlaps the one before.
 static inline void copy_row(char* to, const char* from, int64_t n) {
   if (n >= 64) {
     int64_t b = 0;
@@ -74,6 +74,9 @@ static inline void copy_row(char* to, const char* from, int64_t n) {
   } else if (n >= 8) {
     copy_fixed<8>(to, from);
     copy_fixed<8>(to + n - 8, from + n - 8);
+  } else if (n >= 4) {
+    copy_fixed<4>(to, from);
+    copy_fixed<4>(to + n - 4, from + n - 4);
   } else {
     for (int64_t b = 0; b < n; ++b) {
       to[b] = from[b];

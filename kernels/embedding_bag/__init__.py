@@ -21,6 +21,7 @@ from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag.reference import (
     MAX,
+    embedding_bag_reference,
     embedding_bags_dense_grad_reference,
     embedding_bags_grad_reference,
     embedding_bags_plan_reference,
@@ -144,6 +145,19 @@ def _update_fake(weights: Sequence[Tensor], first: Any, second: Any, *args: Any)
     return _scale_grad_fake(weights, args[5], args[14])
 
 
+def _bag_fake(
+    weight: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mode: int,
+    padding: int,
+    include_last_offset: bool,
+) -> Tensor:
+    batch = ids.shape[0] if offsets is None else offsets.shape[0] - int(include_last_offset)
+    return weight.new_empty(batch, weight.shape[1])
+
+
 _FEATURES = "int[] tables, int[] modes, int[] padding"
 _INPUT = "Tensor ids, Tensor? offsets, Tensor? per_sample_weights"
 _GRADS = "Tensor grad, Tensor[] sequence_grads, Tensor argmax"
@@ -151,6 +165,11 @@ _PLAN = "Tensor rows, Tensor row_offsets, Tensor order, Tensor bags, Tensor tabl
 RULE = "int rule, Tensor lr, Tensor(d!) step, float[] options, float max_norm, int seed"
 _library.define(
     f"embedding_bags(Tensor[] weights, {_INPUT}, {_FEATURES}) -> Tensor[]", embedding_bags_reference, _bags_fake
+)
+_library.define(
+    f"embedding_bag(Tensor weight, {_INPUT}, int mode, int padding, bool include_last_offset) -> Tensor",
+    embedding_bag_reference,
+    _bag_fake,
 )
 _library.define(
     "embedding_bags_plan(Tensor ids, Tensor? offsets, int[] num_embeddings, int[] tables, int[] padding) -> "
@@ -640,6 +659,11 @@ def flat_bags(
     return ids, bounds, per_sample_weights, padding_idx
 
 
+# An operator of its own for the commonest call: lists of tables, and what a gradient needs, cost more than short bags.
+_bag: Callable[..., Tensor] = torch.ops.deeprec.embedding_bag.default
+_NUMBERS = {mode: number for number, mode in enumerate(MODES[:3])}
+
+
 def embedding_bag(
     weight: Tensor,
     ids: Tensor,
@@ -669,6 +693,15 @@ def embedding_bag(
     Raises:
         IndexError, TypeError, ValueError: as in `embedding_bags`.
     """
+    needs_grad = torch.is_grad_enabled() and (
+        weight.requires_grad or (per_sample_weights is not None and per_sample_weights.requires_grad)
+    )
+    if not needs_grad and weight.is_cpu and not torch.compiler.is_compiling():
+        padding = -1 if padding_idx is None else padding_idx if padding_idx >= 0 else -2
+        try:
+            return _bag(weight, ids, offsets, per_sample_weights, _NUMBERS.get(mode, -1), padding, include_last_offset)
+        except RuntimeError:
+            pass  # said below in full, or made right there: offsets in another dtype, a negative padding_idx
     ids, bounds, scale, padding_idx = flat_bags(
         weight, ids, offsets, mode, per_sample_weights, padding_idx, include_last_offset
     )

@@ -175,6 +175,27 @@ def embedding_bags_reference(
     return [pooled, argmax, *sequences]
 
 
+def embedding_bag_reference(
+    weight: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mode: int,
+    padding: int,
+    include_last_offset: bool,
+) -> Tensor:
+    """`embedding_bags` of one table, its ids as torch.nn.EmbeddingBag takes them: [B, L], or [nnz] with offsets."""
+    if offsets is None:
+        batch, length = ids.shape
+        offsets = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
+        ids = ids.reshape(-1)
+        per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    elif not include_last_offset:
+        offsets = torch.cat([offsets, offsets.new_tensor([ids.shape[0]])])
+    pooled: Tensor = embedding_bags_reference([weight], ids, offsets, per_sample_weights, [0], [mode], [padding])[0]
+    return pooled
+
+
 def embedding_bags_plan_reference(
     ids: Tensor,
     offsets: Tensor | None,

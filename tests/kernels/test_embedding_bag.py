@@ -261,8 +261,62 @@ def test_update_in_backward_is_the_same_for_any_threads(rule: int, threads: int)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("mode", range(3))
+@pytest.mark.parametrize("dim", [1, 3, 8, 16, 20, 33, 64, 130, 300])
+def test_one_table_without_gradient_gives_the_same_bits(
+    dtype: torch.dtype, index: torch.dtype, mode: int, dim: int
+) -> None:
+    torch.manual_seed(dim)
+    weight = torch.randn(40, dim).to(dtype)
+    for lengths in ([0, 3, 1, 7, 0], [4] * 6, [1] * 5, [0, 0], [2, 2, 2, 5], []):
+        bounds = torch.tensor([0, *lengths]).cumsum(0).to(index)
+        ids = torch.randint(0, 40, (sum(lengths),)).to(index)
+        scale = torch.randn(len(ids)).to(dtype)
+        for pad, scaled in ((-1, None), (5, None), *([(-1, scale), (5, scale)] if mode == 0 else [])):
+            want = torch.ops.deeprec.embedding_bags([weight], ids, bounds, scaled, [0], [mode], [pad])[0]
+            one = torch.ops.deeprec.embedding_bag
+            got = [one(weight, ids, bounds, scaled, mode, pad, True)]
+            if lengths:
+                got.append(one(weight, ids, bounds[:-1], scaled, mode, pad, False))
+            if len(set(lengths)) == 1:
+                square = (len(lengths), lengths[0])
+                got.append(
+                    one(
+                        weight,
+                        ids.view(square),
+                        None,
+                        scaled if scaled is None else scaled.view(square),
+                        mode,
+                        pad,
+                        False,
+                    )
+                )
+            assert all(torch.equal(out, want) for out in got), (lengths, pad)
+            close(want, ref.embedding_bag_reference(weight, ids, bounds, scaled, mode, pad, True))
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_hostile_offsets_and_ids_are_refused_before_anything_is_read(index: torch.dtype) -> None:
+    least, most = torch.iinfo(index).min, torch.iinfo(index).max
+    weight, ids = torch.randn(10, 3), torch.arange(8).to(index)
+    for bad in ([0, most, least, 8], [least, 0, 8], [0, -1, 8], [1, 8], [0, 4, 9], [0, 9, 8], [0, 5, 3, 8]):
+        for is_whole in (True, False):
+            with pytest.raises(ValueError, match="ascend"), torch.no_grad():
+                embedding_bag(weight, ids, torch.tensor(bad, dtype=index), include_last_offset=is_whole)
+    for value in (-1, least, most, 10):
+        wrong = ids.clone()
+        wrong[5] = value
+        with pytest.raises(IndexError, match=rf"got {value} at position 5"), torch.no_grad():
+            embedding_bag(weight, wrong.view(4, 2))
+
+
 def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Operators and arguments for test_opcheck.py."""
+    weight, ids, scale = torch.randn(9, 4), torch.randint(0, 9, (6,)), torch.randn(6)
+    yield "embedding_bag", (weight, ids, torch.tensor([0, 2, 3]), scale, 0, -1, False)
+    yield "embedding_bag", (weight, ids.view(3, 2).int(), None, None, 2, 4, False)
     mixed = ([2, 3, 1, 4], [0, 1, 2, 3], [3, 2, 1, 0])
     for b in (
         batch_of(mixed, (4, 3), torch.float32, pad=3),
