@@ -179,6 +179,48 @@ static inline A entry_loss(const SampledArgs& a, A z, A y, A weight, A* predicti
   }
 }
 
+// exp(x) for x <= 0 (Cephes' polynomial, 2 ulp); below -87 as at -87.
+template <int N>
+static inline Lanes<float, N> exp_negative(Lanes<float, N> x) {
+  x = x < -87.0f ? Lanes<float, N>{} - 87.0f : x;
+  const auto whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Lanes<int32_t, N>);
+  const auto n = __builtin_convertvector(whole, Lanes<float, N>);
+  const auto r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  auto y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  return y * (Lanes<float, N>)((Lanes<uint32_t, N>)(whole + 127) << 23);
+}
+
+// log(1 + t) for t in [0, 1]: 2 atanh(t / (2 + t)), whose argument is at most 1/3.
+template <int N>
+static inline Lanes<float, N> log_one_plus(Lanes<float, N> t) {
+  const auto s = t / (t + 2.0f), q = s * s;
+  auto y = q * (1.0f / 15) + 1.0f / 13;
+  y = y * q + 1.0f / 11;
+  y = y * q + 1.0f / 9;
+  y = y * q + 1.0f / 7;
+  y = y * q + 1.0f / 5;
+  y = y * q + 1.0f / 3;
+  return 2.0f * (s + s * q * y);
+}
+
+// entry_loss of up to N cross-entropies at once; the lanes beyond hold zeros. Each lane is computed as any other, so an
+// entry's result does not depend on its neighbours. NaN stays NaN.
+template <int N>
+static inline void cross_entropies(const float* logits, const float* targets, const float* weights, float* losses,
+                                   float* predictions, float* slopes) {
+  const auto z = load_lanes<N>(logits), y = load_lanes<N>(targets), c = load_lanes<N>(weights);
+  const auto t = exp_negative<N>(z < 0.0f ? z : -z);
+  const auto value = (z < 0.0f ? t : Lanes<float, N>{} + 1.0f) / (t + 1.0f);
+  store_lanes<N>(predictions, value);
+  store_lanes<N>(slopes, c * (value - y));
+  store_lanes<N>(losses, c * ((z > 0.0f ? z : Lanes<float, N>{}) + log_one_plus<N>(t) - z * y));
+}
+
 template <class T, class Id>
 struct Rows {
   using A = typename Accumulator<T>::type;
@@ -205,6 +247,26 @@ struct Rows {
 
   const T* row(int64_t p) const { return weight + static_cast<int64_t>(indices[p]) * a.weight_stride; }
 
+  // Cross-entropies of E logits from p on; in lanes of four or eight.
+  template <int E>
+  void cross_entropies_at(const A* z, int64_t p, double* loss) const {
+    if constexpr (sizeof(A) == sizeof(float)) {
+      constexpr int N = E > 4 ? 8 : 4;
+      A in[3][N] = {}, out[3][N];
+      for (int e = 0; e < E; ++e) {
+        in[0][e] = z[e];
+        in[1][e] = targets[p + e];
+        in[2][e] = entry_weights ? entry_weights[p + e] : A(1);
+      }
+      cross_entropies<N>(in[0], in[1], in[2], out[0], out[1], out[2]);
+      for (int e = 0; e < E; ++e) {
+        *loss += out[0][e];
+        predictions[p + e] = out[1][e];
+        slopes[p + e] = out[2][e];
+      }
+    }
+  }
+
   // E entries from p on. The rows of the next E are asked for meanwhile.
   template <int E>
   void entries(const T* h, int64_t p, int64_t end, A* grad, double* loss) const {
@@ -217,10 +279,16 @@ struct Rows {
       prefetch_row(reinterpret_cast<const char*>(row(q)), a.dim * static_cast<int64_t>(sizeof(T)));
     }
     dots<E, A>(h, rows, a.dim, z);
-    for (int e = 0; e < E; ++e) {
-      const A logit = z[e] + (bias ? A(widen(bias[indices[p + e]])) : A(0));
-      *loss += entry_loss(a, logit, targets[p + e], entry_weights ? entry_weights[p + e] : A(1), predictions + p + e,
-                          slopes + p + e);
+    for (int e = 0; bias && e < E; ++e) {
+      z[e] += A(widen(bias[indices[p + e]]));
+    }
+    if (sizeof(A) == sizeof(float) && a.loss == EntryLoss::cross_entropy) {
+      cross_entropies_at<E>(z, p, loss);
+    } else {
+      for (int e = 0; e < E; ++e) {
+        const A weight = entry_weights ? entry_weights[p + e] : A(1);
+        *loss += entry_loss(a, z[e], targets[p + e], weight, predictions + p + e, slopes + p + e);
+      }
     }
     if (grad) {
       add_rows<E, A>(rows, slopes + p, a.dim, grad);
