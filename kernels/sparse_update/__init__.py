@@ -84,7 +84,7 @@ _library.define(
     reference.adam_dense_update_tables_reference,
     _nothing,
 )
-_library.implement_triton("sparse_update", tuple(name for name in __all__ if "_tables_" not in name))
+_library.implement_triton("sparse_update", tuple(name for name in __all__ if name != "adam_catch_up_tables_"))
 
 
 def sgd_update_(

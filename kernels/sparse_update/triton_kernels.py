@@ -1,5 +1,7 @@
 """Triton kernels of the fused row updates: one program updates one row, so rows never race.
 
+Several tables under dense Adam take one launch: a program finds its table in a list of addresses.
+
 Hyperparameters reach the kernels as float32; 1 - beta is formed in float64 first, for 1 - float32(0.999) is 5e-5 off.
 Dense Adam replays missed steps in registers from tables of the steps' scalars (sparse_update_adam_dense.cpp has the
 formula); only the steps whose contribution float32 can see are replayed.
@@ -9,6 +11,7 @@ Stochastic rounding draws the bits of `round_stochastically` (reference.py), so 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels.embedding_bag.triton_tables import pointer_at, sent
 
 SEEDS = ("seed_low", "seed_high")  # the halves of the seed as int32; they change at every step
 
@@ -151,16 +155,17 @@ def _rowwise_adagrad_update_kernel(
         store_weight(weight + place, w - scale * g, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
-@triton.jit(do_not_specialize=("step", "history_start", *SEEDS))  # they change at every step
-def _adam_update_kernel(
+@triton.jit
+def _adam_row(
     weight,  # [R, D]
     exp_avg,  # [R, D]
     exp_avg_sq,  # [R, D]
-    last_step,  # [R] int32, or anything where IS_DENSE is off
-    rows,  # [U], or anything where ALL_ROWS is on
-    grads,  # [U, D], rows grad_stride elements apart, or anything where HAS_GRAD is off
-    step_sizes,  # lr_t / (1 - beta1^t) of step t at [t - 1 - history_start]
-    scales,  # 1 / sqrt(1 - beta2^t), likewise
+    last_step,  # [R], where IS_DENSE
+    grads,  # [U, D], where HAS_GRAD
+    step_sizes,
+    scales,
+    i,  # row of grads
+    row,
     grad_stride,
     dim,
     step,
@@ -179,17 +184,12 @@ def _adam_update_kernel(
     seed_high,
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
-    ALL_ROWS: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Catch up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
-    i = tl.program_id(0).to(tl.int64)
-    row = i
-    if not ALL_ROWS:
-        row = tl.load(rows + i).to(tl.int64)
+    """Catch one row up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
     if IS_DENSE:
         last = tl.load(last_step + row)
         goal = step
@@ -247,6 +247,173 @@ def _adam_update_kernel(
             tl.store(last_step + row, tl.where(missed > 0, step, last))
 
 
+@triton.jit(do_not_specialize=("step", "history_start", *SEEDS))  # they change at every step
+def _adam_update_kernel(
+    weight,  # [R, D]
+    exp_avg,  # [R, D]
+    exp_avg_sq,  # [R, D]
+    last_step,  # [R] int32, or anything where IS_DENSE is off
+    rows,  # [U], or anything where ALL_ROWS is on
+    grads,  # [U, D], rows grad_stride elements apart, or anything where HAS_GRAD is off
+    step_sizes,  # lr_t / (1 - beta1^t) of step t at [t - 1 - history_start]
+    scales,  # 1 / sqrt(1 - beta2^t), likewise
+    grad_stride,
+    dim,
+    step,
+    history_start,
+    max_counted,
+    beta1,
+    rest1,
+    beta2,
+    rest2,
+    root_beta2,
+    log2_beta1,
+    log2_beta2,
+    eps,
+    weight_decay,
+    seed_low,
+    seed_high,
+    HAS_GRAD: tl.constexpr,
+    IS_DENSE: tl.constexpr,
+    ALL_ROWS: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    IS_STOCHASTIC: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Catch up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
+    i = tl.program_id(0).to(tl.int64)
+    row = i
+    if not ALL_ROWS:
+        row = tl.load(rows + i).to(tl.int64)
+    _adam_row(
+        weight,
+        exp_avg,
+        exp_avg_sq,
+        last_step,
+        grads,
+        step_sizes,
+        scales,
+        i,
+        row,
+        grad_stride,
+        dim,
+        step,
+        history_start,
+        max_counted,
+        beta1,
+        rest1,
+        beta2,
+        rest2,
+        root_beta2,
+        log2_beta1,
+        log2_beta2,
+        eps,
+        weight_decay,
+        seed_low,
+        seed_high,
+        HAS_GRAD,
+        IS_DENSE,
+        HAS_DECAY,
+        IS_STOCHASTIC,
+        ACC,
+        BLOCK_D,
+    )
+
+
+# Columns of a table's line: addresses, then numbers; the last is the rows of the tables before it.
+_WEIGHT, _AVG, _AVG_SQ, _LAST, _ROWS, _GRADS, _GRAD_STRIDE, _DIM, _FIRST = (tl.constexpr(k) for k in range(9))
+_FIELDS = tl.constexpr(9)
+
+
+@triton.jit(do_not_specialize=("num_tables", "table_steps", "step", "history_start"))
+def _adam_tables_kernel(
+    lines,  # [T, _FIELDS]
+    weight_like,  # of the types that the addresses point to
+    state_like,
+    last_like,
+    rows_like,
+    grads_like,
+    step_sizes,
+    scales,
+    num_tables,
+    table_steps,
+    step,
+    history_start,
+    max_counted,
+    beta1,
+    rest1,
+    beta2,
+    rest2,
+    root_beta2,
+    log2_beta1,
+    log2_beta2,
+    eps,
+    weight_decay,
+    HAS_DECAY: tl.constexpr,
+    ACC: tl.constexpr,
+    VEC: tl.constexpr,  # elements by which all rows are aligned
+    BLOCK_D: tl.constexpr,
+):
+    """`_adam_update_kernel`, dense and with a gradient, for the rows of several tables."""
+    program = tl.program_id(0).to(tl.int64)
+    low = tl.program_id(0) * 0
+    high = low + num_tables
+    for _ in range(table_steps):  # the last table that begins at this program or before
+        middle = (low + high) // 2
+        is_before = tl.load(lines + middle * _FIELDS + _FIRST) <= program
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    line = lines + low * _FIELDS
+    i = program - tl.load(line + _FIRST)
+    row = tl.load(tl.load(line + _ROWS).to(rows_like.dtype) + i).to(tl.int64)
+    weight = pointer_at(tl.load(line + _WEIGHT), weight_like, VEC > 1)
+    exp_avg = pointer_at(tl.load(line + _AVG), state_like, VEC > 1)
+    exp_avg_sq = pointer_at(tl.load(line + _AVG_SQ), state_like, VEC > 1)
+    last_step = tl.load(line + _LAST).to(last_like.dtype)
+    grads = pointer_at(tl.load(line + _GRADS), grads_like, VEC > 1)
+    grad_stride = tl.multiple_of(tl.load(line + _GRAD_STRIDE), VEC)
+    dim = tl.multiple_of(tl.load(line + _DIM), VEC)
+    seed_low = program.to(tl.int32)  # no rounding at random: nobody reads the seeds
+    seed_high = seed_low
+    HAS_GRAD: tl.constexpr = True
+    IS_DENSE: tl.constexpr = True
+    IS_STOCHASTIC: tl.constexpr = False
+    _adam_row(
+        weight,
+        exp_avg,
+        exp_avg_sq,
+        last_step,
+        grads,
+        step_sizes,
+        scales,
+        i,
+        row,
+        grad_stride,
+        dim,
+        step,
+        history_start,
+        max_counted,
+        beta1,
+        rest1,
+        beta2,
+        rest2,
+        root_beta2,
+        log2_beta1,
+        log2_beta2,
+        eps,
+        weight_decay,
+        seed_low,
+        seed_high,
+        HAS_GRAD,
+        IS_DENSE,
+        HAS_DECAY,
+        IS_STOCHASTIC,
+        ACC,
+        BLOCK_D,
+    )
+
+
 def seed_halves(seed: int) -> tuple[int, int]:
     """Low and high 32 bits of a seed >= 0 as int32, zeros for -1."""
     halves = (max(seed, 0) & 0xFFFFFFFF, max(seed, 0) >> 32)
@@ -268,15 +435,22 @@ def _types(weight: Tensor, seed: int = -1) -> dict[str, Any]:
 
 def _check(op: str, weight: Tensor, rows: Tensor, grads: Tensor) -> Tensor:
     """Rows ascending and in range, as on the CPU; returns grads with adjacent columns."""
-    if not weight.is_contiguous():
+    return _check_tables(op, [weight], [rows], [grads])[0]
+
+
+def _check_tables(op: str, weights: Sequence[Tensor], rows: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """`_check` of several tables, waiting for the GPU once."""
+    if not all(weight.is_contiguous() for weight in weights):
         raise RuntimeError(f"{op}: weight must be contiguous [R, D]")
-    ascending = rows.numel() == 0 or bool((rows[1:] > rows[:-1]).all() & (rows[0] >= 0) & (rows[-1] < weight.shape[0]))
-    if not ascending:
-        raise RuntimeError(
-            f"{op}: rows must be strictly ascending in [0, {weight.shape[0]}); "
-            "coalesce the gradient with embedding_plan"
-        )
-    return grads if grads.shape[1] <= 1 or grads.stride(1) == 1 else grads.contiguous()
+    some = [(w.shape[0], r) for w, r in zip(weights, rows, strict=True) if r.numel()]
+    good = [(r[1:] > r[:-1]).all() & (r[0] >= 0) & (r[-1] < count) for count, r in some]
+    if good:
+        for (count, _), is_good in zip(some, torch.stack(good).tolist(), strict=True):
+            if not is_good:
+                raise RuntimeError(
+                    f"{op}: rows must be strictly ascending in [0, {count}); coalesce the gradient with embedding_plan"
+                )
+    return [g if g.shape[1] <= 1 or g.stride(1) == 1 else g.contiguous() for g in grads]
 
 
 def sgd_update_(
@@ -345,6 +519,29 @@ def rowwise_adagrad_update_(
         )
 
 
+def _numbers(
+    weight: Tensor,
+    learning_rates: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """step_sizes and scales of the steps, and the kernels' arguments from `step` to `weight_decay`."""
+    state = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    steps = torch.arange(history_start + 1, step + 1, dtype=torch.float64, device=weight.device)
+    step_sizes = (learning_rates[: steps.numel()] / (1 - beta1**steps)).to(state)
+    scales = (1 - beta2**steps).rsqrt().to(state)
+    ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else 1.0
+    is_endless = ratio > 0.99 or state == torch.float64
+    max_counted = 2**31 - 1 if is_endless else 1 if ratio <= 0 else math.ceil(-23.0 / math.log(ratio))
+    numbers = (step, history_start, max_counted, beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(beta2))
+    logarithms = (math.log2(beta) if beta > 0 else -1e4 for beta in (beta1, beta2))
+    return step_sizes, scales, (*numbers, *logarithms, eps, weight_decay)
+
+
 def _launch_adam(
     weight: Tensor,
     exp_avg: Tensor,
@@ -364,13 +561,7 @@ def _launch_adam(
     count = weight.shape[0] if rows is None else rows.numel()
     if count == 0 or step == history_start:
         return
-    state = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    steps = torch.arange(history_start + 1, step + 1, dtype=torch.float64, device=weight.device)
-    step_sizes = (learning_rates[: steps.numel()] / (1 - beta1**steps)).to(state)
-    scales = (1 - beta2**steps).rsqrt().to(state)
-    ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else 1.0
-    is_endless = ratio > 0.99 or state == torch.float64
-    max_counted = 2**31 - 1 if is_endless else 1 if ratio <= 0 else math.ceil(-23.0 / math.log(ratio))
+    step_sizes, scales, numbers = _numbers(weight, learning_rates, history_start, step, beta1, beta2, eps, weight_decay)
     _adam_update_kernel[(count,)](
         weight,
         exp_avg,
@@ -382,18 +573,7 @@ def _launch_adam(
         scales,
         0 if grads is None else grads.stride(0),
         weight.shape[1],
-        step,
-        history_start,
-        max_counted,
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        math.sqrt(beta2),
-        math.log2(beta1) if beta1 > 0 else -1e4,
-        math.log2(beta2) if beta2 > 0 else -1e4,
-        eps,
-        weight_decay,
+        *numbers,
         HAS_GRAD=grads is not None,
         IS_DENSE=last_step is not None,
         ALL_ROWS=rows is None,
@@ -468,6 +648,65 @@ def adam_dense_update_(
     _launch_adam(weight, exp_avg, exp_avg_sq, last_step, rows, grads, lr_history, history_start, step, *rule)
 
 
+def _warps_of(block: int) -> int:
+    """Of a program of one row: each thread reads four columns, where there are as many."""
+    return min(max(block // 128, 1), 8)
+
+
+def adam_dense_update_tables_(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    last_steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Launch `_adam_tables_kernel`, once for all tables whose rows fill the same block."""
+    grads = _check_tables("adam_dense_update_tables_", weights, rows, grads)
+    tables = [t for t in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True) if t[4].numel()]
+    if not tables or step == history_start:
+        return
+    step_sizes, scales, numbers = _numbers(weights[0], lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    groups: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
+    for table in tables:
+        key = (_types(table[0])["BLOCK_D"], *(x.dtype for x in table))
+        groups.setdefault(key, []).append(table)
+    for (block, *_), group in groups.items():
+        lines, count = [], 0
+        for table in group:
+            lines += [*(x.data_ptr() for x in table), table[5].stride(0), table[0].shape[1], count]
+            count += table[4].numel()
+        weight, exp_avg, _, last_step, some_rows, some_grads = group[0]
+        elements = 16 // weight.element_size()
+        places = [x.data_ptr() % 16 for w, m, v, _, _, g in group for x in (w, m, v, g)]
+        widths = [n % elements for w, _, _, _, _, g in group for n in (w.shape[1], g.stride(0))]
+        _adam_tables_kernel[(count,)](
+            sent(lines, torch.int64, weight.device),
+            weight,
+            exp_avg,
+            last_step,
+            some_rows,
+            some_grads,
+            step_sizes,
+            scales,
+            len(group),
+            len(group).bit_length(),
+            *numbers,
+            HAS_DECAY=weight_decay != 0,
+            ACC=_types(weight)["ACC"],
+            VEC=1 if any((*places, *widths)) else elements,
+            BLOCK_D=block,
+            num_warps=_warps_of(block),
+        )
+
+
 def compile_cases() -> list[CompileCase]:
     """Each kernel for the element types at D = 64, and Adam in each of its three uses."""
     cases = []
@@ -499,10 +738,19 @@ def compile_cases() -> list[CompileCase]:
         ):
             options = {"HAS_GRAD": has_grad, "IS_DENSE": is_dense, "ALL_ROWS": not has_grad, "HAS_DECAY": has_decay}
             cases.append(CompileCase(f"{name}_{element}", _adam_update_kernel, adam, types | options))
+        likes = {"weight_like": f"*{element}", "state_like": f"*{state}", "last_like": "*i32", "rows_like": "*i64"}
+        likes |= {"grads_like": f"*{element}", "lines": "*i64", "num_tables": "i32", "table_steps": "i32"}
+        likes |= {key: kind for key, kind in adam.items() if key in _adam_tables_kernel.arg_names}
+        constants = {"HAS_DECAY": False, "ACC": types["ACC"], "VEC": 16 // {"fp32": 4, "fp64": 8}.get(element, 2)}
+        likes |= dict.fromkeys(("VEC", "BLOCK_D"), "constexpr")
+        name = f"adam_dense_update_tables_{element}"
+        constants |= {"BLOCK_D": 128}
+        cases.append(CompileCase(name, _adam_tables_kernel, likes, constants, num_warps=_warps_of(128)))
     # The order of a signature is that of the kernel's arguments.
     out = []
     for case in cases:
         signature = {key: case.signature[key] for key in case.kernel.arg_names}
-        aligned = ("dim", "grad_stride", *(key for key, kind in signature.items() if kind.startswith("*")))
+        numbers = [key for key in ("dim", "grad_stride") if key in signature]
+        aligned = (*numbers, *(key for key, kind in signature.items() if kind.startswith("*")))
         out.append(replace(case, signature=signature, aligned=aligned))
     return out

@@ -85,3 +85,31 @@ def test_rows_out_of_order_are_refused(name: str) -> None:
     problem.rows, problem.grads = torch.tensor([3, 1]), torch.ones(2, 4)
     with pytest.raises(RuntimeError, match="strictly ascending"):
         KERNELS[name][0](*problem.arguments(name, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dims", [(8, 16, 24, 8), (12, 5, 1, 33), (1100, 4, 8, 1)])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_tables_in_one_launch_equal_one_after_another(dims: tuple[int, ...], dtype: torch.dtype, decay: float) -> None:
+    """Of one block and of several, one of them without a gradient."""
+    together, apart = ([cases.Problem(5 + i, dim, dtype, i) for i, dim in enumerate(dims)] for _ in range(2))
+    for problems in (together, apart):
+        problems[2].rows, problems[2].grads = problems[2].rows[:0], problems[2].grads[:0]
+        for problem in problems:
+            problem.lr_history = problems[0].lr_history
+    for problem in apart:
+        triton_kernels.adam_dense_update_(*problem.arguments("adam_dense", decay))
+    columns = [list(x) for x in zip(*(problem.arguments("adam_dense", decay) for problem in together), strict=True)]
+    triton_kernels.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
+    for ours, theirs in zip(together, apart, strict=True):
+        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
+
+
+def test_a_table_with_rows_out_of_order_is_refused() -> None:
+    problems = [cases.Problem(10, 4, torch.float32, i) for i in range(3)]
+    problems[1].rows, problems[1].grads = torch.tensor([3, 1]), torch.ones(2, 4)
+    before = [problem.weight.clone() for problem in problems]
+    columns = [list(x) for x in zip(*(problem.arguments("adam_dense", 0.0) for problem in problems), strict=True)]
+    with pytest.raises(RuntimeError, match="strictly ascending"):
+        triton_kernels.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
+    assert all(torch.equal(problem.weight, old) for problem, old in zip(problems, before, strict=True))
