@@ -3,9 +3,10 @@
     python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR]
 
 A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "select", "options", "target", "paper"}, and
-"repeats": "splits" where a seed draws the split anew too, "data_options" where the data is read with some. Cards go
-beside it as seed-N.json; a finished seed is kept, and the tables of results/README.md are written anew: one of rankings
-by one held-out item, one of rankings by a share of the likes, one of rating errors.
+"repeats": "splits" where a seed draws the split anew too, or "folds" where seed N is of the published fold uN;
+"data_options" where the data is read with some. Cards go beside it as seed-N.json; a finished seed is kept, and the
+tables of results/README.md are written anew: one of rankings by one held-out item, one of rankings by a share of the
+likes, one of rating errors.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
         print(f"{card_path.relative_to(ROOT)} is there already")
         return
     recipe = json.loads(recipe_path.read_text())
-    config = config_from_dict(config_class(recipe["model"]), recipe["options"])
+    config, repeats = config_from_dict(config_class(recipe["model"]), recipe["options"]), recipe.get("repeats")
+    fold = {"fold": f"u{seed}"} if repeats == "folds" else {}
     with tempfile.TemporaryDirectory() as folder:
         result = fit(
             create(recipe["model"], config=config),
-            load(recipe["data"], data_dir=data_dir, **recipe.get("data_options", {})),
-            protocol=protocol(**recipe["protocol"], **({"seed": seed} if recipe.get("repeats") == "splits" else {})),
+            load(recipe["data"], data_dir=data_dir, **recipe.get("data_options", {}), **fold),
+            protocol=protocol(**recipe["protocol"], **({"seed": seed} if repeats == "splits" else {})),
             select=recipe.get("select"),
             seed=seed,
             out=folder,

@@ -226,6 +226,15 @@ def _read_ml_100k(
     return _with_features(data, folder, ("u.user", features.users_100k), ("u.item", features.items_100k))
 
 
+def _read_douban(
+    folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
+) -> Interactions:
+    train, test = (with_gz(folder / f"{part}.tsv") for part in ("train", "test"))
+    if train is None or test is None:
+        raise FileNotFoundError(f"load: train.tsv and test.tsv (or .gz) must both be in {folder}; get them both")
+    return read_fold(train, test, name=name, on_bad=on_bad, duplicates=duplicates, has_time=False)
+
+
 def _triple_reader(prefix: str) -> Callable[..., Interactions]:
     def read(folder: Path, **options: Any) -> Interactions:
         return read_triple(folder, prefix, **options)
@@ -247,6 +256,10 @@ _REGISTRY = {
         DatasetInfo("ml-1m", "MovieLens 1M: ratings 1-5 with time, users, movies; NCF's split where ncf/ is there",
                     "ml-1m", _ML_1M_FILES, 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
                     "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m),
+        DatasetInfo("douban", "Douban: ratings 1-5 of 3,000 users and films with the split of GC-MC",
+                    "gc-mc/douban", ("train.tsv",), 136_891, 2_999, 3_000,
+                    "terms not stated by the source: research only",
+                    "https://github.com/riannevdberg/gc-mc", _read_douban),
         DatasetInfo("ncf-ml-1m", "MovieLens 1M as the NCF authors' triple, 99 negatives a user",
                     "ncf", ("ml-1m.train.rating",), 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
                     _NCF, _triple_reader("ml-1m")),

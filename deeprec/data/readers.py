@@ -60,16 +60,26 @@ def _is_rank(users: NDArray[Any], order: NDArray[Any]) -> bool:
 
 
 def read_fold(
-    base: Path, test: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
+    base: Path,
+    test: Path,
+    *,
+    name: str,
+    on_bad: OnBad = "raise",
+    duplicates: Duplicates = "latest",
+    has_time: bool = True,
 ) -> Interactions:
-    """One official fold of MovieLens 100K (u1.base and u1.test, ...): all rows, with the fold as `official`."""
-    parts = [parse_numbers(read_bytes(path), "\t", _MOVIELENS, path, on_bad) for path in (base, test)]
-    columns = {role: np.concatenate([part[0][role] for part in parts]) for role in _MOVIELENS}
+    """A published split as two files (u1.base and u1.test of MovieLens 100K): all rows, with it as `official`.
+
+    The files hold user, item, rating and, with `has_time`, the time, separated by tabs.
+    """
+    roles = {role: kind for role, kind in _MOVIELENS.items() if has_time or role != "order"}
+    parts = [parse_numbers(read_bytes(path), "\t", roles, path, on_bad) for path in (base, test)]
+    columns = {role: np.concatenate([part[0][role] for part in parts]) for role in roles}
     data = build(
         columns["user"],
         columns["item"],
         ratings=columns["rating"],
-        order=columns["order"],
+        order=columns.get("order"),
         name=name,
         duplicates="raise" if duplicates == "latest" else duplicates,  # a row in both parts would be a leak
         repairs={"bad_rows_dropped": sum(dropped for _, dropped in parts)},

@@ -150,7 +150,10 @@ def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> 
     predictions = np.where(is_known, predictions, protocol.default_rating)
     if protocol.clamp:
         predictions = predictions.clip(train.ratings.min(), train.ratings.max())
-    return {name: getattr(metrics, name)(predictions, held_out.ratings) for name in protocol.metrics}
+    places = {"rmse_rare": (held_out.items, train.item_counts())}
+    return {
+        name: getattr(metrics, name)(predictions, held_out.ratings, *places.get(name, ())) for name in protocol.metrics
+    }
 
 
 def _device_of(model: Any) -> torch.device:

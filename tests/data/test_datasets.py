@@ -119,3 +119,15 @@ def test_info_knows_every_name_and_suggests() -> None:
     assert [data.info(entry.name) for entry in data.list_datasets()] == data.list_datasets()
     with pytest.raises(ValueError, match="did you mean 'ml-1m'"):
         data.info("ml-1")
+
+
+def test_douban_needs_both_parts_of_its_split(tmp_path: Path) -> None:
+    folder = tmp_path / "gc-mc" / "douban"
+    folder.mkdir(parents=True)
+    (folder / "train.tsv").write_text("0\t22\t4\n3\t31\t2\n")
+    with pytest.raises(FileNotFoundError, match="must both be in"):
+        data.load("douban", tmp_path)
+    (folder / "test.tsv").write_text("3\t22\t1\n")
+    found = data.load("douban", tmp_path)
+    assert found.official.test_index.tolist() == [2]
+    assert found.ratings.tolist() == [4, 2, 1]

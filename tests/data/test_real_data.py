@@ -107,3 +107,14 @@ def test_ml_100k_folds_are_the_whole_data(fold: str) -> None:
     split = data.official(part, validation="none")
     assert len(split.test) == (20_000 if fold.startswith("u1") or fold == "u5" else 9_430)
     assert split.test_negatives is None
+
+
+@pytest.mark.skipif("douban" not in _HAVE, reason="needs douban, see `deeprec data list`")
+def test_douban_carries_its_split() -> None:
+    interactions = data.load("douban")
+    facts = data.info("douban")
+    assert (len(interactions), interactions.num_users, interactions.num_items) == (facts.rows, facts.users, facts.items)
+    assert interactions.order is None
+    assert interactions.official is not None
+    assert len(interactions.official.train_index) == 123_202
+    assert sorted(set(interactions.ratings.tolist())) == [1, 2, 3, 4, 5]

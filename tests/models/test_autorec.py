@@ -239,6 +239,21 @@ def test_a_cold_item_gets_the_default_and_predictions_are_clamped() -> None:
     assert evaluate(model, warm, protocol("rating", clamp=False))["rmse"] > 90
 
 
+def test_rmse_of_the_rarest_fifth_is_over_these_items_alone() -> None:
+    data = ratings(200, 10, density=0.5)
+    keep = data.users >= 19 * data.items  # item 9 has the fewest ratings, then item 8
+    split = protocol("rating").split(data.take(keep))
+    rating = protocol("rating", metrics=("rmse", "rmse_rare"), clamp=False)
+    model = Constant(np.full(data.num_users, 3.0), np.where(np.arange(10) >= 8, 0.5, 0.0))
+    assert (np.argsort(split.train.item_counts())[:2] == [9, 8]).all()
+    figures = evaluate(model, split, rating)
+    rare = split.test.ratings[split.test.items >= 8]
+    assert len(rare) > 3
+    assert figures["rmse_rare"] == pytest.approx(float(np.sqrt(np.square(3.5 - rare).mean())))
+    none = dataclasses.replace(split, test=split.test.take(split.test.items < 8))
+    assert np.isnan(evaluate(model, none, rating)["rmse_rare"])
+
+
 def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="must fit the task 'rating'"):
         protocol("rating", metrics=("hr",))
