@@ -7,10 +7,11 @@ users and items are two tables again, and a constant 1 beside the code carries t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, TrainConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SIDES = ("item", "user")
 _RATED_AT_ONCE = 1 << 16
@@ -39,6 +43,7 @@ class AutoencoderConfig(TrainConfig):
         pretrain: with `inner`: train the model without them first, then each inner layer as an autoencoder of the codes
             below it, and start from there.
         pretrain_epochs: of the model without inner layers, >= 1.
+        pretrain_lr: its learning rate; 0: the same.
         layer_epochs: of each inner layer's own autoencoder, >= 1.
         epochs: passes over the ratings; with the full batch, iterations ("lbfgs": ten iterations).
         batch_size: item columns or user rows a step, >= 1; 0: all of them.
@@ -51,6 +56,7 @@ class AutoencoderConfig(TrainConfig):
     inner: tuple[int, ...] = ()
     pretrain: bool = False
     pretrain_epochs: int = 100
+    pretrain_lr: float = 0.0
     layer_epochs: int = 100
     num_negatives: int = 1
     reduction: str = "sum"
@@ -71,11 +77,18 @@ class AutoencoderConfig(TrainConfig):
                 f"{owner}: hidden, inner, pretrain_epochs and layer_epochs must be >= 1, got {self.hidden}, "
                 f"{self.inner}, {self.pretrain_epochs} and {self.layer_epochs}"
             )
+        if self.pretrain_lr < 0:
+            raise ValueError(f"{owner}: pretrain_lr must be >= 0 (0: lr), got {self.pretrain_lr}")
         if self.pretrain and not self.inner:
             raise ValueError(f"{owner}: pretrain needs inner layers, got inner=(); take e.g. inner=(250,)")
         if self.reduction != "sum":
             raise ValueError(f"{owner}: reduction must be 'sum', got {self.reduction!r}; that is the paper's")
         self._check_shared()
+
+    def shallow(self) -> Self:
+        """The config of the model without inner layers that the deep one starts from."""
+        lr = self.pretrain_lr or self.lr
+        return dataclasses.replace(self, inner=(), pretrain=False, epochs=self.pretrain_epochs, lr=lr)
 
 
 class RowBatch(NamedTuple):

@@ -10,7 +10,6 @@ pretraining" and no more).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -93,8 +92,7 @@ class AutoRec(RatingAutoencoder):
         """With `pretrain`: the model without inner layers first, then these, layer by layer."""
         if not self.config.pretrain:
             return False
-        config = dataclasses.replace(self.config, inner=(), pretrain=False, epochs=self.config.pretrain_epochs)
-        self._start_from(train_stage(_ShallowAutoRec(config=config)))
+        self._start_from(train_stage(_ShallowAutoRec(config=self.config.shallow())))
         return True
 
     def _targets(self, rows: RatingRows) -> Tensor:

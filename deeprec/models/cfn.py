@@ -11,7 +11,6 @@ and columns without by the mean of the row; the paper leaves both out.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -182,8 +181,7 @@ class CFN(RatingAutoencoder):
         """With `pretrain`: the model without inner layers first, then these, layer by layer."""
         if not self.config.pretrain:
             return False
-        config = dataclasses.replace(self.config, inner=(), pretrain=False, epochs=self.config.pretrain_epochs)
-        shallow = train_stage(_ShallowCFN(config=config))
+        shallow = train_stage(_ShallowCFN(config=self.config.shallow()))
         assert isinstance(shallow, CFN)
         self.side_information.copy_(shallow.side_information)
         self._start_from(shallow)

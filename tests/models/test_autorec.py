@@ -273,6 +273,7 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
         ({"optimizer": "newton"}, "optimizer must be one of"),
         ({"inner": (0,)}, "inner"),
         ({"pretrain": True}, "pretrain needs inner layers"),
+        ({"pretrain_lr": -1.0}, "pretrain_lr must be >= 0"),
         ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction must be 'sum'"),
     ):
