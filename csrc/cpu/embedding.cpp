@@ -45,10 +45,11 @@ template <class Id>
 int64_t gather(const GatherArgs& a) {
   const Id* ids = static_cast<const Id*>(a.ids);
   const uint64_t num_rows = static_cast<uint64_t>(a.num_rows);
+  const int64_t ahead = a.row_bytes <= 128 ? 24 : kAhead;  // short rows keep fewer requests under way
   for (int64_t i = a.begin; i < a.end; ++i) {
-    if (i + kAhead < a.end) {
+    if (i + ahead < a.end) {
       // A prefetch of a wild address is harmless, but computing one is not defined: clamp.
-      const uint64_t next = static_cast<uint64_t>(static_cast<int64_t>(ids[i + kAhead]));
+      const uint64_t next = static_cast<uint64_t>(static_cast<int64_t>(ids[i + ahead]));
       prefetch_row(a.weight + static_cast<int64_t>(next < num_rows ? next : 0) * a.row_stride, a.row_bytes);
     }
     const uint64_t id = static_cast<uint64_t>(static_cast<int64_t>(ids[i]));
