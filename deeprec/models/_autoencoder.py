@@ -23,6 +23,7 @@ from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, TrainConfig
+from deeprec.models.history import topk_of_scores
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -472,14 +473,7 @@ class RatingAutoencoder(Recommender):
     ) -> tuple[Tensor, Tensor]:
         """Means that differ by item change the order, so the ratings of all items are needed."""
         ratings = self.score_items_from_rows(user_rows)
-        if seen is not None:
-            rows = np.arange(len(ratings)) if seen_rows is None else seen_rows.numpy()
-            begin, counts = seen.offsets[rows], np.diff(seen.offsets)[rows]
-            places = np.arange(counts.sum()) + np.repeat(begin - (counts.cumsum() - counts), counts)
-            users = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
-            ratings[users, torch.from_numpy(seen.items[places]).long()] = -torch.inf
-        values, items = ratings.topk(min(k, ratings.shape[1]), dim=1)
-        return values, torch.where(values == -torch.inf, -1, items)
+        return topk_of_scores(ratings, k, seen, torch.arange(len(ratings)) if seen_rows is None else seen_rows)
 
     def item_vectors(self) -> Tensor:
         self.require_built()
