@@ -67,7 +67,8 @@ class Numeric:
     With x the column's number, log(x) standing for sign(x) ln(1 + |x|), and all statistics those of the train rows:
     "standardise" (x - mean) / deviation; "log" log(x); "log-standardise" both; "min-max" (x - min) / (max - min), later
     values held to [0, 1]; "quantile" (i - 1) / (n_q - 1) for x in the i-th of n_q quantiles; "none" x. A column that is
-    constant in train becomes 0. "bucketise": id 0 is missing, id i is the i-th interval [b_(i-1), b_i).
+    constant in train becomes 0 where it would be divided by nothing. "bucketise": id 0 is missing, id i is the i-th
+    interval [b_(i-1), b_i).
 
     Attributes:
         name, column: as of a `Categorical`.

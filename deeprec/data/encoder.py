@@ -1,0 +1,546 @@
+"""`Encoder`: what a schema's features mean in numbers, fitted on the train rows, the same when serving.
+
+Fitting streams: memory is 23 to 46 bytes for each distinct value of a vocabulary (half as much again while it grows),
+and for the columns with quantiles a uniform sample of at most a million rows, 16 bytes a number. Nothing depends on how
+a source is cut into chunks, but for the last bits of means.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from deeprec._files import sha256_of, write_atomically
+from deeprec._suggest import did_you_mean
+from deeprec.data._random import random_bits
+from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
+from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, mix
+from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
+from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+
+_log = logging.getLogger("deeprec")
+
+VERSION = 1
+SAMPLE_ROWS = 1_000_000
+_SAMPLE_STREAM = 0x51  # of the seed: the rows that quantiles are taken from
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_NUMBER = 1e100
+_STATE = "encoder.json"
+_VOCABULARIES = "vocabularies.safetensors"
+
+Rows = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NumberState:
+    """What a numeric feature learned from the train rows.
+
+    Attributes:
+        shift, scale: the value is (x - shift) * scale, x being the logarithm where the transform has one.
+        low, high: bounds of that value, for "min-max"; infinite otherwise.
+        boundaries: between quantiles, or of buckets; () otherwise.
+        fill: the value that stands for a missing one.
+    """
+
+    shift: float = 0.0
+    scale: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+    boundaries: tuple[float, ...] = ()
+    fill: float = 0.0
+
+
+class Encoder:
+    """Chunks of a source to the ids and numbers of models.
+
+    Made by `fit` or `load`. Ids of a vocabulary: 0 is unknown (unseen, or too rare in train), then most frequent first,
+    ties by hash; a missing value is a value like others. Hash buckets: all ids are values.
+
+    Attributes:
+        schema: what was declared.
+        inputs: sizes and names of what `encode` returns: fields (crosses last), numerics, bags (crosses last).
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        vocabularies: dict[str, Hashes],
+        numbers: dict[str, NumberState],
+        negative_label: float | None = None,
+    ) -> None:
+        self.schema = schema
+        self.hashes = vocabularies
+        self.numbers = numbers
+        self.negative_label = negative_label
+        self._lookup = {name: Vocabulary(hashes) for name, hashes in vocabularies.items()}
+        self.inputs = _inputs(schema, vocabularies, numbers)
+
+    @classmethod
+    def fit(cls, schema: FeatureSchema, chunks: Iterable[tuple[Chunk, Rows | None]], *, seed: int = 0) -> Encoder:
+        """An encoder fitted on the rows where the mask is true; None means all rows.
+
+        Args:
+            chunks: with the columns of `schema.wanted()`, and for each of them its train rows, bool, [rows].
+            seed: of the sample that quantiles are taken from.
+        Raises:
+            ValueError: no train row, an infinite number, a label that is none, a missing number where the schema
+                refuses them; the message names the row.
+        """
+        fitting = _Fitting(schema, seed)
+        for chunk, rows in chunks:
+            fitting.add(chunk, rows)
+        return fitting.finish()
+
+    def encode(self, chunk: Chunk, with_labels: bool = True) -> Encoded:
+        """The rows of a chunk as ids and numbers.
+
+        Args:
+            chunk: with the columns of `schema.wanted(with_label=with_labels)`.
+            with_labels: False leaves labels and groups None, as when serving.
+        Raises:
+            ValueError: a column that is missing, an infinite number, a label that is none, a missing number where the
+                schema refuses them; the message names column and row.
+        """
+        fields = self.inputs.fields
+        ids = np.empty((chunk.rows, len(fields)), dtype=np.int32)
+        column = {field.name: at for at, field in enumerate(fields)}
+        values = np.empty((chunk.rows, len(self.inputs.numerics)), dtype=np.float32)
+        at_value = 0
+        bags: dict[str, Bags] = {}
+        for feature in self.schema.features:
+            if isinstance(feature, Categorical):
+                ids[:, column[feature.name]] = self._ids(feature, column_of(chunk, feature.column, "hashes"))
+            elif isinstance(feature, Bag):
+                bags[feature.name] = self._bags(feature, column_of(chunk, feature.column, "bags"))
+            elif isinstance(feature, Numeric) and feature.is_bucketised:
+                ids[:, column[feature.name]] = _buckets(numbers_of(chunk, feature), self.numbers[feature.name])
+            elif isinstance(feature, Numeric):
+                x = numbers_of(chunk, feature)
+                values[:, at_value] = _transformed(feature, self.numbers[feature.name], x)
+                at_value += 1
+                if feature.missing_indicator:
+                    values[:, at_value] = np.isnan(x)
+                    at_value += 1
+        for feature in self.schema.features:
+            if isinstance(feature, Cross):
+                crossed = _cross(feature, {name: ids[:, at] for name, at in column.items()}, bags)
+                if isinstance(crossed, Bags):
+                    bags[feature.name] = crossed
+                else:
+                    ids[:, column[feature.name]] = crossed
+        labels = groups = None
+        if with_labels:
+            labels = self.labels(chunk)
+            groups = self._groups(chunk)
+        return Encoded(ids, values, {bag.name: bags[bag.name] for bag in self.inputs.bags}, labels, groups)
+
+    def stream(self, source: Any, *, with_labels: bool = False) -> Iterator[Encoded]:
+        """All rows of a source, a chunk at a time.
+
+        Args:
+            source: what `open_source` takes; its columns may stand in any order.
+        Raises:
+            ValueError: a column that is missing (with the nearest name) or infinite. TypeError: one of another type.
+        """
+        for chunk in open_source(source).chunks(self.schema.wanted(with_label=with_labels)):
+            yield self.encode(chunk, with_labels)
+
+    def labels(self, chunk: Chunk) -> NDArray[np.float32]:
+        """[rows], 0 or 1.
+
+        Raises:
+            ValueError: a label that is neither; the message names the row.
+        """
+        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
+        if not is_good.all():
+            raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
+        return labels
+
+    def save(self, directory: str | Path) -> None:
+        """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        packed = save_tensors({name: np.ascontiguousarray(hashes) for name, hashes in self.hashes.items()})
+        state = {
+            "version": VERSION,
+            "text_hash_version": TEXT_HASH_VERSION,
+            "schema": self.schema.as_dict(),
+            "numbers": {name: asdict(number) for name, number in self.numbers.items()},
+            "negative_label": self.negative_label,
+            "vocabularies_sha256": sha256_of(packed),
+        }
+        write_atomically(directory / _VOCABULARIES, packed)
+        # Infinity is a word that Python's json knows; floats are written with all their digits.
+        write_atomically(directory / _STATE, (json.dumps(state, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Encoder:
+        """What `save` wrote; nothing is executed.
+
+        Raises:
+            FileNotFoundError. ValueError: damaged files, or those of another version.
+        """
+        directory = Path(directory)
+        for name in (_STATE, _VOCABULARIES):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"Encoder.load: no file {directory / name}; save the encoder there")
+        packed = (directory / _VOCABULARIES).read_bytes()
+        try:
+            state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+            versions = state["version"], state["text_hash_version"]
+            if versions != (VERSION, TEXT_HASH_VERSION):
+                raise ValueError(
+                    f"Encoder.load: {directory} is of version {versions}, this one reads "
+                    f"{(VERSION, TEXT_HASH_VERSION)}; fit the encoder anew"
+                )
+            if sha256_of(packed) != state["vocabularies_sha256"]:
+                raise ValueError(
+                    f"Encoder.load: {directory / _VOCABULARIES} is damaged or of another encoder; copy both"
+                )
+            numbers = {
+                name: NumberState(**{**number, "boundaries": tuple(number["boundaries"])})
+                for name, number in state["numbers"].items()
+            }
+            schema = FeatureSchema.from_dict(state["schema"])
+            return cls(schema, load_tensors(packed), numbers, state["negative_label"])
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(
+                f"Encoder.load: {directory} holds no whole encoder ({type(error).__name__}: {error}); save it again"
+            ) from None
+
+    def _ids(self, feature: Categorical | Bag, hashes: Hashes) -> NDArray[np.int32]:
+        if feature.num_buckets is not None:
+            return _modulo(hashes, feature.num_buckets)
+        return self._lookup[feature.name].lookup(hashes)
+
+    def _bags(self, feature: Bag, chunk: BagChunk) -> Bags:
+        offsets, hashes, weights = chunk
+        if feature.is_weighted and weights is None:
+            raise ValueError(
+                f"encode: {feature.name} must have weights, got values alone; drop weight_separator from the schema"
+            )
+        if feature.max_length is not None:
+            lengths = np.diff(offsets)
+            place = np.arange(len(hashes)) - np.repeat(offsets[:-1], lengths)
+            kept = place < feature.max_length
+            hashes, weights = hashes[kept], None if weights is None else weights[kept]
+            offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, feature.max_length))])
+        return Bags(self._ids(feature, hashes), offsets.astype(np.int64), weights if feature.is_weighted else None)
+
+    def _groups(self, chunk: Chunk) -> NDArray[np.int64] | None:
+        if self.schema.group is None:
+            return None
+        groups: NDArray[np.int64] = column_of(chunk, self.schema.group, "hashes").view(np.int64)
+        return groups
+
+
+class _Fitting:
+    """The sums, counts and samples of the train rows so far."""
+
+    def __init__(self, schema: FeatureSchema, seed: int) -> None:
+        self.schema = schema
+        self.rows = 0
+        self.positives = 0
+        self.negative_label: float | None = None
+        # Features that read the same column with the same values share one vocabulary's counts.
+        self.counted = {
+            (type(f), f.column): Vocabulary()
+            for f in schema.features
+            if isinstance(f, (Categorical, Bag)) and f.num_buckets is None
+        }
+        numeric = [f for f in schema.features if isinstance(f, Numeric)]
+        self.moments = {f.name: _Moments() for f in numeric}
+        self.sample = _Sample([f for f in numeric if f.quantiles], seed)
+
+    def add(self, chunk: Chunk, rows: Rows | None) -> None:
+        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
+        chosen = np.ones(chunk.rows, dtype=np.bool_) if rows is None else rows
+        if not is_good[chosen].all():
+            bad = int(np.argmin(is_good | ~chosen))
+            raise ValueError(_complaint(chunk, self.schema, bad, self.negative_label))
+        if self.negative_label is None:
+            self.negative_label = _negative_label(chunk, self.schema, chosen)
+        count = int(chosen.sum())
+        if not count:
+            return
+        for (kind, name), vocabulary in self.counted.items():
+            if kind is Categorical:
+                vocabulary.count(column_of(chunk, name, "hashes"), rows)
+            else:
+                bag = column_of(chunk, name, "bags")
+                entries = None if rows is None else np.repeat(rows, np.diff(bag.offsets))
+                vocabulary.count(bag.hashes, entries)
+        for feature in self.schema.features:
+            if isinstance(feature, Numeric):
+                x = numbers_of(chunk, feature)
+                self.moments[feature.name].add(_logarithm(feature, x if rows is None else x[rows]))
+        self.sample.add(chunk, rows, count)
+        self.rows += count
+        self.positives += int(labels[chosen].sum())
+
+    def finish(self) -> Encoder:
+        if not self.rows:
+            raise ValueError("Encoder.fit: at least one train row is required, got none; check the split")
+        if self.positives in (0, self.rows):
+            _log.warning(
+                "Encoder.fit: all %s train rows have label %d; check label, positive_from and positive_values",
+                f"{self.rows:,}",
+                self.positives > 0,
+            )
+        vocabularies = {
+            f.name: self.counted[type(f), f.column].finish(f.min_count, f.max_size)[0]
+            for f in self.schema.features
+            if isinstance(f, (Categorical, Bag)) and f.num_buckets is None
+        }
+        numbers = {
+            f.name: _number_state(f, self.moments[f.name], self.sample.of(f))
+            for f in self.schema.features
+            if isinstance(f, Numeric)
+        }
+        return Encoder(self.schema, vocabularies, numbers, self.negative_label)
+
+
+class _Moments:
+    """Count, mean, sum of squared deviations and range of a stream, exact in float64 (Chan et al. 1979, eq. 2.1)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, x: Floats) -> None:
+        x = x[~np.isnan(x)]
+        if not len(x):
+            return
+        mean = float(x.mean())
+        count, delta = self.count + len(x), mean - self.mean
+        self.squares += float(np.square(x - mean).sum()) + delta * delta * (self.count / count) * len(x)
+        self.mean += delta * (len(x) / count)
+        self.count = count
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+
+class _Sample:
+    """Rows with the smallest of independent random numbers: a uniform sample, whatever the chunks."""
+
+    def __init__(self, features: list[Numeric], seed: int) -> None:
+        self.features, self.seed = features, seed
+        self.rows = 0
+        self.keys = np.empty(0, dtype=np.uint64)
+        self.values = np.empty((0, len(features)))
+        self.largest = np.uint64(2**64 - 1)
+
+    def add(self, chunk: Chunk, rows: Rows | None, count: int) -> None:
+        if not self.features:
+            return
+        keys = random_bits(self.seed, _SAMPLE_STREAM, np.arange(self.rows, self.rows + count))
+        self.rows += count
+        kept = np.flatnonzero(keys <= self.largest)
+        chosen = kept if rows is None else np.flatnonzero(rows)[kept]
+        values = [numbers_of(chunk, feature)[chosen] for feature in self.features]
+        self.keys = np.concatenate([self.keys, keys[kept]])
+        self.values = np.concatenate([self.values, np.stack(values, axis=1)])
+        if len(self.keys) > 2 * SAMPLE_ROWS:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        if len(self.keys) > SAMPLE_ROWS:
+            smallest = np.argpartition(self.keys, SAMPLE_ROWS - 1)[:SAMPLE_ROWS]
+            self.keys, self.values = self.keys[smallest], self.values[smallest]
+            self.largest = self.keys.max()
+
+    def of(self, feature: Numeric) -> Floats:
+        """The sampled numbers of a feature, missing ones left out; none where it needs no sample."""
+        if feature not in self.features:
+            return np.empty(0)
+        self._shrink()
+        values = self.values[:, self.features.index(feature)]
+        return values[~np.isnan(values)]
+
+
+def _number_state(feature: Numeric, moments: _Moments, sample: Floats) -> NumberState:
+    if feature.is_bucketised:
+        return NumberState(boundaries=feature.boundaries or tuple(np.unique(_quantiles(feature, sample)).tolist()))
+    shift, scale, low, high, boundaries, fill = 0.0, 1.0, -math.inf, math.inf, (), moments.mean
+    if feature.transform == "quantile":
+        boundaries = tuple(_quantiles(feature, sample).tolist())
+        fill = float(_quantile_of(sample, boundaries).mean()) if len(sample) else 0.0
+    elif feature.transform in ("standardise", "log-standardise"):
+        shift, scale, fill = moments.mean, _inverse(moments.deviation), 0.0
+    elif feature.transform == "min-max":
+        scale, low, high = _inverse(moments.high - moments.low), 0.0, 1.0
+        shift = moments.low if scale else 0.0
+        fill = (moments.mean - shift) * scale
+    state = NumberState(shift, scale, low, high, boundaries, fill)
+    if isinstance(feature.missing, float):
+        fill = float(_transformed(feature, state, np.array([feature.missing]))[0])
+        state = NumberState(shift, scale, low, high, boundaries, fill)
+    return state
+
+
+def _inverse(width: float) -> float:
+    """1 / width, or 0 for a column that is as good as constant (or empty)."""
+    return 1 / width if width >= np.finfo(np.float64).tiny else 0.0
+
+
+def _quantiles(feature: Numeric, sample: Floats) -> Floats:
+    """The n_q - 1 boundaries between n_q quantiles; none of an empty sample."""
+    if not len(sample):
+        return np.empty(0)
+    return np.asarray(np.quantile(sample, np.arange(1, feature.quantiles) / feature.quantiles))
+
+
+def _quantile_of(x: Floats, boundaries: tuple[float, ...]) -> Floats:
+    """(i - 1) / (n_q - 1), i being the middle one of the quantiles where a repeated number fills several."""
+    left, right = np.searchsorted(boundaries, x, "left"), np.searchsorted(boundaries, x, "right")
+    return np.where(right > left, (left + right + 1) / 2, right) / max(1, len(boundaries))
+
+
+def _logarithm(feature: Numeric, x: Floats) -> Floats:
+    return np.copysign(np.log1p(np.abs(x)), x) if feature.transform in ("log", "log-standardise") else x
+
+
+def _transformed(feature: Numeric, state: NumberState, x: Floats) -> NDArray[np.float32]:
+    """[rows], finite; a missing number becomes the fill."""
+    if feature.transform == "quantile":
+        y = _quantile_of(x, state.boundaries)
+    else:
+        y = (_logarithm(feature, x) - state.shift) * state.scale
+        y = np.clip(y, state.low, state.high)
+    return np.clip(np.where(np.isnan(x), state.fill, y), -_LARGEST, _LARGEST).astype(np.float32)
+
+
+def _buckets(x: Floats, state: NumberState) -> NDArray[np.int32]:
+    ids = 1 + np.searchsorted(state.boundaries, x, "right")
+    return np.where(np.isnan(x), 0, ids).astype(np.int32)
+
+
+def _modulo(hashes: Hashes, num_buckets: int) -> NDArray[np.int32]:
+    """Hashes to [0, num_buckets) by their high halves, without a division."""
+    return (((hashes >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)).astype(np.int32)
+
+
+def _cross(cross: Cross, ids: dict[str, NDArray[np.int32]], bags: dict[str, Bags]) -> NDArray[np.int32] | Bags:
+    """h_0 = 0, h_c = mix(h_(c-1) + (id_c + 1) g), modulo the buckets; mix and g are splitmix64's."""
+    bag: Bags | None = None
+    state: Any = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for name in cross.columns:
+            if name in bags:
+                bag = bags[name]
+                lengths = np.diff(bag.offsets)
+                state = np.repeat(state, lengths) if np.ndim(state) else state
+                column = bag.ids
+            else:
+                column = ids[name] if bag is None else np.repeat(ids[name], lengths)
+            state = mix(state + (column.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    crossed = _modulo(state, cross.num_buckets)
+    return crossed if bag is None else Bags(crossed, bag.offsets, bag.weights)
+
+
+def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dict[str, NumberState]) -> Inputs:
+    fields: list[Field] = []
+    numerics: list[str] = []
+    bags: dict[str, BagField] = {}
+    for f in schema.features:
+        if isinstance(f, Numeric) and f.is_bucketised:
+            fields.append(Field(f.name, len(numbers[f.name].boundaries) + 2))
+        elif isinstance(f, Numeric):
+            numerics += [f.name, f"{f.name}_missing"] if f.missing_indicator else [f.name]
+        elif isinstance(f, (Categorical, Bag)):
+            size = f.num_buckets or len(vocabularies[f.name]) + 1
+            if isinstance(f, Categorical):
+                fields.append(Field(f.name, size))
+            else:
+                bags[f.name] = BagField(f.name, size, f.pooling, f.is_weighted)
+    plain = dict(bags)
+    for f in schema.features:
+        if isinstance(f, Cross):
+            bag = next((plain[name] for name in f.columns if name in plain), None)
+            if bag is None:
+                fields.append(Field(f.name, f.num_buckets, is_cross=True))
+            else:
+                bags[f.name] = BagField(f.name, f.num_buckets, bag.pooling, bag.is_weighted, is_cross=True)
+    return Inputs(tuple(fields), tuple(numerics), tuple(bags.values()))
+
+
+def column_of(chunk: Chunk, name: str, kind: str) -> Any:
+    """A column of a chunk; ValueError with the nearest name where there is none."""
+    columns = getattr(chunk, kind)
+    if name not in columns:
+        raise ValueError(f"encode: no column {name!r} among the {kind} of the chunk; {did_you_mean(name, columns)}")
+    return columns[name]
+
+
+def numbers_of(chunk: Chunk, feature: Numeric) -> Floats:
+    """The numbers of a feature, [rows], NaN = missing, held to +-1e100 so that their squares are finite.
+
+    Raises:
+        ValueError: an infinite number, or a missing one where the schema refuses it; names column and row.
+    """
+    x = np.asarray(column_of(chunk, feature.column, "numbers"), dtype=np.float64)
+    is_large = np.abs(x) > _LARGEST_NUMBER
+    bad = np.isinf(x) if is_large.any() else is_large
+    if feature.missing == "raise" and not bad.any():
+        bad = np.isnan(x)
+    if bad.any():
+        row = int(np.argmax(bad))
+        remedy = "correct the row, or declare what missing stands for" if np.isnan(x[row]) else "correct the row"
+        raise ValueError(
+            f"encode: {feature.column}, row {chunk.first_row + row} (from 0): a finite number is required, got "
+            f"{x[row]}; {remedy}"
+        )
+    return np.clip(x, -_LARGEST_NUMBER, _LARGEST_NUMBER) if is_large.any() else x
+
+
+def labels_of(
+    chunk: Chunk, schema: FeatureSchema, negative_label: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(labels [rows], 0 or 1; whether each is one)."""
+    if schema.positive_values:
+        hashes = column_of(chunk, schema.label, "hashes")
+        return np.isin(hashes, hash_text(schema.positive_values)).astype(np.float32), hashes != 0
+    x = column_of(chunk, schema.label, "numbers")
+    if schema.positive_from is not None:
+        return (x >= schema.positive_from).astype(np.float32), ~np.isnan(x)
+    if negative_label is None:
+        negative_label = -1.0 if (x == -1).any() else 0.0
+    return (x == 1).astype(np.float32), (x == 1) | (x == negative_label)
+
+
+def _negative_label(chunk: Chunk, schema: FeatureSchema, rows: Rows) -> float | None:
+    """What stands for "no" in the first train rows that have one."""
+    if schema.positive_values or schema.positive_from is not None:
+        return None
+    x = column_of(chunk, schema.label, "numbers")[rows]
+    negatives = x[x != 1]
+    return float(negatives[0]) if len(negatives) else None
+
+
+def _complaint(chunk: Chunk, schema: FeatureSchema, row: int, negative_label: float | None) -> str:
+    if schema.positive_values or schema.positive_from is not None:
+        got, wanted = "nothing", "a value"
+    else:
+        got = str(column_of(chunk, schema.label, "numbers")[row])
+        got = "nothing" if got == "nan" else got
+        wanted = "0 or 1, or -1 or 1," if negative_label is None else f"{negative_label:g} or 1"
+    return (
+        f"encode: label {schema.label}, row {chunk.first_row + row} (from 0): {wanted} is required, got {got}; correct "
+        "the row, or set positive_from or positive_values in the schema"
+    )
