@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from deeprec.cli.console import console, figure, print_json, rate, seconds, table
-from deeprec.evaluate import Card, Protocol, read_card, summarise
+from deeprec.evaluate import Card, protocol_from_dict, read_card, summarise
 from deeprec.evaluate import compare as compare_cards
 from deeprec.evaluate.card import check_comparable
 from deeprec.evaluate.metrics import best_first
@@ -34,7 +34,7 @@ def compare(
     names = list(dict.fromkeys(name for card in cards for name in card.metrics))
     first = cards[0]
     out = console()
-    rule = Protocol.from_dict(first.protocol)
+    rule = protocol_from_dict(first.protocol)
     out.print(f"data {escape(str(first.data.get('name')))}, protocol {rule.name}, test part")
     out.print(_runs(cards, varying, names))
     if any(len(group["seeds"]) > 1 for group in groups):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from deeprec.evaluate.card import Card, compare, hardware, read_card, summarise, versions
+from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.evaluator import evaluate, figures, rank
 from deeprec.evaluate.metrics import METRICS
-from deeprec.evaluate.protocols import PROTOCOLS, Protocol, protocol
+from deeprec.evaluate.protocols import PROTOCOLS, Protocol, protocol, protocol_from_dict
 from deeprec.evaluate.ranking import Ranking, Scorer
 
 __all__ = [
     "METRICS",
     "PROTOCOLS",
     "Card",
+    "ClickProtocol",
     "Protocol",
     "Ranking",
     "Scorer",
@@ -20,6 +22,7 @@ __all__ = [
     "figures",
     "hardware",
     "protocol",
+    "protocol_from_dict",
     "rank",
     "read_card",
     "summarise",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from deeprec.evaluate.metrics import best_first
-from deeprec.evaluate.protocols import Protocol
+from deeprec.evaluate.protocols import protocol_from_dict
 
 SCHEMA_VERSION = 1
 
@@ -188,7 +188,7 @@ def check_comparable(cards: Sequence[Card]) -> None:
 
 
 def _differences(first: Card, second: Card) -> list[str]:
-    protocols = [Protocol.from_dict(card.protocol) for card in (first, second)]
+    protocols = [protocol_from_dict(card.protocol) for card in (first, second)]
     found = [f"protocol {line}" for line in protocols[0].differences(protocols[1])]
     for key in ("sha256", "split_sha256"):
         ours, theirs = first.data.get(key), second.data.get(key)

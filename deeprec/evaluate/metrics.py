@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
+from deeprec.evaluate.click_metrics import LOWER_IS_BETTER
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -233,7 +234,8 @@ def rmse_rare(
 
 def gain(figure: str, value: float) -> float:
     """A number that is larger where the figure ("hr@10", "rmse") is better."""
-    return -value if figure.partition("@")[0] in RATING_METRICS else value
+    lower = (*RATING_METRICS, *LOWER_IS_BETTER)
+    return -value if figure.partition("@")[0] in lower else value
 
 
 def best_first(figure: str, value: float | None) -> float:

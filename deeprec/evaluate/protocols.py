@@ -10,9 +10,10 @@ import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deeprec._suggest import did_you_mean
+from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.metrics import RATING_METRICS, check_metric
 
 if TYPE_CHECKING:
@@ -176,8 +177,10 @@ class Protocol:
         _check_keys(values)
         return cls(**values)
 
-    def differences(self, other: Protocol) -> list[str]:
+    def differences(self, other: Protocol | ClickProtocol) -> list[str]:
         """Fields in which the two disagree as "field: ours / theirs", but for those that only choose what is shown."""
+        if isinstance(other, ClickProtocol):
+            return [f"task: {self.task!r} / {other.task!r}"]
         ours, theirs = self.as_dict(), other.as_dict()
         ignored = set(_REPORTING_FIELDS)
         # A field that the protocol does not use cannot make a difference.
@@ -193,7 +196,7 @@ class Protocol:
             ignored.add("negatives_seed")
         return [f"{k}: {ours[k]!r} / {theirs[k]!r}" for k in ours if k not in ignored and ours[k] != theirs[k]]
 
-    def same_as(self, other: Protocol) -> bool:
+    def same_as(self, other: Protocol | ClickProtocol) -> bool:
         """Whether figures of the two may be compared."""
         return not self.differences(other)
 
@@ -238,17 +241,28 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def protocol(name: str, **overrides: Any) -> Protocol:
+def protocol_from_dict(values: Mapping[str, Any]) -> Any:
+    """The `Protocol` or `ClickProtocol` that `as_dict` wrote."""
+    return (ClickProtocol if values.get("task") == "click" else Protocol).from_dict(values)
+
+
+@overload
+def protocol(name: Literal["click"], **overrides: Any) -> ClickProtocol: ...
+@overload
+def protocol(name: str, **overrides: Any) -> Protocol: ...
+def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
     """A protocol by name with some fields replaced: `protocol("ncf", ties="authors", cutoffs=(5, 10))`.
 
     Args:
-        name: "ncf", "full", "random", "cdae" or "rating".
+        name: "ncf", "full", "random", "cdae", "rating"; "click" for click models.
         overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse.
     Raises:
         ValueError: an unknown name or field, or a value out of its range.
     """
+    if name == "click":
+        return ClickProtocol.from_dict(overrides)
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol: unknown protocol {name!r}; {did_you_mean(name, PROTOCOLS)}")
+        raise ValueError(f"protocol: unknown protocol {name!r}; {did_you_mean(name, [*PROTOCOLS, 'click'])}")
     _check_keys(overrides)
     base = PROTOCOLS[name]
     if "candidates" in overrides and "negatives" not in overrides:
