@@ -2,8 +2,12 @@
 #include <pybind11/pybind11.h>
 
 void bind_table(pybind11::module_& module);
+void bind_log(pybind11::module_& module);
+void bind_vocabulary(pybind11::module_& module);
 
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Fast parts of deeprec.data";
   bind_table(module);
+  bind_log(module);
+  bind_vocabulary(module);
 }

@@ -127,7 +127,7 @@ def _blank(hashes: Any, missing: pl.Series) -> Hashes:
 
 def _hash_integers(series: pl.Series) -> Hashes:
     values = series.to_numpy()
-    if _host is not None and hasattr(_host, "hash_integers") and values.dtype.kind in "iu":
+    if _host is not None and values.dtype.kind in "iu":
         wide = values.astype(np.uint64 if values.dtype == np.uint64 else np.int64, copy=False)
         return np.asarray(_host.hash_integers(wide))
     return hash_buffers(*buffers(series.cast(pl.String)))
@@ -166,7 +166,7 @@ def hash_buffers(offsets: NDArray[np.int64], data: Any) -> Hashes:
         offsets: [n + 1], int64, ascending, from 0 or above to at most len(data).
         data: bytes, or a contiguous array of uint8.
     """
-    if _host is not None and hasattr(_host, "hash_buffers"):
+    if _host is not None:
         return np.asarray(_host.hash_buffers(offsets, data))
     return _hash_buffers_python(offsets, data)
 
@@ -229,6 +229,8 @@ class VocabularyLike(Protocol):
     """What `Vocabulary()` returns."""
 
     def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
     def count(self, hashes: Hashes, mask: NDArray[np.bool_] | None = None) -> None: ...
     def finish(self, min_count: int = 1, max_size: int | None = None) -> tuple[Hashes, NDArray[np.int64]]: ...
     def lookup(self, hashes: Hashes) -> NDArray[np.int32]: ...
@@ -251,6 +253,11 @@ class PythonVocabulary:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return self._keys.nbytes + self._counts.nbytes
 
     def count(self, hashes: Hashes, mask: NDArray[np.bool_] | None = None) -> None:
         """Count each value, where `mask` is true."""
@@ -297,7 +304,7 @@ def Vocabulary(hashes: Hashes | Iterable[int] | None = None) -> VocabularyLike:
     much again for a moment while it grows: 268 MB for ten million values, 403 MB while growing. `finish` takes 16
     bytes more for each value that it returns.
     """
-    if _host is not None and hasattr(_host, "Vocabulary"):
+    if _host is not None:
         made: VocabularyLike = _host.Vocabulary() if hashes is None else _host.Vocabulary(np.asarray(hashes, np.uint64))
         return made
     return PythonVocabulary(hashes)
