@@ -35,7 +35,9 @@ from numpy.typing import NDArray
 
 try:
     from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
-except ImportError:  # no compiler at installation: NumPy hashes, about ten times slower
+
+    _host.parse_log  # noqa: B018  a module compiled before this was written
+except (ImportError, AttributeError):  # or no compiler at installation: NumPy hashes, about ten times slower
     _host = None
 
 TEXT_HASH_VERSION = 1

@@ -21,7 +21,9 @@ from deeprec.data.hashing import Hashes, hash_buffers, hash_bytes
 
 try:
     from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
-except ImportError:  # no compiler at installation: plain Python splits, some thirty times slower
+
+    _host.parse_log  # noqa: B018  a module compiled before this was written
+except (ImportError, AttributeError):  # or no compiler at installation: plain Python splits, some thirty times slower
     _host = None
 
 # What is wanted of a column, to be added up.
