@@ -4,25 +4,38 @@ from deeprec.models.autorec import AutoRec
 from deeprec.models.base import Batch, Recommender, Schema, Seen
 from deeprec.models.cdae import CDAE
 from deeprec.models.cfn import CFN
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 from deeprec.models.config import TrainConfig
+from deeprec.models.deepfm import DeepFM
+from deeprec.models.dnn import DNN
 from deeprec.models.ease import EASE
+from deeprec.models.fm import FM
 from deeprec.models.gmf import GMF
 from deeprec.models.item_knn import ItemKNN
+from deeprec.models.lr import LR
 from deeprec.models.mf import MF
 from deeprec.models.mlp import MLP
 from deeprec.models.neumf import NeuMF
 from deeprec.models.popularity import Popularity
-from deeprec.models.registry import config_class, create, model_class, names
+from deeprec.models.registry import click_models, config_class, create, is_click_model, model_class, names, recommenders
+from deeprec.models.wide_deep import WideDeep
 
 __all__ = [
     "CDAE",
     "CFN",
+    "DNN",
     "EASE",
+    "FM",
     "GMF",
+    "LR",
     "MF",
     "MLP",
     "AutoRec",
     "Batch",
+    "ClickBatch",
+    "ClickConfig",
+    "ClickModel",
+    "DeepFM",
     "ItemKNN",
     "NeuMF",
     "Popularity",
@@ -30,8 +43,12 @@ __all__ = [
     "Schema",
     "Seen",
     "TrainConfig",
+    "WideDeep",
+    "click_models",
     "config_class",
     "create",
+    "is_click_model",
     "model_class",
     "names",
+    "recommenders",
 ]

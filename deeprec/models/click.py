@@ -6,18 +6,25 @@ passes the work on to `deeprec.train`, as `deeprec.models.base` does for recomme
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.data.inputs import Inputs
-from deeprec.models.config import TrainConfig, make_config
+from deeprec.data.inputs import Encoded, Inputs
+from deeprec.models.config import OPTIMIZERS, TrainConfig, at_least, make_config
+from deeprec.nn import EmbeddingCollection, FactorizationMachine
+from deeprec.nn._in_backward import OptimizerFactory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
 
 class ClickBatch(NamedTuple):
@@ -35,22 +42,88 @@ class ClickBatch(NamedTuple):
     bags: dict[str, tuple[Tensor, Tensor, Tensor | None]]
     labels: Tensor | None = None
 
+    @classmethod
+    def of(cls, rows: Encoded) -> ClickBatch:
+        """Encoded rows as tensors over the same memory."""
+        bags = {}
+        for name, bag in rows.bags.items():
+            weights = None if bag.weights is None else torch.from_numpy(bag.weights)
+            bags[name] = (torch.from_numpy(bag.ids), torch.from_numpy(bag.offsets), weights)
+        labels = None if rows.labels is None else torch.from_numpy(rows.labels)
+        return cls(torch.from_numpy(rows.ids), torch.from_numpy(rows.values), bags, labels)
+
+
+class OptimizerOptions(NamedTuple):
+    """How the parameters of a group are trained.
+
+    Attributes:
+        optimizer: a name of `ClickConfig.optimizers`.
+        lr: learning rate of the first epoch, > 0.
+        l1, l2: of FTRL, >= 0.
+        weight_decay: of the others, >= 0.
+        start: first value of AdaGrad's sums of squares, >= 0.
+    """
+
+    optimizer: str
+    lr: float
+    l1: float
+    l2: float
+    weight_decay: float
+    start: float
+
 
 @dataclass(frozen=True)
 class ClickConfig(TrainConfig):
     """How a click model is trained; models extend it with their own sizes.
 
     Attributes:
+        optimizer: as of every model, or "ftrl".
+        l1, l2: of FTRL, >= 0; other optimizers have weight_decay.
+        adagrad_start: first value of AdaGrad's sums of squares, >= 0.
         factors: D, width of the field embeddings, >= 1.
         embedding_l2: each step adds embedding_l2 / 2 times the squared norms of the rows it touches to the loss, >= 0.
+        step_in_backward: the step of the tables is taken in the backward pass, and no gradient of theirs is stored.
     """
+
+    optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
+    groups: ClassVar[tuple[str, ...]] = ("",)
 
     epochs: int = 10
     batch_size: int = 4096
     lr: float = 0.001
     patience: int = 2
+    l1: float = 0.0
+    adagrad_start: float = 0.0
     factors: int = 10
     embedding_l2: float = 0.0
+    step_in_backward: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_shared()
+        for name, least in (
+            ("batch_size", 1),
+            ("l1", 0),
+            ("adagrad_start", 0),
+            ("factors", 1),
+            ("embedding_l2", 0),
+        ):
+            at_least(self, name, least)
+        for group in self.groups:
+            found = self.optimizer_options(group)
+            if found.optimizer != "ftrl" and (found.l1 or found.l2):
+                raise ValueError(
+                    f"{type(self).__name__}: l1 and l2 go with ftrl only, got {found.l1} and {found.l2} with "
+                    f"{found.optimizer}; take weight_decay or embedding_l2"
+                )
+        if self.step_in_backward and self.embedding_l2:
+            raise ValueError(
+                f"{type(self).__name__}: embedding_l2 must be 0 with step_in_backward, got {self.embedding_l2}; leave "
+                "one of them out"
+            )
+
+    def optimizer_options(self, group: str) -> OptimizerOptions:
+        """How a group of `ClickModel.parameter_groups` is trained."""
+        return OptimizerOptions(self.optimizer, self.lr, self.l1, self.l2, self.weight_decay, self.adagrad_start)
 
 
 class ClickModel(nn.Module):
@@ -61,6 +134,10 @@ class ClickModel(nn.Module):
         config: a full config; `options` are laid over it.
         generator: source of the initial weights.
         **options: fields of the model's config class.
+    Attributes:
+        inputs: what it was built for.
+        encoder: what makes its inputs of a log; set by `fit` and by loading.
+        negative_rate: share of the negatives that training kept, for which predictions are corrected.
     Raises:
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
@@ -80,6 +157,7 @@ class ClickModel(nn.Module):
         self.config: Any = make_config(self.config_class, config, options)
         self.inputs: Inputs | None = None
         self.encoder: Any = None
+        self.negative_rate = 1.0
         if inputs is not None:
             self.build(inputs, generator)
 
@@ -87,6 +165,9 @@ class ClickModel(nn.Module):
         """Create the parameters for `inputs`, replacing any there were."""
         self._build(inputs, generator)
         self.inputs = inputs
+        if self.config.embedding_l2:
+            for table in self.embedding_tables():
+                table.register_hook(partial(_with_l2, table=weakref.ref(table), l2=self.config.embedding_l2))
         return self
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
@@ -101,6 +182,77 @@ class ClickModel(nn.Module):
         assert batch.labels is not None
         return F.binary_cross_entropy_with_logits(self(batch), batch.labels)
 
+    def require_built(self) -> Inputs:
+        """The inputs, or an error that says how to get them."""
+        if self.inputs is None:
+            raise ValueError(f"{self.name}: the model has no inputs yet; call fit(data) or build(inputs)")
+        return self.inputs
+
+    def check(self, batch: ClickBatch) -> None:
+        """Raise ValueError unless the batch has the columns that the model was built for."""
+        inputs = self.require_built()
+        for name, tensor, wanted in (
+            ("ids", batch.ids, len(inputs.fields)),
+            ("values", batch.values, len(inputs.numerics)),
+        ):
+            if tensor.dim() != 2 or tensor.shape[1] != wanted:
+                raise ValueError(
+                    f"{self.name}: {name} must be [B, {wanted}], got {tuple(tensor.shape)}; encode the rows with the "
+                    "encoder that the model was trained with"
+                )
+        missing = [bag.name for bag in inputs.bags if bag.name not in batch.bags]
+        if missing:
+            raise ValueError(f"{self.name}: the batch must have all bags of the model, missing are {missing}")
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """The tables of embeddings, [R, D] each, that `embedding_l2` holds small; first-order weights are none."""
+        return []
+
+    def group_of(self, name: str) -> str:
+        """The group of a parameter by its name; all of them are of one, "", unless the model says otherwise."""
+        return ""
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the optimizer that trains them: "" is the config's; Wide & Deep has others."""
-        return {"": [p for p in self.parameters() if p.requires_grad]}
+        """Parameters by how they are trained (`ClickConfig.optimizer_options`): "", or Wide & Deep's "wide" and "deep".
+
+        Without those whose step is taken in the backward pass.
+        """
+        stepped = {id(p) for layer in self._table_layers() if layer.optimizer is not None for p in _tables(layer)}
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and id(parameter) not in stepped:
+                groups.setdefault(self.group_of(name), []).append(parameter)
+        return groups
+
+    def step_in_backward(self, factories: Mapping[str, OptimizerFactory]) -> list[Any]:
+        """Take the steps of the tables in the backward pass from now on.
+
+        Args:
+            factories: for each group of `parameter_groups`, what makes its optimizer from parameters.
+        Returns:
+            the optimizers that were made, one for each layer of tables; the other parameters are the caller's as ever.
+        """
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        made = []
+        for layer in self._table_layers():
+            group = self.group_of(names[id(layer.weights()[0])])
+            layer.step_in_backward(factories[group])
+            made.append(layer.optimizer)
+        return made
+
+    def _table_layers(self) -> list[TableLayer]:
+        return [layer for layer in self.modules() if isinstance(layer, TableLayer)]
+
+
+def _tables(layer: TableLayer) -> list[nn.Parameter]:
+    return [*layer.weights(), *(layer.linear_weights() if isinstance(layer, FactorizationMachine) else [])]
+
+
+def _with_l2(gradient: Tensor, *, table: weakref.ref[nn.Parameter], l2: float) -> Tensor:
+    """The gradient with l2 times the weights added: of the touched rows, or of all where the gradient is dense."""
+    weight = table()
+    assert weight is not None
+    if not gradient.is_sparse:
+        return gradient.add(weight.detach(), alpha=l2)
+    gradient._values().add_(weight.detach()[gradient._indices()[0]], alpha=l2)
+    return gradient

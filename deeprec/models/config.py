@@ -62,26 +62,26 @@ class TrainConfig:
         return self.lr * left / (1 + epoch * self.lr_decay)
 
     def __post_init__(self) -> None:
-        _at_least(self, "batch_size", 1 + self.num_negatives)
+        at_least(self, "batch_size", 1 + self.num_negatives)
         self._check_shared()
 
     def _check_shared(self) -> None:
         """Everything but batch_size, which models count differently."""
-        _at_least(self, "epochs", 1)
-        _at_least(self, "num_negatives", 1)
-        _at_least(self, "patience", 0)
-        _at_least(self, "weight_decay", 0)
-        _at_least(self, "l2", 0)
-        _at_least(self, "lr_decay", 0)
+        at_least(self, "epochs", 1)
+        at_least(self, "num_negatives", 1)
+        at_least(self, "patience", 0)
+        at_least(self, "weight_decay", 0)
+        at_least(self, "l2", 0)
+        at_least(self, "lr_decay", 0)
         if not 0 <= self.weight_averaging < 1:
             name = type(self).__name__
             raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
         if not self.lr > 0:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
-        _one_of(self, "optimizer", self.optimizers)
-        _one_of(self, "reduction", REDUCTIONS)
-        _one_of(self, "lr_schedule", LR_SCHEDULES)
-        _one_of(self, "precision", PRECISIONS)
+        one_of(self, "optimizer", self.optimizers)
+        one_of(self, "reduction", REDUCTIONS)
+        one_of(self, "lr_schedule", LR_SCHEDULES)
+        one_of(self, "precision", PRECISIONS)
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
@@ -106,13 +106,15 @@ def config_from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> 
     return make_config(config_class, None, restored)
 
 
-def _at_least(config: TrainConfig, name: str, least: float) -> None:
+def at_least(config: TrainConfig, name: str, least: float) -> None:
+    """Raise ValueError where a field of the config is below `least`."""
     value = getattr(config, name)
     if not value >= least:
         raise ValueError(f"{type(config).__name__}: {name} must be >= {least}, got {value}")
 
 
-def _one_of(config: TrainConfig, name: str, options: tuple[str, ...]) -> None:
+def one_of(config: TrainConfig, name: str, options: tuple[str, ...]) -> None:
+    """Raise ValueError where a field of the config is none of `options`."""
     value = getattr(config, name)
     if value not in options:
         raise ValueError(f"{type(config).__name__}: {name} must be one of {', '.join(options)}; got {value!r}")

@@ -6,10 +6,9 @@ import importlib
 from typing import Any
 
 from deeprec._suggest import did_you_mean
-from deeprec.models.base import Recommender
 from deeprec.models.config import TrainConfig
 
-_MODELS = {
+_RECOMMENDERS = {
     "autorec": "deeprec.models.autorec:AutoRec",
     "cdae": "deeprec.models.cdae:CDAE",
     "ease": "deeprec.models.ease:EASE",
@@ -21,27 +20,51 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "popularity": "deeprec.models.popularity:Popularity",
 }
+_CLICK_MODELS = {
+    "deepfm": "deeprec.models.deepfm:DeepFM",
+    "dnn": "deeprec.models.dnn:DNN",
+    "fm": "deeprec.models.fm:FM",
+    "lr": "deeprec.models.lr:LR",
+    "wide-deep": "deeprec.models.wide_deep:WideDeep",
+}
+_MODELS = {**_RECOMMENDERS, **_CLICK_MODELS}
 
 
 def names() -> list[str]:
-    """Registered model names."""
+    """Registered model names, of both families."""
     return sorted(_MODELS)
 
 
-def model_class(name: str) -> type[Recommender]:
-    """The class behind a name; an unknown name raises ValueError with the nearest one."""
+def recommenders() -> list[str]:
+    """Names of the models that rank items for users."""
+    return sorted(_RECOMMENDERS)
+
+
+def click_models() -> list[str]:
+    """Names of the models that predict clicks from the columns of a log."""
+    return sorted(_CLICK_MODELS)
+
+
+def is_click_model(name: str) -> bool:
+    """Whether a name is that of a click model."""
+    return name in _CLICK_MODELS
+
+
+def model_class(name: str) -> type[Any]:
+    """The `Recommender` or `ClickModel` behind a name; an unknown name raises ValueError with the nearest one."""
     if name not in _MODELS:
         raise ValueError(f"model: unknown name {name!r}; {did_you_mean(name, names())}")
     module, _, attribute = _MODELS[name].partition(":")
-    found: type[Recommender] = getattr(importlib.import_module(module), attribute)
+    found: type[Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def config_class(name: str) -> type[TrainConfig]:
     """The config dataclass of a model."""
-    return model_class(name).config_class
+    found: type[TrainConfig] = model_class(name).config_class
+    return found
 
 
-def create(name: str, **options: Any) -> Recommender:
+def create(name: str, **options: Any) -> Any:
     """A model by name; options as its class takes them."""
     return model_class(name)(**options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from deeprec.nn.dropout import Dropout
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.embedding_bag import EmbeddingBag
 from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
+from deeprec.nn.mlp import MLP
 from deeprec.nn.replace import replace_embeddings
 
 __all__ = [
+    "MLP",
     "BiInteraction",
+    "Dropout",
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",

@@ -148,7 +148,7 @@ class EmbeddingCollection(nn.Module):
             }
         )
         self.sparse = sparse
-        self._start(optimizer_in_backward)
+        self.step_in_backward(optimizer_in_backward)
 
     def _set_up(self, tables: Sequence[Table]) -> None:
         self.configs = tuple(tables)
@@ -156,7 +156,12 @@ class EmbeddingCollection(nn.Module):
         self._modes = tuple(tables[number].mode for number in self._table_of)
         self._dims = tuple(tables[number].embedding_dim for number in self._table_of)
 
-    def _start(self, factory: OptimizerFactory | None) -> None:
+    def step_in_backward(self, factory: OptimizerFactory | None) -> None:
+        """From now on take the step of the tables in the backward pass, as `optimizer_in_backward` says; None: no more.
+
+        Raises:
+            TypeError: factory makes another kind of optimizer.
+        """
         self._in_backward = None if factory is None else InBackward("EmbeddingCollection", factory, self.weights())
 
     @property
@@ -198,7 +203,7 @@ class EmbeddingCollection(nn.Module):
         collection._set_up(configs)
         collection.tables = TableDict(dict(modules.items()))
         collection.sparse = sparse
-        collection._start(optimizer_in_backward)
+        collection.step_in_backward(optimizer_in_backward)
         return collection
 
     def weights(self) -> list[nn.Parameter]:

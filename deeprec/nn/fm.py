@@ -130,8 +130,7 @@ class FactorizationMachine(nn.Module):
         self.linear = TableDict({table.name: table_of(table, 1) for table in tables}) if linear else None
         self.bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(generator)
-        params = [*self.weights(), *self.linear_weights()]
-        self._in_backward = None if optimizer_in_backward is None else InBackward(owner, optimizer_in_backward, params)
+        self.step_in_backward(optimizer_in_backward)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -142,6 +141,15 @@ class FactorizationMachine(nn.Module):
                 weight[config.padding_idx].zero_()
         for param in (*self.linear_weights(), *(() if self.bias is None else (self.bias,))):
             param.zero_()
+
+    def step_in_backward(self, factory: OptimizerFactory | None) -> None:
+        """From now on take the step of the tables in the backward pass, as `optimizer_in_backward` says; None: no more.
+
+        Raises:
+            TypeError: factory makes another kind of optimizer.
+        """
+        params = [*self.weights(), *self.linear_weights()]
+        self._in_backward = None if factory is None else InBackward("FactorizationMachine", factory, params)
 
     @property
     def optimizer(self) -> Any:

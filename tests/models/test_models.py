@@ -9,12 +9,12 @@ import torch
 
 import deeprec
 from deeprec.data import from_frame
-from deeprec.models import Batch, Schema, create, names
+from deeprec.models import Batch, Schema, create, recommenders
 from deeprec.models.ncf import NCFRecommender
 from deeprec.models.registry import model_class
 
 SMALL = {"epochs": 2, "batch_size": 100}
-NCF = [name for name in names() if issubclass(model_class(name), NCFRecommender)]
+NCF = [name for name in recommenders() if issubclass(model_class(name), NCFRecommender)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def options(name):
     return {} if name in ("popularity", "item-knn", "ease") else {**SMALL, "factors": 4}
 
 
-@pytest.fixture(scope="module", params=names())
+@pytest.fixture(scope="module", params=recommenders())
 def fitted(request, data):
     return create(request.param, **options(request.param)).fit(data, protocol="full", seed=3)
 

@@ -1,0 +1,353 @@
+"""From the rows of a log to the terms of the click models: first order, field embeddings, factorisation machine.
+
+Fields and numerics used as fields are looked up in one call of a fused layer, bags in another. The parts below take
+what they need of a `ClickBatch`; which inputs that is, a `Part` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from deeprec.data.inputs import BagField, Inputs
+from deeprec.kernels.fm_interaction import fm_interaction
+from deeprec.nn import EmbeddingCollection, FactorizationMachine, Table
+
+if TYPE_CHECKING:
+    from deeprec.models.click import ClickBatch
+
+INIT_STD = 0.01
+_TAKEN = frozenset(dir(nn.Module()))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the inputs of a model.
+
+    Attributes:
+        inputs: all of the model's.
+        fields: numbers of columns of `ClickBatch.ids`.
+        numerics: whether the columns of `ClickBatch.values` belong to it.
+        bags: the bags.
+    """
+
+    inputs: Inputs
+    fields: tuple[int, ...]
+    numerics: bool
+    bags: tuple[BagField, ...]
+
+    @property
+    def num_numerics(self) -> int:
+        """Columns of `ClickBatch.values` in this part."""
+        return len(self.inputs.numerics) if self.numerics else 0
+
+    @property
+    def width(self) -> int:
+        """How many inputs this part has."""
+        return len(self.fields) + self.num_numerics + len(self.bags)
+
+
+def everything(inputs: Inputs) -> Part:
+    """All inputs, crosses too."""
+    return Part(inputs, tuple(range(len(inputs.fields))), True, inputs.bags)
+
+
+def without_crosses(inputs: Inputs, *, numerics: bool = True) -> Part:
+    """What gets embeddings: all but the crosses, and the numerics if they are used as fields."""
+    fields = tuple(number for number, field in enumerate(inputs.fields) if not field.is_cross)
+    return Part(inputs, fields, numerics, tuple(bag for bag in inputs.bags if not bag.is_cross))
+
+
+def require_width(model: str, part: Part, least: int, what: str) -> None:
+    """Raise ValueError unless the part has `least` inputs."""
+    if part.width < least:
+        raise ValueError(
+            f"{model}: {what} must have at least {least} input{'s' * (least > 1)} that "
+            f"{'are' if least > 1 else 'is'} not a cross, got {part.width}; add a column to the schema, or take lr"
+        )
+
+
+def table_names(names: Sequence[str]) -> list[str]:
+    """Names by which a module can hold tables: no dots, no attributes of modules, each once."""
+    made: list[str] = []
+    for name in names:
+        word = name.replace(".", "_") or "unnamed"
+        while word in _TAKEN or word in made:
+            word += "_table"
+        made.append(word)
+    return made
+
+
+class _Columns:
+    """Some columns of a matrix: a view where they are neighbours."""
+
+    def __init__(self, wanted: Sequence[int], total: int) -> None:
+        self.wanted = list(wanted)
+        self.is_all = self.wanted == list(range(total))
+        self.is_range = bool(wanted) and self.wanted == list(range(self.wanted[0], self.wanted[-1] + 1))
+
+    def of(self, ids: Tensor) -> Tensor:
+        """[B, columns]."""
+        if self.is_all:
+            return ids
+        return ids[:, self.wanted[0] : self.wanted[-1] + 1] if self.is_range else ids[:, self.wanted]
+
+
+class PooledBags(nn.Module):
+    """A vector for each bag of a row: sum_p x_p v_p, divided by the number of ids with pooling "mean".
+
+    Args:
+        bags: at least one.
+        dim: D, width of the tables.
+        init_std: of the initial rows; 0: zeros.
+        generator: source of the initial rows.
+        sparse: gradients of the touched rows only.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[BagField],
+        dim: int,
+        init_std: float,
+        generator: torch.Generator | None,
+        *,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        self.bags = tuple(bags)
+        self.dim = dim
+        names = table_names([bag.name for bag in bags])
+        # Always sums, since weights go with no other mode; means are made of them below.
+        tables = [Table(n, bag.size, dim, features=(bag.name,)) for n, bag in zip(names, bags, strict=True)]
+        self.collection = _initialised(EmbeddingCollection(tables, sparse=sparse), init_std, generator)
+        self.has_mean = any(bag.pooling == "mean" for bag in bags)
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """[B, number of bags, D]; an empty bag is zeros."""
+        ids, weights, scales = {}, {}, []
+        dtype = self.collection.weights()[0].dtype
+        for bag in self.bags:
+            some, offsets, of_each = batch.bags[bag.name]
+            ids[bag.name] = (some, offsets)
+            if of_each is not None:
+                weights[bag.name] = of_each.to(dtype)
+            if self.has_mean:
+                count = offsets.diff()
+                scales.append(count.clamp(min=1) if bag.pooling == "mean" else torch.ones_like(count))
+        pooled: Tensor = self.collection(ids, per_sample_weights=weights or None)
+        pooled = pooled.view(-1, len(self.bags), self.dim)
+        return pooled / torch.stack(scales, 1).unsqueeze(2).to(dtype) if self.has_mean else pooled
+
+
+class LinearTerms(nn.Module):
+    """First order: b + sum_f w_f[id] + sum_p w_p x_p + the pooled weights of the bags. All weights begin as 0.
+
+    Args:
+        part: the inputs, at least one.
+        bias: with b.
+        sparse: gradients of the touched rows only.
+    """
+
+    def __init__(self, part: Part, *, bias: bool, sparse: bool = True) -> None:
+        super().__init__()
+        inputs = part.inputs
+        self.columns = _Columns(part.fields, len(inputs.fields))
+        self.tables = None
+        if part.fields:
+            names = table_names([inputs.fields[number].name for number in part.fields])
+            tables = [Table(n, inputs.fields[number].size, 1) for n, number in zip(names, part.fields, strict=True)]
+            self.tables = _initialised(EmbeddingCollection(tables, sparse=sparse), 0.0, None)
+        self.bags = PooledBags(part.bags, 1, 0.0, None, sparse=sparse) if part.bags else None
+        self.numerics = nn.Parameter(torch.zeros(part.num_numerics)) if part.num_numerics else None
+        self.bias = nn.Parameter(torch.zeros(1)) if bias else None
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """[B]."""
+        terms: list[Tensor] = []
+        if self.tables is not None:
+            terms.append(self.tables(self.columns.of(batch.ids)).sum(1))
+        if self.bags is not None:
+            terms.append(self.bags(batch).sum((1, 2)))
+        if self.numerics is not None:
+            terms.append(batch.values.to(self.numerics.dtype) @ self.numerics)
+        if self.bias is not None:
+            terms.append(self.bias)
+        return _sum(terms)
+
+
+class FieldEmbeddings(nn.Module):
+    """A vector of each input: v_f[id] of a field, x_p v_p of a numeric, the pooled rows of a bag.
+
+    At first v is N(0, 0.01^2).
+
+    Args:
+        part: the inputs, at least one.
+        dim: D.
+        generator: source of the initial weights.
+        sparse: gradients of the touched rows only.
+    Reference: Guo et al. 2017 (arXiv 1703.04247), section 2.1: a numeric field's embedding is its value times a vector.
+    """
+
+    def __init__(self, part: Part, dim: int, generator: torch.Generator | None, *, sparse: bool = True) -> None:
+        super().__init__()
+        inputs = part.inputs
+        self.dim = dim
+        self.columns = _Columns(part.fields, len(inputs.fields))
+        self.tables = None
+        if part.fields:
+            names = table_names([inputs.fields[number].name for number in part.fields])
+            tables = [Table(n, inputs.fields[number].size, dim) for n, number in zip(names, part.fields, strict=True)]
+            self.tables = _initialised(EmbeddingCollection(tables, sparse=sparse), INIT_STD, generator)
+        self.numerics = None
+        if part.num_numerics:
+            start = torch.empty(part.num_numerics, dim).normal_(0.0, INIT_STD, generator=generator)
+            self.numerics = nn.Parameter(start)
+        self.bags = PooledBags(part.bags, dim, INIT_STD, generator, sparse=sparse) if part.bags else None
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """The tables of v, [R, D] each."""
+        numerics = [] if self.numerics is None else [self.numerics]
+        return [*_weights(self.tables, self.bags), *numerics]
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """[B, fields + numerics + bags, D]."""
+        some: list[Tensor] = []
+        if self.tables is not None:
+            some.append(self.tables(self.columns.of(batch.ids)).unflatten(1, (-1, self.dim)))
+        if self.numerics is not None:
+            some.append(batch.values.to(self.numerics.dtype).unsqueeze(2) * self.numerics)
+        if self.bags is not None:
+            some.append(self.bags(batch))
+        return some[0] if len(some) == 1 else torch.cat(some, 1)
+
+
+class FMTerms(nn.Module):
+    """b + first order + sum_{i<j} e_i . e_j over the inputs, and their embeddings e: the FM part of a model.
+
+    Fields and numerics go through the fused lookup of `FactorizationMachine`, numerics as entries with a value. A bag
+    is one input, pooled first: with S = sum of the fields' and numerics' embeddings, the pairs that hold bags are those
+    of the list S, bag 1, bag 2, ..., so that the fused part need not be done again. Crosses have a first-order weight
+    only.
+
+    Args:
+        inputs: of the model.
+        dim: D.
+        bias: with b.
+        numerics: whether numerics have embeddings; otherwise they have a first-order weight only.
+        return_embeddings: `forward` gives the embeddings as well; they are not stored otherwise, but for bags.
+        generator: source of the initial weights: v ~ N(0, 0.01^2), w and b are 0.
+        sparse: gradients of the touched rows only.
+    Reference: Rendle 2010, eq. 1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
+    """
+
+    _numbers: Tensor
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        dim: int,
+        generator: torch.Generator | None,
+        *,
+        bias: bool = True,
+        numerics: bool = True,
+        return_embeddings: bool = True,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        part = without_crosses(inputs, numerics=numerics)
+        self.return_embeddings = return_embeddings
+        self.columns = _Columns(part.fields, len(inputs.fields))
+        self.num_fields, self.num_numerics = len(part.fields), part.num_numerics
+        self.fm = None
+        if self.num_fields + self.num_numerics:
+            self.fm = FactorizationMachine(
+                _fm_tables(part, dim),
+                bias=False,
+                return_embeddings=return_embeddings or bool(part.bags),
+                sparse=sparse,
+                generator=generator,
+            )
+            numbers = torch.arange(self.num_numerics, dtype=torch.int32)
+            self.register_buffer("_numbers", numbers, persistent=False)  # ids of the numerics
+        self.bags = PooledBags(part.bags, dim, INIT_STD, generator, sparse=sparse) if part.bags else None
+        crosses = tuple(number for number, field in enumerate(inputs.fields) if field.is_cross)
+        rest = Part(inputs, crosses, not numerics, inputs.bags)
+        self.rest = LinearTerms(rest, bias=False, sparse=sparse) if rest.width else None
+        self.bias = nn.Parameter(torch.zeros(1)) if bias else None
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """The tables of v, [R, D] each."""
+        return _weights(self.fm, self.bags)
+
+    def forward(self, batch: ClickBatch) -> tuple[Tensor, Tensor | None]:
+        """Logits [B] and embeddings [B, fields + numerics + bags, D]; None where there are none, or none are wanted."""
+        terms: list[Tensor] = []
+        found: list[Tensor] = []
+        if self.fm is not None:
+            part = self.fm(*self._entries(batch))
+            if self.fm.return_embeddings:
+                part, embeddings = part
+                found.append(embeddings)
+            terms.append(part)
+        if self.rest is not None:
+            terms.append(self.rest(batch))
+        if self.bags is not None:
+            pooled = self.bags(batch)
+            several = torch.cat([some.sum(1, keepdim=True) for some in found] + [pooled], 1)
+            terms.append(fm_interaction(several))
+            found.append(pooled)
+        if self.bias is not None:
+            terms.append(self.bias)
+        if not self.return_embeddings or not found:
+            return _sum(terms), None
+        return _sum(terms), found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def _entries(self, batch: ClickBatch) -> tuple[Tensor, None, Tensor | None]:
+        """ids, offsets and values as `FactorizationMachine` takes them: numerics are ids of one table, with values."""
+        ids = self.columns.of(batch.ids)
+        if not self.num_numerics:
+            return ids, None, None
+        assert self.fm is not None
+        values = batch.values.to(self.fm.weights()[0].dtype)
+        numbers = self._numbers.expand(len(ids), -1)
+        if not self.num_fields:
+            return numbers, None, values
+        ones = torch.ones_like(ids, dtype=values.dtype)
+        return torch.cat([ids, numbers.to(ids.dtype)], 1), None, torch.cat([ones, values], 1)
+
+
+def _fm_tables(part: Part, dim: int) -> list[Table]:
+    """A table for each field, and one for all numerics, a row each."""
+    inputs, with_numerics = part.inputs, part.num_numerics > 0
+    fields = [inputs.fields[number] for number in part.fields]
+    names = table_names([*(field.name for field in fields), *["numerics"] * with_numerics])
+    tables = [Table(n, field.size, dim, features=(field.name,)) for n, field in zip(names, fields, strict=False)]
+    if with_numerics:
+        tables.append(Table(names[-1], part.num_numerics, dim, features=inputs.numerics))
+    return tables
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _weights(fields: EmbeddingCollection | FactorizationMachine | None, bags: PooledBags | None) -> list[nn.Parameter]:
+    of_bags = [] if bags is None else bags.collection.weights()
+    return [*([] if fields is None else fields.weights()), *of_bags]
+
+
+def _initialised(collection: EmbeddingCollection, std: float, generator: torch.Generator | None) -> EmbeddingCollection:
+    with torch.no_grad():
+        for weight in collection.weights():
+            if std:
+                weight.normal_(0.0, std, generator=generator)
+            else:
+                weight.zero_()
+    return collection

@@ -1,0 +1,44 @@
+"""LR: logistic regression over the columns of a log, crosses too.
+
+Paper: McMahan et al. 2013, "Ad Click Prediction: a View from the Trenches" (KDD), algorithm 1 (FTRL-Proximal), for the
+way it is trained; alpha is `lr`, lambda_1 and lambda_2 are `l1` and `l2`.
+Deviations: mini-batches, whose mean gradient is one step of FTRL-Proximal; the paper takes one example at a time. The
+bias is a weight like the others, under L1 too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deeprec.data.inputs import Inputs
+from deeprec.models._click_inputs import LinearTerms, everything
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+
+
+@dataclass(frozen=True)
+class LRConfig(ClickConfig):
+    """Attributes: those of `ClickConfig`; `factors` and `embedding_l2` have no meaning here."""
+
+    optimizer: str = "ftrl"
+    lr: float = 0.1
+
+
+class LR(ClickModel):
+    """logit = b + sum_i w_i x_i."""
+
+    name = "lr"
+    config_class: ClassVar[type[ClickConfig]] = LRConfig
+    config: LRConfig
+
+    def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
+        self.linear = LinearTerms(everything(inputs), bias=True)
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """Logits [B]."""
+        self.check(batch)
+        logit: Tensor = self.linear(batch)
+        return logit
