@@ -28,6 +28,7 @@ from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_sou
 from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.text import OnBad
 
 _log = logging.getLogger("deeprec")
 
@@ -89,17 +90,25 @@ class Encoder:
         self.inputs = _inputs(schema, vocabularies, numbers)
 
     @classmethod
-    def fit(cls, schema: FeatureSchema, chunks: Iterable[tuple[Chunk, Rows | None]], *, seed: int = 0) -> Encoder:
+    def fit(
+        cls,
+        schema: FeatureSchema,
+        chunks: Iterable[tuple[Chunk, Rows | None]],
+        *,
+        seed: int = 0,
+        on_bad: OnBad = "raise",
+    ) -> Encoder:
         """An encoder fitted on the rows where the mask is true; None means all rows.
 
         Args:
             chunks: with the columns of `schema.wanted()`, and for each of them its train rows, bool, [rows].
             seed: of the sample that quantiles are taken from.
+            on_bad: "skip" passes over rows whose label is none.
         Raises:
-            ValueError: no train row, an infinite number, a label that is none, a missing number where the schema
-                refuses them; the message names the row.
+            ValueError: no train row, an infinite number, a label that is none (also outside the train rows), a missing
+                number where the schema refuses them; the message names the row.
         """
-        fitting = _Fitting(schema, seed)
+        fitting = _Fitting(schema, seed, on_bad)
         for chunk, rows in chunks:
             fitting.add(chunk, rows)
         return fitting.finish()
@@ -114,6 +123,8 @@ class Encoder:
             ValueError: a column that is missing, an infinite number, a label that is none, a missing number where the
                 schema refuses them; the message names column and row.
         """
+        if with_labels:
+            return self.encode_good(chunk, "raise")[0]
         fields = self.inputs.fields
         ids = np.empty((chunk.rows, len(fields)), dtype=np.int32)
         column = {field.name: at for at, field in enumerate(fields)}
@@ -141,11 +152,16 @@ class Encoder:
                     bags[feature.name] = crossed
                 else:
                     ids[:, column[feature.name]] = crossed
-        labels = groups = None
-        if with_labels:
-            labels = self.labels(chunk)
-            groups = self._groups(chunk)
-        return Encoded(ids, values, {bag.name: bags[bag.name] for bag in self.inputs.bags}, labels, groups)
+        return Encoded(ids, values, {bag.name: bags[bag.name] for bag in self.inputs.bags})
+
+    def encode_good(self, chunk: Chunk, on_bad: OnBad) -> tuple[Encoded, Rows]:
+        """(all rows of a chunk, which of them have a label that is one); "raise" refuses the others."""
+        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
+        if on_bad == "raise" and not is_good.all():
+            raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
+        encoded = self.encode(chunk, with_labels=False)
+        encoded.labels, encoded.groups = labels, self._groups(chunk)
+        return encoded, is_good
 
     def stream(self, source: Any, *, with_labels: bool = False) -> Iterator[Encoded]:
         """All rows of a source, a chunk at a time.
@@ -157,17 +173,6 @@ class Encoder:
         """
         for chunk in open_source(source).chunks(self.schema.wanted(with_label=with_labels)):
             yield self.encode(chunk, with_labels)
-
-    def labels(self, chunk: Chunk) -> NDArray[np.float32]:
-        """[rows], 0 or 1.
-
-        Raises:
-            ValueError: a label that is neither; the message names the row.
-        """
-        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
-        if not is_good.all():
-            raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
-        return labels
 
     def save(self, directory: str | Path) -> None:
         """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there."""
@@ -250,8 +255,8 @@ class Encoder:
 class _Fitting:
     """The sums, counts and samples of the train rows so far."""
 
-    def __init__(self, schema: FeatureSchema, seed: int) -> None:
-        self.schema = schema
+    def __init__(self, schema: FeatureSchema, seed: int, on_bad: OnBad) -> None:
+        self.schema, self.on_bad = schema, on_bad
         self.rows = 0
         self.positives = 0
         self.negative_label: float | None = None
@@ -267,10 +272,11 @@ class _Fitting:
 
     def add(self, chunk: Chunk, rows: Rows | None) -> None:
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
+        if not is_good.all():
+            if self.on_bad == "raise":
+                raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
+            rows = is_good if rows is None else rows & is_good
         chosen = np.ones(chunk.rows, dtype=np.bool_) if rows is None else rows
-        if not is_good[chosen].all():
-            bad = int(np.argmin(is_good | ~chosen))
-            raise ValueError(_complaint(chunk, self.schema, bad, self.negative_label))
         if self.negative_label is None:
             self.negative_label = _negative_label(chunk, self.schema, chosen)
         count = int(chosen.sum())

@@ -1,0 +1,484 @@
+"""Click logs as the trainer takes them: encoded once, in memory or in memory-mapped files, in parts.
+
+    log = convert("train.tsv.gz", schema, "train.log", split=Split("random", (0.8, 0.1, 0.1)), format="criteo")
+    for batch in log.parts["train"].batches(4096, seed=0, epoch=0):
+        ...
+
+A directory holds meta.json, the encoder, and for each part ids.bin (int32), values.bin (float32), labels.bin (float32),
+groups.bin (int64) and for each bag its offsets (int64), ids (int32) and weights (float32), in order, little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprec._files import sha256_of, write_atomically
+from deeprec._suggest import did_you_mean
+from deeprec.data._random import random_bits
+from deeprec.data.chunks import Chunk, Source, Wanted, open_source
+from deeprec.data.click_part import ClickPart
+from deeprec.data.encoder import Encoder
+from deeprec.data.inputs import Bags, Encoded, Inputs
+from deeprec.data.rows import join, take
+from deeprec.data.schema import FeatureSchema
+from deeprec.data.text import OnBad, check_on_bad
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed conversion left stays until it is deleted by hand
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger("deeprec")
+
+VERSION = 1
+PARTS = ("train", "validation", "test")
+KINDS = ("random", "tail", "files")
+_SPLIT_STREAM = 0x60
+_META = "meta.json"
+_ENCODER = "encoder"
+
+Progress = Callable[[str, int, int], None]
+Part = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows of a source are for training, for choosing and for testing.
+
+    Attributes:
+        kind: "random": each row by a random number of its own, a function of the seed and its number in the source;
+            "tail": the last rows, in the order of the file, as when a log is sorted by time; "files": sources of their
+            own.
+        shares: of train, validation and test rows of the source, >= 0, sum 1; the default is (0.8, 0.1, 0.1), for
+            "files" (1, 0, 0). With "files" the source is divided at random into the parts that have no file.
+        seed: of the random numbers.
+        validation, test: sources, for "files" only.
+    """
+
+    kind: str = "random"
+    shares: tuple[float, float, float] | None = None
+    seed: int = 0
+    validation: Any = None
+    test: Any = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Split: kind must be one of {', '.join(KINDS)}; {did_you_mean(str(self.kind), KINDS)}")
+        files = {part: source for part in PARTS[1:] if (source := getattr(self, part)) is not None}
+        if files and self.kind != "files":
+            raise ValueError(f"Split: {', '.join(files)} need kind 'files', got {self.kind!r}")
+        if self.kind == "files" and not files and self.shares is None:
+            raise ValueError("Split: kind 'files' needs validation, test or shares, got none; pass their sources")
+        shares = self.shares or ((1.0, 0.0, 0.0) if self.kind == "files" else (0.8, 0.1, 0.1))
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9 or not shares[0]:
+            raise ValueError(f"Split: shares must be three numbers >= 0 of sum 1, train first, got {shares}")
+        for part, share in zip(PARTS[1:], shares[1:], strict=True):
+            if part in files and share:
+                raise ValueError(f"Split: {part} has a source of its own, so its share must be 0, got {share}")
+        object.__setattr__(self, "shares", tuple(float(share) for share in shares))
+
+    def part_of(self, rows: NDArray[np.int64], total: int) -> Part:
+        """0 (train), 1 (validation) or 2 (test) for rows of these numbers in a source of `total` rows, [m]."""
+        assert self.shares is not None
+        ends = np.cumsum(self.shares)[:2]
+        if self.kind == "tail":
+            return np.searchsorted(np.rint(ends * total), rows, "right").astype(np.int8)
+        drawn = (random_bits(self.seed, _SPLIT_STREAM, rows) >> np.uint64(11)).astype(np.float64) / 2**53
+        return np.searchsorted(ends, drawn, "right").astype(np.int8)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: what makes two splits of the same sources the same."""
+        assert self.shares is not None
+        return {"kind": self.kind, "shares": list(self.shares), "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """A log encoded for training.
+
+    Attributes:
+        parts: "train", and "validation" and "test" where the split has them.
+        encoder: fitted on the train rows; its `inputs` and `schema` are these.
+        split: how the parts were made.
+        sources: for each source name, part, sha256, good rows, bad rows, and the first few bad ones.
+        sha256: of all that the rows are made of: sources, schema, split, treatment of bad rows.
+        directory: None in memory.
+    """
+
+    parts: dict[str, ClickPart]
+    encoder: Encoder
+    split: dict[str, Any]
+    sources: list[dict[str, Any]]
+    sha256: str
+    directory: Path | None = field(default=None, compare=False)
+
+    @property
+    def inputs(self) -> Inputs:
+        """Sizes and names of the columns of the parts."""
+        return self.encoder.inputs
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """What the columns were declared to be."""
+        return self.encoder.schema
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each part."""
+        return {name: len(part) for name, part in self.parts.items()}
+
+    @property
+    def bad(self) -> int:
+        """Rows that were skipped."""
+        return sum(source["bad"] for source in self.sources)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> ClickLog:
+        """A log that `convert` wrote; arrays are mapped, not read.
+
+        Raises:
+            FileNotFoundError: no log there. ValueError: one of another version, or with files cut short.
+        """
+        directory = Path(directory)
+        if not (directory / _META).is_file():
+            raise FileNotFoundError(f"ClickLog.open: no log in {directory}; convert one first")
+        meta = json.loads((directory / _META).read_text(encoding="utf-8"))
+        if meta.get("version") != VERSION:
+            raise ValueError(
+                f"ClickLog.open: {directory} is of version {meta.get('version')}, {VERSION} is required; convert anew"
+            )
+        encoder = Encoder.load(directory / _ENCODER)
+        parts = {}
+        for name, counts in meta["parts"].items():
+            parts[name] = ClickPart(_mapped(directory / name, encoder, counts["rows"], counts["nnz"]))
+        return cls(parts, encoder, meta["split"], meta["sources"], meta["sha256"], directory)
+
+
+def convert(
+    source: Any,
+    schema: FeatureSchema,
+    directory: str | Path,
+    *,
+    split: Split | None = None,
+    on_bad: OnBad = "raise",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ClickLog:
+    """Encode a log of any size into memory-mapped files: one pass fits the encoder on the train rows, one encodes.
+
+    The files are written beside `directory` and renamed when all is there, so that a kill leaves no half log, and the
+    next conversion clears up after it. Memory: that of the encoder (see its module) and of the source's chunks.
+
+    Args:
+        source: what `open_source` takes; with split "files" the one to train on.
+        directory: to be made.
+        split: default 80 / 10 / 10 at random, seed 0.
+        on_bad: "raise" refuses malformed rows and labels that are none, naming them; "skip" leaves them out and counts.
+        overwrite: replace a log that is there.
+        progress: called with (stage, done, total): "count", "fit" or "encode" and the name of the part's source, in
+            bytes of a file or rows of a frame.
+        **options: of `open_source`: format, columns, separator, ...
+    Raises:
+        FileExistsError: `directory` is there. ValueError, TypeError: columns that are missing or of another type, bad
+            rows where they are refused, no train rows. OSError: the disk is full.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (overwrite and (directory / _META).is_file()):
+        is_log = (directory / _META).is_file()
+        remedy = "open it with ClickLog.open, or pass overwrite=True" if is_log else "choose another name"
+        raise FileExistsError(f"convert: {directory} is there already; {remedy}")
+    conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
+    with _unfinished(directory) as unfinished:
+        log = conversion.run(lambda part, encoder: _FileWriter(unfinished / part, encoder))
+        log.encoder.save(unfinished / _ENCODER)
+        meta = {
+            "version": VERSION,
+            "sha256": log.sha256,
+            "schema": schema.as_dict(),
+            "split": log.split,
+            "sources": log.sources,
+            "parts": conversion.part_counts(),
+        }
+        write_atomically(unfinished / _META, (json.dumps(meta, indent=1) + "\n").encode())
+        _replace(unfinished, directory)
+    return ClickLog.open(directory)
+
+
+def in_memory(
+    source: Any,
+    schema: FeatureSchema,
+    split: Split | None = None,
+    *,
+    on_bad: OnBad = "raise",
+    progress: Progress | None = None,
+    **options: Any,
+) -> ClickLog:
+    """What `convert` makes, with arrays in memory: F * 4 + P * 4 + 4 bytes a row, twice that for a moment."""
+    conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
+    return conversion.run(lambda part, encoder: _MemoryWriter(encoder))
+
+
+class _Conversion:
+    """Two passes over the sources of a split."""
+
+    def __init__(
+        self,
+        source: Any,
+        schema: FeatureSchema,
+        split: Split,
+        on_bad: OnBad,
+        progress: Progress | None,
+        options: dict[str, Any],
+    ) -> None:
+        check_on_bad(on_bad)
+        self.schema, self.split, self.on_bad = schema, split, on_bad
+        self.progress = progress or (lambda stage, done, total: None)
+        given = {"train": source, "validation": split.validation, "test": split.test}
+        self.sources: dict[str, Source] = {
+            part: open_source(some, on_bad=on_bad, **options) for part, some in given.items() if some is not None
+        }
+        self.wanted = schema.wanted()
+        for opened in self.sources.values():
+            opened.check(self.wanted)
+        assert split.shares is not None
+        self.part_names = [p for p, share in zip(PARTS, split.shares, strict=True) if share or p in self.sources]
+        self.writers: dict[str, Any] = {}
+
+    def run(self, new_writer: Callable[[str, Encoder], Any]) -> ClickLog:
+        total = self._count() if self.split.kind == "tail" else 0
+        encoder = Encoder.fit(self.schema, self._train_rows(total), seed=self.split.seed, on_bad=self.on_bad)
+        with ExitStack() as stack:
+            for part in self.part_names:
+                self.writers[part] = stack.enter_context(new_writer(part, encoder))
+            described = [self._encode(part, encoder, total) for part in self.sources]
+        for part, writer in self.writers.items():
+            if not writer.rows:
+                raise ValueError(
+                    f"convert: part {part!r} must have rows, got none; check the split's shares and sources"
+                )
+        return ClickLog(
+            {part: ClickPart(data) for part, writer in self.writers.items() if (data := writer.data) is not None},
+            encoder,
+            self.split.as_dict(),
+            described,
+            self._identity(described),
+        )
+
+    def part_counts(self) -> dict[str, Any]:
+        return {
+            part: {"rows": writer.rows, "positives": writer.positives, "nnz": writer.nnz}
+            for part, writer in self.writers.items()
+        }
+
+    def _count(self) -> int:
+        label = (self.schema.label,)
+        wanted = Wanted(categorical=label) if self.schema.positive_values else Wanted(numeric=label)
+        return sum(chunk.rows for chunk in self._chunks("count", "train", wanted))
+
+    def _train_rows(self, total: int) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
+        for chunk in self._chunks("fit", "train", self.wanted):
+            yield chunk, self._parts(chunk, total) == 0
+
+    def _encode(self, name: str, encoder: Encoder, total: int) -> dict[str, Any]:
+        """Encode a source into the writers of its parts; what it was."""
+        source = self.sources[name]
+        rows = bad_labels = 0
+        for chunk in self._chunks("encode", name, self.wanted):
+            encoded, is_good = encoder.encode_good(chunk, self.on_bad)
+            parts = self._parts(chunk, total) if name == "train" else np.full(chunk.rows, PARTS.index(name), np.int8)
+            for number, part in enumerate(PARTS):
+                chosen = np.flatnonzero((parts == number) & is_good)
+                if len(chosen):
+                    self.writers[part].append(encoded if len(chosen) == chunk.rows else take(encoded, chosen))
+            rows += int(is_good.sum())
+            bad_labels += chunk.rows - int(is_good.sum())
+        first = [bad._asdict() for bad in source.bad.first]
+        bad = source.bad.count + bad_labels
+        if bad:
+            _log.warning("convert: %s: %s bad rows skipped, %s of them for their label", source.name, bad, bad_labels)
+        return {
+            "part": name,
+            "name": source.name,
+            "sha256": source.sha256,
+            "rows": rows,
+            "bad": bad,
+            "bad_labels": bad_labels,
+            "first_bad": first,
+        }
+
+    def _parts(self, chunk: Chunk, total: int) -> Part:
+        return self.split.part_of(np.arange(chunk.first_row, chunk.first_row + chunk.rows), total)
+
+    def _chunks(self, stage: str, name: str, wanted: Wanted) -> Iterator[Chunk]:
+        def report(done: int, total: int) -> None:
+            self.progress(f"{stage} {name}", done, total)
+
+        return self.sources[name].chunks(wanted, progress=report)
+
+    def _identity(self, described: list[dict[str, Any]]) -> str:
+        """Checksum of all that decides the rows; names of files and bars of progress do not."""
+        made_of = {
+            "version": VERSION,
+            "sources": [[source["part"], source["sha256"]] for source in described],
+            "schema": self.schema.as_dict(),
+            "split": self.split.as_dict(),
+            "on_bad": self.on_bad,
+        }
+        return sha256_of(json.dumps(made_of, sort_keys=True).encode())
+
+
+class _Writer:
+    """Counts what it is given.
+
+    Attributes:
+        rows, positives: so far.
+        nnz: entries of each bag so far.
+        data: the rows, or None where they are in files.
+    """
+
+    data: Encoded | None = None
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.rows = self.positives = 0
+        self.nnz = {bag.name: 0 for bag in encoder.inputs.bags}
+
+    def append(self, rows: Encoded) -> None:
+        assert rows.labels is not None
+        self.rows += len(rows)
+        self.positives += int(rows.labels.sum(dtype=np.float64))
+        for name, bags in rows.bags.items():
+            self.nnz[name] += len(bags.ids)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _MemoryWriter(_Writer):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self._some: list[Encoded] = []
+
+    def append(self, rows: Encoded) -> None:
+        super().append(rows)
+        self._some.append(rows)
+
+    def __exit__(self, *error: object) -> None:
+        if self._some and error[0] is None:
+            self.data = join(self._some)
+        self._some = []
+
+
+class _FileWriter(_Writer):
+    """Arrays row after row, each in a file of its own."""
+
+    def __init__(self, directory: Path, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        directory.mkdir()
+        self._directory = directory
+        self._files: dict[str, BinaryIO] = {}
+        for at in range(len(self.nnz)):
+            self._write(f"bag{at}_offsets", np.zeros(1, dtype=np.int64))
+
+    def append(self, rows: Encoded) -> None:
+        for at, (name, bags) in enumerate(rows.bags.items()):
+            self._write(f"bag{at}_offsets", bags.offsets[1:] + self.nnz[name])
+            self._write(f"bag{at}_ids", bags.ids)
+            self._write(f"bag{at}_weights", bags.weights)
+        super().append(rows)
+        for name in ("ids", "values", "labels", "groups"):
+            self._write(name, getattr(rows, name))
+
+    def _write(self, name: str, array: NDArray[Any] | None) -> None:
+        if array is None or not array.size:
+            return
+        if name not in self._files:
+            self._files[name] = (self._directory / f"{name}.bin").open("wb")
+        little = array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("<"))
+        self._files[name].write(np.ascontiguousarray(little).data)
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            with file:
+                if error[0] is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+
+
+def _mapped(directory: Path, encoder: Encoder, rows: int, nnz: dict[str, int]) -> Encoded:
+    """The arrays of a part; ValueError for a file that is not as long as it must be."""
+    inputs = encoder.inputs
+
+    def array(name: str, dtype: str, *shape: int) -> Any:
+        path = directory / f"{name}.bin"
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {found:,}; convert the log again")
+        return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
+
+    bags = {
+        bag.name: Bags(
+            array(f"bag{at}_ids", "<i4", nnz[bag.name]),
+            array(f"bag{at}_offsets", "<i8", rows + 1),
+            array(f"bag{at}_weights", "<f4", nnz[bag.name]) if bag.is_weighted else None,
+        )
+        for at, bag in enumerate(inputs.bags)
+    }
+    return Encoded(
+        ids=array("ids", "<i4", rows, len(inputs.fields)),
+        values=array("values", "<f4", rows, len(inputs.numerics)),
+        bags=bags,
+        labels=array("labels", "<f4", rows),
+        groups=array("groups", "<i8", rows) if encoder.schema.group else None,
+    )
+
+
+@contextmanager
+def _unfinished(directory: Path) -> Iterator[Path]:
+    """A new directory beside `directory`, removed at the end unless it was renamed; also those of killed processes."""
+    prefix = f".{directory.name}.unfinished-"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for left in directory.parent.glob(f"{prefix}*"):
+        with suppress(OSError), (left / "lock").open("wb") as lock:
+            if fcntl is not None:  # a process that lives holds it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+    unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
+    try:
+        with (unfinished / "lock").open("wb") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace(unfinished: Path, directory: Path) -> None:
+    """Rename into place; a log that is there is moved aside first and deleted last."""
+    (unfinished / "lock").unlink()
+    unfinished.chmod(0o755)
+    if directory.exists():
+        aside = unfinished.with_name(unfinished.name + "-old")
+        directory.rename(aside)
+        unfinished.rename(directory)
+        shutil.rmtree(aside)
+    else:
+        unfinished.rename(directory)
