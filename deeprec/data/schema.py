@@ -251,6 +251,14 @@ class FeatureSchema:
                 self._check_cross(feature)
             elif feature.column == self.label:
                 raise ValueError(f"FeatureSchema: {_of(feature)} reads the label {self.label!r}; leave it out")
+        separators: dict[str, tuple[str, str | None]] = {}
+        for bag in self.bags:
+            own = bag.separator, bag.weight_separator
+            if separators.setdefault(bag.column, own) != own:
+                raise ValueError(
+                    f"FeatureSchema: bags of one column must have the same separators, got {own} for {bag.name!r} and "
+                    f"{separators[bag.column]} for another; make them one"
+                )
 
     def _check_label(self) -> None:
         for option in ("label", "group"):
@@ -298,11 +306,6 @@ class FeatureSchema:
         categorical = [f.column for f in self.features if isinstance(f, Categorical)]
         numeric = [f.column for f in self.features if isinstance(f, Numeric)]
         bags = {f.column: BagColumn(f.column, f.separator, f.weight_separator) for f in self.bags}
-        for bag in self.bags:
-            if bags[bag.column] != BagColumn(bag.column, bag.separator, bag.weight_separator):
-                raise ValueError(
-                    f"{_of(bag)}: column {bag.column!r} is read with other separators elsewhere; make them one"
-                )
         if with_label:
             (categorical if self.positive_values else numeric).append(self.label)
             categorical += [self.group] if self.group else []

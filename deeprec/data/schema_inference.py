@@ -9,8 +9,11 @@ import numpy as np
 import polars as pl
 
 from deeprec._suggest import did_you_mean
+from deeprec.data.chunks import open_source
 from deeprec.data.schema import Bag, Categorical, Feature, FeatureSchema, Numeric
 
+_FRAME_ROWS = 1_000_000
+_SOURCE_ROWS = 20_000
 _FEW_INTEGERS = 32  # more distinct integers than this are amounts rather than codes
 _MANY_VALUES = 1000  # from here on a vocabulary drops the rare ones
 _SHARE_OF_BAGS = 0.05  # text cells with the separator in them that make a column a bag
@@ -24,7 +27,7 @@ def infer(
     positive_from: float | None = None,
     positive_values: Iterable[str] = (),
     group: str | None = None,
-    rows: int = 100_000,
+    rows: int | None = None,
 ) -> FeatureSchema:
     """A schema for a log whose columns are not declared yet; `print` it, correct it, save it as YAML.
 
@@ -33,13 +36,13 @@ def infer(
     text or integers that are another value in each row are left out. Each choice stands in the schema's notes.
 
     Args:
-        source: polars or pandas frame, or an opened `Source`.
+        source: polars or pandas frame, or another source that `open_source` takes or returned.
         label, positive_from, positive_values, group: as of the `FeatureSchema`.
-        rows: so many first rows are looked at, >= 1.
+        rows: so many first rows are looked at, >= 1; None: a million of a frame, 20,000 of another source.
     Raises:
         ValueError: no such column, no rows, a label that has other values than 0 and 1, or nothing left to learn from.
     """
-    table = _head(source, rows)
+    table, weighted = _head(source, rows)
     for option, name in (("label", label), ("group", group)):
         if name is not None and name not in table.columns:
             raise ValueError(f"infer: no column {name!r} for {option}; {did_you_mean(name, table.columns)}")
@@ -55,6 +58,8 @@ def infer(
         if column.name == label:
             continue
         feature, note = _feature(column)
+        if isinstance(feature, Bag) and column.name in weighted:
+            feature, note = Bag(column.name, weight_separator=":", pooling="sum"), f"{note}, each with a weight"
         if feature is None:
             left_out[column.name] = f"left out, {note}"
         else:
@@ -66,15 +71,16 @@ def infer(
     return FeatureSchema(tuple(features), label, positive_from, positive_values, group, notes)
 
 
-def _head(source: Any, rows: int) -> pl.DataFrame:
+def _head(source: Any, rows: int | None) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """The first rows, and which columns are bags with weights."""
     if isinstance(source, pl.LazyFrame):
-        return source.head(rows).collect()
+        return source.head(rows or _FRAME_ROWS).collect(), ()
     if isinstance(source, pl.DataFrame):
-        return source.head(rows)
-    if type(source).__module__.partition(".")[0] == "pandas":
-        return pl.from_pandas(source.head(rows))
-    table: pl.DataFrame = source.head(rows)
-    return table
+        return source.head(rows or _FRAME_ROWS), ()
+    if hasattr(source, "iloc"):
+        return pl.from_pandas(source.head(rows or _FRAME_ROWS)), ()
+    opened = open_source(source)
+    return opened.head(rows or _SOURCE_ROWS), tuple(opened.weighted)
 
 
 def _check_label(column: pl.Series) -> None:

@@ -201,6 +201,22 @@ def test_weighted_bags_carry_their_weights() -> None:
     assert encoder.inputs.bags[0].is_weighted
 
 
+def test_weights_of_libsvm_are_used_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.svm").write_text("0 1:0.5 7:1\n1 2:3\n-1 7:1\n")
+    source = open_source(tmp_path / "log.svm", format="libsvm")
+    encoder = fit(FeatureSchema((Bag("features", weight_separator=":"),)), source)
+    encoded = encode(encoder, source)
+    assert encoded.labels is not None
+    assert encoded.labels.tolist() == [0, 1, 0]
+    assert encoded.bags["features"].weights.tolist() == [0.5, 1, 3, 1]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="which a bag without weights would lose; declare it with weight_sep"):
+        encode(fit(FeatureSchema((Bag("features"),)), source), source)
+    (tmp_path / "plain.csv").write_text("features,label\na|b,1\n")
+    chunk = next(iter(open_source(tmp_path / "plain.csv").chunks(FeatureSchema((Bag("features"),)).wanted())))
+    with pytest.raises(ValueError, match="must have weights, got values alone; drop weight_separator"):
+        encoder.encode(chunk)
+
+
 def test_crosses_hash_the_ids_of_their_columns() -> None:
     table = pl.DataFrame(
         {"a": ["x", "y", "x", "y"] * 5, "b": [1, 1, 2, 2] * 5, "g": ["p|q", "", "q", "p"] * 5, "label": [0, 1] * 10}

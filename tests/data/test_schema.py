@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deeprec.data.chunks import open_source
 from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
 from deeprec.data.schema_inference import infer
 
@@ -65,6 +66,7 @@ def test_wrong_options_are_named_with_a_remedy(make: Any, message: str) -> None:
         ),
         ((Categorical("a"), Numeric("b"), Cross(("a", "b"), 5)), {}, "add Numeric.'b_bucket', transform='bucketise'"),
         ((Bag("a"), Bag("b"), Cross(("a", "b"), 5)), {}, "at most one of the columns may be a bag, got 2"),
+        ((Bag("a"), Bag("b", ",", column="a")), {}, "bags of one column must have the same separators"),
         ((Categorical("a"),), {"positive_from": 1, "positive_values": ("x",)}, "exclude each other"),
         ((Categorical("a"),), {"positive_values": (1,)}, "must be texts"),
         ((Categorical("a"),), {"group": True}, "group must be the name of a column, got True; quote it"),
@@ -184,6 +186,14 @@ def test_inference_takes_pandas() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": ["x", "y"] * 5, "b": [0.5, 1.5] * 5, "label": [0, 1] * 5})
     assert infer(frame).features == (Categorical("a"), Numeric("b"))
+
+
+def test_inference_reads_files(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,tags,label\n" + "x,p|q,0\ny,p,1\n" * 5)
+    assert infer(tmp_path / "log.csv").features == (Categorical("a"), Bag("tags"))
+    (tmp_path / "log.svm").write_text("0 1:0.5 7:1\n1 2:3\n")
+    opened = open_source(tmp_path / "log.svm", format="libsvm")
+    assert infer(opened).features == (Bag("features", weight_separator=":", pooling="sum"),)
 
 
 def test_inference_refuses_what_has_no_label() -> None:
