@@ -1,11 +1,13 @@
 """Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`."""
 
+from deeprec.models.afm import AFM
 from deeprec.models.autorec import AutoRec
 from deeprec.models.base import Batch, Recommender, Schema, Seen
 from deeprec.models.cdae import CDAE
 from deeprec.models.cfn import CFN
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 from deeprec.models.config import TrainConfig
+from deeprec.models.dcn_v2 import DCNV2
 from deeprec.models.deepfm import DeepFM
 from deeprec.models.dnn import DNN
 from deeprec.models.ease import EASE
@@ -16,13 +18,16 @@ from deeprec.models.lr import LR
 from deeprec.models.mf import MF
 from deeprec.models.mlp import MLP
 from deeprec.models.neumf import NeuMF
+from deeprec.models.nfm import NFM
 from deeprec.models.popularity import Popularity
 from deeprec.models.registry import click_models, config_class, create, is_click_model, model_class, names, recommenders
 from deeprec.models.wide_deep import WideDeep
 
 __all__ = [
+    "AFM",
     "CDAE",
     "CFN",
+    "DCNV2",
     "DNN",
     "EASE",
     "FM",
@@ -30,6 +35,7 @@ __all__ = [
     "LR",
     "MF",
     "MLP",
+    "NFM",
     "AutoRec",
     "Batch",
     "ClickBatch",

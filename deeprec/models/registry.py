@@ -21,10 +21,13 @@ _RECOMMENDERS = {
     "popularity": "deeprec.models.popularity:Popularity",
 }
 _CLICK_MODELS = {
+    "afm": "deeprec.models.afm:AFM",
+    "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "dnn": "deeprec.models.dnn:DNN",
     "fm": "deeprec.models.fm:FM",
     "lr": "deeprec.models.lr:LR",
+    "nfm": "deeprec.models.nfm:NFM",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 _MODELS = {**_RECOMMENDERS, **_CLICK_MODELS}

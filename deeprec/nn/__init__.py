@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from deeprec.nn.attention import PairAttention
+from deeprec.nn.cross import CrossNetwork
 from deeprec.nn.dropout import Dropout
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.embedding_bag import EmbeddingBag
@@ -13,12 +15,14 @@ from deeprec.nn.replace import replace_embeddings
 __all__ = [
     "MLP",
     "BiInteraction",
+    "CrossNetwork",
     "Dropout",
     "Embedding",
     "EmbeddingBag",
     "EmbeddingCollection",
     "FMInteraction",
     "FactorizationMachine",
+    "PairAttention",
     "Table",
     "replace_embeddings",
 ]

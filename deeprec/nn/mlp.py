@@ -22,6 +22,17 @@ _PRECISIONS = ("float32", "bfloat16")
 _OUTPUT_STD = 0.01
 
 
+def check_precision(owner: str, precision: str) -> None:
+    """Raise ValueError unless it is "float32" or "bfloat16"."""
+    if precision not in _PRECISIONS:
+        raise ValueError(f"{owner}: precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+
+
+def product_dtype(precision: str, dtype: torch.dtype) -> torch.dtype:
+    """In what the matrix products of numbers in `dtype` are taken: only float32 is narrowed."""
+    return torch.bfloat16 if precision == "bfloat16" and dtype == torch.float32 else dtype
+
+
 class BatchNorm(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` that takes a batch of one row or none, by the running statistics."""
 
@@ -81,8 +92,7 @@ class MLP(nn.Module):
             raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"MLP: dropout must lie in [0, 1), got {dropout}; it is the share that is dropped")
-        if precision not in _PRECISIONS:
-            raise ValueError(f"MLP: precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+        check_precision("MLP", precision)
         self.in_features = in_features
         self.out_features = widths[-1]
         self.activation = activation
@@ -120,7 +130,7 @@ class MLP(nn.Module):
         """
         activation = ACTIVATIONS[self.activation]
         dtype = x.dtype
-        narrow = torch.bfloat16 if self.precision == "bfloat16" and dtype == torch.float32 else dtype
+        narrow = product_dtype(self.precision, dtype)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             # Casting to the dtype there is costs nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import io
 import math
@@ -40,7 +41,6 @@ INPUTS = {
     "bags": Inputs((), (), BAGS),
     "unweighted-sums": Inputs(FIELDS[:1], (), BAGS[4:]),
 }
-WITH_LINEAR = ("lr", "fm", "wide-deep", "deepfm")
 
 
 def options(name):
@@ -75,6 +75,11 @@ def built(name, inputs, *, seed=0, **more):
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.5, generator=g)
     return model
+
+
+def without_dropout(name):
+    names = [field.name for field in dataclasses.fields(config_class(name))]
+    return {key: 0.0 for key in ("dropout", "interaction_dropout") if key in names}
 
 
 # -- the models in plain PyTorch ---------------------------------------------------------------------------------------
@@ -180,12 +185,40 @@ def plain_deepfm(plain, batch):
     return plain.first_order(batch) + pairs + plain.mlp(plain.deep_input(batch))
 
 
+def plain_nfm(plain, batch):
+    pooled = sum(plain.pairs(batch), torch.zeros(len(batch.ids), D, dtype=torch.float64))
+    return plain.first_order(batch) + plain.mlp(pooled)
+
+
+def plain_afm(plain, batch):
+    pairs = torch.stack(plain.pairs(batch), 1)
+    state = plain.state
+    hidden = (pairs @ state["attention.weight"].T + state["attention.bias"]).clamp(min=0)
+    scores = (hidden @ state["attention.h"]).exp()
+    weights = scores / scores.sum(1, keepdim=True)
+    pooled = (weights.unsqueeze(2) * pairs).sum(1)
+    return plain.first_order(batch) + state["linear.bias"] + pooled @ state["p"]
+
+
+def plain_dcn_v2(plain, batch):
+    first = x = plain.deep_input(batch)
+    for layer in range(plain.config.num_cross_layers):
+        x = first * (x @ plain.state[f"cross.weight.{layer}"].T + plain.state[f"cross.bias.{layer}"]) + x
+    if plain.config.structure == "stacked":
+        return plain.mlp(x)
+    both = torch.cat([x, plain.mlp(first)], 1)
+    return (both @ plain.state["output.weight"].T + plain.state["output.bias"]).squeeze(1)
+
+
 PLAIN = {
-    "lr": plain_lr,
-    "fm": plain_fm,
-    "dnn": plain_dnn,
-    "wide-deep": plain_wide_deep,
+    "afm": plain_afm,
+    "dcn-v2": plain_dcn_v2,
     "deepfm": plain_deepfm,
+    "dnn": plain_dnn,
+    "fm": plain_fm,
+    "lr": plain_lr,
+    "nfm": plain_nfm,
+    "wide-deep": plain_wide_deep,
 }
 
 
@@ -198,23 +231,17 @@ def variants():
         pytest.param(name, kind, numerics, id=f"{name}-{kind}-{numerics}")
         for name in click_models()
         for kind in INPUTS
+        if (name, kind) != ("afm", "one-field")  # refused, see test_attention_needs_a_pair
         for numerics in (("embedding", "input") if hasattr(config_class(name), "numerics") else (None,))
     ]
-
-
-def usable(name, kind):
-    """Whether the model has what it needs of these inputs."""
-    return name != "afm" or kind != "one-field"
 
 
 @pytest.mark.parametrize(("name", "kind", "numerics"), variants())
 def test_logits_and_gradients_equal_plain_pytorch(name, kind, numerics):
     inputs = INPUTS[kind]
-    if not usable(name, kind):
-        pytest.skip("too few inputs, which test_too_few_inputs_are_refused covers")
     extra = {} if numerics is None else {"numerics": numerics}
-    if hasattr(config_class(name), "dropout"):
-        extra["dropout"] = 0.0
+    if name == "nfm":
+        extra["batch_norm"] = False
     model = built(name, inputs, **extra).eval()
     plain = Plain(model)
     batch = batch_of(inputs, 17, dtype=torch.float64)
@@ -355,6 +382,11 @@ def test_too_few_inputs_are_refused(name):
             create(name, inputs=only_crosses)
 
 
+def test_attention_needs_a_pair():
+    with pytest.raises(ValueError, match="at least 2 inputs that are not a cross, got 1"):
+        create("afm", inputs=INPUTS["one-field"])
+
+
 def test_an_id_out_of_range_names_its_field():
     model = create("deepfm", inputs=INPUTS["fields-and-numerics"], **options("deepfm"))
     batch = batch_of(INPUTS["fields-and-numerics"], 5)
@@ -409,6 +441,25 @@ def test_registry_knows_both_families():
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [{"structure": "parallel"}, {"rank": 3}, {"rank": 3, "num_experts": 2}])
+def test_variants_of_dcn_v2_are_trained(more):
+    inputs = INPUTS["everything"]
+    model = built("dcn-v2", inputs, **more).eval()
+    batch = batch_of(inputs, 64, dtype=torch.float64)
+    if "rank" not in more:
+        torch.testing.assert_close(model(batch), plain_dcn_v2(Plain(model), batch))
+    model.loss(batch).backward()
+    assert all(p.grad.to_dense().any() for p in model.parameters())
+
+
+def test_attention_l2_is_part_of_the_loss_of_afm():
+    inputs = INPUTS["everything"]
+    batch = batch_of(inputs, 6, dtype=torch.float64)
+    plain, held = (built("afm", inputs, dropout=0.0, attention_l2=l2) for l2 in (0.0, 0.5))
+    extra = held.loss(batch) - plain.loss(batch)
+    torch.testing.assert_close(extra, 0.25 * held.attention.weight.square().sum())
+
+
 def test_wide_and_deep_have_optimizers_of_their_own():
     model = create("wide-deep", inputs=INPUTS["everything"], **options("wide-deep"), wide_l1=0.5)
     groups = model.parameter_groups()
@@ -444,8 +495,7 @@ def test_embedding_l2_adds_to_touched_rows_only(name):
 def test_step_in_backward_equals_the_step_on_gradients(name):
     inputs = INPUTS["everything"]
     make = partial(optim.Adagrad, lr=0.1)
-    more = {"dropout": 0.0} if hasattr(config_class(name), "dropout") else {}
-    first, second = (built(name, inputs, **more) for _ in "ab")
+    first, second = (built(name, inputs, **without_dropout(name)) for _ in "ab")
     outer = make(list(first.parameters()))
     made = second.step_in_backward({"": make, "wide": make, "deep": make})
     rest = [p for some in second.parameter_groups().values() for p in some]
