@@ -84,7 +84,13 @@ class ClickPart:
         return self._positives
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, window_rows: int | None = None
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
+        window_rows: int | None = None,
     ) -> Iterator[Encoded]:
         """All rows once, in batches of freshly gathered contiguous arrays; the last one may be shorter.
 
@@ -94,16 +100,18 @@ class ClickPart:
                 and the rows of a window of them are permuted; a part that is not larger than the window, or in memory
                 (8 bytes a row), is permuted as a whole. The same seed, epoch and window give the same batches.
             epoch: >= 0; each has an order of its own.
+            skip: leave out so many batches at the beginning, without reading them, >= 0.
             window_rows: rows held at a time, >= 1; None: 2^20, or 256 MiB of them where that is fewer. One window is in
                 use while a background thread reads the next, which ends with the iterator, however that ends.
         Raises:
             ValueError: a batch_size, epoch or window_rows out of range.
         """
-        for name, value, least in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("window_rows", window_rows, 1)):
+        given = {"batch_size": (batch_size, 1), "epoch": (epoch, 0), "skip": (skip, 0), "window_rows": (window_rows, 1)}
+        for name, (value, least) in given.items():
             if value is not None and value < least:
                 raise ValueError(f"ClickPart.batches: {name} must be >= {least}, got {value}")
         window_rows = window_rows or max(batch_size, min(WINDOW_ROWS, int(WINDOW_BYTES / self._row_bytes())))
-        return self._batches(batch_size, self._windows(seed, epoch, window_rows))
+        return self._batches(batch_size, self._windows(seed, epoch, skip * batch_size, window_rows))
 
     def downsampled(self, rate: float, seed: int = 0) -> ClickPart:
         """A view of all positives and a random share of the negatives.
@@ -162,31 +170,40 @@ class ClickPart:
             if begun:
                 yield join(begun)
 
-    def _windows(self, seed: int | None, epoch: int, window_rows: int) -> Iterator[Window]:
+    def _windows(self, seed: int | None, epoch: int, skip_rows: int, window_rows: int) -> Iterator[Window]:
         if not isinstance(self._data.labels, np.memmap):
             rows = np.arange(len(self)) if self._keep is None else np.flatnonzero(self._keep)
-            yield self._data, rows if seed is None else rows[_permutation(seed, epoch, _ROWS, 0, len(rows))]
+            rows = rows if seed is None else rows[_permutation(seed, epoch, _ROWS, 0, len(rows))]
+            yield self._data, rows[skip_rows:]
             return
         block_rows = max(1, min(BLOCK_ROWS, window_rows // 8))
         starts = np.arange(0, len(self._data), block_rows)
+        kept = np.diff(np.append(starts, len(self._data)))
+        if self._keep is not None:
+            kept = np.add.reduceat(self._keep, starts, dtype=np.int64)
         per_window = len(starts)
         if len(self) > window_rows:
             per_window = max(1, int(window_rows * len(starts) / len(self)))
-            starts = starts if seed is None else starts[_permutation(seed, epoch, _BLOCKS, 0, len(starts))]
+            order = np.arange(len(starts)) if seed is None else _permutation(seed, epoch, _BLOCKS, 0, len(starts))
+            starts, kept = starts[order], kept[order]
+        windows = np.arange(0, len(starts), per_window)
+        ends = np.cumsum(np.add.reduceat(kept, windows))
 
         def load(window: int) -> Window:
-            data = self._read(starts[window * per_window :][:per_window], block_rows)
-            if seed is None:
-                return data, np.arange(len(data))
-            return data, _permutation(seed, epoch, _ROWS, window << 32, len(data))
+            data = self._read(starts[windows[window] :][:per_window], block_rows)
+            rows = np.arange(len(data))
+            if seed is not None:
+                rows = _permutation(seed, epoch, _ROWS, window << 32, len(data))
+            return data, rows[max(0, skip_rows - int(ends[window]) + len(data)) :]
 
+        first = int(np.searchsorted(ends, skip_rows, "right"))
         pool = ThreadPoolExecutor(1, thread_name_prefix="deeprec-batches")
         try:
-            coming = pool.submit(load, 0)
-            for window in range(1, math.ceil(len(starts) / per_window) + 1):
+            coming = pool.submit(load, first) if first < len(windows) else None
+            for window in range(first + 1, len(windows) + 1):
+                assert coming is not None
                 current = coming.result()
-                if window * per_window < len(starts):
-                    coming = pool.submit(load, window)
+                coming = pool.submit(load, window) if window < len(windows) else None
                 yield current
                 del current
         finally:

@@ -152,6 +152,10 @@ def test_epoch_has_each_row_once_and_an_order_of_its_own(tmp_path: Path, window:
         orders.append(order.tolist())
         again = join(list(part.batches(64, seed=seed, epoch=epoch, window_rows=window)))
         assert_array_equal(again.values, joined.values)
+        for skip in (1, 7, 31, 32, 99):
+            rest = list(part.batches(64, seed=seed, epoch=epoch, window_rows=window, skip=skip))
+            assert_array_equal(join([*batches[:skip], *rest]).values, joined.values)
+            assert len(rest) == max(0, 32 - skip)
         for batch in batches:
             assert batch.ids.flags.c_contiguous
             assert batch.ids.flags.writeable
@@ -190,7 +194,7 @@ def test_thread_ends_with_the_iterator(tmp_path: Path, monkeypatch: pytest.Monke
         consumer()
     assert _threads() == 0
     read = click_part._read_rows
-    calls = []
+    calls: list[int] = []
 
     def failing(*arguments: Any) -> Any:
         calls.append(1)
@@ -220,6 +224,8 @@ def test_downsampling_keeps_positives_and_a_share_of_negatives(tmp_path: Path, i
         order = join(list(view.batches(128, seed=1, window_rows=window))).values[:, 0]
         assert_array_equal(np.sort(order), rows)
         assert_array_equal(join(list(view.batches(128, window_rows=window))).values[:, 0], rows)
+        late = join(list(view.batches(128, seed=1, window_rows=window, skip=9))).values[:, 0]
+        assert_array_equal(late, order[9 * 128 :])
     assert_array_equal(part.downsampled(0.25, seed=2).values, view.values)
     assert len(np.setdiff1d(part.downsampled(0.25, seed=3).values, view.values)) > 1000
     with pytest.raises(ValueError, match=r"this part is at rate 0\.25; downsample the whole one"):
@@ -228,11 +234,26 @@ def test_downsampling_keeps_positives_and_a_share_of_negatives(tmp_path: Path, i
         part.downsampled(0)
 
 
+def test_skipped_windows_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = convert(table(5000), SCHEMA, tmp_path / "log", split=Split(shares=(1, 0, 0))).parts["train"]
+    read: list[int] = []
+    original = ClickPart._read
+
+    def counting(self: ClickPart, starts: Any, block_rows: int) -> Encoded:
+        read.append(len(starts))
+        return original(self, starts, block_rows)
+
+    monkeypatch.setattr(ClickPart, "_read", counting)
+    assert len(list(part.batches(100, seed=0, window_rows=500, skip=45))) == 5
+    assert len(read) <= 2
+
+
 def test_batches_refuse_numbers_out_of_range() -> None:
     part = in_memory(table(100), SCHEMA, Split(shares=(1, 0, 0))).parts["train"]
     for options, message in (
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"batch_size": 1, "epoch": -1}, "epoch must be >= 0, got -1"),
+        ({"batch_size": 1, "skip": -1}, "skip must be >= 0, got -1"),
         ({"batch_size": 1, "window_rows": 0}, "window_rows must be >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
