@@ -22,7 +22,7 @@ LEVELS = {
     "__main__": 6,
 }
 # The methods fit, evaluate, recommend, ... of a model call the layers above, from inside functions only.
-FACADES = {"models/base.py"}
+FACADES = {"models/base.py", "models/click.py"}
 SOURCES = sorted([*(ROOT / "deeprec").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCES = [path for path in SOURCES if path.parts[len(ROOT.parts) :][:2] != ("deeprec", "kernels")]
 

@@ -67,11 +67,13 @@ def options(
 
 
 def _assemble() -> None:
-    from deeprec.cli import compare, evaluate, recommend, tools, train
+    from deeprec.cli import clicks, compare, evaluate, predict, recommend, tools, train
 
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("recommend")(recommend.recommend)
+    app.command("predict")(predict.predict)
+    app.command("schema")(clicks.schema)
     app.command("compare")(compare.compare)
     app.command("models")(tools.models)
     app.command("doctor")(tools.doctor)

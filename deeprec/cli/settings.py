@@ -34,13 +34,16 @@ class Settings:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def read_settings(config: type[Any], pairs: Sequence[str], file: Path | None = None) -> Settings:
+def read_settings(
+    config: type[Any], pairs: Sequence[str], file: Path | None = None, *, protocol: type[Any] = Protocol
+) -> Settings:
     """Options of a run; those of the command line win over those of the file.
 
     Args:
         config: the model's config dataclass; its annotations type the values.
         pairs: "key=value" words.
         file: .toml or .json, or None.
+        protocol: the dataclass that types the protocol's options.
     Raises:
         ValueError: an unknown key (with the closest known one), or a value that does not fit its type.
         FileNotFoundError: no such file.
@@ -48,16 +51,16 @@ def read_settings(config: type[Any], pairs: Sequence[str], file: Path | None = N
     settings = Settings()
     for source in ({} if file is None else _read_file(file), _parse_words(pairs)):
         for key, value in source.items():
-            _put(settings, config, key, value)
+            _put(settings, config, protocol, key, value)
     return settings
 
 
-def _put(settings: Settings, config: type[Any], key: str, value: Any) -> None:
+def _put(settings: Settings, config: type[Any], protocol: type[Any], key: str, value: Any) -> None:
     section, _, name = key.partition(".")
     if not name:
         settings.model[key] = convert(key, value, _type_of(config, key))
     elif section == "protocol":
-        settings.protocol[name] = convert(key, value, _type_of(Protocol, name))
+        settings.protocol[name] = convert(key, value, _type_of(protocol, name))
     elif section == "data":
         settings.data[name] = _guess(value)
     else:

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deeprec import models
 from deeprec.cli import folder
-from deeprec.cli.console import command, console, figure, rate, seconds, table
+from deeprec.cli.clicks import train_clicks
+from deeprec.cli.console import command, console, seconds
+from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
 from deeprec.cli.settings import read_settings
 from deeprec.data import Interactions
-from deeprec.evaluate import Card, Protocol, protocol
+from deeprec.evaluate import Protocol, protocol
 from deeprec.train import FitResult, fit
-from deeprec.train import Progress as State
 
 _FILES = ("model.safetensors", "config.json", "card.json", "curves.png")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -31,8 +31,9 @@ def train(
         str, typer.Option("--data", help="A name of `deeprec data list`, a file or a folder.")
     ] = "synthetic",
     protocol_name: Annotated[
-        str, typer.Option("--protocol", help="How to split and measure: ncf, full, random, cdae, rating.")
-    ] = "full",
+        str | None,
+        typer.Option("--protocol", help="How to split and measure: full, ncf, random, cdae, rating; clicks: click."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and negatives.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the model, its card and its curves.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Options from a .toml or .json file.")] = None,
@@ -44,16 +45,44 @@ def train(
     best_on_test: Annotated[
         bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
     ] = False,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Clicks: the features, a YAML file (see `deeprec schema`).")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, which --data then takes.")
+    ] = None,
+    on_bad: Annotated[str, typer.Option("--on-bad", help="Clicks: raise at a malformed row, or skip it.")] = "raise",
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 
     Options of the model are written KEY=VALUE (see `deeprec models MODEL`); protocol.KEY=VALUE and data.KEY=VALUE
     change the protocol and the reader of the data.
     """
+    if models.is_click_model(model):
+        train_clicks(
+            model,
+            options or [],
+            data=data,
+            protocol=protocol_name or "click",
+            seed=seed,
+            out=out,
+            config=config,
+            resume=resume,
+            data_dir=data_dir,
+            select=select,
+            schema=schema,
+            log_directory=log,
+            on_bad=on_bad,
+        )
+        return
+    if schema is not None or log is not None:
+        raise ValueError(f"train: --schema and --log go with click models, got {model}; leave them out")
     settings = read_settings(models.config_class(model), options or [], config)
-    rule = protocol(protocol_name, **settings.protocol)
+    if protocol_name == "click":
+        raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
+    rule = protocol(protocol_name or "full", **settings.protocol)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
-    if resume and _is_finished(target):
+    if resume and is_finished(target):
         console().print(f"[green]already finished:[/] {target}; nothing to resume")
         _say_next(target, None)
         return
@@ -61,7 +90,7 @@ def train(
     interactions = folder.load_data(data, data_dir, settings.data)
     rule = rule.resolve(interactions)
     _announce(model, interactions, rule, seed, settings.model, target, resume)
-    with _Display() as display:
+    with Display() as display:
         try:
             result = fit(
                 recommender,
@@ -82,14 +111,6 @@ def train(
     written = folder.remember(target, interactions, data, settings.data)
     _report(result, target, written)
     _say_next(target, interactions)
-
-
-def _is_unfinished(target: Path) -> bool:
-    return target.is_dir() and any((*target.glob("checkpoint*"), *target.glob("*/checkpoint*")))
-
-
-def _is_finished(target: Path) -> bool:
-    return (target / "config.json").is_file() and (target / "card.json").is_file() and not _is_unfinished(target)
 
 
 def _announce(
@@ -114,67 +135,8 @@ def _announce(
         how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
     out.print(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
     out.print(f"out       {escape(str(target))}")
-    if not resume and _is_unfinished(target):
+    if not resume and is_unfinished(target):
         out.print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
-
-
-class _Display:
-    """A line for each finished epoch, and below them a bar with throughput and the time left."""
-
-    def __init__(self) -> None:
-        self.finished = 0
-        self._stage = ""
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console(),
-            transient=True,
-        )
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the bar away; the epoch lines stay."""
-        self._bar.stop()
-
-    def show(self, state: State) -> None:
-        """Draw where the run is."""
-        if state.stage != self._stage:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._stage = state.stage
-            self._task = self._bar.add_task(state.stage, total=state.num_epochs * state.total, rate="")
-        assert self._task is not None
-        self._bar.update(
-            self._task,
-            description=f"{state.stage} epoch {state.epoch}/{state.num_epochs}",
-            completed=(state.epoch - 1) * state.total + state.done,
-            rate=rate(state.samples_per_second),
-        )
-        if state.metrics is not None:
-            self.finished += 1
-            self._bar.console.print(_epoch_line(state))
-
-
-def _epoch_line(state: State) -> str:
-    width = len(str(state.num_epochs))
-    figures = "  ".join(f"{name} {figure(value)}" for name, value in list((state.metrics or {}).items())[:3])
-    took = seconds(state.total / state.samples_per_second) if state.samples_per_second else "-"
-    best = "  [green]best[/]" if state.is_best else ""
-    return (
-        f"{escape(state.stage)} epoch {state.epoch:>{width}}/{state.num_epochs}  loss {state.loss:.4f}"
-        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}{best}"
-    )
 
 
 def _report(result: FitResult, target: Path, written: list[str]) -> None:
@@ -183,20 +145,6 @@ def _report(result: FitResult, target: Path, written: list[str]) -> None:
     files = [name for name in _FILES if (target / name).exists()]
     out.print(f"[green]done[/] in {seconds(result.card.seconds)}. Written to {escape(str(target))}: "
               f"{', '.join([*files, *written])}")  # fmt: skip
-
-
-def figures_table(card: Card) -> Any:
-    """Test figures of a card beside those of validation, and the labelled best on test."""
-    columns = ["figure", "test", "validation"]
-    best = card.best_on_test
-    if best:
-        columns.append(f"best on test (epoch {best['epoch']}; not a result)")
-    chosen = f", epoch {card.epoch}" if card.epoch else ""
-    rows = table(*columns, title=f"{card.model} on {card.data.get('name')}{chosen}", numbers=columns[1:])
-    for name, value in card.metrics.items():
-        cells = [figure(value), figure(card.validation_metrics.get(name))]
-        rows.add_row(name, *cells, *([figure(best["metrics"].get(name))] if best else []))
-    return rows
 
 
 def _say_next(target: Path, interactions: Interactions | None) -> None:

@@ -117,6 +117,7 @@ class ClickLog:
         sources: for each source name, part, sha256, good rows, bad rows, and the first few bad ones.
         sha256: of all that the rows are made of: sources, schema, split, treatment of bad rows.
         directory: None in memory.
+        name: for people; that of the train rows' source by default.
     """
 
     parts: dict[str, ClickPart]
@@ -125,6 +126,10 @@ class ClickLog:
     sources: list[dict[str, Any]]
     sha256: str
     directory: Path | None = field(default=None, compare=False)
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or str(self.sources[0]["name"]))
 
     @property
     def inputs(self) -> Inputs:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 try:
     from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
 
-    _host.parse_log  # noqa: B018  a module compiled before this was written
+    getattr(_host, "parse_log")  # noqa: B009  a module compiled before this was written
 except (ImportError, AttributeError):  # or no compiler at installation: NumPy hashes, about ten times slower
     _host = None
 

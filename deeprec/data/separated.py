@@ -22,7 +22,7 @@ from deeprec.data.hashing import Hashes, hash_buffers, hash_bytes
 try:
     from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
 
-    _host.parse_log  # noqa: B018  a module compiled before this was written
+    getattr(_host, "parse_log")  # noqa: B009  a module compiled before this was written
 except (ImportError, AttributeError):  # or no compiler at installation: plain Python splits, some thirty times slower
     _host = None
 

@@ -10,9 +10,12 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +26,8 @@ from deeprec.nn._in_backward import OptimizerFactory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_NOT_FOR_CLICKS = ("num_negatives", "reduction", "weight_averaging", "refit")
 
 TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
@@ -108,6 +113,10 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
+        for name in _NOT_FOR_CLICKS:
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(f"{type(self).__name__}: {name} is of models that rank items, got "
+                                 f"{getattr(self, name)}; leave it out")  # fmt: skip
         for group in self.groups:
             found = self.optimizer_options(group)
             if found.optimizer != "ftrl" and (found.l1 or found.l2):
@@ -239,6 +248,43 @@ class ClickModel(nn.Module):
             layer.step_in_backward(factories[group])
             made.append(layer.optimizer)
         return made
+
+    # -- the facade --------------------------------------------------------------------------------------------------
+
+    def fit(self, data: Any, schema: Any = None, **options: Any) -> Self:
+        """Train on a log: a `ClickLog`, the name of one, or a file or frame with its schema.
+
+        Args:
+            data: as in `deeprec.data.load_clicks`.
+            schema: a `FeatureSchema`; not needed for a log by name, or one that is converted.
+            **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, ...).
+        Returns:
+            the model, with the weights of the best validation epoch.
+        """
+        from deeprec.train.clicks import as_click_log, fit_clicks
+
+        fit_clicks(self, as_click_log(data, schema, options.get("protocol")), **options)
+        return self
+
+    def evaluate(self, data: Any, schema: Any = None) -> dict[str, float]:
+        """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was."""
+        from deeprec.train.clicks import as_click_log, evaluate_clicks
+
+        return evaluate_clicks(self, as_click_log(data, schema, None).parts["test"])
+
+    def predict(self, source: Any, **options: Any) -> NDArray[np.float32]:
+        """Probabilities [n] of a click for the rows of a file or frame; see `deeprec.serve.predict.predict`."""
+        from deeprec.serve.predict import predict
+
+        return predict(self, source, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the model folder; see `deeprec.load`."""
+        from deeprec.serve import save
+
+        return save(self, directory)
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _table_layers(self) -> list[TableLayer]:
         return [layer for layer in self.modules() if isinstance(layer, TableLayer)]

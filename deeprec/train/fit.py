@@ -72,7 +72,7 @@ class FitResult:
         out: folder that holds the model, None where nothing was written.
     """
 
-    model: Recommender
+    model: Any
     card: Card
     history: list[dict[str, float]]
     out: Path | None
@@ -155,7 +155,7 @@ def fit(
     interactions = as_interactions(data)
     chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
     require_ratings(model, chosen)
-    directory = None if out is None else _writable_directory(Path(out))
+    directory = None if out is None else writable_directory(Path(out))
     run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
     _require_parts(run)
     run.best_on_test = _BestOnTest() if report_best_on_test else None
@@ -163,7 +163,7 @@ def fit(
     stage = _fit_stage(model, run, directory, resume)
     history = stage.history
     if model.config.refit:
-        below = None if directory is None else _writable_directory(directory / _REFIT)
+        below = None if directory is None else writable_directory(directory / _REFIT)
         again = _fit_stage(model, run, below, resume, is_refit=True)
         history = history + [{**entry, "refit": 1.0} for entry in again.history]
     # A resumed run counts the epochs of its earlier parts too.
@@ -259,7 +259,7 @@ def _fit_stage(
     if checkpoint is None:
 
         def train_part(part: Recommender) -> Recommender:
-            below = None if directory is None else _writable_directory(directory / f"{_PRETRAIN}{part.name}")
+            below = None if directory is None else writable_directory(directory / f"{_PRETRAIN}{part.name}")
             _fit_stage(part, run, below, resume, is_refit=is_refit, is_main=False)
             return part
 
@@ -278,7 +278,7 @@ def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint 
     best: dict[str, torch.Tensor] = {}
     tracker = run.best_on_test if stage.is_main and not stage.is_refit else None
     if checkpoint is not None:
-        _require_same_run(checkpoint.identity, identity)
+        require_same_run(checkpoint.identity, identity)
         model.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
         average, best = checkpoint.average, checkpoint.best
@@ -498,7 +498,8 @@ def _identity(model: Recommender, run: _Run, stage: _Stage) -> dict[str, Any]:
     }
 
 
-def _require_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def require_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """ValueError naming what differs unless a checkpoint's identity is that of the run."""
     different = [key for key in wanted if found.get(key) != wanted[key]]
     if different:
         raise ValueError(
@@ -518,7 +519,8 @@ def _same_ids(model: Recommender, data: Interactions) -> None:
         )
 
 
-def _writable_directory(directory: Path) -> Path:
+def writable_directory(directory: Path) -> Path:
+    """The directory, made if need be; ValueError where nothing can be written into it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".deeprec-write-test"

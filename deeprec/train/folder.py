@@ -1,4 +1,4 @@
-"""The model folder: weights, config, id maps and card; loading it executes nothing.
+"""The model folder: weights, config, id maps or encoder, and card; loading it executes nothing.
 
 `config.json` is written last and lists the SHA-256 of every other file, so a folder is either whole or not a model.
 """
@@ -19,16 +19,20 @@ from safetensors.torch import save as save_tensors
 
 from deeprec._files import sha256_of, write_atomically
 from deeprec.data import IdMap
+from deeprec.data.encoder import Encoder
+from deeprec.data.inputs import Inputs
 from deeprec.evaluate import Card
 from deeprec.models.base import Recommender, Schema, Seen
-from deeprec.models.config import config_from_dict
-from deeprec.models.registry import config_class, create
+from deeprec.models.click import ClickModel
+from deeprec.models.config import TrainConfig, config_from_dict
+from deeprec.models.registry import config_class, create, is_click_model
 
 FORMAT = 1
+_ENCODER = "encoder"
 _WEIGHTS, _SEEN, _USERS, _ITEMS = "model.safetensors", "seen.safetensors", "users.parquet", "items.parquet"
 
 
-def save(model: Recommender, directory: str | Path, *, card: Card | None = None) -> Path:
+def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card | None = None) -> Path:
     """Write `model` into `directory` (made if needed), each file atomically.
 
     Returns:
@@ -37,23 +41,34 @@ def save(model: Recommender, directory: str | Path, *, card: Card | None = None)
         ValueError: the model was never built or fitted.
         OSError: not writable or disk full; a model that was there stays loadable until the last file is replaced.
     """
-    schema = model.require_built()
-    if model.user_ids is None or model.item_ids is None:
-        raise ValueError(f"save: {model.name} has no id maps; fit it first (a plain module: torch.save its state_dict)")
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    files = {_WEIGHTS: save_tensors(weights), _USERS: _parquet(model.user_ids), _ITEMS: _parquet(model.item_ids)}
-    if model.seen is not None:
-        seen = {name: torch.from_numpy(np.ascontiguousarray(getattr(model.seen, name))) for name in Seen._fields}
-        files[_SEEN] = save_tensors(seen)
-    config = {
-        "format": FORMAT,
-        "model": model.name,
-        "schema": dataclasses.asdict(schema),
+    files = {_WEIGHTS: save_tensors(weights)}
+    folder = Path(directory)
+    config: dict[str, Any] = {"format": FORMAT, "model": model.name}
+    if isinstance(model, ClickModel):
+        inputs = model.require_built()
+        if model.encoder is None:
+            raise ValueError(
+                f"save: {model.name} has no encoder; fit it first (a plain module: torch.save its state_dict)"
+            )
+        config |= {"inputs": inputs.as_dict(), "negative_rate": model.negative_rate}
+        model.encoder.save(folder / _ENCODER)
+    else:
+        schema = model.require_built()
+        if model.user_ids is None or model.item_ids is None:
+            raise ValueError(
+                f"save: {model.name} has no id maps; fit it first (a plain module: torch.save its state_dict)"
+            )
+        config["schema"] = dataclasses.asdict(schema)
+        files |= {_USERS: _parquet(model.user_ids), _ITEMS: _parquet(model.item_ids)}
+        if model.seen is not None:
+            seen = {name: torch.from_numpy(np.ascontiguousarray(getattr(model.seen, name))) for name in Seen._fields}
+            files[_SEEN] = save_tensors(seen)
+    config |= {
         "config": dataclasses.asdict(model.config),
         "sha256": {name: sha256_of(content) for name, content in files.items()},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     if card is not None:
@@ -62,8 +77,8 @@ def save(model: Recommender, directory: str | Path, *, card: Card | None = None)
     return folder
 
 
-def load(directory: str | Path) -> Recommender:
-    """The model in a folder written by `save`, in evaluation mode.
+def load(directory: str | Path) -> Any:
+    """The `Recommender` or `ClickModel` in a folder written by `save`, in evaluation mode.
 
     Raises:
         FileNotFoundError: no model there.
@@ -73,8 +88,10 @@ def load(directory: str | Path) -> Recommender:
     config = _read_config(folder)
     contents = {name: _read_verified(folder / name, digest) for name, digest in config["sha256"].items()}
     settings = config_from_dict(config_class(config["model"]), config["config"])
-    model = create(config["model"], schema=Schema(**config["schema"]), config=settings)
     try:
+        if is_click_model(config["model"]):
+            return _load_click_model(folder, config, settings, contents)
+        model: Recommender = create(config["model"], schema=Schema(**config["schema"]), config=settings)
         model.load_state_dict(load_tensors(contents[_WEIGHTS]))
         if _SEEN in contents:
             seen = load_tensors(contents[_SEEN])
@@ -83,6 +100,18 @@ def load(directory: str | Path) -> Recommender:
         raise ValueError(f"load: the weights in {folder} do not fit the model ({error}); train it anew") from error
     model.user_ids = IdMap.read_parquet(folder / _USERS, "user")
     model.item_ids = IdMap.read_parquet(folder / _ITEMS, "item")
+    return model.eval()
+
+
+def _load_click_model(
+    folder: Path, config: dict[str, Any], settings: TrainConfig, contents: dict[str, bytes]
+) -> ClickModel:
+    inputs = Inputs.from_dict(config["inputs"])
+    model: ClickModel = create(config["model"], inputs=inputs, config=settings)
+    model.load_state_dict(load_tensors(contents[_WEIGHTS]))
+    model.encoder, model.negative_rate = Encoder.load(folder / _ENCODER), config["negative_rate"]
+    if model.encoder.inputs != inputs:
+        raise ValueError(f"load: {folder / _ENCODER} belongs to another model; restore it or train the model anew")
     return model.eval()
 
 

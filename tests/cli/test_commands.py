@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import deeprec as package
+from deeprec.cli import display
 from deeprec.cli import train as train_module
 from deeprec.evaluate import read_card
 
@@ -172,7 +173,7 @@ def test_resume_of_a_finished_run_does_nothing(trained, deeprec, small) -> None:
 def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_path, small, monkeypatch) -> None:
     out = tmp_path / "run"
     words = ("train", "gmf", "--protocol", "ncf", "--seed", 1, "--out", out, "epochs=2", "factors=4", *small)
-    show = train_module._Display.show
+    show = display.Display.show
 
     def interrupt(self, state) -> None:
         show(self, state)
@@ -180,7 +181,7 @@ def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_pat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module._Display, "show", interrupt)
+        patch.setattr(display.Display, "show", interrupt)
         stopped = deeprec(*words)
     assert stopped.exit_code == train_module.INTERRUPTED
     assert "after 1 finished epochs" in stopped.output

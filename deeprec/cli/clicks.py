@@ -1,0 +1,148 @@
+"""`deeprec train` for click models, and `deeprec schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress as Bar
+
+from deeprec import models
+from deeprec.cli.console import command, console, seconds
+from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
+from deeprec.cli.settings import read_settings
+from deeprec.data.chunks import open_source
+from deeprec.data.click_datasets import IN_MEMORY_BYTES, load_clicks
+from deeprec.data.click_log import ClickLog
+from deeprec.data.schema import FeatureSchema
+from deeprec.data.schema_inference import infer
+from deeprec.evaluate import ClickProtocol
+from deeprec.train.clicks import fit_clicks
+
+_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
+INTERRUPTED = 130
+
+
+def train_clicks(
+    name: str,
+    options: list[str],
+    *,
+    data: str,
+    protocol: str,
+    seed: int,
+    out: Path | None,
+    config: Path | None,
+    resume: bool,
+    data_dir: Path | None,
+    select: str | None,
+    schema: Path | None,
+    log_directory: Path | None,
+    on_bad: str,
+) -> None:
+    """`deeprec train` with a click model; arguments as there."""
+    if protocol != "click":
+        raise ValueError(f"train: {name} predicts clicks, so --protocol must be click, got {protocol}; leave it out")
+    settings = read_settings(models.config_class(name), options, config, protocol=ClickProtocol)
+    rule = ClickProtocol(**settings.protocol)
+    target = out if out is not None else Path("runs") / f"{name}-{Path(data).stem}-click-seed{seed}"
+    if resume and is_finished(target):
+        console().print(f"[green]already finished:[/] {target}; nothing to resume")
+        return
+    model = models.create(name, **settings.model)
+    features = None if schema is None else FeatureSchema.from_yaml(schema)
+    log = _load(data, features, rule, data_dir, _directory(data, log_directory, target), on_bad, settings.data)
+    _announce(name, log, rule, seed, settings.model, target)
+    if not resume and is_unfinished(target):
+        console().print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
+    with Display() as display:
+        try:
+            result = fit_clicks(
+                model, log, protocol=rule, seed=seed, out=target, resume=resume, select=select, on_progress=display.show
+            )
+        except KeyboardInterrupt:
+            display.stop()
+            console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
+                            f"command and --resume (--out {escape(str(target))})")  # fmt: skip
+            raise typer.Exit(INTERRUPTED) from None
+    out_stream = console()
+    out_stream.print(figures_table(result.card))
+    files = [file for file in _FILES if (target / file).exists()]
+    out_stream.print(f"[green]done[/] in {seconds(result.card.seconds)}. Written to {escape(str(target))}: "
+                     f"{', '.join(files)}")  # fmt: skip
+    out_stream.print(f"Next: {escape(command('predict', target, '--input', 'ROWS', '--output', 'scores.parquet'))}")
+
+
+def _directory(data: str, asked: Path | None, target: Path) -> Path | None:
+    """Where the log is converted to; None keeps it in memory."""
+    if asked is not None:
+        return asked
+    path = Path(data)
+    return target / "log" if path.is_file() and path.stat().st_size > IN_MEMORY_BYTES else None
+
+
+def _load(
+    data: str,
+    schema: FeatureSchema | None,
+    rule: ClickProtocol,
+    data_dir: Path | None,
+    directory: Path | None,
+    on_bad: str,
+    options: dict[str, Any],
+) -> ClickLog:
+    with Bar(console=console(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        return load_clicks(
+            data,
+            schema,
+            holdout=rule.holdout,
+            shares=(rule.validation_share, rule.test_share),
+            seed=rule.seed,
+            data_dir=data_dir,
+            directory=directory,
+            on_bad=on_bad,  # type: ignore[arg-type]
+            progress=show,
+            **options,
+        )
+
+
+def _announce(name: str, log: ClickLog, rule: ClickProtocol, seed: int, options: dict[str, Any], target: Path) -> None:
+    out = console()
+    chosen = " ".join(f"{key}={value}" for key, value in options.items())
+    out.print(f"[bold]{name}[/] {escape(chosen)} [dim]seed {seed}[/]")
+    inputs = log.inputs
+    kinds = f"{len(inputs.fields)} fields, {len(inputs.numerics)} numerics, {len(inputs.bags)} bags"
+    rows = ", ".join(f"{part} {len(some):,}" for part, some in log.parts.items())
+    out.print(f"data      {escape(log.name)}: {rows} rows; {kinds}")
+    if log.directory is not None:
+        out.print(f"          converted to {escape(str(log.directory))}, which --data takes next time")
+    if log.bad:
+        out.print(f"          [yellow]skipped[/] {log.bad:,} bad rows")
+    train = log.parts["train"]
+    out.print(f"          {train.positives / max(1, len(train)):.2%} clicks in the train part")
+    kept = "" if rule.negative_rate == 1 else f", {rule.negative_rate:.0%} of the negatives kept for training"
+    out.print(f"protocol  {rule.name}: {log.split['kind']}{kept}")
+    out.print(f"out       {escape(str(target))}")
+
+
+def schema(
+    source: Annotated[Path, typer.Argument(help="A file of rows: CSV, TSV, Parquet, ... (.gz).")],
+    label: Annotated[str, typer.Option("--label", help="The column that says click or not.")] = "label",
+    output: Annotated[Path | None, typer.Option("--output", help="Write it here instead of the screen.")] = None,
+    file_format: Annotated[str | None, typer.Option("--format", help="csv, tsv, criteo, parquet, ...")] = None,
+) -> None:
+    """Draft a feature schema from the first rows of a file, as YAML to be corrected."""
+    found = infer(open_source(source, format=file_format), label=label)
+    if output is None:
+        console().print(found.to_yaml(), markup=False)
+        return
+    output.write_text(found.to_yaml(), encoding="utf-8")
+    console().print(f"[green]written[/] {escape(str(output))}; correct it, then: "
+                    f"{escape(command('train', 'deepfm', '--data', source, '--schema', output))}")  # fmt: skip

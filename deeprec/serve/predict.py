@@ -1,0 +1,132 @@
+"""Click probabilities for rows of a file or frame, streamed: what a click model serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deeprec._suggest import did_you_mean
+from deeprec.data.chunks import open_source
+from deeprec.data.rows import take
+from deeprec.data.text import OnBad
+from deeprec.evaluate.click_metrics import probabilities
+from deeprec.models.click import ClickModel
+from deeprec.train.clicks import predict_rows
+
+COLUMN = "probability"
+_BATCH_ROWS = 1 << 14
+_WRITERS = (".parquet", ".csv", ".tsv")
+
+
+def predict(
+    model: ClickModel,
+    source: Any,
+    *,
+    on_bad: OnBad = "raise",
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> NDArray[np.float32]:
+    """Probabilities of a click, one a row.
+
+    The features are made as in training; unseen categories are unknown ones. Negative down-sampling of the training
+    has been corrected for.
+
+    Args:
+        model: fitted or loaded.
+        source: what `deeprec.data.chunks.open_source` takes: a file, a frame, a list of files; no label is needed, and
+            columns may stand in any order.
+        on_bad: "raise" at a malformed row, or "skip" it: then there are fewer probabilities than rows.
+        on_progress: called with (done, total), bytes of a file or rows of a frame.
+        **options: of `open_source`.
+    Returns:
+        [n], float32, in the order of the rows; 4 bytes a row and one chunk are held.
+    Raises:
+        ValueError: the model was not fitted, or a column is missing, of another type or infinite.
+    """
+    encoder = _encoder(model)
+    opened = open_source(source, on_bad=on_bad, **options)
+    found = []
+    for chunk in opened.chunks(encoder.schema.wanted(with_label=False), progress=on_progress):
+        rows = encoder.encode(chunk, with_labels=False)
+        for start in range(0, len(rows), _BATCH_ROWS):
+            some = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
+            found.append(probabilities(predict_rows(model, some)).astype(np.float32))
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
+
+
+def predict_file(
+    model: ClickModel,
+    source: str | Path,
+    output: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> int:
+    """Write the probabilities of a file's rows into a Parquet, CSV or TSV file, column "probability".
+
+    Args:
+        model, source: as in `predict`.
+        output: ends in .parquet, .csv or .tsv; there is either the whole file or what was there before.
+        keep: columns of the source, such as ids, that are written beside the probability.
+        on_progress, **options: as in `predict`. Malformed rows raise: the rows of the two files belong together.
+    Returns:
+        rows written.
+    Raises:
+        ValueError: as `predict`, an output of another kind, or an unknown column in `keep`.
+    """
+    path = Path(output)
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"predict: output must end in {', '.join(_WRITERS)}, got {path.name}")
+    if not path.parent.is_dir():
+        raise ValueError(f"predict: output must lie in a folder there is, got {path.parent}; make it first")
+    kept = _columns(source, keep, options)
+    scores = predict(model, source, on_progress=on_progress, **options)
+    frame = pl.DataFrame({COLUMN: scores})
+    if kept is not None:
+        frame = kept.hstack(frame)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".parquet":
+            frame.write_parquet(temporary)
+        else:
+            frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(scores)
+
+
+def _encoder(model: ClickModel) -> Any:
+    model.require_built()
+    if model.encoder is None:
+        raise ValueError(f"predict: {model.name} has no encoder; fit it, or load it with deeprec.load(dir)")
+    return model.encoder
+
+
+def _columns(source: str | Path, keep: Sequence[str], options: dict[str, Any]) -> pl.DataFrame | None:
+    """The columns to be written beside the probabilities."""
+    if not keep:
+        return None
+    path = Path(source)
+    if ".parquet" in path.suffixes:
+        table = pl.scan_parquet(path)
+    elif {".csv", ".tsv"} & set(path.suffixes):
+        separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
+        table = pl.scan_csv(path, separator=separator, infer_schema_length=0)
+    else:
+        raise ValueError(f"predict: keep goes with .parquet, .csv and .tsv input, got {path.name}; leave it out")
+    known = table.collect_schema().names()
+    for column in keep:
+        if column not in known:
+            raise ValueError(f"predict: keep must name columns of {path.name}, got {column!r}; "
+                             f"{did_you_mean(column, known)}")  # fmt: skip
+        if column == COLUMN:
+            raise ValueError(f"predict: keep must not name {COLUMN!r}, which is written; rename that column")
+    return table.select(keep).collect()
