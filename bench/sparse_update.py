@@ -20,7 +20,7 @@ from deeprec.kernels.sparse_update import reference
 from deeprec.train import optim
 
 T, R, D, B = 26, 100_000, 16, 4096
-LR, EPS = 0.05, 1e-8
+LR, EPS, L1 = 0.05, 1e-8, 0.1
 ADAM_EPS = 1e-12  # so small that torch's SparseAdam, which does not bias-correct it, computes the same
 PARITY_STEPS = 2
 DENSE_ADAM = "torch.optim.Adam(fused), dense"
@@ -107,6 +107,11 @@ def _adam(weight: Tensor, state: dict[str, Tensor], rows: Tensor, grad: Tensor, 
     reference.adam_update_reference(weight, *moments, rows, grad, number, LR, 0.9, 0.999, ADAM_EPS, 0.0)
 
 
+def _ftrl(weight: Tensor, state: dict[str, Tensor], rows: Tensor, grad: Tensor, number: int) -> None:
+    states = (state.setdefault(name, torch.zeros_like(weight)) for name in ("sum", "linear"))
+    reference.ftrl_update_reference(weight, *states, rows, grad, LR, L1, 0.0, 1.0)
+
+
 def _trial(
     step: Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, int], None],
     contenders: Sequence[tuple[str, Callable[[Sequence[Tensor]], Any], bool]],
@@ -142,6 +147,7 @@ def cases() -> list[Case]:
             ],
         ),
         ("row-wise adagrad", _rowwise_adagrad, 4, 5, [("deeprec", partial(optim.RowWiseAdagrad, **adagrad))]),
+        ("ftrl", _ftrl, 8 * D, 14, [("deeprec", partial(optim.FTRL, lr=LR, l1=L1))]),
         (
             "adam",
             _adam,

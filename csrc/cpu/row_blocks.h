@@ -103,7 +103,7 @@ inline int64_t chunks_for(const BagPlan& plan, int64_t dim) {
 }
 
 // One step of an optimizer for every table of a call.
-enum class Rule : int64_t { sgd = 0, adagrad = 1, rowwise_adagrad = 2, adam = 3 };
+enum class Rule : int64_t { sgd = 0, adagrad = 1, rowwise_adagrad = 2, adam = 3, ftrl = 4 };
 
 struct Optimizer {
   std::vector<RowUpdateArgs> tables;
@@ -123,18 +123,20 @@ inline int64_t rounding_seed(int64_t seed, int64_t step, int64_t table) {
   return static_cast<int64_t>(mixed & 0x7fffffffffffffffu);
 }
 
-// Checks everything and changes nothing. options: eps, weight_decay, beta1 (momentum), beta2.
+// Checks everything and changes nothing. options: eps, weight_decay, beta1 (momentum), beta2; of FTRL beta, 0, l1, l2.
 inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights, const std::vector<Tensor>& first,
                               const std::vector<Tensor>& second, int64_t rule, const Tensor& lr, const Tensor& step,
                               const std::vector<double>& options, double max_norm, int64_t seed) {
-  STD_TORCH_CHECK(rule >= 0 && rule <= 3, op, ": rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
+  STD_TORCH_CHECK(rule >= 0 && rule <= 4, op,
+                  ": rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got ", rule);
   STD_TORCH_CHECK(lr.numel() == 1 && lr.scalar_type() == ScalarType::Double && lr.is_cpu(), op,
                   ": lr must be one float64 on the CPU");
   STD_TORCH_CHECK(step.numel() == 1 && step.scalar_type() == ScalarType::Long && step.is_cpu(), op,
                   ": step must be one int64 on the CPU");
   STD_TORCH_CHECK(options.size() == 4, op, ": options must be eps, weight_decay, beta1, beta2");
   const auto kind = static_cast<Rule>(rule);
-  const bool has_first = kind != Rule::sgd || !first.empty(), has_second = kind == Rule::adam;
+  const bool has_first = kind != Rule::sgd || !first.empty();
+  const bool has_second = kind == Rule::adam || kind == Rule::ftrl;
   STD_TORCH_CHECK(
       first.size() == (has_first ? weights.size() : 0) && second.size() == (has_second ? weights.size() : 0), op,
       ": this rule needs other states for ", weights.size(), " tables, got ", first.size(), " and ", second.size());
@@ -142,8 +144,13 @@ inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights
   out.kernel = kind == Rule::sgd       ? DEEPREC_DISPATCH(sgd_rows)
                : kind == Rule::adagrad ? DEEPREC_DISPATCH(adagrad_rows)
                : kind == Rule::adam    ? DEEPREC_DISPATCH(adam_rows)
+               : kind == Rule::ftrl    ? DEEPREC_DISPATCH(ftrl_rows)
                                        : DEEPREC_DISPATCH(rowwise_adagrad_rows);
   const double rate = *static_cast<const double*>(lr.data_ptr()), count = static_cast<double>(*out.step + 1);
+  if (kind == Rule::ftrl) {
+    check_ftrl(op, rate, options[2], options[3], options[0]);
+    STD_TORCH_CHECK(options[1] == 0, op, ": FTRL takes no weight_decay but l2, got ", options[1]);
+  }
   for (size_t t = 0; t < weights.size(); ++t) {
     check_weight(op, weights[t]);
     RowUpdateArgs args{};
@@ -156,8 +163,10 @@ inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights
     args.weight_decay = options[1];
     args.beta1 = options[2];
     args.beta2 = options[3];
-    args.step_size = rate / (1.0 - std::pow(args.beta1, count));
-    args.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(args.beta2, count));
+    if (kind == Rule::adam) {
+      args.step_size = rate / (1.0 - std::pow(args.beta1, count));
+      args.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(args.beta2, count));
+    }
     args.rounding_seed = rounding_seed(seed, *out.step + 1, static_cast<int64_t>(t));
     if (has_first) {
       const int64_t numel = out.state_per_row ? weights[t].size(0) : weights[t].numel();

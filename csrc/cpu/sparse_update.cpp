@@ -1,5 +1,6 @@
 // Fused in-place updates of the rows that a coalesced gradient touches: sgd_update_, adagrad_update_,
-// rowwise_adagrad_update_, adam_update_ (lazy). One read and one write of each touched row and of its state.
+// rowwise_adagrad_update_, adam_update_ (lazy), ftrl_update_. One read and one write of each touched row and of its
+// state.
 #include "sparse_update.h"
 
 namespace deeprec::DEEPREC_ISA {
@@ -224,12 +225,42 @@ struct Adam : UpdateBase<T, kStochastic> {
   }
 };
 
+// FTRL-proximal. The roots are those of the sums as they are stored, so that over the steps their differences add up to
+// the root that divides. Before the first gradient of a weight its linear term follows from the weight.
+template <class T, bool kStochastic>
+struct Ftrl : UpdateBase<T, kStochastic> {
+  using typename UpdateBase<T, kStochastic>::A;
+  using UpdateBase<T, kStochastic>::UpdateBase;
+  template <class G>
+  void operator()(T* w, const G* grad, int64_t row, int64_t dim) const {
+    const int64_t start = row * dim;
+    const A inv_lr = A(1) / this->lr, beta = this->eps, l1 = this->beta1, l2 = this->beta2;
+    const A at_start = beta * inv_lr + l2;
+    A* sum = this->first + start;
+    A* linear = this->second + start;
+#pragma omp simd
+    for (int64_t k = 0; k < dim; ++k) {
+      const A x = widen(w[k]), g = widen(grad[k]), before = sum[k];
+      const A n = before + g * g;
+      const A root_n = root(n);
+      const A first_z = -(x * at_start + (x > 0 ? l1 : x < 0 ? -l1 : A(0)));
+      const A z = (before == 0 ? first_z : linear[k]) + (g - (root_n - root(before)) * inv_lr * x);
+      const A size = z < 0 ? -z : z, excess = z < 0 ? z + l1 : z - l1;
+      sum[k] = n;
+      linear[k] = z;
+      const A moved = size <= l1 ? A(0) : -excess / ((beta + root_n) * inv_lr + l2);
+      this->store(n == 0 ? x : moved, w + k, start + k);
+    }
+  }
+};
+
 }  // namespace
 
 void sgd_rows(const RowUpdateArgs& a) { dispatch<Sgd>(a); }
 void adagrad_rows(const RowUpdateArgs& a) { dispatch<Adagrad>(a); }
 void rowwise_adagrad_rows(const RowUpdateArgs& a) { dispatch<RowwiseAdagrad>(a); }
 void adam_rows(const RowUpdateArgs& a) { dispatch<Adam>(a); }
+void ftrl_rows(const RowUpdateArgs& a) { dispatch<Ftrl>(a); }
 
 }  // namespace deeprec::DEEPREC_ISA
 
@@ -291,6 +322,20 @@ void adam_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp
   run_rows(args, DEEPREC_DISPATCH(adam_rows));
 }
 
+void ftrl_update_(const Tensor& weight, const Tensor& sum, const Tensor& linear, const Tensor& rows,
+                  const Tensor& grads, double lr, double l1, double l2, double beta, int64_t rounding_seed) {
+  RowUpdateArgs args = row_update_args("ftrl_update_", weight, rows, &grads);
+  args.first_state = state_data("ftrl_update_", "sum", sum, weight, weight.numel());
+  args.second_state = state_data("ftrl_update_", "linear", linear, weight, weight.numel());
+  check_ftrl("ftrl_update_", lr, l1, l2, beta);
+  args.lr = lr;
+  args.eps = beta;
+  args.beta1 = l1;
+  args.beta2 = l2;
+  args.rounding_seed = rounding_seed;
+  run_rows(args, DEEPREC_DISPATCH(ftrl_rows));
+}
+
 }  // namespace
 }  // namespace deeprec
 
@@ -299,5 +344,6 @@ STABLE_TORCH_LIBRARY_IMPL(deeprec, CPU, m) {
   m.impl("adagrad_update_", TORCH_BOX(&deeprec::adagrad_update_));
   m.impl("rowwise_adagrad_update_", TORCH_BOX(&deeprec::rowwise_adagrad_update_));
   m.impl("adam_update_", TORCH_BOX(&deeprec::adam_update_));
+  m.impl("ftrl_update_", TORCH_BOX(&deeprec::ftrl_update_));
 }
 #endif

@@ -11,7 +11,7 @@ struct RowUpdateArgs {
   Element element;
   void* weight;        // [R, D] contiguous
   void* first_state;   // momentum, squared-gradient sum, or first moment; may be null
-  void* second_state;  // second moment; may be null
+  void* second_state;  // second moment, or FTRL's linear term; may be null
   const void* rows;    // [U] strictly ascending
   bool wide_rows;
   const void* grads;  // [U, D], rows grad_stride elements apart
@@ -19,8 +19,8 @@ struct RowUpdateArgs {
   int64_t grad_stride;
   int64_t dim;
   int64_t begin, end;
-  double lr, weight_decay, eps;
-  double beta1, beta2;                     // SGD: beta1 is the momentum
+  double lr, weight_decay, eps;            // FTRL: eps is its beta
+  double beta1, beta2;                     // SGD: beta1 is the momentum; FTRL: l1 and l2
   double step_size, inv_sqrt_correction2;  // Adam: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)
   int64_t rounding_seed;                   // >= 0: bfloat16 weights are rounded stochastically
 };
@@ -31,6 +31,7 @@ DEEPREC_DECLARE(void, sgd_rows, (const RowUpdateArgs& a))
 DEEPREC_DECLARE(void, adagrad_rows, (const RowUpdateArgs& a))
 DEEPREC_DECLARE(void, rowwise_adagrad_rows, (const RowUpdateArgs& a))
 DEEPREC_DECLARE(void, adam_rows, (const RowUpdateArgs& a))
+DEEPREC_DECLARE(void, ftrl_rows, (const RowUpdateArgs& a))
 
 namespace deeprec {
 
@@ -70,6 +71,13 @@ inline void* state_data(const char* op, const char* name, const Tensor& state, c
       ": ", name, " must be contiguous with ", numel, " values in float32 (float64 for a float64 weight), got ",
       state.numel());
   return state.data_ptr();
+}
+
+// The rule divides by lr.
+inline void check_ftrl(const char* op, double lr, double l1, double l2, double beta) {
+  STD_TORCH_CHECK(lr > 0 && l1 >= 0 && l2 >= 0 && beta >= 0, op,
+                  ": FTRL needs lr > 0 and l1, l2, beta >= 0; a schedule of lr must not reach 0, got lr ", lr, ", l1 ",
+                  l1, ", l2 ", l2, ", beta ", beta);
 }
 
 template <class Id>

@@ -3,12 +3,12 @@
 A parameter whose gradient is `torch.sparse_coo` (deeprec.nn.Embedding, torch.nn.Embedding(sparse=True), the fused
 losses) goes through one fused kernel per step (deeprec.kernels.sparse_update); all others go through torch's own
 fused updates. Row updates work on [R, D] parameters; their states are float32 (float64 for float64 weights).
-`weight_decay` is L2; in all but Adam's dense mode it reaches a row when the row is touched.
+`weight_decay` is L2; in all but Adam's dense mode it reaches a row when the row is touched. FTRL has l1 and l2.
 
 Gradients accumulated over several backward passes, repeated rows, parameter groups, learning rate schedulers,
 closures and state_dict / load_state_dict work as in torch.optim; resuming from a state dict is bit for bit.
 
-All four take, for parameters with sparse gradients:
+All five take, for parameters with sparse gradients:
     max_grad_norm: the gradients of a group's tables together are scaled down to this norm (over their touched rows);
         None: as they are. `clip_grad_norm_` clips sparse and dense gradients together.
     stochastic_rounding: round bfloat16 weights up or down with the probability that makes it right on average, so that
@@ -18,6 +18,7 @@ All four take, for parameters with sparse gradients:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,7 @@ from deeprec.train._row_optimizer import (
     step_tensors,
 )
 
-__all__ = ["SGD", "Adagrad", "Adam", "RowWiseAdagrad", "clip_grad_norm_"]
+__all__ = ["FTRL", "SGD", "Adagrad", "Adam", "RowWiseAdagrad", "clip_grad_norm_"]
 
 _ops = torch.ops.deeprec
 
@@ -270,6 +271,97 @@ class RowWiseAdagrad(Adagrad):
 
     def _rule(self, *args: Any) -> None:
         _ops.rowwise_adagrad_update_(*args)
+
+
+class FTRL(RowOptimizer):
+    """FTRL-proximal: Adagrad's learning rates with an L1 that makes weights exactly zero.
+
+        sigma = (sqrt(n + g^2) - sqrt(n)) / lr;  z <- z + g - sigma w;  n <- n + g^2
+        w <- 0 where |z| <= l1, else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
+
+    n stands in the state as `sum`, z as `linear`; sparse and dense parameters, 16-bit ones too, have both in float32
+    (float64 for float64 parameters). A zero gradient changes nothing, so rows that a batch leaves out need no work.
+
+    The paper starts at w = 0, z = 0. A weight that is not zero at its first gradient gets the z that gives this weight,
+    -w (beta / lr + l2) - sign(w) l1: it goes on from where it is, and l1 counts from there. Weights that are to end at
+    zero should start at zero. A learning rate that changes rescales what has been learnt, for w is computed anew from
+    z: keep lr constant (n makes the steps smaller by itself).
+
+    Args:
+        params: parameters or groups, as in torch.optim.
+        lr: alpha of the paper, > 0.
+        l1: >= 0; the larger, the more weights are zero.
+        l2: >= 0.
+        beta: >= 0; the first steps are smaller the larger it is.
+    Raises:
+        ValueError: an option is out of range.
+        RuntimeError: at a step, where a schedule has taken lr to 0.
+    Reference: McMahan et al. 2013, Ad Click Prediction: a View from the Trenches (KDD), algorithm 1.
+    """
+
+    RULE = 4
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 0.1,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        beta: float = 1.0,
+        *,
+        max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "l1": l1, "l2": l2, "beta": beta}
+        super().__init__(params, defaults, max_grad_norm, stochastic_rounding, seed)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        super()._check(options)
+        require(options["lr"] > 0, "FTRL", "lr must be a finite number > 0", options["lr"])
+        for key in ("l1", "l2", "beta"):
+            require(is_at_least(options[key], 0), "FTRL", f"{key} must be a finite number >= 0", options[key])
+        decay = options.get("weight_decay", 0)
+        require(not decay, "FTRL", "weight_decay must be 0, l2 is what it has", decay)
+
+    def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        state.setdefault("step", 0)
+        for name in ("sum", "linear"):
+            if name not in state:
+                state[name] = torch.zeros(param.shape, dtype=state_dtype(param), device=param.device)
+
+    def _update_rows(
+        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any], seed: int
+    ) -> None:
+        rule = (float(group["lr"]), group["l1"], group["l2"], group["beta"], seed)
+        _ops.ftrl_update_(param.data, state["sum"], state["linear"], rows, grads, *rule)
+        state["step"] += 1
+
+    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+        """`RowUpdate.options` of a group."""
+        return [group["beta"], 0.0, group["l1"], group["l2"]]
+
+    def row_states(self, states: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+        """The sums of squares and the linear terms."""
+        return [state["sum"] for state in states], [state["linear"] for state in states]
+
+    def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """The kernel of the rows on all elements, whatever the shape."""
+        for param, grad in zip(params, grads_of(params), strict=True):
+            state = self.state[param]
+            if not state:
+                self._start_rows(param, state, group)
+            count = param.numel()
+            width = math.gcd(count, 1024)
+            shape = (count // width, width) if width >= 16 else (1, count)  # rows go to threads
+            flat = (tensor.contiguous().view(shape) for tensor in (param.data, state["sum"], state["linear"], grad))
+            weight, total, linear, grads = flat
+            every = torch.arange(shape[0], device=param.device)
+            rule = (float(group["lr"]), group["l1"], group["l2"], group["beta"])
+            _ops.ftrl_update_(weight, total, linear, every, grads, *rule)
+            if not param.is_contiguous():
+                param.data.copy_(weight.view(param.shape))
+            state["step"] += 1
 
 
 def _adam_rule(group: dict[str, Any]) -> Rule:

@@ -59,13 +59,13 @@ class RowUpdate(NamedTuple):
     """An optimizer's step to be taken in the backward pass; the states are changed in place.
 
     Attributes:
-        rule: 0 SGD, 1 Adagrad, 2 row-wise Adagrad, 3 Adam on the touched rows ("lazy").
-        first: one state a table: momentum (rule 0; may be empty), sum of squares [R, D] or [R] (rules 1, 2), first
-            moment (rule 3); float32 (float64 for float64 tables).
-        second: second moments (rule 3), else empty.
+        rule: 0 SGD, 1 Adagrad, 2 row-wise Adagrad, 3 Adam on the touched rows ("lazy"), 4 FTRL-proximal.
+        first: one state a table: momentum (rule 0; may be empty), sum of squares [R, D] or [R] (rules 1, 4; 2),
+            first moment (rule 3); float32 (float64 for float64 tables).
+        second: second moments (rule 3), FTRL's linear terms (rule 4), else empty.
         lr: learning rate, one float64 on the CPU; a tensor, so that a schedule does not recompile the graph.
         step: steps taken so far, one int64 on the CPU; counted up by the update.
-        options: eps, weight_decay, beta1 (rule 0: momentum), beta2.
+        options: eps, weight_decay, beta1 (rule 0: momentum), beta2; rule 4: beta, 0, l1, l2.
         max_norm: the gradient of all tables together is scaled down to this norm; 0: as it is.
         seed: of the stochastic rounding of bfloat16 tables; -1: round to nearest.
     """

@@ -333,7 +333,15 @@ def embedding_bags_dense_grad_reference(
     return [*out, weights_grad]
 
 
-SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = range(5)
+
+
+def check_ftrl_options(op: str, lr: float, options: Sequence[float]) -> None:
+    """What the rule asks of its options (beta, 0, l1, l2)."""
+    beta, decay, l1, l2 = options
+    sparse_update.check_ftrl(op, lr, l1, l2, beta)
+    if decay:
+        raise RuntimeError(f"{op}: FTRL takes no weight_decay but l2, got {decay}")
 
 
 def update_rows(
@@ -351,9 +359,11 @@ def update_rows(
 ) -> None:
     """One step of `rule` on rows [U_t] of each table with gradients values [U_t, D_t]; counts the step.
 
-    options are (eps, weight_decay, beta1 or momentum, beta2). A positive max_norm scales the gradient of all tables
-    together to at most that norm; seed >= 0 rounds bfloat16 weights stochastically.
+    options are (eps, weight_decay, beta1 or momentum, beta2); of FTRL (beta, 0, l1, l2). A positive max_norm scales the
+    gradient of all tables together to at most that norm; seed >= 0 rounds bfloat16 weights stochastically.
     """
+    if rule == FTRL:
+        check_ftrl_options("update", float(lr), options)
     step.add_(1)
     count, rate = int(step), float(lr)
     eps, decay, beta1, beta2 = options
@@ -371,6 +381,9 @@ def update_rows(
             sparse_update.adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
         elif rule == ROWWISE_ADAGRAD:
             sparse_update.rowwise_adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
+        elif rule == FTRL:
+            states = (first[t], second[t])
+            sparse_update.ftrl_update_reference(weight, *states, some, grads, rate, beta1, beta2, eps, salt)
         else:
             moments = (first[t], second[t])
             sparse_update.adam_update_reference(

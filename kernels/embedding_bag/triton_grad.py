@@ -17,6 +17,7 @@ from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.reference import (
     ADAGRAD,
     ADAM,
+    FTRL,
     MAX,
     MEAN,
     ROWWISE_ADAGRAD,
@@ -432,7 +433,7 @@ def compile_cases() -> list[CompileCase]:
         kinds.append(("grad", element, 16, store, plain, -1))
         kinds.append(("update_adam", element, 16, update, plain, ADAM))
     kinds.append(("update_rowwise_adagrad", "bf16", 16, update, plain, ROWWISE_ADAGRAD))
-    for name, rule in (("sgd", SGD), ("momentum", MOMENTUM.value), ("adagrad", ADAGRAD)):
+    for name, rule in (("sgd", SGD), ("momentum", MOMENTUM.value), ("adagrad", ADAGRAD), ("ftrl", FTRL)):
         kinds.append((f"update_{name}", "fp32", 16, update, plain | bags, rule))
     for dim in (16, 128, 300):
         kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, check_ftrl_options
 from deeprec.kernels.embedding_bag.triton_tables import (
     COLUMN,
     DIM,
@@ -29,7 +29,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     new_flag,
     sent,
 )
-from deeprec.kernels.sparse_update.triton_kernels import SEEDS, store_weight
+from deeprec.kernels.sparse_update.triton_kernels import SEEDS, ftrl_step, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
 FIRST, SECOND = tl.constexpr(5), tl.constexpr(6)  # addresses of the states
@@ -37,7 +37,7 @@ FIRST, SECOND = tl.constexpr(5), tl.constexpr(6)  # addresses of the states
 PIECES, STORE, NORM, UPDATE = (tl.constexpr(i) for i in range(4))
 # The rules; momentum is SGD with a state.
 _ADAGRAD, ROWWISE, _ADAM = tl.constexpr(ADAGRAD), tl.constexpr(ROWWISE_ADAGRAD), tl.constexpr(ADAM)
-MOMENTUM = tl.constexpr(4)
+_FTRL, MOMENTUM = tl.constexpr(FTRL), tl.constexpr(5)
 
 _SGD = tl.constexpr(SGD)
 # Places of the hyperparameters.
@@ -205,6 +205,10 @@ def apply_rule(
         tl.store(second, v, mask=mask)
         scale = tl.load(scalars + _SCALE)
         step = tl.load(scalars + _STEP_SIZE) * m / (tl.sqrt(v) * scale + tl.load(scalars + _EPS))
+    elif RULE == _FTRL:
+        second = _state_rows(line + SECOND, row, dim, scalars, ALIGNED) + column[None, :]
+        l1, l2, beta = tl.load(scalars + _BETA1), tl.load(scalars + _BETA2), tl.load(scalars + _EPS)
+        new = ftrl_step(g, w, first, second, mask, lr, l1, l2, beta)
     else:
         step = lr * g
     low, high = seed_low, seed_high
@@ -214,7 +218,9 @@ def apply_rule(
         salt = (base + table.to(tl.int64) * -4658895280553007687) & 0x7FFFFFFFFFFFFFFF
         low = (salt & 0xFFFFFFFF).to(tl.int32)[:, None]
         high = (salt >> 32).to(tl.int32)[:, None]
-    store_weight(weight, w - step, place, mask, low, high, IS_STOCHASTIC)
+    if RULE != _FTRL:
+        new = w - step
+    store_weight(weight, new.to(ACC), place, mask, low, high, IS_STOCHASTIC)
 
 
 @triton.jit
@@ -321,9 +327,11 @@ def check_update(
 ) -> None:
     """What the CPU's update asks of tables and states."""
     wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    if rule not in (SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM):
-        raise RuntimeError(f"{op}: rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam), got {rule}")
-    wanted = (len(weights) if rule != SGD or first else 0, len(weights) if rule == ADAM else 0)
+    if rule not in (SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL):
+        raise RuntimeError(
+            f"{op}: rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got {rule}"
+        )
+    wanted = (len(weights) if rule != SGD or first else 0, len(weights) if rule in (ADAM, FTRL) else 0)
     if (len(first), len(second)) != wanted:
         raise RuntimeError(
             f"{op}: this rule needs other states for {len(weights)} tables, got {len(first)} and {len(second)}"
@@ -346,6 +354,8 @@ def rule_of(
 ) -> Rule:
     """The step after `step`; nothing is counted yet."""
     count, rate = int(step) + 1, float(lr)
+    if rule == FTRL:
+        check_ftrl_options("update", rate, options)
     eps, decay, beta1, beta2 = options
     size, scale = rate, 1.0
     if rule == ADAM:

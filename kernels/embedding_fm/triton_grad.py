@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import ADAM, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.reference import ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
     MAX_REGISTERS,
@@ -417,6 +417,7 @@ def compile_cases() -> list[CompileCase]:
         kinds.append(("grad", element, 16, STORE.value, plain, -1))
         kinds.append(("update_adam", element, 16, UPDATE.value, plain, ADAM))
     kinds.append(("update_sgd", "fp32", 16, UPDATE.value, plain, SGD))
+    kinds.append(("update_ftrl", "fp32", 16, UPDATE.value, plain, FTRL))
     for dim in (7, 16, 300):
         kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))
         kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))

@@ -1,4 +1,5 @@
-"""Fused in-place updates of the rows that a coalesced gradient touches: SGD, Adagrad, row-wise Adagrad, Adam.
+"""Fused in-place updates of the rows that a coalesced gradient touches: SGD, Adagrad, row-wise Adagrad,
+Adam, FTRL-proximal.
 
 In every function `weight` is [R, D], contiguous, float32, float64, bfloat16 or float16; `rows` [U] are strictly
 ascending, int32 or int64; `grads` [U, D] have the dtype of weight; states are float32 (float64 for a float64 weight).
@@ -26,6 +27,7 @@ __all__ = [
     "adam_dense_update_",
     "adam_dense_update_tables_",
     "adam_update_",
+    "ftrl_update_",
     "rowwise_adagrad_update_",
     "sgd_update_",
 ]
@@ -82,6 +84,12 @@ _library.define(
 _library.define(
     f"adam_dense_update_tables_({_TABLES}, Tensor[] grads, {_HISTORY}) -> ()",
     reference.adam_dense_update_tables_reference,
+    _nothing,
+)
+_library.define(
+    "ftrl_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor(c!) linear, Tensor rows, Tensor grads, float lr, float l1, "
+    "float l2, float beta, int rounding_seed=-1) -> ()",
+    reference.ftrl_update_reference,
     _nothing,
 )
 _library.implement_triton("sparse_update", tuple(name for name in __all__ if name != "adam_catch_up_tables_"))
@@ -166,6 +174,34 @@ def adam_update_(
     """
     rule = (step, lr, beta1, beta2, eps, weight_decay, rounding_seed)
     torch.ops.deeprec.adam_update_(weight, exp_avg, exp_avg_sq, rows, grads, *rule)
+
+
+def ftrl_update_(
+    weight: Tensor,
+    sum: Tensor,
+    linear: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    beta: float = 1.0,
+    rounding_seed: int = -1,
+) -> None:
+    """FTRL-proximal with a learning rate of each weight's own; the old weight is used, the new one written anew.
+
+        sigma = (sqrt(sum + g^2) - sqrt(sum)) / lr;  linear <- linear + g - sigma w;  sum <- sum + g^2
+        w <- 0 where |linear| <= l1, else -(linear - sign(linear) l1) / ((beta + sqrt(sum)) / lr + l2)
+
+    Args:
+        sum: sums of squared gradients (the paper's n), [R, D], >= 0; zeros at the start.
+        linear: the paper's z, [R, D]; not read where sum is 0: such a weight had no gradient so far, and its z is the
+            one that gives this weight, 0 for w = 0 (where the paper starts). Zero gradients leave it as it is.
+        lr: alpha of the paper, > 0; the rule expects the same one at every step.
+        l1, l2, beta: >= 0.
+    Reference: McMahan et al. 2013, Ad Click Prediction: a View from the Trenches, algorithm 1.
+    """
+    torch.ops.deeprec.ftrl_update_(weight, sum, linear, rows, grads, lr, l1, l2, beta, rounding_seed)
 
 
 def adam_catch_up_(

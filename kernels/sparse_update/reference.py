@@ -140,6 +140,43 @@ def adam_update_reference(
     _store(weight, rows, w, rounding_seed)
 
 
+def check_ftrl(owner: str, lr: float, l1: float, l2: float, beta: float) -> None:
+    """What the rule needs of its numbers; it divides by lr."""
+    if not (lr > 0 and l1 >= 0 and l2 >= 0 and beta >= 0):
+        raise RuntimeError(
+            f"{owner}: FTRL needs lr > 0 and l1, l2, beta >= 0; a schedule of lr must not reach 0, got lr {lr}, l1 "
+            f"{l1}, l2 {l2}, beta {beta}"
+        )
+
+
+def ftrl_update_reference(
+    weight: Tensor,
+    sum: Tensor,
+    linear: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    l1: float,
+    l2: float,
+    beta: float,
+    rounding_seed: int = -1,
+) -> None:
+    """McMahan et al. 2013, algorithm 1, on the touched rows; their alpha is lr, n is sum, z is linear.
+
+    A weight without a gradient so far (n = 0) stands, and its z is the one that gives this weight: 0 for w = 0.
+    """
+    check_ftrl("ftrl_update_", lr, l1, l2, beta)
+    w, g = _wide(weight, rows, grads, 0.0)
+    index = rows.to(torch.int64)
+    before = sum[index]
+    n = before + g * g
+    z = torch.where(before == 0, -w * (beta / lr + l2) - w.sign() * l1, linear[index])
+    z = z + (g - (n.sqrt() - before.sqrt()) / lr * w)
+    sum[index], linear[index] = n, z
+    moved = torch.where(z.abs() <= l1, 0.0, -(z - z.sign() * l1) / ((beta + n.sqrt()) / lr + l2))
+    _store(weight, rows, torch.where(n == 0, w, moved), rounding_seed)
+
+
 def adam_catch_up_reference(
     weight: Tensor,
     exp_avg: Tensor,

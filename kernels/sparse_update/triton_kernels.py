@@ -1,4 +1,4 @@
-"""Triton kernels of the fused row updates, SGD and Adagrad: one program updates one row, so rows never race.
+"""Triton kernels of the fused row updates, SGD, Adagrad and FTRL: one program updates one row, so rows never race.
 
 Adam: triton_adam.py. Hyperparameters reach the kernels as float32.
 """
@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels.sparse_update.reference import check_ftrl
 from deeprec.kernels.sparse_update.triton_adam import (
     adam_catch_up_,
     adam_dense_update_,
@@ -33,6 +34,8 @@ __all__ = [
     "adam_dense_update_tables_",
     "adam_update_",
     "compile_cases",
+    "ftrl_step",
+    "ftrl_update_",
     "rowwise_adagrad_update_",
     "sgd_update_",
     "store_weight",
@@ -143,6 +146,54 @@ def _rowwise_adagrad_update_kernel(
         store_weight(weight + place, w - scale * g, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
+@triton.jit
+def ftrl_step(g, w, sums, linear, mask, lr, l1, l2, beta):
+    """The new weights of FTRL-proximal; its states, pointers of the shape of g, are changed."""
+    before = tl.load(sums, mask=mask, other=1.0)
+    n = before + g * g
+    root = tl.sqrt(n)
+    first_z = -w * (beta / lr + l2) - tl.where(w > 0, l1, tl.where(w < 0, -l1, 0.0))
+    z = tl.where(before == 0, first_z, tl.load(linear, mask=mask, other=0.0))
+    z += g - (root - tl.sqrt(before)) / lr * w
+    tl.store(sums, n, mask=mask)
+    tl.store(linear, z, mask=mask)
+    excess = tl.where(z < 0, z + l1, z - l1)
+    moved = tl.where(tl.abs(z) <= l1, 0.0, -excess / ((beta + root) / lr + l2))
+    return tl.where(n == 0, w, moved)
+
+
+@triton.jit(do_not_specialize=SEEDS)
+def _ftrl_update_kernel(
+    weight,  # [R, D]
+    sums,  # [R, D]
+    linear,  # [R, D]
+    rows,  # [U]
+    grads,  # [U, D], rows grad_stride elements apart
+    grad_stride,
+    dim,
+    lr,
+    l1,
+    l2,
+    beta,
+    seed_low,
+    seed_high,
+    IS_STOCHASTIC: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """McMahan et al. 2013, algorithm 1; see `ftrl_step`."""
+    i = tl.program_id(0).to(tl.int64)
+    start = tl.load(rows + i).to(tl.int64) * dim
+    for begin in range(0, dim, BLOCK_D):
+        column = begin + tl.arange(0, BLOCK_D)
+        in_row = column < dim
+        w = tl.load(weight + start + column, mask=in_row, other=0.0).to(ACC)
+        g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC)
+        place = start + column
+        new = ftrl_step(g, w, sums + place, linear + place, in_row, lr, l1, l2, beta)
+        store_weight(weight + place, new.to(ACC), place, in_row, seed_low, seed_high, IS_STOCHASTIC)
+
+
 def sgd_update_(
     weight: Tensor,
     momentum_buffer: Tensor | None,
@@ -209,13 +260,38 @@ def rowwise_adagrad_update_(
         )
 
 
+def ftrl_update_(
+    weight: Tensor,
+    sum: Tensor,
+    linear: Tensor,
+    rows: Tensor,
+    grads: Tensor,
+    lr: float,
+    l1: float,
+    l2: float,
+    beta: float,
+    rounding_seed: int = -1,
+) -> None:
+    """Launch `_ftrl_update_kernel`."""
+    check_ftrl("ftrl_update_", lr, l1, l2, beta)
+    grads = check("ftrl_update_", weight, rows, grads)
+    if rows.numel():
+        types = types_of(weight, rounding_seed)
+        _ftrl_update_kernel[(rows.numel(),)](
+            weight, sum, linear, rows, grads, grads.stride(0), weight.shape[1], lr, l1, l2, beta, **types
+        )
+
+
 def compile_cases() -> list[CompileCase]:
     """Each kernel for the element types at D = 64."""
     cases = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
         state = "fp64" if element == "fp64" else "fp32"
         common, constants = update_types(element)
-        common |= {"lr": "fp32", "weight_decay": "fp32"}
+        common |= {"lr": "fp32"}
+        ftrl = common | {"sums": f"*{state}", "linear": f"*{state}", **dict.fromkeys(("l1", "l2", "beta"), "fp32")}
+        cases.append(CompileCase(f"ftrl_update_{element}", _ftrl_update_kernel, ftrl, constants))
+        common |= {"weight_decay": "fp32"}
         sgd = common | {"buffer": f"*{state}", "momentum": "fp32", "HAS_MOMENTUM": "constexpr"}
         cases.append(CompileCase(f"sgd_update_{element}", _sgd_update_kernel, sgd, constants | {"HAS_MOMENTUM": True}))
         adagrad = common | {"sums": f"*{state}", "eps": "fp32"}

@@ -119,11 +119,16 @@ def states_of(weights: list[Tensor], rule: int) -> tuple[list[Tensor], list[Tens
     torch.manual_seed(5)
     dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
     first = [torch.rand(w.shape[:1] if rule == ref.ROWWISE_ADAGRAD else w.shape, dtype=dtype) for w in weights]
-    return first, [torch.rand(w.shape, dtype=dtype) for w in weights] if rule == ref.ADAM else []
+    return first, [torch.rand(w.shape, dtype=dtype) for w in weights] if rule in (ref.ADAM, ref.FTRL) else []
+
+
+def options_of(rule: int, decay: float = 0.01) -> list[float]:
+    """eps, weight_decay, beta1 and beta2; of FTRL beta, 0, l1 and l2."""
+    return [1.0, 0.0, 0.05, 0.3] if rule == ref.FTRL else [1e-8, decay, 0.9, 0.999]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM])
+@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
 @pytest.mark.parametrize("shape", [(9, 5), (13, None)])
 @pytest.mark.parametrize("collection", COLLECTIONS)
 @pytest.mark.parametrize(("max_norm", "seed"), [(0.0, -1), (0.5, -1), (0.0, 7)])
@@ -141,7 +146,7 @@ def test_update_matches_reference(
         weights = [w.clone() for w in b.weights]
         first, second = states_of(weights, rule)
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        options = [1e-8, 0.01, 0.9, 0.999]
+        options = options_of(rule)
         update(weights, first, second, *given, *plan, *call, False, rule, lr, step, options, max_norm, seed)
         assert int(step) == 4
         results.append([*weights, *first, *second])
@@ -235,7 +240,7 @@ def test_gradcheck(sparse_grad: bool) -> None:
     torch.autograd.gradcheck(dense, [w.requires_grad_() for w in b.weights])
 
 
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM])
+@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_update_in_backward_is_the_same_for_any_threads(rule: int, threads: int) -> None:
     results = []
@@ -250,7 +255,7 @@ def test_update_in_backward_is_the_same_for_any_threads(rule: int, threads: int)
             second,
             torch.tensor(0.1, dtype=torch.float64),
             torch.tensor(0),
-            [1e-8, 0.0, 0.9, 0.999],
+            options_of(rule, 0.0),
             max_norm=0.3,
         )
         modes = ["sum", "mean", "max", "sum"]
@@ -440,7 +445,7 @@ def test_gpu_matches_float64_reference(collection: Any, shape: Any, dtype: torch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM])
+@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
 @pytest.mark.parametrize("shape", [(500, 5), (4096, None)])
 @pytest.mark.parametrize(("max_norm", "seed"), [(0.0, -1), (0.5, -1), (0.0, 7)])
 def test_gpu_update_matches_reference_twice(
@@ -458,7 +463,7 @@ def test_gpu_update_matches_reference_twice(
         weights = [w.clone().to(device) for w in b.weights]
         first, second = (move(states) for states in states_of(b.weights, rule))
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        rest = (False, rule, lr, step, [1e-8, 0.01, 0.9, 0.999], max_norm, seed)
+        rest = (False, rule, lr, step, options_of(rule), max_norm, seed)
         update = torch.ops.deeprec.embedding_bags_update_
         update = update if device == "cuda" else ref.embedding_bags_update_reference
         update(weights, first, second, *move(given), *move(plan), *call, *rest)

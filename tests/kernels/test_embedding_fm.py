@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deeprec.kernels.embedding_bag import RowUpdate
-from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, ROWWISE_ADAGRAD, SGD, wide_dtype
+from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, wide_dtype
 from deeprec.kernels.embedding_fm import embedding_fm
 from deeprec.kernels.embedding_fm import reference as ref
 
@@ -330,17 +330,24 @@ def test_two_updates_of_one_table_in_one_graph_are_an_error() -> None:
         sum(calls).sum().backward()
 
 
+def options_of(rule: int) -> list[float]:
+    """eps, weight_decay, beta1 and beta2; of FTRL beta, 0, l1 and l2."""
+    return [1.0, 0.0, 0.05, 0.3] if rule == FTRL else [1e-8, 0.01, 0.9, 0.999]
+
+
 def states_of(tables: list[Tensor], rule: int) -> tuple[list[Tensor], list[Tensor]]:
     dtype = wide_dtype(tables[0].dtype)
     first = [
         torch.rand(w.shape[:1] if rule == ROWWISE_ADAGRAD else (w.shape[0], w.numel() // w.shape[0])) for w in tables
     ]
-    second = [torch.rand(w.shape[0], w.numel() // w.shape[0], dtype=dtype) for w in tables] if rule == ADAM else []
+    second = (
+        [torch.rand(w.shape[0], w.numel() // w.shape[0], dtype=dtype) for w in tables] if rule in (ADAM, FTRL) else []
+    )
     return [f.to(dtype) for f in first], second
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM])
+@pytest.mark.parametrize("rule", [SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL])
 @pytest.mark.parametrize(
     ("shape", "linear", "max_norm"), [((30, None), True, 0.0), ((30, 4), True, 0.5), ((30, 4), False, 0.0)]
 )
@@ -356,7 +363,7 @@ def test_update_matches_gradient_and_reference_step(
     for update in (torch.ops.deeprec.embedding_fm_update_, ref.embedding_fm_update_reference):
         groups = [[t.clone() for t in group] for group in (b.weights, b.linear, first, second)]
         step, lr = torch.tensor(3), torch.tensor(0.05, dtype=torch.float64)
-        values_grad = update(*groups, *given, lr, step, [1e-8, 0.01, 0.9, 0.99], max_norm, -1)
+        values_grad = update(*groups, *given, lr, step, options_of(rule), max_norm, -1)
         assert int(step) == 4
         results.append([*itertools.chain(*groups), values_grad])
     for i, (got, want) in enumerate(zip(*results, strict=True)):
@@ -632,7 +639,7 @@ def test_gpu_matches_float64_reference_twice(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rule", [SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM])
+@pytest.mark.parametrize("rule", [SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL])
 @pytest.mark.parametrize(("dtype", "seed"), [(torch.float32, -1), (torch.bfloat16, 7)])
 def test_gpu_update_matches_reference_twice(rule: int, dtype: torch.dtype, seed: int) -> None:
     b = batch_of([0, 1, 0], (600, None), 16, dtype, scaled=True, pad=3, rows=500)
@@ -646,9 +653,9 @@ def test_gpu_update_matches_reference_twice(rule: int, dtype: torch.dtype, seed:
         both = [*weights, *(w.view(-1, 1) for w in linear)]
         shapes = [w.shape[:1] if rule == ROWWISE_ADAGRAD else w.shape for w in both]
         first = [torch.rand(shape).to(device) for shape in shapes]
-        second = [torch.rand(w.shape).to(device) for w in both] if rule == ADAM else []
+        second = [torch.rand(w.shape).to(device) for w in both] if rule in (ADAM, FTRL) else []
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        rest = (False, rule, lr, step, [1e-8, 0.01, 0.9, 0.999], 0.5, seed)
+        rest = (False, rule, lr, step, options_of(rule), 0.5, seed)
         torch.ops.deeprec.embedding_fm_update_(weights, linear, first, second, *move(given), *rest)
         results.append([x.cpu() for x in (*both, *first, *second)])
     for got, again, want in zip(*results, strict=True):

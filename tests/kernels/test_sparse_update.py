@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from deeprec.kernels.sparse_update import reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 RULE = (0.9, 0.999, 1e-8)
-NAMES = ("sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "adam_dense")
+NAMES = ("sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "ftrl", "adam_dense")
 
 
 class Problem:
@@ -59,6 +60,7 @@ class Problem:
             "adagrad": (w, v, rows, grads, 0.1, 1e-10, decay),
             "rowwise_adagrad": (w, self.row_state, rows, grads, 0.1, 1e-10, decay),
             "adam": (w, m, v, rows, grads, self.step, 0.01, *RULE, decay),
+            "ftrl": (w, v, m, rows, grads, 0.1, 10 * decay, 0.2, 1.0),
             "adam_dense": (w, m, v, self.last_step, rows, grads, self.lr_history, 0, self.step, *RULE, decay),
             "catch_up": (w, m, v, self.last_step, rows, self.lr_history, 0, self.step, *RULE, decay),
         }[name]
@@ -73,6 +75,7 @@ KERNELS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "adagrad": (ops.adagrad_update_, reference.adagrad_update_reference),
     "rowwise_adagrad": (ops.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
     "adam": (ops.adam_update_, reference.adam_update_reference),
+    "ftrl": (ops.ftrl_update_, reference.ftrl_update_reference),
     "adam_dense": (ops.adam_dense_update_, reference.adam_dense_update_reference),
     "catch_up": (ops.adam_catch_up_, reference.adam_catch_up_reference),
 }
@@ -282,6 +285,88 @@ def test_gradients_of_any_row_stride() -> None:
             ops.adam_update_(*problem.arguments("adam", 0.0))
             tables.append(problem.weight)
         assert torch.equal(*tables)
+
+
+def published_ftrl(
+    start: float, gradients: list[float], alpha: float, l1: float, l2: float, beta: float
+) -> list[float]:
+    """McMahan et al. 2013, algorithm 1, of one coordinate, line by line: its weight after each gradient."""
+    z, n, weights = -start * (beta / alpha + l2) - math.copysign(l1, start) * (start != 0), 0.0, []
+    w = start
+    for g in gradients:
+        sigma = (math.sqrt(n + g * g) - math.sqrt(n)) / alpha
+        z += g - sigma * w
+        n += g * g
+        if n > 0:
+            w = 0.0 if abs(z) <= l1 else -(z - math.copysign(l1, z)) / ((beta + math.sqrt(n)) / alpha + l2)
+        weights.append(w)
+    return weights
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("start", [0.0, 0.7, -2.0])
+@pytest.mark.parametrize(("l1", "l2", "beta"), [(0.0, 0.0, 1.0), (2.0, 0.5, 1.0), (0.5, 0.0, 0.0)])
+def test_ftrl_is_the_published_recurrence_over_500_steps(
+    dtype: torch.dtype, tolerance: float, start: float, l1: float, l2: float, beta: float
+) -> None:
+    """19 coordinates of a row, some of whose gradients are 0 at times; the first 40 of one are."""
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(500, 19, generator=generator, dtype=torch.float64).to(dtype)
+    gradients *= torch.rand(500, 19, generator=generator) < 0.7
+    gradients[:40, 3] = 0
+    weight, total, linear = torch.full((3, 19), start, dtype=dtype), torch.zeros(3, 19).to(dtype), torch.zeros(3, 19)
+    linear = linear.to(dtype)
+    taken = []
+    for gradient in gradients:
+        ops.ftrl_update_(weight, total, linear, torch.tensor([1]), gradient[None], 0.1, l1, l2, beta)
+        taken.append(weight[1].clone())
+    for column, got in enumerate(torch.stack(taken).T):
+        want = published_ftrl(start, gradients[:, column].tolist(), 0.1, l1, l2, beta)
+        torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64), rtol=0, atol=tolerance)
+    assert torch.equal(weight[[0, 2]], torch.full((2, 19), start, dtype=dtype))
+    assert float(total[[0, 2]].abs().sum() + linear[[0, 2]].abs().sum()) == 0
+
+
+def test_ftrl_weights_under_l1_are_exactly_zero() -> None:
+    problem = Problem(50, 33, torch.float32)
+    problem.weight.zero_()
+    ops.ftrl_update_(problem.weight, problem.second, problem.first, problem.rows, problem.grads, 0.1, l1=0.6)
+    small = problem.first[problem.rows].abs() <= 0.6
+    assert 0.1 < small.float().mean() < 0.9
+    assert torch.equal(problem.weight[problem.rows] == 0, small)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", [-1, 3])
+def test_zero_gradients_leave_ftrl_weights_that_had_none_before_as_they_are(dtype: torch.dtype, seed: int) -> None:
+    problem = Problem(50, 33, dtype)
+    before = problem.weight.clone()
+    problem.second.zero_()
+    problem.grads.zero_()
+    ops.ftrl_update_(
+        problem.weight, problem.second, problem.first, problem.rows, problem.grads, 0.1, 5.0, 0.1, 0.0, seed
+    )
+    assert torch.equal(problem.weight, before)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.0, 0.1, 0.1, 1.0), (-0.1, 0.0, 0.0, 1.0), (0.1, -1.0, 0.0, 1.0), (0.1, 0.0, -1.0, 1.0)], ids=str
+)
+def test_ftrl_refuses_numbers_out_of_range_and_nothing_changes(numbers: tuple[float, ...]) -> None:
+    for bad in (numbers, (0.1, 0.0, 0.0, -1.0), (float("nan"), 0.0, 0.0, 1.0)):
+        problem = Problem(10, 4, torch.float32)
+        before = [tensor.clone() for tensor in problem.tensors()]
+        with pytest.raises(RuntimeError, match="ftrl_update_: FTRL needs lr > 0 and l1, l2, beta >= 0"):
+            ops.ftrl_update_(problem.weight, problem.second, problem.first, problem.rows, problem.grads, *bad)
+        assert all(map(torch.equal, before, problem.tensors()))
+
+
+def test_ftrl_passes_a_gradient_that_is_not_finite_on() -> None:
+    weight, total, linear = torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3)
+    grads = torch.tensor([[torch.nan, torch.inf, 1.0]])
+    ops.ftrl_update_(weight, total, linear, torch.tensor([0]), grads, 0.1, 0.5)
+    assert weight[0].isfinite().tolist() == [False, False, True]
+    assert weight[1].tolist() == [1, 1, 1]
 
 
 def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -183,7 +183,7 @@ def test_rows_of_many_entries_are_cut_into_pieces(count: int, modes: list[int]) 
         assert torch.equal(ours, twice)
 
 
-RULES = [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM]
+RULES = [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL]
 
 
 @pytest.mark.parametrize("rule", [-1, *RULES])
@@ -206,7 +206,8 @@ def test_update_matches_reference(shape: Any, rule: int, dtype: torch.dtype, max
         first, second = cases.states_of(weights, max(rule, 0))
         first = [] if rule == -1 else first
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        options = [1e-8, 0.01, 0.9 if rule != -1 else 0.0, 0.999]
+        options = cases.options_of(rule)
+        options[2] *= rule != -1
         call = (b.tables, b.modes, b.padding, False, max(rule, 0), lr, step, options, max_norm, -1)
         update(weights, first, second, *given, *plan, *call)
         assert int(step) == 4
@@ -252,7 +253,8 @@ def test_states_that_do_not_fit_are_refused() -> None:
     b = cases.batch_of(([16, 4], [0, 1], [0, 0]), (9, None), torch.float32)
     given, plan = backward_of(b)
     for rule, first, message in (
-        (4, [], "rule must be"),
+        (5, [], "rule must be"),
+        (ref.FTRL, [torch.zeros(20, 16), torch.zeros(20, 4)], "other states"),
         (ref.ADAM, [torch.zeros(20, 16)], "other states"),
         (ref.ADAGRAD, [torch.zeros(20, 16), torch.zeros(21, 5)], "first state must be"),
     ):

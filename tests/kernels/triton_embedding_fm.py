@@ -103,7 +103,7 @@ def test_rows_of_many_entries_are_cut_into_pieces(count: int) -> None:
     check(b, True, torch.randn(count, dtype=torch.float64), True)
 
 
-@pytest.mark.parametrize("rule", [bag_ref.SGD, bag_ref.ADAGRAD, bag_ref.ROWWISE_ADAGRAD, bag_ref.ADAM])
+@pytest.mark.parametrize("rule", [bag_ref.SGD, bag_ref.ADAGRAD, bag_ref.ROWWISE_ADAGRAD, bag_ref.ADAM, bag_ref.FTRL])
 @pytest.mark.parametrize(
     ("dtype", "dim", "max_norm", "seed"),
     [(torch.float32, 16, 0.5, -1), (torch.float64, 260, 0.5, -1), (torch.bfloat16, 16, 0.0, 7)],
@@ -122,9 +122,9 @@ def test_update_matches_reference(rule: int, dtype: torch.dtype, dim: int, max_n
         )
         is_row = rule == bag_ref.ROWWISE_ADAGRAD
         first = [torch.rand(w.shape[:1] if is_row else w.shape, dtype=wide) for w in both]
-        second = [torch.rand(w.shape, dtype=wide) for w in both] if rule == bag_ref.ADAM else []
+        second = [torch.rand(w.shape, dtype=wide) for w in both] if rule in (bag_ref.ADAM, bag_ref.FTRL) else []
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        rest = (True, rule, lr, step, [1e-8, 0.01, 0.9, 0.999], max_norm, seed)
+        rest = (True, rule, lr, step, cases.options_of(rule), max_norm, seed)
         of_values = update(weights, linear, first, second, *given, *rest)
         assert int(step) == 4
         results.append([*both, *first, *second, of_values])

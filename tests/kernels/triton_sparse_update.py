@@ -24,6 +24,7 @@ KERNELS = {
     "adagrad": (triton_kernels.adagrad_update_, reference.adagrad_update_reference),
     "rowwise_adagrad": (triton_kernels.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
     "adam": (triton_kernels.adam_update_, reference.adam_update_reference),
+    "ftrl": (triton_kernels.ftrl_update_, reference.ftrl_update_reference),
     "adam_dense": (triton_kernels.adam_dense_update_, reference.adam_dense_update_reference),
     "catch_up": (triton_kernels.adam_catch_up_, reference.adam_catch_up_reference),
 }
@@ -56,7 +57,7 @@ def test_stochastic_rounding_draws_the_bits_of_the_reference(seed: int, dim: int
     assert not torch.equal(want[0], (weight[0].float() - grads[0]).to(torch.bfloat16)) or dim == 1
 
 
-@pytest.mark.parametrize("name", ["momentum", "adagrad", "rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rowwise_adagrad", "adam", "ftrl"])
 def test_every_rule_rounds_stochastically(name: str) -> None:
     """Each weight is one of the two bfloat16 neighbours of the float32 result, and not always the nearest."""
     ours, want = (cases.Problem(60, 33, torch.bfloat16) for _ in range(2))
@@ -79,7 +80,7 @@ def test_all_rows_catch_up() -> None:
     assert torch.equal(ours.last_step, want.last_step)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "adam", "adam_dense"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl", "adam_dense"])
 def test_rows_out_of_order_are_refused(name: str) -> None:
     problem = cases.Problem(10, 4, torch.float32)
     problem.rows, problem.grads = torch.tensor([3, 1]), torch.ones(2, 4)

@@ -98,8 +98,9 @@ class Pooled(nn.Module):
         partial(optim.SGD, lr=0.1, momentum=0.9),
         partial(optim.RowWiseAdagrad, lr=0.1, max_grad_norm=0.5),
         partial(optim.Adam, lr=0.1),
+        partial(optim.FTRL, lr=0.1, l1=0.01),
     ],
-    ids=["SGD", "RowWiseAdagrad", "Adam"],
+    ids=["SGD", "RowWiseAdagrad", "Adam", "FTRL"],
 )
 def test_step_in_backward_compiles_whole_and_a_schedule_does_not_compile_it_again(step: Callable[..., Any]) -> None:
     model, eager = Pooled(step), Pooled(step)

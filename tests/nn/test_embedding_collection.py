@@ -31,6 +31,7 @@ FACTORIES = {
     "rowwise adagrad": partial(optim.RowWiseAdagrad, lr=0.1),
     "adam": partial(optim.Adam, lr=0.05),
     "adam dense": partial(optim.Adam, lr=0.05, mode="dense"),
+    "ftrl": partial(optim.FTRL, lr=0.1, l1=0.01, l2=0.1),
     "clipped adam": partial(optim.Adam, lr=0.05, max_grad_norm=0.5),
     "decayed adagrad": partial(optim.Adagrad, lr=0.1, weight_decay=0.01),
 }
@@ -270,7 +271,7 @@ def test_a_checkpointed_layer_takes_one_step() -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["adagrad", "adam", "adam dense", "momentum"])
+@pytest.mark.parametrize("name", ["adagrad", "adam", "adam dense", "momentum", "ftrl"])
 def test_state_dicts_of_layer_and_optimizer_go_on_where_they_were(name: str) -> None:
     torch.manual_seed(0)
     first = EmbeddingCollection(TABLES, optimizer_in_backward=FACTORIES[name])

@@ -32,6 +32,7 @@ FACTORIES = {
     "rowwise adagrad": partial(optim.RowWiseAdagrad, lr=0.1),
     "adam": partial(optim.Adam, lr=0.05),
     "adam dense": partial(optim.Adam, lr=0.05, mode="dense"),
+    "ftrl": partial(optim.FTRL, lr=0.1, l1=0.01, l2=0.1),
     "clipped adam": partial(optim.Adam, lr=0.05, max_grad_norm=0.5),
 }
 

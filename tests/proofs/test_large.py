@@ -14,7 +14,7 @@ from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag import RowUpdate, embedding_bags
 from deeprec.kernels.embedding_bag import reference as ref
 from deeprec.nn import Embedding
-from deeprec.train.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+from deeprec.train.optim import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad
 
 pytestmark = pytest.mark.slow
 
@@ -61,13 +61,13 @@ def test_lookup_pooling_and_gradients_of_a_table_of_40_million_rows(index: torch
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM])
+@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
 def test_step_in_backward_on_a_table_of_40_million_rows(rule: int) -> None:
     results = []
     for table, ids in zip(pair(), ids_of((2, 50), torch.int64), strict=True):
         touched = TOUCHED if len(table) == ROWS else torch.arange(len(TOUCHED))
         shape = table.shape[:1] if rule == ref.ROWWISE_ADAGRAD else table.shape
-        states = [torch.empty(shape) for _ in range(2 if rule == ref.ADAM else 1)]
+        states = [torch.empty(shape) for _ in range(2 if rule in (ref.ADAM, ref.FTRL) else 1)]
         for state in states:
             state[touched] = 0.5
         update = RowUpdate(
@@ -76,7 +76,7 @@ def test_step_in_backward_on_a_table_of_40_million_rows(rule: int) -> None:
             states[1:],
             torch.tensor(0.1, dtype=torch.float64),
             torch.tensor(0),
-            [1e-8, 0.0, 0.9, 0.999],
+            [1.0, 0.0, 0.01, 0.1] if rule == ref.FTRL else [1e-8, 0.0, 0.9, 0.999],
         )
         pooled, _ = embedding_bags([table], ids, tables=[0, 0], update=update)
         pooled.square().sum().backward()
@@ -85,7 +85,7 @@ def test_step_in_backward_on_a_table_of_40_million_rows(rule: int) -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, lambda p, lr: Adam(p, lr, mode="dense")])
+@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, FTRL, lambda p, lr: Adam(p, lr, mode="dense")])
 def test_optimizers_on_a_table_of_40_million_rows(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def untouched(like: Tensor, fill: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
         state = torch.empty(like.shape, dtype=dtype or like.dtype)

@@ -123,10 +123,19 @@ def start(model: nn.Module) -> None:
 
 
 def train(
-    model: nn.Module, optimizer: Any, work: Work, *, accumulate: bool = False, steps: bool = True
+    model: nn.Module,
+    optimizer: Any,
+    work: Work,
+    *,
+    decay: float = 0.5,
+    accumulate: bool = False,
+    steps: bool = True,
 ) -> list[Tensor]:
-    """The weights after STEPS steps with a learning rate that is halved four times; `steps`: call the optimizer's."""
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, STEPS // 5, 0.5)
+    """The weights after STEPS steps with a learning rate that falls by `decay` four times.
+
+    `steps`: call the optimizer's.
+    """
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, STEPS // 5, decay)
     for batch in work.batches:
         optimizer.zero_grad()
         for part in batch.halves() if accumulate else [batch]:
@@ -162,12 +171,36 @@ class ByRow(torch.optim.Optimizer):
                     weight[rows] -= group["lr"] * values / (sums[rows].sqrt() + group["eps"]).unsqueeze(1)
 
 
+class Proximal(torch.optim.Optimizer):
+    """FTRL-proximal as published, in plain PyTorch on sparse and dense gradients (McMahan et al. 2013, algorithm 1).
+
+    Weights that do not start at 0 bring the z that stands for them.
+    """
+
+    def __init__(self, params: Any, lr: float, l1: float, l2: float, beta: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "l1": l1, "l2": l2, "beta": beta})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            alpha, l1, l2, beta = (group[key] for key in ("lr", "l1", "l2", "beta"))
+            for w in group["params"]:
+                g, state = w.grad.to_dense(), self.state[w]
+                if not state:
+                    state["n"], state["z"] = torch.zeros_like(w), -w * (beta / alpha + l2) - l1 * w.sign()
+                n, z = state["n"], state["z"]
+                z += g - ((n + g * g).sqrt() - n.sqrt()) / alpha * w
+                n += g * g
+                w.copy_((l1 * z.sign() - z) / ((beta + n.sqrt()) / alpha + l2) * (z.abs() > l1))
+
+
 class Pair(NamedTuple):
-    """Our optimizer and its rival, and whether each gets sparse gradients."""
+    """Our optimizer and its rival, whether each gets sparse gradients, and by what the learning rate falls."""
 
     ours: Callable[..., Any]
     theirs: Callable[..., Any]
     sparse: tuple[bool, bool]
+    decay: float = 0.5
 
 
 PAIRS = {
@@ -181,6 +214,12 @@ PAIRS = {
     "Adagrad": Pair(partial(optim.Adagrad, lr=0.1), partial(torch.optim.Adagrad, lr=0.1), (True, True)),
     "Adagrad, dense": Pair(partial(optim.Adagrad, lr=0.1), partial(torch.optim.Adagrad, lr=0.1), (False, False)),
     "RowWiseAdagrad": Pair(partial(optim.RowWiseAdagrad, lr=0.1), partial(ByRow, lr=0.1), (True, True)),
+    "FTRL": Pair(
+        partial(optim.FTRL, lr=0.5, l1=1e-3, l2=0.1), partial(Proximal, lr=0.5, l1=1e-3, l2=0.1), (True, False), 1.0
+    ),
+    "FTRL, dense": Pair(
+        partial(optim.FTRL, lr=0.5, l1=1e-3, l2=0.1), partial(Proximal, lr=0.5, l1=1e-3, l2=0.1), (False, False), 1.0
+    ),
     # Their eps differs in its bias correction, see `adam_update_`: so small that it shows nowhere.
     "SparseAdam": Pair(
         partial(optim.Adam, lr=0.02, eps=1e-20), partial(torch.optim.SparseAdam, lr=0.02, eps=1e-20), (True, True)
@@ -202,18 +241,19 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", PAIRS)
 def test_weights_are_those_of_torch_after_500_steps(name: str, work: Work) -> None:
     pair = PAIRS[name]
+    run = partial(train, work=work, decay=pair.decay)
     rival = Factors(nn.Embedding, nn.EmbeddingBag, work.sizes, torch.float64, pair.sparse[1])
-    want = train(rival, pair.theirs(rival.parameters()), work)
+    want = run(rival, pair.theirs(rival.parameters()))
 
     layers = Factors(Embedding, EmbeddingBag, work.sizes, torch.float64, pair.sparse[0])
-    got = {"accumulated in two halves": train(layers, pair.ours(layers.parameters()), work, accumulate=True)}
+    got = {"accumulated in two halves": run(layers, pair.ours(layers.parameters()), accumulate=True)}
     if pair.sparse[0]:
         fused = Together(work.sizes, torch.float64, True, pair.ours)
-        got["step in backward"] = train(fused, fused.tables.optimizer, work, steps=False)
+        got["step in backward"] = run(fused, fused.tables.optimizer, steps=False)
     for way, weights in got.items():
         for ours, theirs in zip(weights, want, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10, msg=lambda text, way=way: f"{way}: {text}")
 
     single = Together(work.sizes, torch.float32, pair.sparse[0], None)
-    for ours, theirs in zip(train(single, pair.ours(single.parameters()), work, accumulate=True), want, strict=True):
+    for ours, theirs in zip(run(single, pair.ours(single.parameters()), accumulate=True), want, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=5e-5)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels.embedding import embedding_plan
-from deeprec.nn import Embedding, EmbeddingBag
-from deeprec.train.optim import SGD, Adagrad, Adam, RowWiseAdagrad, clip_grad_norm_
+from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, Table
+from deeprec.train.optim import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, clip_grad_norm_
 
 
 class Towers(nn.Module):
@@ -147,6 +147,59 @@ def test_every_row_touched_makes_all_options_equal_torch() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"l1": 0.3, "l2": 0.01}, {"l1": 0.05, "beta": 0.0}], ids=str)
+def test_ftrl_on_rows_equals_ftrl_on_the_dense_gradient(options: dict[str, Any]) -> None:
+    """Dense gradients are zero at the rows that the sparse ones leave out."""
+    ours, theirs = twins()
+    train(ours, FTRL(ours.parameters(), **options), 500)
+    train(theirs, FTRL(theirs.parameters(), **options), 500)
+    assert largest_difference(ours, theirs) <= 2e-6
+    assert all(map(torch.equal, (ours.one.weight,), (theirs.one.weight,)))
+
+
+def test_ftrl_takes_any_shape_and_memory_order_of_a_dense_parameter() -> None:
+    """Each as a flat parameter goes."""
+    torch.manual_seed(0)
+    for shape in ((), (0,), (1,), (7,), (33, 64), (3, 4, 16), (2, 0, 3)):
+        param, flat = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.zeros(1))
+        flat = nn.Parameter(param.detach().clone().reshape(1, -1))
+        order = tuple(reversed(range(len(shape))))
+        turned = nn.Parameter(param.detach().clone().permute(order).contiguous().permute(order))
+        optimizers = [FTRL([some], lr=0.2, l1=0.5, l2=0.1) for some in (param, flat, turned)]
+        for _ in range(4):
+            param.grad = torch.randn(shape)
+            flat.grad, turned.grad = param.grad.reshape(1, -1), param.grad.permute(order).contiguous().permute(order)
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(param.reshape(1, -1), flat, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(param, turned, rtol=1e-6, atol=1e-7)
+
+
+def test_ftrl_goes_on_from_weights_set_after_it_was_made() -> None:
+    """Also where the step is taken in the backward pass, whose states are there from the start."""
+    layer = EmbeddingCollection([Table("t", 5, 3)], optimizer_in_backward=lambda p: FTRL(p, lr=0.1, l1=0.5))
+    weight = layer.weights()[0]
+    weight.data.fill_(2.0)
+    layer(torch.tensor([[1], [4]])).sum().mul(1e-3).backward()
+    moved = weight.detach()[[1, 4]]
+    torch.testing.assert_close(moved, torch.full((2, 3), 2 - 1e-3 / (10 * (1 + 1e-3))))
+    assert (weight[[0, 2, 3]] == 2).all()
+
+
+def test_ftrl_stops_where_a_schedule_reaches_zero() -> None:
+    for sparse in (True, False):
+        model = Towers(sparse)
+        optimizer = FTRL(model.parameters())
+        optimizer.param_groups[0]["lr"] = 0.0
+        model(torch.tensor([1])).sum().backward()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(RuntimeError, match=r"lr > 0 .* a schedule of lr must not reach 0, got lr 0"):
+            optimizer.step()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"FTRL: weight_decay must be 0, l2 is what it has, got 0\.1"):
+        FTRL([{"params": [nn.Parameter(torch.ones(2, 2))], "weight_decay": 0.1}])
+
+
 def test_rowwise_adagrad_follows_its_formula() -> None:
     weight = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
     want, sums = weight.detach().double(), torch.full((6,), 0.1, dtype=torch.float64)
@@ -162,7 +215,7 @@ def test_rowwise_adagrad_follows_its_formula() -> None:
     assert optimizer.state[weight]["sum"].shape == (6,)
 
 
-@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, lambda p: Adam(p, mode="dense")])
+@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, FTRL, lambda p: Adam(p, mode="dense")])
 def test_accumulated_and_repeated_rows_count_once(make: Callable[..., torch.optim.Optimizer]) -> None:
     tables = [Embedding(10, 3) for _ in range(2)]
     tables[1].load_state_dict(tables[0].state_dict())
@@ -178,7 +231,7 @@ def test_accumulated_and_repeated_rows_count_once(make: Callable[..., torch.opti
     torch.testing.assert_close(tables[0].weight, tables[1].weight)
 
 
-@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, lambda p: Adam(p, mode="dense")])
+@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, FTRL, lambda p: Adam(p, mode="dense")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resuming_from_a_state_dict_is_bit_for_bit(
     make: Callable[..., torch.optim.Optimizer], dtype: torch.dtype
@@ -397,6 +450,10 @@ def test_next_optimizer_takes_over_flushed_rows() -> None:
         (Adam, {"betas": (0.9,)}, "betas must be two numbers in"),
         (Adam, {"mode": "eager"}, "mode must be"),
         (Adam, {"lr": "fast"}, "lr must be a finite number"),
+        (FTRL, {"lr": 0.0}, "FTRL: lr must be a finite number > 0, got 0.0"),
+        (FTRL, {"l1": -0.5}, "FTRL: l1 must be a finite number >= 0, got -0.5"),
+        (FTRL, {"l2": float("inf")}, "FTRL: l2 must be"),
+        (FTRL, {"beta": None}, "FTRL: beta must be"),
     ],
 )
 def test_bad_options_are_named(make: Any, options: dict[str, Any], message: str) -> None:
@@ -411,7 +468,7 @@ def test_gradient_sparse_in_two_dimensions_is_refused() -> None:
         Adam([weight]).step()
 
 
-MAKERS = [SGD, lambda p, **o: SGD(p, momentum=0.9, **o), Adagrad, RowWiseAdagrad, Adam]
+MAKERS = [SGD, lambda p, **o: SGD(p, momentum=0.9, **o), Adagrad, RowWiseAdagrad, Adam, FTRL]
 
 
 @pytest.mark.parametrize("make", [*MAKERS, lambda p, **o: Adam(p, mode="dense", **o)])
