@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +22,30 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from deeprec._files import sha256_of, write_atomically
-from deeprec._suggest import did_you_mean
-from deeprec.data._random import random_bits
 from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
 from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
+from deeprec.data.numbers import (
+    Moments,
+    NumberState,
+    Rows,
+    Sample,
+    buckets,
+    column_of,
+    logarithm,
+    number_state,
+    numbers_of,
+    transformed,
+)
 from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
 from deeprec.data.text import OnBad
 
 _log = logging.getLogger("deeprec")
 
 VERSION = 1
-SAMPLE_ROWS = 1_000_000
-_SAMPLE_STREAM = 0x51  # of the seed: the rows that quantiles are taken from
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_NUMBER = 1e100
 _STATE = "encoder.json"
 _VOCABULARIES = "vocabularies.safetensors"
-
-Rows = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class NumberState:
-    """What a numeric feature learned from the train rows.
-
-    Attributes:
-        shift, scale: the value is (x - shift) * scale, x being the logarithm where the transform has one.
-        low, high: bounds of that value, for "min-max"; infinite otherwise.
-        boundaries: between quantiles, or of buckets; () otherwise.
-        fill: the value that stands for a missing one.
-    """
-
-    shift: float = 0.0
-    scale: float = 1.0
-    low: float = -math.inf
-    high: float = math.inf
-    boundaries: tuple[float, ...] = ()
-    fill: float = 0.0
 
 
 class Encoder:
@@ -138,10 +121,10 @@ class Encoder:
             elif isinstance(feature, Bag):
                 bags[feature.name] = self._bags(feature, column_of(chunk, feature.column, "bags"))
             elif isinstance(feature, Numeric) and feature.is_bucketised:
-                ids[:, column[feature.name]] = _buckets(numbers_of(chunk, feature), self.numbers[feature.name])
+                ids[:, column[feature.name]] = buckets(numbers_of(chunk, feature), self.numbers[feature.name])
             elif isinstance(feature, Numeric):
                 x = numbers_of(chunk, feature)
-                values[:, at_value] = _transformed(feature, self.numbers[feature.name], x)
+                values[:, at_value] = transformed(feature, self.numbers[feature.name], x)
                 at_value += 1
                 if feature.missing_indicator:
                     values[:, at_value] = np.isnan(x)
@@ -268,8 +251,8 @@ class _Fitting:
             if isinstance(f, (Categorical, Bag)) and f.num_buckets is None
         }
         numeric = [f for f in schema.features if isinstance(f, Numeric)]
-        self.moments = {f.name: _Moments() for f in numeric}
-        self.sample = _Sample([f for f in numeric if f.quantiles], seed)
+        self.moments = {f.name: Moments() for f in numeric}
+        self.sample = Sample([f for f in numeric if f.quantiles], seed)
 
     def add(self, chunk: Chunk, rows: Rows | None) -> None:
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
@@ -293,7 +276,7 @@ class _Fitting:
         for feature in self.schema.features:
             if isinstance(feature, Numeric):
                 x = numbers_of(chunk, feature)
-                self.moments[feature.name].add(_logarithm(feature, x if rows is None else x[rows]))
+                self.moments[feature.name].add(logarithm(feature, x if rows is None else x[rows]))
         self.sample.add(chunk, rows, count)
         self.rows += count
         self.positives += int(labels[chosen].sum())
@@ -315,129 +298,11 @@ class _Fitting:
                     kept[f.name] = counts.finish(f.min_count, f.max_size)[0]
             del counts
         numbers = {
-            f.name: _number_state(f, self.moments[f.name], self.sample.of(f))
+            f.name: number_state(f, self.moments[f.name], self.sample.of(f))
             for f in self.schema.features
             if isinstance(f, Numeric)
         }
         return Encoder(self.schema, kept, numbers, self.negative_label)
-
-
-class _Moments:
-    """Count, mean, sum of squared deviations and range of a stream, exact in float64 (Chan et al. 1979, eq. 2.1)."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-        self.low, self.high = math.inf, -math.inf
-
-    def add(self, x: Floats) -> None:
-        x = x[~np.isnan(x)]
-        if not len(x):
-            return
-        mean = float(x.mean())
-        count, delta = self.count + len(x), mean - self.mean
-        self.squares += float(np.square(x - mean).sum()) + delta * delta * (self.count / count) * len(x)
-        self.mean += delta * (len(x) / count)
-        self.count = count
-        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
-
-
-class _Sample:
-    """Rows with the smallest of independent random numbers: a uniform sample, whatever the chunks."""
-
-    def __init__(self, features: list[Numeric], seed: int) -> None:
-        self.features, self.seed = features, seed
-        self.rows = 0
-        self.keys = np.empty(0, dtype=np.uint64)
-        self.values = np.empty((0, len(features)))
-        self.largest = np.uint64(2**64 - 1)
-
-    def add(self, chunk: Chunk, rows: Rows | None, count: int) -> None:
-        if not self.features:
-            return
-        keys = random_bits(self.seed, _SAMPLE_STREAM, np.arange(self.rows, self.rows + count))
-        self.rows += count
-        kept = np.flatnonzero(keys <= self.largest)
-        chosen = kept if rows is None else np.flatnonzero(rows)[kept]
-        values = [numbers_of(chunk, feature)[chosen] for feature in self.features]
-        self.keys = np.concatenate([self.keys, keys[kept]])
-        self.values = np.concatenate([self.values, np.stack(values, axis=1)])
-        if len(self.keys) > 2 * SAMPLE_ROWS:
-            self._shrink()
-
-    def _shrink(self) -> None:
-        if len(self.keys) > SAMPLE_ROWS:
-            smallest = np.argpartition(self.keys, SAMPLE_ROWS - 1)[:SAMPLE_ROWS]
-            self.keys, self.values = self.keys[smallest], self.values[smallest]
-            self.largest = self.keys.max()
-
-    def of(self, feature: Numeric) -> Floats:
-        """The sampled numbers of a feature, missing ones left out; none where it needs no sample."""
-        if feature not in self.features:
-            return np.empty(0)
-        self._shrink()
-        values = self.values[:, self.features.index(feature)]
-        return values[~np.isnan(values)]
-
-
-def _number_state(feature: Numeric, moments: _Moments, sample: Floats) -> NumberState:
-    if feature.is_bucketised:
-        return NumberState(boundaries=feature.boundaries or tuple(np.unique(_quantiles(feature, sample)).tolist()))
-    shift, scale, low, high, boundaries, fill = 0.0, 1.0, -math.inf, math.inf, (), moments.mean
-    if feature.transform == "quantile":
-        boundaries = tuple(_quantiles(feature, sample).tolist())
-        fill = float(_quantile_of(sample, boundaries).mean()) if len(sample) else 0.0
-    elif feature.transform in ("standardise", "log-standardise"):
-        shift, scale, fill = moments.mean, _inverse(moments.deviation), 0.0
-    elif feature.transform == "min-max":
-        scale, low, high = _inverse(moments.high - moments.low), 0.0, 1.0
-        shift = moments.low if scale else 0.0
-        fill = (moments.mean - shift) * scale
-    state = NumberState(shift, scale, low, high, boundaries, fill)
-    if isinstance(feature.missing, float):
-        fill = float(_transformed(feature, state, np.array([feature.missing]))[0])
-        state = NumberState(shift, scale, low, high, boundaries, fill)
-    return state
-
-
-def _inverse(width: float) -> float:
-    """1 / width, or 0 for a column that is as good as constant (or empty)."""
-    return 1 / width if width >= np.finfo(np.float64).tiny else 0.0
-
-
-def _quantiles(feature: Numeric, sample: Floats) -> Floats:
-    """The n_q - 1 boundaries between n_q quantiles; none of an empty sample."""
-    if not len(sample):
-        return np.empty(0)
-    return np.asarray(np.quantile(sample, np.arange(1, feature.quantiles) / feature.quantiles))
-
-
-def _quantile_of(x: Floats, boundaries: tuple[float, ...]) -> Floats:
-    """(i - 1) / (n_q - 1), i being the middle one of the quantiles where a repeated number fills several."""
-    left, right = np.searchsorted(boundaries, x, "left"), np.searchsorted(boundaries, x, "right")
-    return np.where(right > left, (left + right + 1) / 2, right) / max(1, len(boundaries))
-
-
-def _logarithm(feature: Numeric, x: Floats) -> Floats:
-    return np.copysign(np.log1p(np.abs(x)), x) if feature.transform in ("log", "log-standardise") else x
-
-
-def _transformed(feature: Numeric, state: NumberState, x: Floats) -> NDArray[np.float32]:
-    """[rows], finite; a missing number becomes the fill."""
-    if feature.transform == "quantile":
-        y = _quantile_of(x, state.boundaries)
-    else:
-        y = (_logarithm(feature, x) - state.shift) * state.scale
-        y = np.clip(y, state.low, state.high)
-    return np.clip(np.where(np.isnan(x), state.fill, y), -_LARGEST, _LARGEST).astype(np.float32)
-
-
-def _buckets(x: Floats, state: NumberState) -> NDArray[np.int32]:
-    ids = 1 + np.searchsorted(state.boundaries, x, "right")
-    return np.where(np.isnan(x), 0, ids).astype(np.int32)
 
 
 def _modulo(hashes: Hashes, num_buckets: int) -> NDArray[np.int32]:
@@ -487,35 +352,6 @@ def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dic
             else:
                 bags[f.name] = BagField(f.name, f.num_buckets, bag.pooling, bag.is_weighted, is_cross=True)
     return Inputs(tuple(fields), tuple(numerics), tuple(bags.values()))
-
-
-def column_of(chunk: Chunk, name: str, kind: str) -> Any:
-    """A column of a chunk; ValueError with the nearest name where there is none."""
-    columns = getattr(chunk, kind)
-    if name not in columns:
-        raise ValueError(f"encode: no column {name!r} among the {kind} of the chunk; {did_you_mean(name, columns)}")
-    return columns[name]
-
-
-def numbers_of(chunk: Chunk, feature: Numeric) -> Floats:
-    """The numbers of a feature, [rows], NaN = missing, held to +-1e100 so that their squares are finite.
-
-    Raises:
-        ValueError: an infinite number, or a missing one where the schema refuses it; names column and row.
-    """
-    x = np.asarray(column_of(chunk, feature.column, "numbers"), dtype=np.float64)
-    is_large = np.abs(x) > _LARGEST_NUMBER
-    bad = np.isinf(x) if is_large.any() else is_large
-    if feature.missing == "raise" and not bad.any():
-        bad = np.isnan(x)
-    if bad.any():
-        row = int(np.argmax(bad))
-        remedy = "correct the row, or declare what missing stands for" if np.isnan(x[row]) else "correct the row"
-        raise ValueError(
-            f"encode: {feature.column}, row {chunk.first_row + row} (from 0): a finite number is required, got "
-            f"{x[row]}; {remedy}"
-        )
-    return np.clip(x, -_LARGEST_NUMBER, _LARGEST_NUMBER) if is_large.any() else x
 
 
 def labels_of(

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from deeprec.data import encoder as module
+from deeprec.data import numbers as module
 from deeprec.data.chunks import hash_text, open_source
 from deeprec.data.encoder import Encoder
 from deeprec.data.inputs import BagField, Encoded, Field
@@ -128,6 +128,12 @@ def test_constant_and_empty_columns_become_0() -> None:
         assert encoded.values.tolist() == [[0]] * 4
         later = pl.DataFrame({"x": [7.0, 1e300, None], "label": [0, 1, 1]})
         assert encode(encoder, later).values.tolist() == [[0]] * 3
+    for constant in (0.1, -1e9 / 3):  # whose mean is not quite the number
+        table = pl.DataFrame({"x": [constant] * 3001, "label": [0, 1, 1] + [0] * 2998})
+        schema = FeatureSchema((Numeric("x"), Numeric("y", "min-max", column="x")))
+        pieces = [next(iter(open_source(table[at : at + 7]).chunks(schema.wanted()))) for at in range(0, 3001, 7)]
+        encoder = Encoder.fit(schema, ((piece, None) for piece in pieces))
+        assert encode(encoder, table.with_columns(x=pl.col("x") * 2)).values.any() == 0
     for transform in ("standardise", "min-max", "quantile", "none", "log"):
         _, encoded = one(Numeric("x", transform), [None, None, None, None, 1.0], [1] * 4 + [0])
         assert encoded.values[:4, 0].tolist() == [0] * 4
