@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 
 from deeprec import models
-from deeprec.cli.console import command, console, seconds
+from deeprec.cli import folder
+from deeprec.cli.console import command, console, figure, print_json, seconds, table
 from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
 from deeprec.cli.settings import read_settings
 from deeprec.data.chunks import open_source
@@ -18,8 +19,9 @@ from deeprec.data.click_datasets import IN_MEMORY_BYTES, load_clicks
 from deeprec.data.click_log import ClickLog
 from deeprec.data.schema import FeatureSchema
 from deeprec.data.schema_inference import infer
-from deeprec.evaluate import ClickProtocol
-from deeprec.train.clicks import fit_clicks
+from deeprec.evaluate import Card, ClickProtocol
+from deeprec.models.click import ClickModel
+from deeprec.train.clicks import evaluate_clicks, fit_clicks
 
 _FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
 INTERRUPTED = 130
@@ -66,12 +68,39 @@ def train_clicks(
             console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
                             f"command and --resume (--out {escape(str(target))})")  # fmt: skip
             raise typer.Exit(INTERRUPTED) from None
+    folder.remember_source(target, data, settings.data)
     out_stream = console()
     out_stream.print(figures_table(result.card))
     files = [file for file in _FILES if (target / file).exists()]
     out_stream.print(f"[green]done[/] in {seconds(result.card.seconds)}. Written to {escape(str(target))}: "
                      f"{', '.join(files)}")  # fmt: skip
     out_stream.print(f"Next: {escape(command('predict', target, '--input', 'ROWS', '--output', 'scores.parquet'))}")
+
+
+def evaluate_click_model(
+    directory: Path, model: ClickModel, card: Card, *, data: str | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """`deeprec evaluate` with a click model: the figures of its test part once more."""
+    rule = ClickProtocol.from_dict(card.protocol)
+    source, options = (data, {}) if data is not None else folder.source_of(directory)
+    converted = directory / "log"
+    place = converted if converted.is_dir() and data is None else None
+    schema = None if place else model.encoder.schema
+    log = _load(str(place or source), schema, rule, data_dir, None, "raise", {} if place else options)
+    if log.sha256 != card.data.get("sha256"):
+        raise ValueError(
+            f"evaluate: {log.name} is not what {directory} was trained on (its SHA-256 is another), so its test part "
+            "may hold training rows; pass the same data"
+        )
+    figures = evaluate_clicks(model, log.parts["test"], rule.metrics)
+    if as_json:
+        print_json({"model": card.model, "data": card.data, "protocol": rule.as_dict(), "metrics": figures})
+        return
+    columns = ["figure", "test", "on the card"]
+    rows = table(*columns, title=f"{card.model} on {card.data.get('name')}, protocol {rule.name}", numbers=columns[1:])
+    for name, value in figures.items():
+        rows.add_row(name, figure(value), figure(card.metrics.get(name)))
+    console().print(rows)
 
 
 def _directory(data: str, asked: Path | None, target: Path) -> Path | None:

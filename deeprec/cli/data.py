@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from deeprec import data
+from deeprec.data.click_datasets import find_clicks, list_click_datasets
 
 app = typer.Typer(help="Data sets: which are known, where they are, and how to get them.", no_args_is_help=True)
 
@@ -40,10 +41,25 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         table.add_row(entry.name, f"{entry.rows:,}", f"{entry.users:,}", f"{entry.items:,}", place)
     console = Console()
     console.print(table)
+    console.print(_click_logs(data_dir))
     missing = [name for name, folder in found.items() if folder is None and name in data.SOURCES]
     console.print(f"Searched: {', '.join(str(place) for place in data.search_dirs(data_dir))}", highlight=False)
     if missing:
         console.print(f"Get one with: deeprec data fetch {missing[0]}", highlight=False)
+
+
+def _click_logs(data_dir: Path | None) -> Table:
+    """The logs that click models are trained on."""
+    table = Table("click log", box=SIMPLE)
+    table.add_column("rows", justify="right")
+    table.add_column("what", overflow="fold")
+    table.add_column("found in", overflow="fold")
+    table.add_row("synthetic", "50,000", "a known truth", "[green]made here[/], sizes by argument")
+    for entry in list_click_datasets():
+        found = find_clicks(entry.name, data_dir)
+        place = f"[green]{found[0].parent}[/]" if found else "[dim]not found[/]"
+        table.add_row(entry.name, f"{entry.rows:,}", entry.title, place)
+    return table
 
 
 @app.command()

@@ -11,10 +11,11 @@ from rich.markup import escape
 
 import deeprec
 from deeprec.cli import folder
+from deeprec.cli.clicks import evaluate_click_model
 from deeprec.cli.console import console, figure, print_json, table
 from deeprec.cli.settings import read_settings
 from deeprec.evaluate import Protocol, protocol, read_card
-from deeprec.models import TrainConfig
+from deeprec.models import ClickModel, TrainConfig
 
 # What decides which rows the model was trained on: testing on other rows would test what it has seen.
 _SPLIT_FIELDS = ("holdout", "test_share", "validation", "validation_share", "seed")
@@ -35,6 +36,11 @@ def evaluate(
     """Measure a trained model again on its test part, by its own protocol or another."""
     model = deeprec.load(directory)
     card = read_card(directory)
+    if isinstance(model, ClickModel):
+        if options or protocol_name:
+            raise ValueError(f"evaluate: {model.name} is measured by the protocol of its training; leave options out")
+        evaluate_click_model(directory, model, card, data=data, data_dir=data_dir, as_json=as_json)
+        return
     settings = read_settings(TrainConfig, options or [])
     if settings.model:
         raise ValueError(

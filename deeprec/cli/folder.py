@@ -40,8 +40,7 @@ def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> In
 
 def remember(folder: Path, interactions: Interactions, source: str, options: dict[str, Any]) -> list[str]:
     """Write run.json and, where the data has titles, titles.parquet; returns the names of the files."""
-    place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
-    write_atomically(folder / _RUN, json.dumps({"data": place, "data_options": options}, indent=2).encode() + b"\n")
+    remember_source(folder, source, options)
     features = interactions.item_features
     if features is None or "title" not in features.columns:
         return [_RUN]
@@ -50,6 +49,12 @@ def remember(folder: Path, interactions: Interactions, source: str, options: dic
     titles.write_parquet(buffer)
     write_atomically(folder / _TITLES, buffer.getvalue())
     return [_RUN, _TITLES]
+
+
+def remember_source(folder: Path, source: str, options: dict[str, Any]) -> None:
+    """Write run.json: the name or path of the data, and the options it was read with."""
+    place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
+    write_atomically(folder / _RUN, json.dumps({"data": place, "data_options": options}, indent=2).encode() + b"\n")
 
 
 def source_of(folder: Path) -> tuple[str, dict[str, Any]]:

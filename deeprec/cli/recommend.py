@@ -11,8 +11,9 @@ from rich.markup import escape
 
 import deeprec
 from deeprec.cli import folder
-from deeprec.cli.console import console, print_json, table
+from deeprec.cli.console import command, console, print_json, table
 from deeprec.data import IdMap
+from deeprec.models import ClickModel
 
 
 def recommend(
@@ -30,6 +31,11 @@ def recommend(
             "recommend: either --user ID or --history ITEM,ITEM is needed; --user may be given several times"
         )
     model = deeprec.load(directory)
+    if isinstance(model, ClickModel):
+        raise ValueError(
+            f"recommend: {directory} holds {model.name}, which predicts clicks of rows; use "
+            f"{command('predict', directory)} --input ROWS --output SCORES"
+        )
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"recommend: {directory} has no id maps; train it with deeprec train")
     if user:
