@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +25,13 @@ from deeprec._files import sha256_of, write_atomically
 from deeprec._suggest import did_you_mean
 from deeprec.data._random import random_bits
 from deeprec.data.chunks import Chunk, Source, Wanted, open_source
+from deeprec.data.click_files import FileWriter, MemoryWriter, Writer, mapped, replace_directory, unfinished_directory
 from deeprec.data.click_part import ClickPart
 from deeprec.data.encoder import Encoder
-from deeprec.data.inputs import Bags, Encoded, Inputs
-from deeprec.data.rows import join, take
+from deeprec.data.inputs import Inputs
+from deeprec.data.rows import take
 from deeprec.data.schema import FeatureSchema
 from deeprec.data.text import OnBad, check_on_bad
-
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed conversion left stays until it is deleted by hand
-    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger("deeprec")
 
@@ -95,6 +86,7 @@ class Split:
         """0 (train), 1 (validation) or 2 (test) for rows of these numbers in a source of `total` rows, [m]."""
         assert self.shares is not None
         ends = np.cumsum(self.shares)[:2]
+        ends[np.cumsum(self.shares[::-1])[::-1][1:] == 0] = 1  # not a last bit less where nothing follows
         if self.kind == "tail":
             return np.searchsorted(np.rint(ends * total), rows, "right").astype(np.int8)
         drawn = (random_bits(self.seed, _SPLIT_STREAM, rows) >> np.uint64(11)).astype(np.float64) / 2**53
@@ -161,16 +153,23 @@ class ClickLog:
         directory = Path(directory)
         if not (directory / _META).is_file():
             raise FileNotFoundError(f"ClickLog.open: no log in {directory}; convert one first")
-        meta = json.loads((directory / _META).read_text(encoding="utf-8"))
-        if meta.get("version") != VERSION:
+        try:
+            meta = json.loads((directory / _META).read_text(encoding="utf-8"))
+            if meta["version"] != VERSION:
+                raise ValueError(
+                    f"ClickLog.open: {directory} is of version {meta['version']}, {VERSION} is required; convert anew"
+                )
+            encoder = Encoder.load(directory / _ENCODER)
+            groups = encoder.schema.group is not None
+            parts = {
+                name: ClickPart(mapped(directory / name, encoder.inputs, some["rows"], some["nnz"], has_groups=groups))
+                for name, some in meta["parts"].items()
+            }
+            return cls(parts, encoder, meta["split"], meta["sources"], meta["sha256"], directory)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"ClickLog.open: {directory} is of version {meta.get('version')}, {VERSION} is required; convert anew"
-            )
-        encoder = Encoder.load(directory / _ENCODER)
-        parts = {}
-        for name, counts in meta["parts"].items():
-            parts[name] = ClickPart(_mapped(directory / name, encoder, counts["rows"], counts["nnz"]))
-        return cls(parts, encoder, meta["split"], meta["sources"], meta["sha256"], directory)
+                f"ClickLog.open: {directory / _META} is damaged ({type(error).__name__}: {error}); convert anew"
+            ) from None
 
 
 def convert(
@@ -208,8 +207,8 @@ def convert(
         remedy = "open it with ClickLog.open, or pass overwrite=True" if is_log else "choose another name"
         raise FileExistsError(f"convert: {directory} is there already; {remedy}")
     conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
-    with _unfinished(directory) as unfinished:
-        log = conversion.run(lambda part, encoder: _FileWriter(unfinished / part, encoder))
+    with unfinished_directory(directory) as unfinished:
+        log = conversion.run(lambda part, inputs: FileWriter(unfinished / part, inputs))
         log.encoder.save(unfinished / _ENCODER)
         meta = {
             "version": VERSION,
@@ -220,7 +219,7 @@ def convert(
             "parts": conversion.part_counts(),
         }
         write_atomically(unfinished / _META, (json.dumps(meta, indent=1) + "\n").encode())
-        _replace(unfinished, directory)
+        replace_directory(unfinished, directory)
     return ClickLog.open(directory)
 
 
@@ -235,7 +234,7 @@ def in_memory(
 ) -> ClickLog:
     """What `convert` makes, with arrays in memory: F * 4 + P * 4 + 4 bytes a row, twice that for a moment."""
     conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
-    return conversion.run(lambda part, encoder: _MemoryWriter(encoder))
+    return conversion.run(lambda part, inputs: MemoryWriter(inputs))
 
 
 class _Conversion:
@@ -262,14 +261,14 @@ class _Conversion:
             opened.check(self.wanted)
         assert split.shares is not None
         self.part_names = [p for p, share in zip(PARTS, split.shares, strict=True) if share or p in self.sources]
-        self.writers: dict[str, Any] = {}
+        self.writers: dict[str, Writer] = {}
 
-    def run(self, new_writer: Callable[[str, Encoder], Any]) -> ClickLog:
+    def run(self, new_writer: Callable[[str, Inputs], Writer]) -> ClickLog:
         total = self._count() if self.split.kind == "tail" else 0
         encoder = Encoder.fit(self.schema, self._train_rows(total), seed=self.split.seed, on_bad=self.on_bad)
         with ExitStack() as stack:
             for part in self.part_names:
-                self.writers[part] = stack.enter_context(new_writer(part, encoder))
+                self.writers[part] = stack.enter_context(new_writer(part, encoder.inputs))
             described = [self._encode(part, encoder, total) for part in self.sources]
         for part, writer in self.writers.items():
             if not writer.rows:
@@ -345,145 +344,3 @@ class _Conversion:
             "on_bad": self.on_bad,
         }
         return sha256_of(json.dumps(made_of, sort_keys=True).encode())
-
-
-class _Writer:
-    """Counts what it is given.
-
-    Attributes:
-        rows, positives: so far.
-        nnz: entries of each bag so far.
-        data: the rows, or None where they are in files.
-    """
-
-    data: Encoded | None = None
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.rows = self.positives = 0
-        self.nnz = {bag.name: 0 for bag in encoder.inputs.bags}
-
-    def append(self, rows: Encoded) -> None:
-        assert rows.labels is not None
-        self.rows += len(rows)
-        self.positives += int(rows.labels.sum(dtype=np.float64))
-        for name, bags in rows.bags.items():
-            self.nnz[name] += len(bags.ids)
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-class _MemoryWriter(_Writer):
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        self._some: list[Encoded] = []
-
-    def append(self, rows: Encoded) -> None:
-        super().append(rows)
-        self._some.append(rows)
-
-    def __exit__(self, *error: object) -> None:
-        if self._some and error[0] is None:
-            self.data = join(self._some)
-        self._some = []
-
-
-class _FileWriter(_Writer):
-    """Arrays row after row, each in a file of its own."""
-
-    def __init__(self, directory: Path, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        directory.mkdir()
-        self._directory = directory
-        self._files: dict[str, BinaryIO] = {}
-        for at in range(len(self.nnz)):
-            self._write(f"bag{at}_offsets", np.zeros(1, dtype=np.int64))
-
-    def append(self, rows: Encoded) -> None:
-        for at, (name, bags) in enumerate(rows.bags.items()):
-            self._write(f"bag{at}_offsets", bags.offsets[1:] + self.nnz[name])
-            self._write(f"bag{at}_ids", bags.ids)
-            self._write(f"bag{at}_weights", bags.weights)
-        super().append(rows)
-        for name in ("ids", "values", "labels", "groups"):
-            self._write(name, getattr(rows, name))
-
-    def _write(self, name: str, array: NDArray[Any] | None) -> None:
-        if array is None or not array.size:
-            return
-        if name not in self._files:
-            self._files[name] = (self._directory / f"{name}.bin").open("wb")
-        little = array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("<"))
-        self._files[name].write(np.ascontiguousarray(little).data)
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            with file:
-                if error[0] is None:
-                    file.flush()
-                    os.fsync(file.fileno())
-
-
-def _mapped(directory: Path, encoder: Encoder, rows: int, nnz: dict[str, int]) -> Encoded:
-    """The arrays of a part; ValueError for a file that is not as long as it must be."""
-    inputs = encoder.inputs
-
-    def array(name: str, dtype: str, *shape: int) -> Any:
-        path = directory / f"{name}.bin"
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else 0
-        if found != size:
-            raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {found:,}; convert the log again")
-        return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
-
-    bags = {
-        bag.name: Bags(
-            array(f"bag{at}_ids", "<i4", nnz[bag.name]),
-            array(f"bag{at}_offsets", "<i8", rows + 1),
-            array(f"bag{at}_weights", "<f4", nnz[bag.name]) if bag.is_weighted else None,
-        )
-        for at, bag in enumerate(inputs.bags)
-    }
-    return Encoded(
-        ids=array("ids", "<i4", rows, len(inputs.fields)),
-        values=array("values", "<f4", rows, len(inputs.numerics)),
-        bags=bags,
-        labels=array("labels", "<f4", rows),
-        groups=array("groups", "<i8", rows) if encoder.schema.group else None,
-    )
-
-
-@contextmanager
-def _unfinished(directory: Path) -> Iterator[Path]:
-    """A new directory beside `directory`, removed at the end unless it was renamed; also those of killed processes."""
-    prefix = f".{directory.name}.unfinished-"
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f"{prefix}*"):
-        with suppress(OSError), (left / "lock").open("wb") as lock:
-            if fcntl is not None:  # a process that lives holds it
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-    unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
-    try:
-        with (unfinished / "lock").open("wb") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace(unfinished: Path, directory: Path) -> None:
-    """Rename into place; a log that is there is moved aside first and deleted last."""
-    (unfinished / "lock").unlink()
-    unfinished.chmod(0o755)
-    if directory.exists():
-        aside = unfinished.with_name(unfinished.name + "-old")
-        directory.rename(aside)
-        unfinished.rename(directory)
-        shutil.rmtree(aside)
-    else:
-        unfinished.rename(directory)

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from deeprec.data import click_log, click_part
+from deeprec.data import click_files, click_log, click_part
 from deeprec.data.chunks import open_source
 from deeprec.data.click_log import ClickLog, Split, convert, in_memory
 from deeprec.data.click_part import ClickPart
@@ -101,6 +101,16 @@ def test_random_split_depends_on_seed_and_row_alone() -> None:
 
 
 GOLDEN_PARTS = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 1, 2, 0, 1, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 1]
+
+
+def test_rows_stay_in_parts_that_have_a_share() -> None:
+    almost = Split(shares=(0.7, 0.3 - 9e-10, 0.0))
+    assert set(almost.part_of(np.arange(1000), 1000).tolist()) == {0, 1}
+    with pytest.MonkeyPatch.context() as patch:  # the largest random number there is
+        patch.setattr(click_log, "random_bits", lambda seed, stream, rows: np.full(len(rows), 2**64 - 1, np.uint64))
+        assert almost.part_of(np.arange(3), 0).tolist() == [1] * 3
+        assert Split(shares=(1 - 9e-10, 0, 0)).part_of(np.arange(3), 0).tolist() == [0] * 3
+        assert Split().part_of(np.arange(3), 0).tolist() == [2] * 3
 
 
 def test_tail_split_takes_the_last_rows() -> None:
@@ -301,7 +311,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     def full(self: Any, rows: Encoded) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(click_log._FileWriter, "append", full)
+    monkeypatch.setattr(click_files.FileWriter, "append", full)
     with pytest.raises(OSError, match="No space left"):
         convert(table(100), SCHEMA, tmp_path / "log")
     assert list(tmp_path.iterdir()) == []
@@ -353,6 +363,10 @@ def test_damaged_logs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log/meta.json").write_text(json.dumps({**meta, "version": 0}))
     with pytest.raises(ValueError, match="is of version 0, 1 is required; convert anew"):
         ClickLog.open(tmp_path / "log")
+    for text in ("{", "[]", json.dumps({**meta, "parts": {"train": {}}})):
+        (tmp_path / "log/meta.json").write_text(text)
+        with pytest.raises(ValueError, match=r"meta\.json is damaged .*; convert anew"):
+            ClickLog.open(tmp_path / "log")
 
 
 def test_bad_rows_are_counted_or_refused(tmp_path: Path) -> None:
