@@ -6,7 +6,7 @@ A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "sel
 "repeats": "splits" where a seed draws the split anew too, or "folds" where seed N is of the published fold uN;
 "data_options" where the data is read with some. Cards go beside it as seed-N.json; a finished seed is kept, and the
 tables of results/README.md are written anew: one of rankings by one held-out item, one of rankings by a share of the
-likes, one of rating errors.
+likes, one of rating errors, one of clicks.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.data import load
-from deeprec.evaluate import protocol
+from deeprec.data.click_datasets import load_clicks
+from deeprec.evaluate import Card, ClickProtocol, protocol
 from deeprec.models import create
 from deeprec.models.config import config_from_dict
 from deeprec.models.registry import config_class
 from deeprec.train import Progress, fit
+from deeprec.train.clicks import fit_clicks
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 METRICS = ("hr@10", "ndcg@10")
 LIKES = ("map@10", "ndcg@10", "recall@10")
 ERRORS = ("rmse", "mae")
-_SHOWN = ("map@10", *METRICS, *ERRORS)
+CLICKS = ("auc", "log_loss", "ece", "accuracy")
+_SHOWN = ("map@10", *METRICS, *ERRORS, *CLICKS)
 # 97.5 % points of Student's t by degrees of freedom: half a 95 % interval of the mean over the standard error.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -43,12 +46,18 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
         return
     recipe = json.loads(recipe_path.read_text())
     config, repeats = config_from_dict(config_class(recipe["model"]), recipe["options"]), recipe.get("repeats")
+    split = {"seed": seed} if repeats == "splits" else {}
+    if recipe["protocol"]["name"] == "click":
+        _train_clicks(
+            recipe, config, ClickProtocol.from_dict({**recipe["protocol"], **split}), seed, card_path, data_dir
+        )
+        return
     fold = {"fold": f"u{seed}"} if repeats == "folds" else {}
     with tempfile.TemporaryDirectory() as folder:
         result = fit(
             create(recipe["model"], config=config),
             load(recipe["data"], data_dir=data_dir, **recipe.get("data_options", {}), **fold),
-            protocol=protocol(**recipe["protocol"], **({"seed": seed} if repeats == "splits" else {})),
+            protocol=protocol(**recipe["protocol"], **split),
             select=recipe.get("select"),
             seed=seed,
             out=folder,
@@ -56,9 +65,30 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
             on_progress=_say,
         )
         card_path.write_bytes((Path(folder) / "card.json").read_bytes())
-    print(
-        f"{card_path.relative_to(ROOT)}: {result.card.metrics}, epoch {result.card.epoch}, {result.card.seconds:.0f} s"
+    _tell(card_path, result.card)
+
+
+def _train_clicks(
+    recipe: dict[str, Any], config: Any, rule: ClickProtocol, seed: int, card_path: Path, data_dir: str | None
+) -> None:
+    """The same for a click model."""
+    shares = (rule.validation_share, rule.test_share)
+    log = load_clicks(
+        recipe["data"],
+        holdout=rule.holdout,
+        shares=shares,
+        seed=rule.seed,
+        data_dir=data_dir,
+        **recipe.get("data_options", {}),
     )
+    model = create(recipe["model"], config=config)
+    result = fit_clicks(model, log, protocol=rule, seed=seed, select=recipe.get("select"), on_progress=_say)
+    result.card.write(card_path)
+    _tell(card_path, result.card)
+
+
+def _tell(card_path: Path, card: Card) -> None:
+    print(f"{card_path.relative_to(ROOT)}: {card.metrics}, epoch {card.epoch}, {card.seconds:.0f} s", flush=True)
 
 
 def _say(progress: Progress) -> None:
@@ -109,6 +139,32 @@ def rating_table() -> str:
     return _page_table(head, rows)
 
 
+def clicks_table() -> str:
+    """The same for click models: each log's models, the lowest AUC first, with those of other libraries on its rows."""
+    head = ["recipe", "repeats", "AUC", "log loss", "ECE", "accuracy", "published AUC / log loss", "rows/s"]
+    rows = []
+    for folder, recipe, cards in _finished("click"):
+        auc, *others = ([card["metrics"][metric] for card in cards] for metric in CLICKS)
+        figures = [_mean_and_spread(auc), *(_mean_and_spread(values) for values in others)]
+        speed = statistics.median(card["samples_per_second"] for card in cards)
+        cells = [
+            _link(folder),
+            f"{len(cards)} {recipe.get('repeats', 'seeds')}",
+            *figures,
+            recipe.get("paper", "-"),
+            f"{speed / 1000:.0f}k",
+        ]
+        rows.append((folder.parent.name, statistics.mean(auc), cells))
+    for path in sorted(ROOT.glob("*/peers.json")):
+        for peer in json.loads(path.read_text()):
+            runs = peer["runs"]
+            figures = [_mean_and_spread([run[m] for run in runs]) if m in runs[0] else "-" for m in CLICKS]
+            name = f"{path.parent.name}: {peer['name']} ([peers]({path.parent.name}/peers.json))"
+            cells = [name, f"{len(runs)} seeds", *figures, "-", "-"]
+            rows.append((path.parent.name, statistics.mean(run["auc"] for run in runs), cells))
+    return _page_table(head, [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])])
+
+
 def _page_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)).replace(
         "| --- ", "|---"
@@ -120,7 +176,7 @@ def _finished(task: str) -> Iterator[tuple[Path, dict[str, Any], list[dict[str, 
     for recipe_path in sorted(ROOT.glob("*/*/recipe.json")):
         recipe = json.loads(recipe_path.read_text())
         cards = [json.loads(path.read_text()) for path in sorted(recipe_path.parent.glob("seed-*.json"))]
-        if cards and protocol(**recipe["protocol"]).task == task:
+        if cards and cards[0]["protocol"].get("task", "ranking") == task:
             yield recipe_path.parent, recipe, cards
 
 
@@ -185,7 +241,12 @@ def main() -> None:
             for seed in arguments.seeds:
                 train(recipe_path, seed, arguments.data_dir)
     page = ROOT / "README.md"
-    tables = (("table", table()), ("likes table", likes_table()), ("rating table", rating_table()))
+    tables = (
+        ("table", table()),
+        ("likes table", likes_table()),
+        ("rating table", rating_table()),
+        ("clicks table", clicks_table()),
+    )
     for mark, content in tables:
         before, _, rest = page.read_text().partition(f"<!-- {mark} -->\n")
         _, _, after = rest.partition(f"<!-- end of {mark} -->")
