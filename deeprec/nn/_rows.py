@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeprec.kernels.embedding import embedding
+from deeprec.kernels.embedding_bag import BagPlan, embedding_bags_plan
+from deeprec.nn._bag_inputs import BagInputs
 
 
 def catch_up(weight: Tensor, ids: Tensor) -> None:
@@ -33,18 +36,41 @@ def catch_up(weight: Tensor, ids: Tensor) -> None:
 
 
 def catch_up_tables(
-    weights: Sequence[Tensor], tables: Sequence[int], ids_by_feature: Callable[[], list[Tensor]]
-) -> None:
-    """`catch_up` for the tables of several features.
+    groups: Sequence[Sequence[Tensor]],
+    tables: Sequence[int],
+    padding: Sequence[int | None],
+    inputs: BagInputs,
+) -> BagPlan | None:
+    """`catch_up` for the tables of several features, in one call where all tables ask for it on the CPU.
 
     Args:
-        weights: tables [R_t, D_t].
+        groups: lists of tables [R_t, D_t] that are read with the same ids: the vectors, the linear weights.
         tables: the table of each feature.
-        ids_by_feature: gives the ids of each feature, any shape; called only where a table asked for it.
+        padding: the padding id of each feature.
+        inputs: the ids.
+    Returns:
+        the plan of the ids, if one was made on the way; the backward pass can use it.
     """
-    if any(getattr(weight, "_deeprec_catch_up", None) is not None for weight in weights):
-        for table, ids in zip(tables, ids_by_feature(), strict=True):
-            catch_up(weights[table], ids)
+    weights = [weight for group in groups for weight in group]
+    hooks = [getattr(weight, "_deeprec_catch_up", None) for weight in weights]
+    if all(hook is None for hook in hooks):
+        return None
+    together = getattr(hooks[0], "together", None)
+    if together is not None and None not in hooks and weights[0].is_cpu and not torch.compiler.is_compiling():
+        sizes = [weight.shape[0] for weight in groups[0]]
+        offsets = None if inputs.offsets is None else inputs.offsets.to(inputs.ids.dtype)
+        try:
+            plan = embedding_bags_plan(inputs.ids, offsets, sizes, tables=tables, padding_idx=padding)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            return None  # nothing has been changed; the lookup that follows says what is wrong
+        rows = [plan.rows[first:last] for first, last in pairwise(plan.table_starts.tolist())]
+        together(hooks, [some for group in groups if group for some in rows])
+        return plan
+    by_feature = inputs.by_feature()
+    for group in groups:
+        for table, ids in zip(tables, by_feature, strict=True) if group else ():
+            catch_up(group[table], ids)
+    return None
 
 
 def clip_row_norms_(weight: Tensor, ids: Tensor, max_norm: float, norm_type: float, name: str = "") -> None:

@@ -244,8 +244,9 @@ class EmbeddingCollection(nn.Module):
             bounds = torch.arange(count + 1, dtype=some.dtype, device=some.device)
             inputs = inputs._replace(ids=some.reshape(-1), offsets=bounds)
         weights = self.weights()
+        plan = None
         if torch.is_grad_enabled():
-            catch_up_tables(weights, self._table_of, inputs.by_feature)
+            plan = catch_up_tables((weights,), self._table_of, self._padding, inputs)
         pooled, rows = embedding_bags(
             weights,
             inputs.ids,
@@ -255,6 +256,7 @@ class EmbeddingCollection(nn.Module):
             modes=self._modes,
             padding_idx=self._padding,
             sparse_grad=self.sparse,
+            plan=plan,
             names=self._names,
             **({} if self._in_backward is None else self._in_backward.arguments()),
         )

@@ -184,10 +184,9 @@ class FactorizationMachine(nn.Module):
         """
         inputs = bag_inputs("FactorizationMachine", self.features, ids, offsets, values, "values")
         weights, linear = self.weights(), self.linear_weights()
+        plan = None
         if torch.is_grad_enabled():
-            for tables in (weights, linear):
-                if tables:
-                    catch_up_tables(tables, self._table_of, inputs.by_feature)
+            plan = catch_up_tables((weights, linear), self._table_of, self._padding, inputs)
         found = embedding_fm(
             weights,
             linear,
@@ -198,6 +197,7 @@ class FactorizationMachine(nn.Module):
             padding_idx=self._padding,
             need_embeddings=self.return_embeddings,
             sparse_grad=self.sparse,
+            plan=plan,
             names=self._names,
             **({} if self._in_backward is None else self._in_backward.arguments()),
         )

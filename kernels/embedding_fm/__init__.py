@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
-from deeprec.kernels.embedding_bag import Call, GradStep, RowUpdate, _check_input, _features, mark_changed, raise_named
+from deeprec.kernels.embedding_bag import (
+    BagPlan,
+    Call,
+    GradStep,
+    RowUpdate,
+    _check_input,
+    _features,
+    mark_changed,
+    raise_named,
+)
 from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
 from deeprec.kernels.embedding_fm.reference import (
     embedding_fm_dense_grad_reference,
@@ -133,8 +142,10 @@ class _FM(torch.autograd.Function):
         call: Call,
         need_embeddings: bool,
         num_tables: int,
+        given_plan: BagPlan | None,
         *tables: Tensor,
     ) -> Any:
+        ctx.given_plan = given_plan
         weights, linear = tables[:num_tables], tables[num_tables:]
         out, saved = _FM.run(ctx, ids, offsets, values, call, need_embeddings, weights, linear)
         ctx.num_tables = num_tables
@@ -174,6 +185,9 @@ class _FM(torch.autograd.Function):
     @staticmethod
     def plan(ctx: Any, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, ...]:
         """The plan of the batch."""
+        if ctx.given_plan is not None:
+            given: tuple[Tensor, ...] = ctx.given_plan
+            return given
         sizes = [w.shape[0] for w in weights]
         plan: tuple[Tensor, ...] = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, *_FM.features(ctx))
         return plan
@@ -206,7 +220,7 @@ class _SparseGradFM(_FM):
         arguments, tables = _FM.unpack(ctx, grads)
         rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[2])
         out = [_sparse(r, grad, table) for r, grad, table in zip(rows, some, tables, strict=True)]
-        return (None, None, values_grad, None, None, None, *out)
+        return (None, None, values_grad, None, None, None, None, *out)
 
 
 class _DenseGradFM(_FM):
@@ -218,7 +232,7 @@ class _DenseGradFM(_FM):
         *some, values_grad = torch.ops.deeprec.embedding_fm_dense_grad(
             list(tables[: ctx.num_tables]), list(tables[ctx.num_tables :]), *arguments, *_FM.features(ctx), needed
         )
-        return (None, None, values_grad if needed else None, None, None, None, *some)
+        return (None, None, values_grad if needed else None, None, None, None, None, *some)
 
 
 class _UpdatedFM(torch.autograd.Function):
@@ -235,6 +249,7 @@ class _UpdatedFM(torch.autograd.Function):
         need_embeddings: bool,
         constants: tuple[int, list[float], float, int],
         counts: tuple[int, int, int],
+        given_plan: BagPlan | None,
         lr: Tensor,
         step: Tensor,
         *tensors: Tensor,
@@ -242,7 +257,7 @@ class _UpdatedFM(torch.autograd.Function):
         starts = (0, counts[0], counts[0] + counts[1], sum(counts))
         ctx.weights, ctx.linear, ctx.first = (tensors[starts[i] : starts[i + 1]] for i in range(3))
         ctx.second = tensors[starts[3] :]
-        ctx.constants, ctx.lr, ctx.step = constants, lr, step
+        ctx.constants, ctx.lr, ctx.step, ctx.given_plan = constants, lr, step, given_plan
         out, saved = _FM.run(ctx, ids, offsets, values, call, need_embeddings, ctx.weights, ctx.linear)
         ctx.save_for_backward(*saved, *ctx.weights, *ctx.linear)  # read again: a change before that is an error
         return out
@@ -270,7 +285,7 @@ class _UpdatedFM(torch.autograd.Function):
         )
         mark_changed([*ctx.weights, *ctx.linear])
         rest = sum(map(len, groups))
-        return (None, None, None, values_grad if needed else None, *([None] * (6 + rest)))
+        return (None, None, None, values_grad if needed else None, *([None] * (7 + rest)))
 
 
 class _SteppedFM(torch.autograd.Function):
@@ -287,7 +302,7 @@ class _SteppedFM(torch.autograd.Function):
         arguments, tables = _FM.unpack(ctx, grads)
         rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[4])
         ctx.step(rows, some)
-        return (None, None, None, None, values_grad, *([None] * (3 + len(tables))))
+        return (None, None, None, None, values_grad, *([None] * (4 + len(tables))))
 
 
 # The names by which mypy, which knows no types of torch.autograd.Function, sees them.
@@ -337,6 +352,7 @@ def embedding_fm(
     sparse_grad: bool = True,
     update: RowUpdate | GradStep | None = None,
     trigger: Tensor | None = None,
+    plan: BagPlan | None = None,
     names: Sequence[str] = (),
 ) -> Any:
     """Factorisation machine of a sample's entries (id, x), each looked up in its feature's table.
@@ -365,6 +381,7 @@ def embedding_fm(
         update: the optimizer's step to take in the backward pass, or what takes it, as in `embedding_bags`; tables
             and states are those of the vectors, then those of the linear weights.
         trigger: with update, any tensor that requires a gradient; it gets none. Made here where it is absent.
+        plan: `embedding_bags_plan` of these ids and offsets, where calls share it; made in the backward pass otherwise.
         names: what to call the tables in errors.
     Returns:
         [B], dtype of the tables, accumulated in float32 (float64 for float64); with need_embeddings a pair of it and
@@ -387,7 +404,8 @@ def embedding_fm(
             trigger = torch.zeros((), device=ids.device, requires_grad=True)
         detached = [w.detach() for w in both]
         if not isinstance(update, RowUpdate):
-            return _stepped_fm(trigger, update, ids, offsets, values, call, need_embeddings, len(weights), *detached)
+            given = (ids, offsets, values, call, need_embeddings, len(weights), plan)
+            return _stepped_fm(trigger, update, *given, *detached)
         return _updated_fm(
             trigger,
             ids,
@@ -397,6 +415,7 @@ def embedding_fm(
             need_embeddings,
             (update.rule, update.options, update.max_norm, update.seed),
             (len(weights), len(linear), len(update.first)),
+            plan,
             update.lr,
             update.step,
             *detached,
@@ -404,7 +423,7 @@ def embedding_fm(
             *update.second,
         )
     if is_training and any(t.requires_grad for t in [*both, *(() if values is None else (values,))]):
-        arguments = (ids, offsets, values, call, need_embeddings, len(weights), *both)
+        arguments = (ids, offsets, values, call, need_embeddings, len(weights), plan, *both)
         if not sparse_grad:
             return _dense_fm(*arguments)
         return (_sparse_fm_outside_graph if torch.compiler.is_compiling() else _sparse_fm)(*arguments)

@@ -386,3 +386,30 @@ def test_beats_user_and_item_biases_on_ml_100k() -> None:
     biases, all_of_it = rmse(False), rmse(True)
     assert biases < 0.97
     assert all_of_it < biases - 0.01
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_dense_adam_catches_up_in_one_call_and_equals_torchs(linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    fm = FactorizationMachine(TABLES[:2], linear=linear, return_embeddings=True).double()
+    plain = copy.deepcopy(fm)
+    for weight in [*plain.tables.children(), *(plain.linear.children() if plain.linear is not None else ())]:
+        weight.sparse = False
+    plain.sparse = False
+    mine, torchs = optim.Adam(fm.parameters(), lr=0.1, mode="dense"), torch.optim.Adam(plain.parameters(), lr=0.1)
+    calls: list[int] = []
+    together = optim.CatchUp.together
+    monkeypatch.setattr(
+        optim.CatchUp, "together", staticmethod(lambda hooks, rows: calls.append(len(hooks)) or together(hooks, rows))
+    )
+    for _ in range(6):
+        ids = torch.stack([torch.randint(50, (3,)), torch.randint(7, (3,)), torch.randint(7, (3,))], 1)
+        for model, optimizer in ((fm, mine), (plain, torchs)):
+            optimizer.zero_grad()
+            logit, embeddings = model(ids)
+            (logit.sum() + embeddings.square().sum()).backward()
+            optimizer.step()
+    mine.flush()
+    assert calls == [4 if linear else 2] * 5  # at the first step there is nothing to catch up on
+    for one, other in zip(fm.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
