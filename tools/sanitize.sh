@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds csrc with the address and undefined-behaviour sanitizers and runs the kernel tests on that build.
+# Builds csrc with the address and undefined-behaviour sanitizers and runs the tests of kernels and parsers on that build.
 # It lies in a package tree of its own below build/sanitize, so the normal build stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,4 +35,4 @@ import sys, deeprec.kernels._library as library
 assert library.__file__.startswith(sys.argv[1]) and not library.load_error(), (library.__file__, library.load_error())
 ' "$tree"
 cd ../..
-LD_PRELOAD=$preload "$(command -v python)" "$pytest" tests/kernels -q -m "not slow" -p no:cacheprovider "$@"
+LD_PRELOAD=$preload "$(command -v python)" "$pytest" tests/kernels tests/data/test_separated.py tests/data/test_hashing.py -q -m "not slow" -p no:cacheprovider "$@"

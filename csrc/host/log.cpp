@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -19,7 +20,12 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SSE2__)
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(DEEPREC_X86)
+#include <immintrin.h>
+#elif defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
@@ -65,58 +71,138 @@ class BadRows {
   std::vector<BadRow> kept_;
 };
 
-// Finds the bytes `first` and line feeds, 64 bytes at a time.
-class Scanner {
- public:
-  Scanner(std::string_view text, char first) : text_(text), first_(first) {}
+// Writes the places below 64 of the bytes `first` and of line feeds in 64 bytes; returns how many.
+inline size_t write_places(uint64_t mask, uint16_t start, uint16_t* places) {
+  size_t count = 0;
+  for (; mask; mask &= mask - 1) places[count++] = static_cast<uint16_t>(start + __builtin_ctzll(mask));
+  return count;
+}
 
-  // Place of the next such byte at or after `from`, or the size of the text.
-  size_t next(size_t from) {
-    if (from >= text_.size()) return text_.size();
-    if (from / 64 != block_) load(from / 64);
-    uint64_t found = mask_ & (~0ull << (from % 64));
-    while (!found) {
-      if ((block_ + 1) * 64 >= text_.size()) return text_.size();
-      load(block_ + 1);
-      found = mask_;
-    }
-    return block_ * 64 + static_cast<size_t>(__builtin_ctzll(found));
-  }
-
- private:
-  void load(size_t block) {
-    block_ = block;
-    const size_t start = block * 64;
-    const size_t size = std::min<size_t>(64, text_.size() - start);
-    if (size == 64) {
-      mask_ = matches(text_.data() + start);
-      return;
-    }
-    char tail[64] = {};
-    std::memcpy(tail, text_.data() + start, size);
-    mask_ = matches(tail) & ~(~0ull << size);
-  }
-
-  uint64_t matches(const char* bytes) const {
+size_t scan_portable(const char* bytes, size_t blocks, char first, uint16_t* places) {
+  size_t count = 0;
+  for (size_t block = 0; block < blocks; ++block, bytes += 64) {
     uint64_t mask = 0;
 #if defined(__SSE2__)
-    const __m128i first = _mm_set1_epi8(first_);
+    const __m128i separator = _mm_set1_epi8(first);
     const __m128i feed = _mm_set1_epi8('\n');
     for (int part = 0; part < 4; ++part) {
       const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * part));
-      const __m128i equal = _mm_or_si128(_mm_cmpeq_epi8(some, first), _mm_cmpeq_epi8(some, feed));
+      const __m128i equal = _mm_or_si128(_mm_cmpeq_epi8(some, separator), _mm_cmpeq_epi8(some, feed));
       mask |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_epi8(equal))) << (16 * part);
     }
 #else
-    for (int at = 0; at < 64; ++at) mask |= static_cast<uint64_t>(bytes[at] == first_ || bytes[at] == '\n') << at;
+    for (int at = 0; at < 64; ++at) mask |= static_cast<uint64_t>(bytes[at] == first || bytes[at] == '\n') << at;
 #endif
-    return mask;
+    count += write_places(mask, static_cast<uint16_t>(64 * block), places + count);
+  }
+  return count;
+}
+
+#if defined(DEEPREC_X86)
+// Writes eight places whatever the mask is, so that most blocks need no branch that depends on the text.
+__attribute__((target("avx2,bmi,popcnt"))) size_t scan_avx2(const char* bytes, size_t blocks, char first,
+                                                            uint16_t* places) {
+  const __m256i separator = _mm256_set1_epi8(first);
+  const __m256i feed = _mm256_set1_epi8('\n');
+  size_t count = 0;
+  for (size_t block = 0; block < blocks; ++block, bytes += 64) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32));
+    const __m256i low_equal = _mm256_or_si256(_mm256_cmpeq_epi8(low, separator), _mm256_cmpeq_epi8(low, feed));
+    const __m256i high_equal = _mm256_or_si256(_mm256_cmpeq_epi8(high, separator), _mm256_cmpeq_epi8(high, feed));
+    uint64_t mask = static_cast<uint32_t>(_mm256_movemask_epi8(low_equal)) |
+                    static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(high_equal))) << 32;
+    const size_t found = static_cast<size_t>(__builtin_popcountll(mask));
+    const uint16_t start = static_cast<uint16_t>(64 * block);
+    uint16_t* out = places + count;
+    for (size_t done = 0; done < found; done += 8) {
+      for (int at = 0; at < 8; ++at) {
+        out[at] = static_cast<uint16_t>(start + _tzcnt_u64(mask));
+        mask = _blsr_u64(mask);
+      }
+      out += 8;
+    }
+    count += found;
+  }
+  return count;
+}
+#endif
+
+#if defined(DEEPREC_X86)
+__attribute__((target("avx2,popcnt"))) size_t count_feeds_avx2(const char* bytes, size_t blocks) {
+  const __m256i feed = _mm256_set1_epi8('\n');
+  size_t count = 0;
+  for (const char* end = bytes + 32 * blocks; bytes < end; bytes += 32) {
+    const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+    const int mask = _mm256_movemask_epi8(_mm256_cmpeq_epi8(some, feed));
+    count += static_cast<size_t>(__builtin_popcount(static_cast<uint32_t>(mask)));
+  }
+  return count;
+}
+#endif
+
+size_t count_feeds(std::string_view text) {
+  size_t count = 0;
+#if defined(DEEPREC_X86)
+  if (__builtin_cpu_supports("avx2")) {
+    const size_t blocks = text.size() / 32;
+    count = count_feeds_avx2(text.data(), blocks);
+    text.remove_prefix(32 * blocks);
+  }
+#endif
+  return count + static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// Places of the bytes `first` and of line feeds in a text, found some KB ahead.
+class Scanner {
+ public:
+  Scanner(std::string_view text, char first) : text_(text), first_(first) {
+#if defined(DEEPREC_X86)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi")) scan_ = scan_avx2;
+#endif
+  }
+
+  // The next such place at or after `from`, which is beyond the place returned before, or the size of the text.
+  size_t next(size_t from) {
+    for (;;) {
+      while (at_ < count_) {
+        const size_t place = start_ + places_[at_++];
+        if (place >= from) return place;
+      }
+      if (!refill(from)) return text_.size();
+    }
+  }
+
+ private:
+  static constexpr size_t kBlocks = 64;
+
+  bool refill(size_t from) {
+    start_ = std::max(end_, from / 64 * 64);
+    at_ = count_ = 0;
+    if (start_ >= text_.size()) return false;
+    const size_t blocks = std::min(kBlocks, (text_.size() - start_) / 64);
+    end_ = start_ + 64 * blocks;
+    if (blocks) {
+      count_ = scan_(text_.data() + start_, blocks, first_, places_);
+      return true;
+    }
+    const size_t size = text_.size() - start_;  // less than a block: not to be read beyond
+    char tail[64] = {};
+    std::memcpy(tail, text_.data() + start_, size);
+    count_ = scan_(tail, 1, first_, places_);
+    while (count_ && places_[count_ - 1] >= size) --count_;
+    end_ = text_.size();
+    return true;
   }
 
   std::string_view text_;
   char first_;
-  size_t block_ = ~static_cast<size_t>(0);
-  uint64_t mask_ = 0;
+  size_t (*scan_)(const char*, size_t, char, uint16_t*) = scan_portable;
+  size_t start_ = 0;  // of the places
+  size_t end_ = 0;    // up to where they have been found
+  size_t at_ = 0;
+  size_t count_ = 0;
+  uint16_t places_[64 * kBlocks + 8];  // and what scan_avx2 writes too much
 };
 
 struct Field {
@@ -126,7 +212,37 @@ struct Field {
   bool is_closed = true;  // false: the text ends inside quotes
 };
 
-// Goes through the fields of a text.
+// Goes through the fields of a text without quotes whose separator is one byte.
+class PlainReader {
+ public:
+  PlainReader(std::string_view text, char separator) : text_(text), scanner_(text, separator) {}
+
+  bool done() const { return position_ >= text_.size(); }
+  int64_t line() const { return line_; }
+
+  Field next() {
+    const size_t start = position_;
+    size_t end = scanner_.next(start);
+    position_ = end + 1;
+    Field field;
+    const bool has_end = end < text_.size();
+    field.is_last = !has_end || text_[end] == '\n';
+    if (field.is_last) {
+      line_ += has_end;
+      end -= end > start && text_[end - 1] == '\r';
+    }
+    field.text = std::string_view(text_.data() + start, end - start);
+    return field;
+  }
+
+ private:
+  std::string_view text_;
+  Scanner scanner_;
+  size_t position_ = 0;
+  int64_t line_ = 0;
+};
+
+// Goes through the fields of any text.
 class Reader {
  public:
   Reader(std::string_view text, std::string_view separator, std::string_view quote)
@@ -236,6 +352,22 @@ bool equals_lowered(std::string_view text, std::string_view lowered) {
 
 constexpr double kPowers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                               1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+
+// Up to 8 digits and nothing else, without a branch on their number; false where it is anything else.
+inline bool parse_digits(std::string_view text, const char* readable, double* value) {
+  if (text.size() > 8) return false;
+  const uint64_t word =
+      readable - text.data() >= 8 ? deeprec::load_word(text.data(), 8) : deeprec::load_word(text.data(), text.size());
+  // The digits as bytes 0 to 9, zeros before the first one, whose byte is the lowest.
+  uint64_t digits = (word ^ 0x3030303030303030ull) << (64 - 8 * text.size());
+  if (((digits + 0x7676767676767676ull) | digits) & 0x8080808080808080ull) return false;
+  digits = digits * 10 + (digits >> 8);  // pairs
+  digits = ((digits & 0x000000FF000000FFull) * 0x000F424000000064ull +
+            ((digits >> 16) & 0x000000FF000000FFull) * 0x0000271000000001ull) >>
+           32;
+  *value = static_cast<double>(static_cast<uint32_t>(digits));
+  return true;
+}
 
 // At most 15 digits, perhaps a sign and a point: an exact integer over an exact power of ten, so rounded once (Clinger
 // 1990). False where it is anything else.
@@ -364,6 +496,44 @@ py::tuple hand_over_bags(Bags&& bags) {
   return py::make_tuple(hand_over(std::move(bags.offsets)), hand_over(std::move(bags.hashes)), weights);
 }
 
+// One piece of memory for the columns of a block: on large pages, as some ten thousand page faults a block would take a
+// quarter of the time.
+class Arena {
+ public:
+  explicit Arena(size_t bytes) {
+#if defined(__linux__)
+    if (bytes >= 2 * kLargePage) {
+      if (posix_memalign(&memory_, kLargePage, bytes) != 0) throw std::bad_alloc();
+      madvise(memory_, bytes, MADV_HUGEPAGE);  // a hint
+      return;
+    }
+#endif
+    memory_ = std::malloc(std::max<size_t>(bytes, 1));
+    if (!memory_) throw std::bad_alloc();
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { std::free(memory_); }
+
+  // The next `count` numbers, at the beginning of a cache line.
+  template <typename T>
+  T* take(size_t count) {
+    T* start = reinterpret_cast<T*>(static_cast<char*>(memory_) + used_);
+    used_ += room<T>(count);
+    return start;
+  }
+
+  template <typename T>
+  static size_t room(size_t count) {
+    return (count * sizeof(T) + 63) / 64 * 64;
+  }
+
+ private:
+  static constexpr size_t kLargePage = 2 << 20;
+  void* memory_ = nullptr;
+  size_t used_ = 0;
+};
+
 struct Column {
   unsigned char kind = 0;
   uint64_t* hashes = nullptr;
@@ -384,7 +554,17 @@ class RowParser {
       : columns_(std::move(columns)), missing_(std::move(missing)) {}
 
   int64_t run(std::string_view text, std::string_view separator, std::string_view quote, BadRows* bad, int64_t* lines) {
-    Reader reader(text, separator, quote);
+    if (separator.size() == 1 && (quote.empty() || text.find(quote) == std::string_view::npos)) {
+      read_rows(PlainReader(text, separator[0]), text, bad, lines);
+    } else {
+      read_rows(Reader(text, separator, quote), text, bad, lines);
+    }
+    return row_;
+  }
+
+ private:
+  template <typename AnyReader>
+  void read_rows(AnyReader reader, std::string_view text, BadRows* bad, int64_t* lines) {
     while (!reader.done()) {
       const int64_t line = reader.line();
       if (!read_row(&reader, text.data() + text.size())) continue;
@@ -401,12 +581,11 @@ class RowParser {
       }
     }
     *lines = reader.line();
-    return row_;
   }
 
- private:
   // False for a blank row; else `wrong_` says whether and why it is bad.
-  bool read_row(Reader* reader, const char* readable) {
+  template <typename AnyReader>
+  bool read_row(AnyReader* reader, const char* readable) {
     const int64_t count = static_cast<int64_t>(columns_.size());
     wrong_.column = -1;
     int64_t at = 0;
@@ -441,7 +620,8 @@ class RowParser {
       column.hashes[row_] = hash;
     }
     if (column.kind & kNumber) {
-      const int reason = read_number(column, trim(text), &column.numbers[row_]);
+      const int reason =
+          read_number(column, trim(text), field.is_quoted ? end_of(text) : readable, &column.numbers[row_]);
       if (reason >= 0) note(at, reason, text);
     }
     if (column.bags && wrong_.column < 0) {
@@ -451,12 +631,12 @@ class RowParser {
     }
   }
 
-  int read_number(const Column& column, std::string_view text, double* value) const {
+  int read_number(const Column& column, std::string_view text, const char* readable, double* value) const {
     if (text.empty() || (!missing_.empty() && is_missing(hash_view(text, end_of(text))))) {
       *value = kNaN;
       return -1;
     }
-    if (!column.codes) return parse_number(text, value);
+    if (!column.codes) return parse_digits(text, readable, value) ? -1 : parse_number(text, value);
     const uint64_t hash = hash_view(text, end_of(text));
     for (const auto& [known, code] : *column.codes) {
       if (known == hash) {
@@ -505,25 +685,23 @@ py::tuple parse_log(const py::bytes& data, const std::string& separator, const s
   size_t lines_at_most;
   {
     py::gil_scoped_release release;
-    lines_at_most = static_cast<size_t>(std::count(text.begin(), text.end(), '\n')) + 1;
+    lines_at_most = count_feeds(text) + 1;
   }
   // A row with F fields is at least F bytes long, so that no text asks for more than 8 bytes for each of its own.
   const size_t rows_at_most = std::min(lines_at_most, text.size() / kind_bytes.size() + 1);
   std::vector<Column> columns(kind_bytes.size());
-  std::vector<py::array_t<uint64_t>> hashes(columns.size());
-  std::vector<py::array_t<double>> numbers(columns.size());
+  size_t arrays = 0;
+  for (const char kind : kind_bytes) arrays += ((kind & kHash) != 0) + ((kind & kNumber) != 0);
+  auto* arena = new Arena(arrays * Arena::room<double>(rows_at_most));
+  const py::capsule owner(arena, [](void* pointer) { delete static_cast<Arena*>(pointer); });
   std::vector<Bags> bags(bag_separators.size());
   size_t next_bag = 0;
   for (size_t at = 0; at < columns.size(); ++at) {
     Column& column = columns[at];
     column.kind = static_cast<unsigned char>(kind_bytes[at]);
-    if (column.kind & kHash) {
-      hashes[at] = py::array_t<uint64_t>(static_cast<py::ssize_t>(rows_at_most));
-      column.hashes = hashes[at].mutable_data();
-    }
+    if (column.kind & kHash) column.hashes = arena->take<uint64_t>(rows_at_most);
     if (column.kind & kNumber) {
-      numbers[at] = py::array_t<double>(static_cast<py::ssize_t>(rows_at_most));
-      column.numbers = numbers[at].mutable_data();
+      column.numbers = arena->take<double>(rows_at_most);
       const auto found = codes.find(static_cast<int64_t>(at));
       if (found != codes.end()) column.codes = &found->second;
     }
@@ -543,11 +721,10 @@ py::tuple parse_log(const py::bytes& data, const std::string& separator, const s
     rows = parser.run(text, separator, quote, &bad, &lines);
   }
   py::dict named_hashes, named_numbers, named_bags;
-  const py::slice good(0, static_cast<py::ssize_t>(rows), 1);
   for (size_t at = 0; at < columns.size(); ++at) {
     const py::int_ name(at);
-    if (columns[at].hashes) named_hashes[name] = hashes[at][good];
-    if (columns[at].numbers) named_numbers[name] = numbers[at][good];
+    if (columns[at].hashes) named_hashes[name] = py::array_t<uint64_t>(rows, columns[at].hashes, owner);
+    if (columns[at].numbers) named_numbers[name] = py::array_t<double>(rows, columns[at].numbers, owner);
     if (columns[at].bags) named_bags[name] = hand_over_bags(std::move(*columns[at].bags));
   }
   return py::make_tuple(rows, named_hashes, named_numbers, named_bags, lines, bad.count(), bad.list());
@@ -589,7 +766,7 @@ class PairParser {
       read_row(text.substr(start, end - start), line);
       start = end + 1;
     }
-    lines_ = std::count(text.begin(), text.end(), '\n');
+    lines_ = static_cast<int64_t>(count_feeds(text));
   }
 
   py::tuple result() {

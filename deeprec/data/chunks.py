@@ -100,6 +100,8 @@ class Chunk:
         hashes: [rows], uint64, of each categorical column; 0 = missing (empty or null).
         numbers: [rows], float64, of each numeric column, never infinite; NaN = missing.
         bags: of each column of bags.
+
+    The arrays of a chunk may share one piece of memory, which lives as long as any of them: copy what is to be kept.
     """
 
     rows: int
