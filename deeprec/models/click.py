@@ -67,6 +67,7 @@ class OptimizerOptions(NamedTuple):
         l1, l2: of FTRL, >= 0.
         weight_decay: of the others, >= 0.
         start: first value of AdaGrad's sums of squares, >= 0.
+        beta: of FTRL, > 0.
     """
 
     optimizer: str
@@ -75,6 +76,7 @@ class OptimizerOptions(NamedTuple):
     l2: float
     weight_decay: float
     start: float
+    beta: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class ClickConfig(TrainConfig):
 
     Attributes:
         optimizer: as of every model, or "ftrl".
-        l1, l2: of FTRL, >= 0; other optimizers have weight_decay.
+        l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
+            weight_decay.
         adagrad_start: first value of AdaGrad's sums of squares, >= 0.
         factors: D, width of the field embeddings, >= 1.
         embedding_l2: each step adds embedding_l2 / 2 times the squared norms of the rows it touches to the loss, >= 0.
@@ -132,7 +135,16 @@ class ClickConfig(TrainConfig):
 
     def optimizer_options(self, group: str) -> OptimizerOptions:
         """How a group of `ClickModel.parameter_groups` is trained."""
-        return OptimizerOptions(self.optimizer, self.lr, self.l1, self.l2, self.weight_decay, self.adagrad_start)
+        options = (self.optimizer, self.lr, self.l1, self.l2, self.weight_decay, self.adagrad_start)
+        return OptimizerOptions(*options, self.ftrl_beta)
+
+    @property
+    def ftrl_beta(self) -> float:
+        """FTRL's beta for the gradient of the mean of a batch: the paper's 1, which is for the sum, by the rows.
+
+        Dividing gradients, beta, l1 and l2 by one number leaves FTRL's weights as they are.
+        """
+        return 1.0 / self.batch_size
 
 
 class ClickModel(nn.Module):

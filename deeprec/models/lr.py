@@ -1,8 +1,8 @@
 """LR: logistic regression over the columns of a log, crosses too.
 
 Paper: McMahan et al. 2013, "Ad Click Prediction: a View from the Trenches" (KDD), algorithm 1 (FTRL-Proximal), for the
-way it is trained; alpha is `lr`, lambda_1 and lambda_2 are `l1` and `l2`.
-Deviations: mini-batches, whose mean gradient is one step of FTRL-Proximal; the paper takes one example at a time. The
+way it is trained; alpha is `lr`, lambda_1 and lambda_2 are `l1` and `l2` times the batch size, beta is 1.
+Deviations: the gradients of a batch are one step of FTRL-Proximal, where the paper takes one example at a time. The
 bias is a weight like the others, under L1 too.
 """
 

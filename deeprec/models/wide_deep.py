@@ -57,9 +57,8 @@ class WideDeepConfig(DeepConfig):
         """FTRL for "wide", AdaGrad for "deep", by default."""
         if group != "wide":
             return super().optimizer_options(group)
-        return OptimizerOptions(
-            self.wide_optimizer, self.wide_lr, self.wide_l1, self.wide_l2, self.weight_decay, self.adagrad_start
-        )
+        options = (self.wide_optimizer, self.wide_lr, self.wide_l1, self.wide_l2)
+        return OptimizerOptions(*options, self.weight_decay, self.adagrad_start, self.ftrl_beta)
 
 
 class WideDeep(ClickModel):

@@ -137,7 +137,7 @@ def make_optimizer(options: OptimizerOptions, parameters: list[torch.nn.Paramete
     name, lr = options.optimizer, options.lr
     made: torch.optim.Optimizer
     if name == "ftrl":
-        made = optim.FTRL(parameters, lr=lr, l1=options.l1, l2=options.l2)
+        made = optim.FTRL(parameters, lr=lr, l1=options.l1, l2=options.l2, beta=options.beta)
     elif name == "sgd":
         made = optim.SGD(parameters, lr=lr, weight_decay=options.weight_decay)
     elif name == "adagrad":

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from deeprec.data.inputs import BagField, Field, Inputs
 from deeprec.models import ClickBatch, ClickModel, click_models, config_class, create, is_click_model, recommenders
 from deeprec.train import optim
+from deeprec.train.clicks import Optimizers
 
 D = 4
 FIELDS = (Field("user", 7), Field("user x item", 13, is_cross=True), Field("item", 11), Field("train", 3))
@@ -468,6 +469,24 @@ def test_wide_and_deep_have_optimizers_of_their_own():
     assert {id(p) for p in groups["wide"]} == {id(p) for p in model.wide.parameters()}
     assert model.config.optimizer_options("wide")[:3] == ("ftrl", 0.1, 0.5)
     assert model.config.optimizer_options("deep")[:3] == ("adagrad", 0.05, 0.0)
+
+
+def test_ftrl_on_the_mean_loss_is_the_papers_on_the_sum():
+    """One step over a batch, by hand from algorithm 1 with beta = 1 and the sum of the examples' gradients."""
+    inputs, rows, alpha, lambda1 = INPUTS["fields"], 32, 0.1, 0.8
+    model = create("lr", inputs=inputs, batch_size=rows, lr=alpha, l1=lambda1 / rows).double()
+    batch = batch_of(inputs, rows, dtype=torch.float64)
+    (optimizer,) = Optimizers(model).each
+    model.loss(batch).backward()
+    sums = {key: rows * p.grad.to_dense() for key, p in model.named_parameters()}
+    optimizer.step()
+    for key, parameter in model.named_parameters():
+        z, n = sums[key], sums[key].square()
+        expected = torch.where(z.abs() <= lambda1, 0, -(z - z.sign() * lambda1) / ((1 + n.sqrt()) / alpha))
+        torch.testing.assert_close(parameter.detach(), expected)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert weights.any()
+    assert (weights == 0).any()
 
 
 @pytest.mark.parametrize("name", ["deepfm", "wide-deep"])
