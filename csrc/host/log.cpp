@@ -661,6 +661,21 @@ class RowParser {
   Wrong wrong_;
 };
 
+// The bytes of a Python buffer; made and destroyed with the GIL held, read without it.
+class Text {
+ public:
+  explicit Text(const py::buffer& data) : info_(data.request()) {
+    if (info_.ndim != 1 || info_.itemsize != 1 || info_.strides[0] != 1) {
+      throw std::invalid_argument("parse_log: data must be contiguous bytes");
+    }
+  }
+
+  std::string_view view() const { return {static_cast<const char*>(info_.ptr), static_cast<size_t>(info_.size)}; }
+
+ private:
+  py::buffer_info info_;
+};
+
 void check_dialect(const std::string& separator, const std::string& quote) {
   const bool is_good = !separator.empty() && quote.size() <= 1 &&
                        separator.find_first_of(std::string("\r\n") + quote) == std::string::npos &&
@@ -674,12 +689,13 @@ void check_dialect(const std::string& separator, const std::string& quote) {
   }
 }
 
-py::tuple parse_log(const py::bytes& data, const std::string& separator, const std::string& quote,
+py::tuple parse_log(const py::buffer& data, const std::string& separator, const std::string& quote,
                     const std::vector<uint64_t>& missing, const py::bytes& kinds,
                     const std::vector<std::pair<std::string, std::string>>& bag_separators,
                     const std::map<int64_t, Codes>& codes) {
   check_dialect(separator, quote);
-  const std::string_view text = data;
+  const Text held(data);
+  const std::string_view text = held.view();
   const std::string_view kind_bytes = kinds;
   if (kind_bytes.empty()) throw std::invalid_argument("parse_log: kinds must name at least one column");
   size_t lines_at_most;
@@ -730,9 +746,10 @@ py::tuple parse_log(const py::bytes& data, const std::string& separator, const s
   return py::make_tuple(rows, named_hashes, named_numbers, named_bags, lines, bad.count(), bad.list());
 }
 
-size_t cut_log(const py::bytes& data, const std::string& separator, const std::string& quote) {
+size_t cut_log(const py::buffer& data, const std::string& separator, const std::string& quote) {
   check_dialect(separator, quote);
-  const std::string_view text = data;
+  const Text held(data);
+  const std::string_view text = held.view();
   py::gil_scoped_release release;
   const size_t first_quote = quote.empty() ? std::string_view::npos : text.find(quote[0]);
   if (first_quote == std::string_view::npos) return text.rfind('\n') + 1;  // npos + 1 is 0
@@ -867,8 +884,9 @@ class PairParser {
   int64_t lines_ = 0;
 };
 
-py::tuple parse_pairs(const py::bytes& data, int mode, const std::vector<int64_t>& fields) {
-  const std::string_view text = data;
+py::tuple parse_pairs(const py::buffer& data, int mode, const std::vector<int64_t>& fields) {
+  const Text held(data);
+  const std::string_view text = held.view();
   PairParser parser(static_cast<PairParser::Mode>(mode), fields);
   {
     py::gil_scoped_release release;

@@ -99,8 +99,11 @@ class Dialect(NamedTuple):
 Codes = list[tuple[int, float]]
 
 
+Data = bytes | memoryview  # contiguous
+
+
 def parse_log(
-    data: bytes,
+    data: Data,
     dialect: Dialect,
     kinds: bytes,
     bag_separators: list[tuple[bytes, bytes]],
@@ -122,17 +125,18 @@ def parse_log(
         )
         named = {column: BagChunk(*parts) for column, parts in bags.items()}
         return Parsed(rows, hashes, numbers, named, lines, num_bad, [Bad(*one) for one in bad])
-    return _parse_log_python(data, dialect, kinds, bag_separators, codes or {})
+    return _parse_log_python(bytes(data), dialect, kinds, bag_separators, codes or {})
 
 
-def cut_log(data: bytes, dialect: Dialect) -> int:
+def cut_log(data: Data, dialect: Dialect) -> int:
     """Length of the whole rows at the beginning of `data`: where the last line feed outside quotes ends, or 0."""
     if _host is not None:
         return int(_host.cut_log(data, dialect.separator, dialect.quote))
-    if not dialect.quote or dialect.quote not in data:
-        return data.rfind(b"\n") + 1
+    text = bytes(data)
+    if not dialect.quote or dialect.quote not in text:
+        return text.rfind(b"\n") + 1
     end = 0
-    for row in _split_quoted(data, dialect):
+    for row in _split_quoted(text, dialect):
         if row.has_end:
             end = row.end
     return end
@@ -373,7 +377,7 @@ class Pairs(NamedTuple):
 ONE_BAG, BY_FIELD, BY_PLACE = range(3)
 
 
-def parse_pairs(data: bytes, mode: int, fields: list[int]) -> Pairs:
+def parse_pairs(data: Data, mode: int, fields: list[int]) -> Pairs:
     """Rows of libsvm or libffm; what follows a `#` is passed over.
 
     Args:
@@ -384,7 +388,7 @@ def parse_pairs(data: bytes, mode: int, fields: list[int]) -> Pairs:
     if _host is not None:
         rows, labels, bags, lines, num_bad, bad = _host.parse_pairs(data, mode, fields)
         return Pairs(rows, labels, [BagChunk(*parts) for parts in bags], lines, num_bad, [Bad(*one) for one in bad])
-    return _parse_pairs_python(data, mode, fields)
+    return _parse_pairs_python(bytes(data), mode, fields)
 
 
 def _parse_pairs_python(data: bytes, mode: int, fields: list[int]) -> Pairs:

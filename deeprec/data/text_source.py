@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,19 @@ from deeprec._suggest import did_you_mean
 from deeprec.data import separated
 from deeprec.data.chunks import BLOCK_BYTES, CRITEO_COLUMNS, BadRow, Chunk, Progress, Source, Wanted, in_order
 from deeprec.data.hashing import Hashes, hash_bytes
-from deeprec.data.separated import BAG, BY_FIELD, BY_PLACE, HASH, NUMBER, ONE_BAG, BagChunk, Dialect, Pairs, Parsed
+from deeprec.data.separated import (
+    BAG,
+    BY_FIELD,
+    BY_PLACE,
+    HASH,
+    NUMBER,
+    ONE_BAG,
+    BagChunk,
+    Data,
+    Dialect,
+    Pairs,
+    Parsed,
+)
 from deeprec.data.text import OnBad
 from deeprec.data.text import did_you_mean as or_file
 
@@ -33,7 +45,7 @@ ParsedBlock = TypeVar("ParsedBlock", Parsed, Pairs)
 class Block(NamedTuple):
     """Whole rows of a file, and how many of its bytes have been read up to them."""
 
-    text: bytes
+    text: memoryview
     done: int
 
 
@@ -55,8 +67,8 @@ class TextSource(Source):
         self.size = path.stat().st_size
         self._header_bytes = header_bytes
 
-    def _cut(self, text: bytes) -> int:
-        return text.rfind(b"\n") + 1
+    def _cut(self, text: Data) -> int:
+        return separated.cut_log(text, Dialect(b" "))
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
@@ -68,28 +80,28 @@ class TextSource(Source):
     def _blocks(self) -> Iterator[Block]:
         """The file in blocks of whole rows; a header stays as blank lines, so that lines can be counted."""
         with open_text(self.path) as (file, raw):
-            rest = file(len(_BOM)).removeprefix(_BOM)
+            rest = file.read(len(_BOM)).removeprefix(_BOM)
             if self._header_bytes:
-                header = rest + file(self._header_bytes - len(rest))
+                header = rest + file.read(self._header_bytes - len(rest))
                 rest = b"\n" * header.count(b"\n") + header[self._header_bytes :]
-            line = 1
             while True:
-                read = file(self.block_bytes)
-                text = rest + read
+                text = memoryview(np.empty(len(rest) + self.block_bytes, dtype=np.uint8))
+                text[: len(rest)] = rest
+                read = file.readinto(text[len(rest) :])
+                text = text[: len(rest) + read]
                 end = self._cut(text) if read else len(text)
                 if end == 0 and len(text) > max(_LONGEST_ROW, 4 * self.block_bytes):
                     raise ValueError(
-                        f"read: {self.path}, line {line}: a row must be shorter than {_LONGEST_ROW >> 20} MiB, got one "
-                        "that does not end; is a quote not closed? (pass quote=None)"
+                        f"read: {self.path}: a row must be shorter than {_LONGEST_ROW >> 20} MiB, got one that begins "
+                        f"with {bytes(text[:40])!r} and does not end; is a quote not closed? (pass quote=None)"
                     )
                 if end:
                     yield Block(text[:end], raw.tell())
-                    line += text.count(b"\n", 0, end)
-                rest = text[end:]
+                rest = bytes(text[end:])
                 if not read:
                     return
 
-    def _parsed(self, parse: Callable[[bytes], ParsedBlock], progress: Progress) -> Iterator[ParsedBlock]:
+    def _parsed(self, parse: Callable[[memoryview], ParsedBlock], progress: Progress) -> Iterator[ParsedBlock]:
         """All blocks parsed, in order; bad rows noted, or raised."""
         line = 1
         for done, parsed in in_order(self._blocks(), lambda block: (block.done, parse(block.text)), self.threads):
@@ -168,7 +180,7 @@ class SeparatedSource(TextSource):
             {name: _infer([_text_or_none(row[at], missing) for row in found]) for at, name in enumerate(self.columns)}
         )
 
-    def _cut(self, text: bytes) -> int:
+    def _cut(self, text: Data) -> int:
         return separated.cut_log(text, self.dialect)
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
@@ -183,7 +195,7 @@ class SeparatedSource(TextSource):
             if name in bags
         ]
 
-        def parse(text: bytes) -> Parsed:
+        def parse(text: memoryview) -> Parsed:
             return separated.parse_log(text, self.dialect, kinds, separators, self._codes)
 
         for parsed in self._parsed(parse, progress):
@@ -254,7 +266,7 @@ class PairSource(TextSource):
             raise TypeError(f"chunks: column 'label' of {self.name} is numeric; take it out of categorical and bags")
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        def parse(text: bytes) -> Pairs:
+        def parse(text: memoryview) -> Pairs:
             return separated.parse_pairs(text, self.mode, self._fields)
 
         weighted = {bag.name: bag.weight_separator is not None for bag in wanted.bags}
@@ -356,10 +368,11 @@ def _series_of_pairs(rows: list[list[tuple[str, float]]], is_bag: bool) -> pl.Se
     return pl.Series([row[0][1] if row else None for row in rows], dtype=pl.Float64)
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[tuple[Callable[[int], bytes], Any]]:
-    """(function that reads so many bytes, unpacked where it is gzip; the file as it lies on the disk)."""
-    with path.open("rb") as raw:
+class TextFile:
+    """A file that unpacks itself where it is gzip; `raw` is the file as it lies on the disk."""
+
+    def __init__(self, path: Path, raw: BinaryIO) -> None:
+        self._path = path
         magic = raw.read(2)
         raw.seek(0)
         if magic != _GZIP_MAGIC and path.suffix == ".gz" and magic:
@@ -367,19 +380,38 @@ def open_text(path: Path) -> Iterator[tuple[Callable[[int], bytes], Any]]:
                 f"open_source: {path} must be a gzip file, got bytes {magic!r}; "
                 "drop the .gz from its name if it is plain text, or download it again"
             )
-        file: Any = gzip.GzipFile(fileobj=raw) if magic == _GZIP_MAGIC else raw
+        self._file: Any = gzip.GzipFile(fileobj=raw) if magic == _GZIP_MAGIC else raw
 
-        def read(size: int) -> bytes:
-            try:
-                data: bytes = file.read(size) if size > 0 else b""
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(
-                    f"read: {path} must be a whole gzip file, got one that ends early or is damaged ({error}); "
-                    "copy or download it again"
-                ) from None
-            return data
+    def read(self, size: int) -> bytes:
+        """At most so many bytes."""
+        with self._damage_named():
+            data: bytes = self._file.read(max(size, 0))
+        return data
 
-        yield read, raw
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills `buffer` or as much of it as there is; returns how much."""
+        done = 0
+        with self._damage_named():
+            while done < len(buffer) and (read := self._file.readinto(buffer[done:])):
+                done += read
+        return done
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"read: {self._path} must be a whole gzip file, got one that ends early or is damaged ({error}); "
+                "copy or download it again"
+            ) from None
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[tuple[TextFile, BinaryIO]]:
+    """(the text, the file as it lies on the disk)."""
+    with path.open("rb") as raw:
+        yield TextFile(path, raw), raw
 
 
 def read_start(path: Path, size: int = _START_BYTES) -> bytes:
@@ -387,8 +419,8 @@ def read_start(path: Path, size: int = _START_BYTES) -> bytes:
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"open_source: no file {path}{or_file(path.name, siblings)}")
-    with open_text(path) as (read, _):
-        start = read(size)
+    with open_text(path) as (file, _):
+        start = file.read(size)
     if not start.strip():
         raise ValueError(f"open_source: {path} is empty ({len(start)} bytes of text); copy or download it again")
     return start.removeprefix(_BOM)
