@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.data.inputs import Encoded, Inputs
-from deeprec.models.config import OPTIMIZERS, TrainConfig, at_least, make_config
+from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, TrainConfig, at_least, make_config
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
 
@@ -84,7 +84,9 @@ class ClickConfig(TrainConfig):
     """How a click model is trained; models extend it with their own sizes.
 
     Attributes:
-        optimizer: as of every model, or "ftrl".
+        optimizer: as of every model, or "ftrl", whose rate stays what it is whatever the schedule.
+        lr_schedule: as of every model, or "plateau": the rate is divided by 10 after each epoch without a better
+            validation figure (BARS trains its models so).
         l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
             weight_decay.
         adagrad_start: first value of AdaGrad's sums of squares, >= 0.
@@ -94,6 +96,7 @@ class ClickConfig(TrainConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
+    lr_schedules: ClassVar[tuple[str, ...]] = (*LR_SCHEDULES, "plateau")
     groups: ClassVar[tuple[str, ...]] = ("",)
 
     epochs: int = 10

@@ -40,6 +40,7 @@ class TrainConfig:
     """
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    lr_schedules: ClassVar[tuple[str, ...]] = LR_SCHEDULES
 
     epochs: int = 20
     batch_size: int = 256
@@ -80,7 +81,7 @@ class TrainConfig:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
         one_of(self, "optimizer", self.optimizers)
         one_of(self, "reduction", REDUCTIONS)
-        one_of(self, "lr_schedule", LR_SCHEDULES)
+        one_of(self, "lr_schedule", self.lr_schedules)
         one_of(self, "precision", PRECISIONS)
 
 

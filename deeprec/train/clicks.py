@@ -81,8 +81,10 @@ class Optimizers:
         self._steps = [one.update if isinstance(one, RowOptimizer) else one.step for one in self.each]
 
     def set_rate(self, share: float) -> None:
-        """Each learning rate becomes `share` of its first."""
+        """Each learning rate becomes `share` of its first; but for FTRL's, which would rescale all it has learnt."""
         for one in (*self.each, *self.in_backward):
+            if isinstance(one, optim.FTRL):
+                continue
             for group in one.param_groups:
                 group["lr"] = group["first_lr"] * share
 
@@ -274,7 +276,7 @@ def _train(run: _Run, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
 
     patience = model.config.patience
     while run.epoch < model.config.epochs and not (patience and run.epoch - run.best_epoch >= patience):
-        optimizers.set_rate(model.config.lr_of(run.epoch) / model.config.lr)
+        optimizers.set_rate(_rate_of(run))
         entry = _epoch(run, optimizers, keep)
         run.epoch, run.step, run.loss_sum, run.seconds = run.epoch + 1, 0, 0.0, 0.0
         metrics = _figures(run, "validation", predict_part(model, run.log.parts["validation"]))
@@ -288,6 +290,17 @@ def _train(run: _Run, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
         keep()
         _report(run, entry, metrics, is_best)
     return best
+
+
+def _rate_of(run: _Run) -> float:
+    """Share of its first value that the learning rate has in the running epoch."""
+    config, best, share = run.model.config, -math.inf, 1.0
+    if config.lr_schedule == "plateau":
+        for entry in run.history:
+            value = gain(run.select, entry[run.select])
+            share *= 1.0 if value > best else 0.1
+            best = max(best, value)
+    return share * float(config.lr_of(run.epoch)) / float(config.lr)
 
 
 def _epoch(run: _Run, optimizers: Optimizers, keep: Callable[[], None]) -> dict[str, float]:

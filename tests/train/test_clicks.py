@@ -121,6 +121,28 @@ def test_steps_in_the_backward_pass_train_the_same_model(log: ClickLog) -> None:
     assert figures[0] == pytest.approx(figures[1], abs=1e-5)
 
 
+def test_plateau_divides_the_rate_after_each_miss_but_ftrls(log: ClickLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[tuple[float, ...]] = []
+    set_rate = clicks.Optimizers.set_rate
+
+    def noted(self: clicks.Optimizers, share: float) -> None:
+        set_rate(self, share)
+        rates.append(tuple(group["lr"] for one in self.each for group in one.param_groups))
+
+    monkeypatch.setattr(clicks.Optimizers, "set_rate", noted)
+    model = models.WideDeep(
+        epochs=8, patience=0, batch_size=256, lr=0.5, factors=4, hidden=(16,), lr_schedule="plateau"
+    )
+    history = fit_clicks(model, log, seed=0).history
+    values, share, expected = [entry["auc"] for entry in history], 1.0, []
+    for epoch in range(8):
+        if epoch > 1 and values[epoch - 1] <= max(values[: epoch - 1]):
+            share *= 0.1
+        expected.append((0.1, pytest.approx(0.5 * share)))
+    assert rates == expected
+    assert share < 1
+
+
 def test_fewer_negatives_leave_predictions_calibrated(log: ClickLog) -> None:
     chosen = {"epochs": 8, "batch_size": 256, "lr": 0.01}
     kept = ClickProtocol(negative_rate=0.25)
