@@ -33,12 +33,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-try:
-    from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
-
-    getattr(_host, "parse_log")  # noqa: B009  a module compiled before this was written
-except (ImportError, AttributeError):  # or no compiler at installation: NumPy hashes, about ten times slower
-    _host = None
+from deeprec.data._compiled import host as _host
 
 TEXT_HASH_VERSION = 1
 

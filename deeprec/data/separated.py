@@ -17,14 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprec.data._compiled import host as _host
 from deeprec.data.hashing import Hashes, hash_buffers, hash_bytes
-
-try:
-    from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
-
-    getattr(_host, "parse_log")  # noqa: B009  a module compiled before this was written
-except (ImportError, AttributeError):  # or no compiler at installation: plain Python splits, some thirty times slower
-    _host = None
 
 # What is wanted of a column, to be added up.
 HASH, NUMBER, BAG = 1, 2, 4

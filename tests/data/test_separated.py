@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.data import separated
+from deeprec.data import _compiled, separated
 from deeprec.data.hashing import hash_bytes, hash_text
 from deeprec.data.separated import BAG, HASH, NUMBER, Bad, BagChunk, Dialect, Pairs, Parsed
 
@@ -218,3 +218,11 @@ def test_bags_have_weights_after_the_last_separator(parse: Any) -> None:
 def test_a_dialect_that_cannot_be_is_refused(separator: bytes, quote: bytes) -> None:
     with pytest.raises(ValueError, match="parse_log: separator must be"):
         separated.parse_log(b"a,b\n", Dialect(separator, quote), bytes([HASH]), [])
+
+
+def test_a_module_compiled_from_other_sources_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_compiled, "LOG_VERSION", -1)
+    assert _compiled._load() is None
+    assert ("run make build" in caplog.text) == (separated._host is not None)
