@@ -131,11 +131,11 @@ def test_plateau_divides_the_rate_after_each_miss_but_ftrls(log: ClickLog, monke
 
     monkeypatch.setattr(clicks.Optimizers, "set_rate", noted)
     model = models.WideDeep(
-        epochs=8, patience=0, batch_size=256, lr=0.5, factors=4, hidden=(16,), lr_schedule="plateau"
+        epochs=10, patience=0, batch_size=256, lr=0.5, factors=4, hidden=(16,), lr_schedule="plateau"
     )
     history = fit_clicks(model, log, seed=0).history
     values, share, expected = [entry["auc"] for entry in history], 1.0, []
-    for epoch in range(8):
+    for epoch in range(10):
         if epoch > 1 and values[epoch - 1] <= max(values[: epoch - 1]):
             share *= 0.1
         expected.append((0.1, pytest.approx(0.5 * share)))
