@@ -9,7 +9,8 @@ A value has one hash (`deeprec.data.hashing`) whatever the source is, and nothin
 Memory: text is read in blocks of `block_bytes`, cut at the ends of rows, and parsed by `threads` threads, results in
 the order of the file. At most threads + 3 blocks with their chunks are held at once. Beside its text a chunk takes 8
 bytes a row for each wanted column, 12 for each entry of a bag and, whatever the text is, never more than 8 bytes of
-these for each byte of text. With 16 MiB blocks, two threads and Criteo's 40 columns that is about 150 MiB.
+these for each byte of text. With 16 MiB blocks, two threads and Criteo's 40 columns that is about 150 MiB. Of a Parquet
+file columns of some 64 MiB are held besides; a frame is sliced where it lies.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from deeprec.data.text import did_you_mean as or_file
 from deeprec.data.text_source import hashes_of
 
 _LISTS = (pl.List, pl.Array)
+_READ_BYTES = 64 << 20
 
 
 class TableSource(Source):
@@ -77,14 +78,14 @@ class TableSource(Source):
         columns = len(wanted.categorical) + len(wanted.numeric) + 4 * len(wanted.bags)
         return max(1, self.block_bytes // (16 * max(1, columns)))
 
-    def _slice(self, start: int, rows: int, columns: list[str]) -> pl.DataFrame:
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """(first row, slice of at most so many rows), in order."""
         raise NotImplementedError
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
         names = [*wanted.categorical, *wanted.numeric, *(bag.name for bag in wanted.bags)]
         columns = list(dict.fromkeys(names))
-        rows = self._rows(wanted)
-        parts = ((start, self._slice(start, rows, columns)) for start in range(0, self.size, rows))
+        parts = self._parts(self._rows(wanted), columns)
         for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, wanted), self.threads):
             if bad:
                 self._report(bad)
@@ -161,8 +162,9 @@ class FrameSource(TableSource):
     def head(self, rows: int = 1000) -> pl.DataFrame:
         return self.frame.head(rows)
 
-    def _slice(self, start: int, rows: int, columns: list[str]) -> pl.DataFrame:
-        return self.frame.slice(start, rows).select(columns)
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        for start in range(0, self.size, rows):
+            yield start, self.frame.slice(start, rows).select(columns)
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
@@ -178,7 +180,8 @@ class FrameSource(TableSource):
 
 
 class ParquetSource(TableSource):
-    """A Parquet file, read a slice of rows at a time."""
+    """A Parquet file. Rows whose columns take some 64 MiB are read at once, whatever `block_bytes` is: each reading
+    decodes the row groups that it touches from their beginning."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         if not path.is_file():
@@ -199,8 +202,12 @@ class ParquetSource(TableSource):
     def head(self, rows: int = 1000) -> pl.DataFrame:
         return self._scan.head(rows).collect()
 
-    def _slice(self, start: int, rows: int, columns: list[str]) -> pl.DataFrame:
-        return self._scan.select(columns).slice(start, rows).collect()
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        read = rows * -(-_READ_BYTES // self.block_bytes)
+        for start in range(0, self.size, read):
+            table = self._scan.select(columns).slice(start, read).collect()
+            for part in range(0, table.height, rows):
+                yield start + part, table.slice(part, rows)
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()

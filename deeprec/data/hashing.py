@@ -170,6 +170,11 @@ def hash_buffers(offsets: NDArray[np.int64], data: Any) -> Hashes:
 
 def _hash_buffers_python(offsets: NDArray[np.int64], data: Any) -> Hashes:
     """What `_host.hash_buffers` does: same arguments, same answer."""
+    is_good = offsets.ndim == 1 and len(offsets) >= 1 and offsets[0] >= 0 and offsets[-1] <= len(data)
+    if not is_good or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(
+            f"hash_buffers: offsets must be [n + 1], ascending from 0 or above to at most the {len(data)} bytes of data"
+        )
     starts, lengths = offsets[:-1], np.diff(offsets)
     padded = np.zeros(len(data) + 8, dtype=np.uint8)
     padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)

@@ -423,6 +423,10 @@ def read_start(path: Path, size: int = _START_BYTES) -> bytes:
         start = file.read(size)
     if not start.strip():
         raise ValueError(f"open_source: {path} is empty ({len(start)} bytes of text); copy or download it again")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(
+            f"open_source: {path} must be UTF-8, got the first bytes of UTF-16; convert it (iconv -t UTF-8)"
+        )
     return start.removeprefix(_BOM)
 
 

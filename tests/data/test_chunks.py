@@ -484,6 +484,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("short.csv.gz", packed[: len(packed) // 2], ValueError, "must be a whole gzip file, got one that ends early"),
         ("b.parquet", b"PAR1 nonsense", ValueError, r"b\.parquet must be a whole Parquet file"),
         ("a.unknown", b"hello\n", ValueError, r"must end in one of \.csv, .*pass format= one of csv"),
+        ("wide.csv", "a,b\n".encode("utf-16"), ValueError, "must be UTF-8, got the first bytes of UTF-16"),
         ("quote.csv", b'"a,b\n', ValueError, "must begin with a row of fields"),
         ("twice.csv", b"a,b,a\n1,2,3\n", ValueError, r"a name of its own, got \['a'\] more than once"),
     ]
