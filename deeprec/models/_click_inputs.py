@@ -265,7 +265,7 @@ class FMTerms(nn.Module):
         self.fm = None
         if self.num_fields + self.num_numerics:
             self.fm = FactorizationMachine(
-                _fm_tables(part, dim),
+                fm_tables(part, dim, bags=False),
                 bias=False,
                 return_embeddings=return_embeddings or bool(part.bags),
                 sparse=sparse,
@@ -320,15 +320,16 @@ class FMTerms(nn.Module):
         return torch.cat([ids, numbers.to(ids.dtype)], 1), None, torch.cat([ones, values], 1)
 
 
-def _fm_tables(part: Part, dim: int) -> list[Table]:
-    """A table for each field, and one for all numerics, a row each."""
-    inputs, with_numerics = part.inputs, part.num_numerics > 0
+def fm_tables(part: Part, dim: int, *, bags: bool) -> list[Table]:
+    """A table for each field, one for all numerics, a row each, and with `bags` one for each bag."""
+    inputs, wide = part.inputs, part.bags if bags else ()
     fields = [inputs.fields[number] for number in part.fields]
-    names = table_names([*(field.name for field in fields), *["numerics"] * with_numerics])
-    tables = [Table(n, field.size, dim, features=(field.name,)) for n, field in zip(names, fields, strict=False)]
-    if with_numerics:
-        tables.append(Table(names[-1], part.num_numerics, dim, features=inputs.numerics))
-    return tables
+    kinds: list[tuple[str, int, tuple[str, ...]]] = [(field.name, field.size, (field.name,)) for field in fields]
+    if part.num_numerics:
+        kinds.append(("numerics", part.num_numerics, inputs.numerics))
+    kinds += [(bag.name, bag.size, (bag.name,)) for bag in wide]
+    names = table_names([name for name, _, _ in kinds])
+    return [Table(name, size, dim, features=features) for name, (_, size, features) in zip(names, kinds, strict=True)]
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

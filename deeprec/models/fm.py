@@ -2,13 +2,14 @@
 
 Paper: Rendle 2010, "Factorization Machines", eq. 1; for the logistic loss Rendle 2012 (libFM), section 3.2.
 Official code: github.com/srendle/libfm.
-Deviations: a bag of ids is one variable, the pooled vector of its ids, so that ids of one bag do not interact (libFM
-takes each id as a variable). Crosses have first-order weights only. Trained by mini-batches of any optimizer; libFM's
-groups of regularisation constants are `weight_decay` and `embedding_l2`.
+Deviations: by default a bag of ids is one variable, the pooled vector of its ids, so that ids of one bag do not
+interact; with pairs "entries" each id is a variable, as in libFM. Crosses have first-order weights only. Trained by
+mini-batches of any optimizer; libFM's groups of regularisation constants are `weight_decay` and `embedding_l2`.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,13 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data.inputs import Inputs
-from deeprec.models._click_inputs import FMTerms, require_width, without_crosses
+from deeprec.models._click_inputs import FMTerms, LinearTerms, Part, fm_tables, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+from deeprec.models.config import one_of
+from deeprec.nn import FactorizationMachine
+
+_logger = logging.getLogger("deeprec")
+
+PAIRS = ("inputs", "entries")
 
 
 @dataclass(frozen=True)
 class FMConfig(ClickConfig):
-    """Attributes: those of `ClickConfig`; a numeric is a field with a value."""
+    """Attributes: those of `ClickConfig`; a numeric is a field with a value. And
+    pairs: "inputs": of fields, numerics and pooled bags; "entries": of all ids, those of one bag too, which is what a
+        log of a single bag (libSVM's format) needs.
+    """
+
+    pairs: str = "inputs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "pairs", PAIRS)
 
 
 class FM(ClickModel):
@@ -33,8 +49,17 @@ class FM(ClickModel):
     config: FMConfig
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
-        require_width(self.name, without_crosses(inputs), 1, "the inputs")
-        self.terms = FMTerms(inputs, self.config.factors, generator, return_embeddings=False)
+        part = without_crosses(inputs)
+        require_width(self.name, part, 1, "the inputs")
+        if part.width == 1 and self.config.pairs == "inputs":
+            what = "pairs=entries pairs its ids" if part.bags else "the model is a logistic regression"
+            _logger.warning("fm: the one input has nothing to pair with; %s", what)
+        factors = self.config.factors
+        self.terms: FMTerms | EntryTerms
+        if self.config.pairs == "entries":
+            self.terms = EntryTerms(inputs, factors, generator)
+        else:
+            self.terms = FMTerms(inputs, factors, generator, return_embeddings=False)
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v."""
@@ -46,3 +71,47 @@ class FM(ClickModel):
         logit: Tensor
         logit, _ = self.terms(batch)
         return logit
+
+
+class EntryTerms(nn.Module):
+    """As `FMTerms`, with a variable for each id of a bag: x is its weight, by the number of ids with pooling "mean".
+
+    Args:
+        inputs: of the model.
+        dim: D.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, inputs: Inputs, dim: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.part = without_crosses(inputs)
+        self.fm = FactorizationMachine(fm_tables(self.part, dim, bags=True), generator=generator)
+        numbers = tuple(number for number, field in enumerate(inputs.fields) if field.is_cross)
+        crosses = Part(inputs, numbers, False, tuple(bag for bag in inputs.bags if bag.is_cross))
+        self.rest = LinearTerms(crosses, bias=False) if crosses.width else None
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """The tables of v, [R, D] each."""
+        return self.fm.weights()
+
+    def forward(self, batch: ClickBatch) -> tuple[Tensor, None]:
+        """Logits [B]."""
+        inputs, dtype = self.part.inputs, self.fm.weights()[0].dtype
+        ids: dict[str, Tensor | tuple[Tensor, Tensor]] = {
+            inputs.fields[number].name: batch.ids[:, number] for number in self.part.fields
+        }
+        values: dict[str, Tensor] = {}
+        for number, name in enumerate(inputs.numerics):
+            ids[name] = batch.ids.new_full((len(batch.ids),), number)
+            values[name] = batch.values[:, number].to(dtype)
+        for bag in self.part.bags:
+            some, offsets, weights = batch.bags[bag.name]
+            ids[bag.name] = (some, offsets)
+            if weights is not None:
+                values[bag.name] = weights.to(dtype)
+            if bag.pooling == "mean":
+                count = offsets.diff()
+                share = count.to(dtype).reciprocal().repeat_interleave(count, output_size=len(some))
+                values[bag.name] = values[bag.name] * share if bag.name in values else share
+        logit = self.fm(ids, values=values)
+        return (logit if self.rest is None else logit + self.rest(batch)), None

@@ -442,6 +442,63 @@ def test_registry_knows_both_families():
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
+def one_hot(plain, batch, width):
+    """[B, ids of all inputs but crosses] and the rows of their tables: each id of a bag is a variable of its own."""
+    columns, tables = [], []
+    for column, field in enumerate(plain.inputs.fields):
+        if plain.table(field.name, D) is not None:
+            columns.append(F.one_hot(batch.ids[:, column].long(), field.size).double())
+            tables.append(plain.table(field.name, width))
+    if plain.inputs.numerics:
+        columns.append(batch.values)
+        tables.append(plain.numerics(width))
+    for bag in plain.inputs.bags:
+        if plain.table(bag.name, D) is None:
+            continue
+        ids, offsets, weights = batch.bags[bag.name]
+        x = torch.zeros(len(batch.ids), bag.size, dtype=torch.float64)
+        for row in range(len(x)):
+            begin, end = int(offsets[row]), int(offsets[row + 1])
+            for place in range(begin, end):
+                weight = 1.0 if weights is None else float(weights[place])
+                x[row, int(ids[place])] += weight / (end - begin if bag.pooling == "mean" else 1)
+        columns.append(x)
+        tables.append(plain.table(bag.name, width))
+    return torch.cat(columns, 1), torch.cat(tables)
+
+
+def test_fm_of_one_bag_says_that_it_has_no_pairs(caplog):
+    create("fm", inputs=Inputs((), (), BAGS[:1]), pairs="entries")
+    assert not caplog.records
+    create("fm", inputs=Inputs((), (), BAGS[:1]))
+    assert "pairs=entries" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["everything", "bags", "fields-and-crosses", "numerics"])
+def test_fm_of_entries_is_libfms_over_one_hot_variables(kind):
+    # Distinct ids within a bag: a repeated id is two variables with one vector, not one of twice the value.
+    inputs = INPUTS[kind]
+    model = built("fm", inputs, pairs="entries").eval()
+    plain = Plain(model)
+    batch = batch_of(inputs, 7, dtype=torch.float64)
+    for bag in inputs.bags:
+        ids, offsets, _ = batch.bags[bag.name]
+        for row in range(7):
+            begin, end = int(offsets[row]), int(offsets[row + 1])
+            ids[begin:end] = torch.randperm(bag.size)[: end - begin].to(ids.dtype)
+    x, v = one_hot(plain, batch, D)
+    _, w = one_hot(plain, batch, 1)
+    pairs = 0.5 * ((x @ v).square() - x.square() @ v.square()).sum(1)
+    crosses = plain.first_order(batch) - (x @ w).squeeze(1)
+    expected = plain.state["terms.fm.bias"] + (x @ w).squeeze(1) + pairs + crosses
+    torch.testing.assert_close(model(batch), expected)
+    model.loss(batch).backward()
+    F.binary_cross_entropy_with_logits(expected, batch.labels).backward()
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad.to_dense(), plain.state[key].grad)
+    assert model(batch_of(inputs, 0, dtype=torch.float64)).shape == (0,)
+
+
 @pytest.mark.parametrize("more", [{"structure": "parallel"}, {"rank": 3}, {"rank": 3, "num_experts": 2}])
 def test_variants_of_dcn_v2_are_trained(more):
     inputs = INPUTS["everything"]
