@@ -17,10 +17,16 @@ namespace deeprec {
 
 // The replay of one number of missed steps.
 struct Replay {
-  bool closed;            // the expansion above is accurate
-  int64_t counted;        // steps whose a_k matters
-  double s, a0, a2, a3;   // the expansion
-  double decay1, decay2;  // b1^n, b2^n
+  bool closed;                    // the expansion above is accurate
+  int64_t counted;                // steps whose a_k matters
+  double s, a0, a2, a3;           // the expansion
+  double decay1, decay2;          // b1^n, b2^n
+  const double *alphas, *scales;  // a_k and s_k, k = 1..counted, or null: to be computed for the row
+};
+
+// b1^t, b2^t of a step t, and b1^k, b2^k of its number among the missed ones.
+struct ReplayPowers {
+  double p1, p2, k1, k2;
 };
 
 struct DenseAdamArgs {
@@ -39,11 +45,16 @@ struct DenseAdamArgs {
 }  // namespace deeprec
 
 DEEPREC_DECLARE(void, adam_dense_rows, (const DenseAdamArgs& a))
+// a_k and s_k of `steps` missed steps, the first of them after step `before`; goes on from `powers`.
+DEEPREC_DECLARE(void, adam_replay_coefficients,
+                (const DenseAdamArgs& a, int64_t before, int64_t steps, ReplayPowers& powers, double* alphas,
+                 double* scales))
 
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
 constexpr int64_t kAhead = 4;
+constexpr int64_t kReplaySteps = 64;  // of a block of replay_steps
 
 // Whether m vanished: below this it cannot move a weight, and subnormal numbers would make the loops crawl.
 constexpr float kTiny = 1e-30f;
@@ -80,6 +91,11 @@ inline Replay direct(const DenseAdamArgs& a, int64_t last, int64_t missed) {
   return out;
 }
 
+inline ReplayPowers powers_at(const DenseAdamArgs& a, int64_t step) {
+  const double t = static_cast<double>(step);
+  return {power(a.row.beta1, t), power(a.row.beta2, t), 1, 1};
+}
+
 template <class T, class A>
 void replay_closed(const Replay& p, A eps, T* w, A* m, A* v, int64_t dim) {
   const A s = static_cast<A>(p.s), a0 = static_cast<A>(p.a0), a2 = static_cast<A>(p.a2), a3 = static_cast<A>(p.a3);
@@ -98,19 +114,23 @@ void replay_closed(const Replay& p, A eps, T* w, A* m, A* v, int64_t dim) {
 }
 
 // a_k and s_k of the steps after `last`, a block of steps at a time; then every element takes them one by one.
-template <class T, class A>
+template <class T, class A, int64_t kLanes>
 void replay_steps(const DenseAdamArgs& a, const Replay& p, int64_t last, T* w, A* m, A* v, int64_t dim) {
-  constexpr int64_t kSteps = 64, kLanes = 32;
-  const double b1 = a.row.beta1, b2 = a.row.beta2;
   const A eps = static_cast<A>(a.row.eps);
-  double p1 = power(b1, static_cast<double>(last)), p2 = power(b2, static_cast<double>(last)), k1 = 1, k2 = 1;
-  A alpha[kSteps], scale[kSteps];
-  for (int64_t begin = 0; begin < p.counted; begin += kSteps) {
-    const int64_t steps = p.counted - begin < kSteps ? p.counted - begin : kSteps;
+  ReplayPowers powers = powers_at(a, last);
+  A alpha[kReplaySteps], scale[kReplaySteps];
+  for (int64_t begin = 0; begin < p.counted; begin += kReplaySteps) {
+    const int64_t steps = p.counted - begin < kReplaySteps ? p.counted - begin : kReplaySteps;
+    double own[2][kReplaySteps];
+    const double *alphas = own[0], *scales = own[1];
+    if (p.alphas) {
+      alphas = p.alphas + begin, scales = p.scales + begin;
+    } else {
+      adam_replay_coefficients(a, last + begin, steps, powers, own[0], own[1]);
+    }
     for (int64_t k = 0; k < steps; ++k) {
-      p1 *= b1, p2 *= b2, k1 *= b1, k2 *= b2;
-      alpha[k] = static_cast<A>(a.lr[last + begin + k - a.history_start] * k1 / (1 - p1));
-      scale[k] = static_cast<A>(__builtin_sqrt(k2 / (1 - p2)));
+      alpha[k] = static_cast<A>(alphas[k]);
+      scale[k] = static_cast<A>(scales[k]);
     }
     for (int64_t d = 0; d < dim; d += kLanes) {
       const int64_t lanes = dim - d < kLanes ? dim - d : kLanes;
@@ -198,8 +218,12 @@ void catch_up(const DenseAdamArgs& a, int64_t row, T* w, A* m, A* v) {
   const Replay p = missed < a.table_size ? a.table[missed] : direct(a, last, missed);
   if (p.closed) {
     replay_closed<T, A>(p, static_cast<A>(a.row.eps), w, m, v, a.row.dim);
+  } else if (a.row.dim <= 4) {
+    replay_steps<T, A, 4>(a, p, last, w, m, v, a.row.dim);
+  } else if (a.row.dim <= 16) {
+    replay_steps<T, A, 16>(a, p, last, w, m, v, a.row.dim);
   } else {
-    replay_steps<T, A>(a, p, last, w, m, v, a.row.dim);
+    replay_steps<T, A, 32>(a, p, last, w, m, v, a.row.dim);
   }
 }
 
@@ -232,9 +256,17 @@ void rows_of(const DenseAdamArgs& a) {
   const T* grads = static_cast<const T*>(r.grads);
   const auto row_at = [&](int64_t i) { return rows ? static_cast<int64_t>(rows[i]) : i; };
   const auto mine = [&](int64_t row) { return a.parts == 1 || (row / 16) % a.parts == a.part; };
+  // Short rows are done before memory answers for those a few further on.
+  const int64_t ahead = r.dim < 8 ? 4 * kAhead : kAhead;
   for (int64_t i = r.begin; i < r.end; ++i) {
-    if (i + kAhead < r.end) {
-      const int64_t next = row_at(i + kAhead);
+    if (i + 2 * ahead < r.end) {
+      const int64_t later = row_at(i + 2 * ahead);
+      if (mine(later)) {
+        __builtin_prefetch(a.last_step + later, 1, 3);
+      }
+    }
+    if (i + ahead < r.end) {
+      const int64_t next = row_at(i + ahead);
       if (mine(next) && (grads || is_behind(a, next))) {
         prefetch_for_write(weight + next * r.dim, r.dim * sizeof(T));
         prefetch_for_write(m + next * r.dim, r.dim * sizeof(A));
@@ -265,6 +297,18 @@ void rows_of_any(const DenseAdamArgs& a) {
 
 }  // namespace
 
+// One piece of code for rows and for the table, so that both have the same bits.
+__attribute__((noinline)) void adam_replay_coefficients(const DenseAdamArgs& a, int64_t before, int64_t steps,
+                                                        ReplayPowers& powers, double* alphas, double* scales) {
+  ReplayPowers p = powers;
+  for (int64_t k = 0; k < steps; ++k) {
+    p.p1 *= a.row.beta1, p.p2 *= a.row.beta2, p.k1 *= a.row.beta1, p.k2 *= a.row.beta2;
+    alphas[k] = a.lr[before + k - a.history_start] * p.k1 / (1 - p.p1);
+    scales[k] = __builtin_sqrt(p.k2 / (1 - p.p2));
+  }
+  powers = p;
+}
+
 void adam_dense_rows(const DenseAdamArgs& a) {
   switch (a.row.element) {
     case Element::f32:
@@ -282,6 +326,7 @@ void adam_dense_rows(const DenseAdamArgs& a) {
 
 #ifdef DEEPREC_ISA_portable
 #include <cmath>
+#include <exception>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -290,6 +335,8 @@ namespace deeprec {
 namespace {
 
 constexpr int64_t kMaxTable = 512;
+constexpr int64_t kSharedSteps = 128, kSharingRows = 512;  // a table of coefficients costs about as much as 128 rows
+constexpr int64_t kLooksGrain = 8192;                      // random reads of last_step worth a thread
 
 // Steps after which what is left of a_k / s_k cannot be seen in float32; all of them where it does not shrink.
 int64_t max_counted(const RowUpdateArgs& row) {
@@ -306,7 +353,7 @@ std::vector<Replay> replay_table(const DenseAdamArgs& a, int64_t max_missed) {
   const double b1 = a.row.beta1, b2 = a.row.beta2, root2 = std::sqrt(b2);
   const int64_t size = std::min({max_missed, a.max_counted, kMaxTable}) + 1;
   std::vector<Replay> table(size);
-  table[0] = Replay{true, 0, 0, 0, 0, 0, 1, 1};
+  table[0] = Replay{true, 0, 0, 0, 0, 0, 1, 1, nullptr, nullptr};
   double e[5] = {0, 0, 0, 0, 0}, decay1 = 1, decay2 = 1, p1 = 0, p2 = 0;
   for (int64_t missed = 1; missed < size; ++missed) {
     const int64_t step = a.step - missed + 1;  // the first missed step
@@ -356,14 +403,37 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, int64_t num_rows
                          : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
 }
 
-// What the longest absence decides; the table lives as long as the caller keeps it.
-std::vector<Replay> plan_replay(DenseAdamArgs& a, int64_t missed) {
+// What many rows share: the replay of each number of missed steps, and the coefficients of short ones taken by step.
+struct ReplayPlan {
+  std::vector<Replay> table;
+  std::vector<double> coefficients;
+};
+
+// What the longest absence decides; the plan lives as long as the caller keeps it.
+ReplayPlan plan_replay(DenseAdamArgs& a, int64_t missed, int64_t rows) {
   a.max_counted = max_counted(a.row);
   a.tolerance = a.row.element == Element::f64 ? 1e-13 : 1e-6;
-  std::vector<Replay> table = replay_table(a, a.row.weight_decay == 0 ? missed : 0);
-  a.table = table.data();
-  a.table_size = static_cast<int64_t>(table.size());
-  return table;
+  ReplayPlan plan{replay_table(a, a.row.weight_decay == 0 ? missed : 0), {}};
+  const int64_t size = static_cast<int64_t>(plan.table.size()), last = std::min(size - 1, kSharedSteps);
+  const auto is_shared = [&](int64_t n) { return !plan.table[static_cast<size_t>(n)].closed && n <= a.step; };
+  if (rows >= kSharingRows && last > 0) {
+    plan.coefficients.resize(static_cast<size_t>(last * (last + 1)));
+    double* out = plan.coefficients.data();
+    const auto coefficients = DEEPREC_DISPATCH(adam_replay_coefficients);
+    for (int64_t n = 1; n <= last; ++n) {
+      if (is_shared(n)) {
+        const double before = static_cast<double>(a.step - n);
+        ReplayPowers powers{std::pow(a.row.beta1, before), std::pow(a.row.beta2, before), 1, 1};
+        coefficients(a, a.step - n, n, powers, out, out + n);
+        plan.table[static_cast<size_t>(n)].alphas = out;
+        plan.table[static_cast<size_t>(n)].scales = out + n;
+        out += 2 * n;
+      }
+    }
+  }
+  a.table = plan.table.data();
+  a.table_size = size;
+  return plan;
 }
 
 void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
@@ -371,7 +441,7 @@ void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
   if (missed <= 0 && !a.row.grads) {
     return;
   }
-  const std::vector<Replay> table = plan_replay(a, missed);
+  const ReplayPlan plan = plan_replay(a, missed, a.row.end);
   const auto kernel = DEEPREC_DISPATCH(adam_dense_rows);
   const int64_t parts = threads_for(a.row.end * a.row.dim, kUpdateGrain);
   for_each_chunk(parts, [&](int64_t part) {
@@ -391,23 +461,42 @@ void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
 // each thread takes a piece of it: the threads are started once, and a thread meets much the same rows in every call
 // and in the passes of ncf_loss, so that they are still in its own cache.
 void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::vector<int64_t>& num_rows) {
-  int64_t missed = 0, work = 0;
+  int64_t work = 0, looks = 0;
   bool has_grads = false;
   for (size_t t = 0; t < tables.size(); ++t) {
     STD_TORCH_CHECK(tables[t].row.element == tables[0].row.element, op, ": tables must have one dtype");
-    missed = std::max(missed, longest_absence(op, tables[t], num_rows[t]));
     work += tables[t].row.end * tables[t].row.dim;
+    looks += tables[t].row.end;
     has_grads = has_grads || tables[t].row.grads;
   }
+  const int64_t count = static_cast<int64_t>(tables.size()), pieces = std::min(threads_for(looks, kLooksGrain), count);
+  std::vector<int64_t> absences(tables.size());
+  std::vector<std::exception_ptr> errors(tables.size());  // to be thrown by this thread, that of the first table
+  for_each_chunk(pieces, [&](int64_t piece) {
+    for (int64_t t = count * piece / pieces; t < count * (piece + 1) / pieces; ++t) {
+      const size_t at = static_cast<size_t>(t);
+      try {
+        absences[at] = longest_absence(op, tables[at], num_rows[at]);
+      } catch (...) {
+        errors[at] = std::current_exception();
+      }
+    }
+  });
+  for (const std::exception_ptr& error : errors) {
+    if (error) {
+      std::rethrow_exception(error);
+    }
+  }
+  const int64_t missed = count ? std::max<int64_t>(0, *std::max_element(absences.begin(), absences.end())) : 0;
   if (work == 0 || (missed <= 0 && !has_grads)) {
     return;
   }
-  std::vector<Replay> replay;
+  ReplayPlan replay;
   std::vector<std::vector<const DenseAdamArgs*>> groups;  // of tables with the same rows
   for (size_t t = 0; t < tables.size(); ++t) {
     DenseAdamArgs& a = tables[t];
     if (t == 0) {
-      replay = plan_replay(a, missed);
+      replay = plan_replay(a, missed, looks);
     } else {
       a.max_counted = tables[0].max_counted, a.tolerance = tables[0].tolerance;
       a.table = tables[0].table, a.table_size = tables[0].table_size;

@@ -120,6 +120,13 @@ def test_any_shape_matches_float64_reference(
     compare(name, num_rows, dim, torch.float32, index, decay, seed)
 
 
+@pytest.mark.parametrize("name", ["catch_up", "adam_dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, 4, 16, 40])
+def test_many_rows_that_share_the_coefficients_of_missed_steps(name: str, dtype: torch.dtype, dim: int) -> None:
+    compare(name, 2000, dim, dtype, torch.int32, 0.0, seed=4)
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.99), (0.0, 0.999), (0.9, 0.9999), (0.99, 0.995)], ids=str)
 @pytest.mark.parametrize("start", [0, 3, 50, 500, 20_000])
 @pytest.mark.parametrize("missed", [1, 5, 150, 1500])
