@@ -285,7 +285,9 @@ def _train(run: _Run, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
         value = gain(run.select, metrics[run.select])
         is_best = value > run.best_value
         if is_best:
-            run.best_value, run.best_epoch, best = value, run.epoch, copy_state(model)
+            run.best_value, run.best_epoch = value, run.epoch
+            # After the last epoch the weights stay as they are: no copy of tables that may fill half of the memory.
+            best = copy_state(model) if run.epoch < model.config.epochs else model.state_dict()
         run.history.append({**entry, **metrics})
         keep()
         _report(run, entry, metrics, is_best)

@@ -96,6 +96,18 @@ def test_resumed_run_ends_where_the_whole_one_does(
     assert weights[0] == weights[1]
 
 
+def test_last_epoch_s_weights_are_not_copied(log: ClickLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of tables that fill half of the memory would end the run."""
+    copies: list[int] = []
+    copy_state = clicks.copy_state
+    monkeypatch.setattr(clicks, "copy_state", lambda model: copies.append(1) or copy_state(model))
+    model = models.create("fm", epochs=1, batch_size=512)
+    result = fit_clicks(model, log, seed=1)
+    assert not copies
+    assert result.card.epoch == 1
+    assert evaluate_clicks(model, log.parts["test"]) == pytest.approx(result.card.metrics)
+
+
 def test_checkpoint_of_another_run_is_refused(log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clicks, "remove_checkpoint", lambda directory: None)
     fit_clicks(models.LR(epochs=1, batch_size=512), log, out=tmp_path)
