@@ -168,16 +168,20 @@ class Scanner {
       while (at_ < count_) {
         const size_t place = start_ + places_[at_++];
         if (place >= from) return place;
+        skipped_feeds_ += text_[place] == '\n';
       }
-      if (!refill(from)) return text_.size();
+      if (!refill()) return text_.size();
     }
   }
+
+  // Line feeds before the place returned last that `from` passed over, those of a quoted field.
+  int64_t take_skipped_feeds() { return std::exchange(skipped_feeds_, 0); }
 
  private:
   static constexpr size_t kBlocks = 64;
 
-  bool refill(size_t from) {
-    start_ = std::max(end_, from / 64 * 64);
+  bool refill() {
+    start_ = end_;
     at_ = count_ = 0;
     if (start_ >= text_.size()) return false;
     const size_t blocks = std::min(kBlocks, (text_.size() - start_) / 64);
@@ -202,6 +206,7 @@ class Scanner {
   size_t end_ = 0;    // up to where they have been found
   size_t at_ = 0;
   size_t count_ = 0;
+  int64_t skipped_feeds_ = 0;
   uint16_t places_[64 * kBlocks + 8];  // and what scan_avx2 writes too much
 };
 
@@ -316,8 +321,8 @@ class Reader {
         continue;
       }
       const std::string_view inside = text_.substr(start, end - start);
-      line_ += std::count(inside.begin(), inside.end(), '\n');
       const size_t stop = find_end(end + 1, &field->is_last);
+      line_ += scanner_.take_skipped_feeds();
       std::string_view rest = text_.substr(end + 1, stop - end - 1);
       if (field->is_last && !rest.empty() && rest.back() == '\r') rest.remove_suffix(1);
       if (!rest.empty() && !is_copied) scratch_.append(inside);
