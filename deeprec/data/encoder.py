@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,12 @@ class Encoder:
         self.hashes = vocabularies
         self.numbers = numbers
         self.negative_label = negative_label
-        self._lookup = {name: Vocabulary(hashes) for name, hashes in vocabularies.items()}
         self.inputs = _inputs(schema, vocabularies, numbers)
+
+    @cached_property
+    def _lookup(self) -> dict[str, Vocabulary]:
+        """Made for the first row that is encoded: who trains on converted rows has none, and needs the memory."""
+        return {name: Vocabulary(hashes) for name, hashes in self.hashes.items()}
 
     @classmethod
     def fit(
