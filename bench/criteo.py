@@ -63,7 +63,8 @@ class Memory:
     """Peak memory of this process by phase, sampled every 20 ms in a thread.
 
     Attributes:
-        peaks: phase to {"anonymous", "resident"}, bytes; resident has the pages of mapped files too.
+        peaks: phase to {"anonymous", "resident", "asked for"}, bytes; resident has the pages of mapped files too, asked
+            for is what RLIMIT_DATA limits, touched or not.
         phase: the one that is running.
     """
 
@@ -83,8 +84,10 @@ class Memory:
     def _run(self) -> None:
         while True:
             text = Path("/proc/self/status").read_text(encoding="ascii")
-            lines = dict(line.split(":", 1) for line in text.splitlines() if line.startswith(("VmRSS", "RssAnon")))
-            found = {"anonymous": lines["RssAnon"], "resident": lines["VmRSS"]}
+            lines = dict(
+                line.split(":", 1) for line in text.splitlines() if line.startswith(("VmRSS", "VmData", "RssAnon"))
+            )
+            found = {"anonymous": lines["RssAnon"], "resident": lines["VmRSS"], "asked for": lines["VmData"]}
             peaks = self.peaks.setdefault(self.phase, dict.fromkeys(found, 0))
             for name, size in found.items():
                 peaks[name] = max(peaks[name], int(size.split()[0]) << 10)
@@ -102,13 +105,18 @@ def bar(what: str, unit: str) -> Iterator[Callable[[str, float, float], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console, said = Console(stderr=True), time.perf_counter()
+    with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 
         def show(name: str, done: float, total: float) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
             progress.update(tasks[name], completed=done, total=total)
+            nonlocal said
+            if not console.is_terminal and time.perf_counter() - said > 30:  # a file shows no bar
+                said = time.perf_counter()
+                print(f"{name}: {done:,.0f} of {total:,.0f} {unit}", file=sys.stderr, flush=True)
 
         show(what, 0, 1)
         yield show
