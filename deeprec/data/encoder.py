@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from deeprec._files import sha256_of, write_atomically
 from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
-from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, mix
+from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.data.numbers import (
     Moments,
@@ -74,7 +74,7 @@ class Encoder:
         self.inputs = _inputs(schema, vocabularies, numbers)
 
     @cached_property
-    def _lookup(self) -> dict[str, Vocabulary]:
+    def _lookup(self) -> dict[str, VocabularyLike]:
         """Made for the first row that is encoded: who trains on converted rows has none, and needs the memory."""
         return {name: Vocabulary(hashes) for name, hashes in self.hashes.items()}
 
