@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from deeprec._files import write_atomically
+from deeprec.train._tensors import write_tensors
 
 FILE_NAME = "checkpoint.safetensors"
 _FORMAT = 1
@@ -62,11 +61,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "optimizer_groups": checkpoint.optimizer["param_groups"],
         "optimizer_extra": {k: v for k, v in checkpoint.optimizer.items() if k not in ("state", "param_groups")},
     }
-    # Cloned because safetensors refuses tensors that share storage (a best epoch that is the running one).
-    content = save(
-        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, {"deeprec": json.dumps(header)}
-    )
-    write_atomically(directory / FILE_NAME, content)
+    write_tensors(directory / FILE_NAME, tensors, {"deeprec": json.dumps(header)})
 
 
 def read_checkpoint(directory: Path) -> Checkpoint | None:

@@ -271,7 +271,7 @@ def _train(run: _Run, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
         if run.directory is not None:
             progress = {key: getattr(run, key) for key in _PROGRESS}
             write_checkpoint(
-                run.directory, Checkpoint(identity, progress, copy_state(model), {}, best, optimizers.state_dict())
+                run.directory, Checkpoint(identity, progress, model.state_dict(), {}, best, optimizers.state_dict())
             )
 
     patience = model.config.patience

@@ -26,6 +26,7 @@ from deeprec.models.base import Recommender, Schema, Seen
 from deeprec.models.click import ClickModel
 from deeprec.models.config import TrainConfig, config_from_dict
 from deeprec.models.registry import config_class, create, is_click_model
+from deeprec.train._tensors import write_tensors
 
 FORMAT = 1
 _ENCODER = "encoder"
@@ -41,8 +42,7 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
         ValueError: the model was never built or fitted.
         OSError: not writable or disk full; a model that was there stays loadable until the last file is replaced.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    files = {_WEIGHTS: save_tensors(weights)}
+    files: dict[str, bytes] = {}
     folder = Path(directory)
     config: dict[str, Any] = {"format": FORMAT, "model": model.name}
     if isinstance(model, ClickModel):
@@ -64,11 +64,10 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
         if model.seen is not None:
             seen = {name: torch.from_numpy(np.ascontiguousarray(getattr(model.seen, name))) for name in Seen._fields}
             files[_SEEN] = save_tensors(seen)
-    config |= {
-        "config": dataclasses.asdict(model.config),
-        "sha256": {name: sha256_of(content) for name, content in files.items()},
-    }
     folder.mkdir(parents=True, exist_ok=True)
+    digests = {_WEIGHTS: write_tensors(folder / _WEIGHTS, model.state_dict())}
+    digests |= {name: sha256_of(content) for name, content in files.items()}
+    config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
     for name, content in files.items():
         write_atomically(folder / name, content)
     if card is not None:

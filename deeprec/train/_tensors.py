@@ -1,0 +1,68 @@
+"""Tensors into a safetensors file without a copy of them in memory, which tables of gigabytes have no room for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deeprec._files import write_pieces_atomically
+
+# Names of the format, which `safetensors` reads.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_PIECE = 64 << 20  # bytes that are hashed and written at a time
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Replace `path` by a safetensors file of `tensors`; tensors that share memory are written for each name.
+
+    Args:
+        path: in a folder there is.
+        tensors: by name, on any device; one that is not contiguous or not on the CPU is copied while it is written.
+        metadata: words for the header.
+    Returns:
+        Hexadecimal SHA-256 of the file.
+    Raises:
+        OSError: not writable or disk full; the file that was there is then untouched.
+    """
+    # Wide elements first and the header padded to 8 bytes, so that each tensor lies where its elements are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    digest = hashlib.sha256()
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(head).to_bytes(8, "little") + head
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            for start in range(0, len(flat), _PIECE):
+                yield memoryview(flat[start : start + _PIECE])
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for piece in pieces():
+            digest.update(piece)
+            yield piece
+
+    write_pieces_atomically(path, hashed())
+    return digest.hexdigest()
