@@ -31,7 +31,8 @@ def models(
         out.print(f"Options of one: {command('models', 'neumf')}")
         return
     config = registry.config_class(name)
-    options = {field.name: (str(field.type), field.default) for field in dataclasses.fields(config)}
+    taken = [field for field in dataclasses.fields(config) if field.name not in config.unused]
+    options = {field.name: (str(field.type), field.default) for field in taken}
     if as_json:
         print_json({key: {"type": kind, "default": default} for key, (kind, default) in options.items()})
         return

@@ -27,8 +27,6 @@ from deeprec.nn._in_backward import OptimizerFactory
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_NOT_FOR_CLICKS = ("num_negatives", "reduction", "weight_averaging", "refit")
-
 TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
 
@@ -98,6 +96,7 @@ class ClickConfig(TrainConfig):
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
     lr_schedules: ClassVar[tuple[str, ...]] = (*LR_SCHEDULES, "plateau")
     groups: ClassVar[tuple[str, ...]] = ("",)
+    unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "weight_averaging", "refit")
 
     epochs: int = 10
     batch_size: int = 4096
@@ -119,7 +118,7 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
-        for name in _NOT_FOR_CLICKS:
+        for name in self.unused:
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(f"{type(self).__name__}: {name} is of models that rank items, got "
                                  f"{getattr(self, name)}; leave it out")  # fmt: skip

@@ -39,6 +39,7 @@ class TrainConfig:
         lr_decay: >= 0; the rate of epoch t = 0, 1, ... is divided by 1 + t lr_decay.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ()  # options that a family of models does not take
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     lr_schedules: ClassVar[tuple[str, ...]] = LR_SCHEDULES
 
