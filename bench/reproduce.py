@@ -160,7 +160,7 @@ def clicks_table() -> str:
             runs = peer["runs"]
             figures = [_mean_and_spread([run[m] for run in runs]) if m in runs[0] else "-" for m in CLICKS]
             name = f"{path.parent.name}: {peer['name']} ([peers]({path.parent.name}/peers.json))"
-            cells = [name, f"{len(runs)} seeds", *figures, "-", "-"]
+            cells = [name, f"{len(runs)} seed{'s' if len(runs) > 1 else ''}", *figures, "-", "-"]
             rows.append((path.parent.name, statistics.mean(run["auc"] for run in runs), cells))
     return _page_table(head, [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])])
 
@@ -225,8 +225,8 @@ def _mean_and_interval(values: list[float]) -> str:
 
 
 def _mean_and_spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def main() -> None:
