@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 BENCH ?= all
 BENCH_ARGS ?=
 RIVALS := fbgemm-gpu-cpu torchrec tensordict torchmetrics pyre-extensions pyvers cloudpickle lightning-utilities \
-  typing-inspect deepctr-torch
+  typing-inspect deepctr-torch lightgbm
 
 VENV := .venv
 BIN := $(VENV)/bin

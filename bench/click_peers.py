@@ -4,7 +4,8 @@
 
 The rows, the features and the parts are those of `load_clicks`. DeepCTR-Torch's models have our recipes' sizes,
 dropout, batch size and Adam, and its own initial weights and default L2; the epoch with the best validation AUC counts,
-as with ours. Bags are left out: DeepCTR-Torch takes padded lists of fixed length only, LightGBM none.
+as with ours. Bags are left out: DeepCTR-Torch takes padded lists of fixed length only, LightGBM none. `make bench`
+installs both.
 """
 
 from __future__ import annotations
