@@ -88,7 +88,8 @@ def click_source(
         data_dir: looked in first for a name.
         **options: of `open_source`, or of `synthetic_clicks`.
     Raises:
-        ValueError: no schema, or an unknown name. FileNotFoundError: the files of a name are nowhere.
+        ValueError: no schema. FileNotFoundError: no such file or name, or the files of a name are nowhere. TypeError:
+            options for a log that takes none.
     """
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
@@ -101,6 +102,8 @@ def click_source(
                 f"load: {source} is {' and '.join(entry.files)} (or .gz), not found in: {places}; get it from "
                 f"{entry.homepage} and pass data_dir or set DEEPREC_DATA"
             )
+        if options:
+            raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
         found = entry.read(*paths)
         return found if schema is None else Clicks(found.source, schema, found.validation, found.test, found.options)
     if isinstance(source, str | Path) and not Path(source).exists():
@@ -133,7 +136,7 @@ def load_clicks(
     """A click log encoded in parts, in memory or in memory-mapped files.
 
     Args:
-        source: as in `click_source`; or the directory of a converted log, which is opened as it is.
+        source: as in `click_source`; or the directory of a converted log, which is opened as it is, with its parts.
         schema: as in `click_source`.
         holdout: "random" or "tail" shares; "official" parts; "auto": official where there are any, random otherwise.
         shares: of validation and test rows; of a log with official parts but no validation part, the first is that of
@@ -145,7 +148,12 @@ def load_clicks(
         ValueError: official parts are asked for and there are none; or as `click_source` and `convert`.
     """
     if isinstance(source, str | Path) and (Path(source) / "meta.json").is_file():
-        return ClickLog.open(source)
+        opened = ClickLog.open(source)
+        if schema is not None and schema != opened.schema:
+            raise ValueError(
+                f"load: {source} was converted with another schema; leave it out, or convert the rows anew"
+            )
+        return opened
     clicks = click_source(source, schema, data_dir=data_dir, **options)
     has_parts = clicks.test is not None
     if holdout == "official" and not has_parts:

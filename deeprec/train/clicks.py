@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -312,7 +312,7 @@ def _epoch(run: _Run, optimizers: Optimizers, keep: Callable[[], None]) -> dict[
     earlier, total = run.seconds, len(run.train)
     done = min(run.step * config.batch_size, total)
     model.train()
-    for rows in _from(run.train.batches(config.batch_size, seed=run.seed, epoch=run.epoch), run.step):
+    for rows in run.train.batches(config.batch_size, seed=run.seed, epoch=run.epoch, skip=run.step):
         # Dropout draws from torch's generator; a seed for each step makes a resumed run draw the same.
         torch.manual_seed(hash((run.seed, run.epoch, run.step)))
         optimizers.clear()
@@ -349,18 +349,6 @@ def _epoch(run: _Run, optimizers: Optimizers, keep: Callable[[], None]) -> dict[
     }
 
 
-def _from(batches: Iterator[Encoded], skip: int) -> Iterator[Encoded]:
-    """The batches after the first `skip`; the iterator is closed with this one."""
-    try:
-        for number, rows in enumerate(batches):
-            if number >= skip:
-                yield rows
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
 def _figures(run: _Run, name: str, logits: NDArray[np.float32]) -> dict[str, float]:
     part = run.log.parts[name]
     return click_figures(logits, part.labels, part.groups, run.rule.metrics)
@@ -379,6 +367,7 @@ def _card(run: _Run, seconds: float, metrics: dict[str, float]) -> Card:
             "clicks": {name: part.positives for name, part in run.log.parts.items()},
             "train_rows_used": len(run.train),
             "schema": run.log.schema.as_dict(),
+            "split": run.log.split,
         },
         protocol=run.rule.as_dict(),
         metrics=metrics,

@@ -258,6 +258,8 @@ def test_sources_are_named_in_errors(tmp_path: Path) -> None:
         load_clicks(tmp_path / "a.csv", schema, directory=tmp_path / "log").counts
         == load_clicks(tmp_path / "log").counts
     )
+    with pytest.raises(ValueError, match="converted with another schema"):
+        load_clicks(tmp_path / "log", synthetic_clicks(10, fields=2)[1])
     with pytest.raises(ValueError, match="another split"):
         load_clicks(tmp_path / "a.csv", schema, directory=tmp_path / "log", seed=9)
 
@@ -269,6 +271,12 @@ def test_real_logs_train(name: str, least: float) -> None:
     result = fit_clicks(models.LR(epochs=4, lr=0.05, batch_size=512), load_clicks(name))
     assert result.card.metrics["auc"] > least
     assert result.card.metrics["calibration"] == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.skipif(DATA is None, reason="set DEEPREC_DATA to the folder with real data sets")
+def test_a_named_log_refuses_options_it_would_ignore() -> None:
+    with pytest.raises(TypeError, match="adult is read without options, got"):
+        load_clicks("adult", rows=5)
 
 
 @pytest.mark.skipif(DATA is None, reason="set DEEPREC_DATA to the folder with real data sets")
