@@ -43,7 +43,8 @@ _LIKES_A_DRAW = 1 << 17  # users are drawn for in blocks: fewer calls, and memor
 class CDAEConfig(TrainConfig):
     """Attributes:
     hidden: hidden units K, >= 1.
-    corruption: q in [0, 1): each like of the input is dropped with this probability, the others grow by 1 / (1 - q).
+    corruption: q in [0, 1]: each like of the input is dropped with this probability, the others grow by 1 / (1 - q);
+        with 1 the model is V_u alone, in predictions too, as in the authors' code.
     activation: h of the hidden layer, "identity", "sigmoid" or "tanh".
     loss: "squared" (half the square), "cross_entropy" (of the sigmoid of the output) or "hinge".
     variant: "m1" to "m4" set activation and loss as the paper's table 2 does; "" leaves them as they are.
@@ -87,8 +88,8 @@ class CDAEConfig(TrainConfig):
         for field in ("hidden", "batch_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{owner}: {field} must be >= 1, got {getattr(self, field)}")
-        if not 0 <= self.corruption < 1:
-            raise ValueError(f"{owner}: corruption must lie in [0, 1), got {self.corruption}; 0.5 is usual")
+        if not 0 <= self.corruption <= 1:
+            raise ValueError(f"{owner}: corruption must lie in [0, 1], got {self.corruption}; 0.5 is usual")
         for field in ("adagrad_start", "user_l2"):
             value = getattr(self, field)
             if value is not None and not value >= 0:
@@ -127,6 +128,12 @@ class Likes:
         offsets, items = train.csr()
         self.offsets, self.items = torch.from_numpy(offsets), torch.from_numpy(items)
         self._lengths = self.offsets.diff()
+        if int(self._lengths.max()) >= self.num_items:
+            user = train.user_ids.values[int(self._lengths.argmax())]
+            raise ValueError(
+                f"cdae: each user must leave an item to sample, got user {user!r} who likes all {self.num_items}; "
+                "leave the user out"
+            )
         # Entries of a batch, about: where they reach most items anyway, steps by row would only cost.
         likes = len(items) * min(1.0, config.batch_size / max(1, int((self._lengths > 0).sum())))
         self.is_input_dense = likes * (1 - config.corruption) >= train.num_items
@@ -168,7 +175,7 @@ class Likes:
             is_kept = torch.rand(len(likes), generator=generator) >= config.corruption
             kept = likes[is_kept]
             kept_indptr = torch.cat([indptr.new_zeros(1), is_kept.cumsum(0)])[indptr]
-        values = torch.full((len(kept),), 1 / (1 - config.corruption))
+        values = torch.full((len(kept),), 1 / (1 - config.corruption) if len(kept) else 1.0)
         indptr, kept_indptr = indptr.int() * (1 + config.num_negatives), kept_indptr.int()
         for start in range(0, len(users), config.batch_size):
             some = users[start : start + config.batch_size]
@@ -235,6 +242,7 @@ class CDAE(Recommender):
         """Loss at the likes and sampled items, summed over items; `backward` adds the gradient of the regulariser."""
         self.require_built()
         if torch.is_grad_enabled():
+            self._is_stale = True
             for table, rows in (
                 (self.encoder, batch.input_indices),
                 (self.decoder, batch.indices),
@@ -259,7 +267,6 @@ class CDAE(Recommender):
 
     def backward(self, batch: UserBatch) -> Tensor:
         """Gradients of the loss and of lambda / 2 times the squares of what the batch touches; returns the loss."""
-        self._is_stale = True
         loss = super().backward(batch)
         likes, times = self._likes, len(batch.users) if self.config.reduction == "sum" else 1
         if likes is not None:
@@ -285,8 +292,10 @@ class CDAE(Recommender):
         if self._is_stale and self._likes is not None:
             self._is_stale = False
             likes = self._likes
-            ones = torch.ones(len(likes.items))
-            self.codes.copy_(self.encode(likes.offsets.int(), likes.items, ones, self.users))
+            offsets, items = likes.offsets.int(), likes.items
+            if self.config.corruption == 1:
+                offsets, items = torch.zeros_like(offsets), items[:0]
+            self.codes.copy_(self.encode(offsets, items, torch.ones(len(items)), self.users))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
@@ -307,9 +316,11 @@ class CDAE(Recommender):
         return (self.codes[users.long()],)
 
     @torch.no_grad()
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:
+    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
         """The hidden layer of likes [n] of a user without a vector of their own: V_u = 0."""
         self.require_built()
+        if self.config.corruption == 1:
+            return None  # likes say nothing: the hidden layer is fitted to them
         bounds = torch.tensor([0, len(history)])
         return (self.encode(bounds, history.long(), torch.ones(len(history))),)
 

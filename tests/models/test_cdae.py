@@ -204,6 +204,43 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: 
         assert torch.equal(got, want), key
 
 
+def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
+    data = likes()
+    model = small(data)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)  # takes sparse and dense gradients
+    batches = model.batches(data, seed=0)
+    users = torch.arange(data.num_users)
+    for epoch in range(2):
+        for batch in batches.epoch(epoch):
+            optimizer.zero_grad()
+            model.loss(batch).backward()
+            optimizer.step()
+        got = model.score_items(users)
+        again = small(data)
+        again.batches(data, seed=0)
+        again.load_state_dict(model.state_dict())  # which computes the hidden layer anew
+        torch.testing.assert_close(got, again.score_items(users))
+
+
+def test_with_all_likes_dropped_the_user_vectors_say_everything() -> None:
+    data = likes(120, 60)
+    model = CDAE(hidden=8, corruption=1.0, epochs=60, batch_size=16, l2=0.0)
+    result = fit(model, data, protocol="cdae", seed=0)
+    assert result.card.metrics["recall@10"] > 0.3
+    assert all(not len(batch.input_indices) for batch in model._likes.epoch(0))
+    torch.testing.assert_close(model.codes, torch.sigmoid(model.users + model.encoder_bias).detach())
+    for half in (0, 1):  # a new user has no vector: it is fitted to the likes
+        frame = model.recommend_for_history([half, half + 2, half + 4], k=5)
+        assert (frame["item_id"].to_numpy() % 2 == half).mean() >= 0.8
+
+
+def test_a_user_who_likes_everything_is_named_before_training_starts() -> None:
+    frame = pl.concat([likes().to_frame(), pl.DataFrame({"user_id": [99] * 30, "item_id": list(range(30))})])
+    data = from_frame(frame)
+    with pytest.raises(ValueError, match="got user 99 who likes all 30; leave the user out"):
+        small(data).batches(data, seed=0)
+
+
 def test_weights_set_by_hand_show_at_once() -> None:
     data = likes()
     model = small(data)
@@ -222,7 +259,7 @@ def test_weights_set_by_hand_show_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"corruption": 1.0}, "corruption must lie in"),
+        ({"corruption": 1.5}, "corruption must lie in"),
         ({"variant": "m5"}, "variant must be one of m1, m2, m3, m4"),
         ({"loss": "log"}, "loss must be squared or cross_entropy or hinge"),
         ({"activation": "relu"}, "activation must be"),
