@@ -24,6 +24,7 @@ from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, TrainConfig
 from deeprec.models.history import topk_of_scores
+from deeprec.nn.embedding import catch_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +47,7 @@ class AutoencoderConfig(TrainConfig):
         pretrain_epochs: of the model without inner layers, >= 1.
         pretrain_lr: its learning rate; 0: the same.
         layer_epochs: of each inner layer's own autoencoder, >= 1.
+        rating_range: smallest and largest rating there can be; None: those of the training ratings.
         epochs: passes over the ratings; with the full batch, iterations ("lbfgs": ten iterations).
         batch_size: item columns or user rows a step, >= 1; 0: all of them.
     """
@@ -59,6 +61,7 @@ class AutoencoderConfig(TrainConfig):
     pretrain_epochs: int = 100
     pretrain_lr: float = 0.0
     layer_epochs: int = 100
+    rating_range: tuple[float, float] | None = None
     num_negatives: int = 1
     reduction: str = "sum"
 
@@ -82,6 +85,8 @@ class AutoencoderConfig(TrainConfig):
             raise ValueError(f"{owner}: pretrain_lr must be >= 0 (0: lr), got {self.pretrain_lr}")
         if self.pretrain and not self.inner:
             raise ValueError(f"{owner}: pretrain needs inner layers, got inner=(); take e.g. inner=(250,)")
+        if self.rating_range is not None and not self.rating_range[0] < self.rating_range[1]:
+            raise ValueError(f"{owner}: rating_range must ascend, got {self.rating_range}; for five stars take (1, 5)")
         if self.reduction != "sum":
             raise ValueError(f"{owner}: reduction must be 'sum', got {self.reduction!r}; that is the paper's")
         self._check_shared()
@@ -140,6 +145,14 @@ class RatingRows:
         if side == "item":
             rows, columns, self.num_rows, self.num_columns = columns, rows, self.num_columns, self.num_rows
         order = np.lexsort((columns, rows))
+        is_twice = (np.diff(rows[order]) == 0) & (np.diff(columns[order]) == 0)
+        if is_twice.any():
+            place = order[int(is_twice.argmax())]
+            user, item = train.user_ids.values[int(train.users[place])], train.item_ids.values[int(train.items[place])]
+            raise ValueError(
+                f"autoencoder: a user may rate an item once, got {int(is_twice.sum())} more in {train.name}, the first "
+                f"of user {user!r} and item {item!r}; read the data with duplicates='latest'"
+            )
         self.indices = torch.from_numpy(columns[order].astype(np.int64))
         self.ratings = torch.from_numpy(train.ratings[order])
         counts = np.bincount(rows, minlength=self.num_rows)
@@ -249,6 +262,7 @@ class RatingAutoencoder(Recommender):
     """
 
     config: Any
+    encoder: nn.Parameter
     decoder: nn.Parameter
     decoder_bias: nn.Parameter
     codes: Tensor
@@ -274,6 +288,10 @@ class RatingAutoencoder(Recommender):
 
     def _targets(self, rows: RatingRows) -> Tensor:
         """What the network is to reconstruct [nnz]; sets limits and means."""
+        raise NotImplementedError
+
+    def _cold_logit(self, rows: RatingRows) -> float:
+        """Logit of a column without ratings in every row."""
         raise NotImplementedError
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
@@ -324,18 +342,51 @@ class RatingAutoencoder(Recommender):
         with torch.enable_grad():
             self.layers.fit_greedily(codes[:, :hidden], codes[:, hidden:], self.config.layer_epochs, shallow._rows.seed)
 
+    def schema_for(self, data: Interactions) -> Schema:
+        """Sizes.
+
+        Raises:
+            ValueError: no ratings, or one outside `rating_range`.
+        """
+        if data.ratings is None or not len(data):
+            raise ValueError(
+                f"{self.name}: the data must have ratings, got {data.name} without; take neumf or mf, or pass rating= "
+                "when reading it"
+            )
+        self._check_range(torch.from_numpy(data.ratings))
+        return super().schema_for(data)
+
+    def _check_range(self, ratings: Tensor) -> None:
+        if self.config.rating_range is None:
+            return
+        low, high = self.config.rating_range
+        is_outside = (ratings < low) | (ratings > high)
+        if is_outside.any():
+            row = int(is_outside.to(torch.uint8).argmax())
+            raise ValueError(
+                f"{self.name}: ratings must lie in rating_range {low:g} to {high:g}, got {float(ratings[row]):g} at "
+                f"row {row}; widen the range or mend the row"
+            )
+
     def batches(self, train: Interactions, seed: int) -> Batches:
         """Item columns or user rows of the ratings."""
         config = self.config
         rows = RatingRows(train, side=config.side, batch_size=config.batch_size, seed=seed, corrupt=self._corrupt())
+        self._check_range(torch.from_numpy(train.ratings))
         rows.targets = self._targets(rows)
         self._rows, self._is_stale = rows, True
+        is_cold = torch.bincount(rows.indices, minlength=rows.num_columns) == 0
+        with torch.no_grad():  # these never learn
+            self.decoder[is_cold], self.decoder_bias[is_cold] = 0.0, self._cold_logit(rows)
         return rows
 
-    def backward(self, batch: RowBatch) -> Tensor:
-        """Gradients of the batch; the codes are computed anew when they are needed next."""
-        self._is_stale = True
-        return super().backward(batch)
+    def _before_loss(self, batch: RowBatch) -> None:
+        """What a step, whoever takes it, needs: rows that are up to date; and codes are computed anew after it."""
+        self.require_built()
+        if torch.is_grad_enabled():
+            self._is_stale = True
+            for table in (self.encoder, self.decoder):
+                catch_up(table, batch.indices)
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -347,12 +398,15 @@ class RatingAutoencoder(Recommender):
             self._vectors = None
 
     def _finish_codes(self, rows: RatingRows) -> None:
-        """What a subclass changes in the codes of the training rows."""
+        """A row without ratings is nothing that the network was trained on: it gets the mean code of the others."""
+        is_cold = rows.counts == 0
+        if is_cold.any():
+            self.codes[is_cold] = self.codes[~is_cold].mean(0)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; the codes come with it."""
+        """As torch's; the codes come with it, and are computed anew where the training ratings are at hand."""
         result = super().load_state_dict(state_dict, strict, assign)
-        self._is_stale, self._vectors = False, None
+        self._is_stale, self._vectors = self._rows is not None, None
         return result
 
     # -- predictions -------------------------------------------------------------------------------------------------
@@ -409,12 +463,14 @@ class RatingAutoencoder(Recommender):
         around the mean column, with the model's own regulariser.
         """
         self.require_built()
+        self._check_range(ratings)
         columns = self._columns()
         if side == self.config.side:
             code, mean = self._encode_new(others.long(), ratings)
             return torch.cat([code, code.new_ones(1, 1)], 1), mean
         codes = self.codes[others.long()]
-        center = columns.mean(0, keepdim=True)
+        is_known = columns[:, :-1].any(1)  # those without training ratings are all zeros
+        center = columns[is_known if is_known.any() else slice(None)].mean(0, keepdim=True)
         means = None if self.means is None else self.means[others.long()]
         missing = self._logit_of(ratings, means).unsqueeze(1) - codes @ center.T
         codes = codes[:, :-1]

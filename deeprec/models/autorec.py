@@ -5,7 +5,8 @@ Code: mesuvash/NNRec.
 Deviations: L2 acts, with a batch smaller than the data, on the rows that the batch touches; with the full batch, as in
 the paper, on all. The authors' configuration thresholds the hidden units in the forward pass; the paper does not, nor
 does this. The deep model's layers are pre-trained on the codes of the model without them (the paper says "greedy
-pretraining" and no more).
+pretraining" and no more). A column without training ratings is predicted by their mean, and a row without as the mean
+of the others' codes has it; the paper's 3 for both is the rating protocol's `default_rating`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
 from deeprec.models.base import Recommender, Schema
 from deeprec.models.config import FULL_BATCH_OPTIMIZERS, TrainConfig
-from deeprec.nn.embedding import catch_up
 
 ACTIVATIONS = ("identity", "sigmoid")
 
@@ -35,6 +35,7 @@ class AutoRecConfig(AutoencoderConfig):
     hidden: hidden units k, >= 1.
     inner: (250,) for the paper's deep model 500-250-500; () for one hidden layer.
     output: f, "identity" or "sigmoid" (ratings are then mapped onto [0, 1]).
+    rating_range: smallest and largest rating there can be; None: those of the training ratings.
     activation: g of the hidden layers, "identity" or "sigmoid".
     epochs: passes over the ratings; with the full batch, iterations ("lbfgs": ten of them).
     batch_size: item columns or user rows a step, >= 1; 0: all of them.
@@ -97,10 +98,17 @@ class AutoRec(RatingAutoencoder):
 
     def _targets(self, rows: RatingRows) -> Tensor:
         ratings = rows.ratings
-        if self.config.output == "sigmoid" and not float(ratings.max()) > float(ratings.min()):
-            raise ValueError("autorec: output='sigmoid' needs ratings of two values at least; take output='identity'")
-        self.limits.copy_(torch.stack([ratings.min(), ratings.max()]))
+        low, high = self.config.rating_range or (float(ratings.min()), float(ratings.max()))
+        if self.config.output == "sigmoid" and not low < high:
+            raise ValueError(
+                f"autorec: output='sigmoid' needs ratings of two values at least, got {low:g} only; pass rating_range, "
+                "or take output='identity'"
+            )
+        self.limits.copy_(torch.tensor([low, high]))
         return self._scaled(ratings)
+
+    def _cold_logit(self, rows: RatingRows) -> float:
+        return float(self._logit_of(rows.ratings.mean(), None))
 
     def _scaled(self, ratings: Tensor) -> Tensor:
         if self.config.output == "identity":
@@ -124,10 +132,7 @@ class AutoRec(RatingAutoencoder):
 
     def loss(self, batch: RowBatch) -> Tensor:
         """Sum of squared errors at the observed ratings; `backward` adds the gradient of the regulariser."""
-        self.require_built()
-        if torch.is_grad_enabled():
-            for table in (self.encoder, self.decoder):
-                catch_up(table, batch.indices)
+        self._before_loss(batch)
         total, _ = sampled_linear_loss(
             self._encode(batch.indptr, batch.indices, batch.inputs, batch.plan),
             self.decoder,

@@ -11,6 +11,7 @@ and columns without by the mean of the row; the paper leaves both out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +27,6 @@ from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, Corrupt, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
 from deeprec.models.base import Recommender, Schema
 from deeprec.models.config import OPTIMIZERS, TrainConfig
-from deeprec.nn.embedding import catch_up
 
 _LARGEST = 0.95  # of the way to where tanh ends: the logit of a rating at the limits
 
@@ -55,7 +55,6 @@ class CFNConfig(AutoencoderConfig):
 
     hidden: int = 700
     features: tuple[str, ...] = ()
-    rating_range: tuple[float, float] | None = None
     alpha: float = 1.1078
     beta: float = 0.7203
     hide: float = 0.138
@@ -87,8 +86,6 @@ class CFNConfig(AutoencoderConfig):
                 f"{owner}: some entry must have a weight, got alpha={self.alpha}, beta={self.beta} and corruption "
                 f"{shares}; take beta > 0, or alpha > 0 and hide > 0"
             )
-        if self.rating_range is not None and not self.rating_range[0] < self.rating_range[1]:
-            raise ValueError(f"{owner}: rating_range must ascend, got {self.rating_range}; for five stars take (1, 5)")
         if self.weight_decay:
             raise ValueError(f"{owner}: weight_decay must be 0, got {self.weight_decay}; take l2")
 
@@ -139,17 +136,8 @@ class CFN(RatingAutoencoder):
         Raises:
             ValueError: no ratings, one outside the range, or side information that is not there or incomplete.
         """
-        if data.ratings is None or not len(data):
-            raise ValueError(f"cfn: the data must have ratings, got {data.name} without; pass rating= when reading it")
-        if self.config.rating_range is not None:
-            low, high = self.config.rating_range
-            outside = (data.ratings < low) | (data.ratings > high)
-            if outside.any():
-                raise ValueError(
-                    f"cfn: ratings must lie in rating_range {low:g} to {high:g}, got {data.ratings[outside][0]:g} at "
-                    f"row {int(outside.argmax())}; widen the range or mend the row"
-                )
-        return Schema(data.num_users, data.num_items, self._features_of(data).shape[1])
+        sizes = super().schema_for(data)
+        return dataclasses.replace(sizes, num_features=self._features_of(data).shape[1])
 
     def _features_of(self, data: Interactions) -> Tensor:
         is_item = self.config.side == "item"
@@ -198,8 +186,6 @@ class CFN(RatingAutoencoder):
         rows = super().batches(train, seed)
         assert isinstance(rows, RatingRows)
         counts = torch.bincount(rows.indices, minlength=rows.num_columns)
-        with torch.no_grad():  # these never learn, and shall say nothing
-            self.decoder[counts == 0], self.decoder_bias[counts == 0] = 0.0, 0.0
         batch_share = min(1.0, (self.config.batch_size or rows.num_rows) / int((rows.counts > 0).sum()))
         self._touched = 1 - (1 - batch_share) ** counts.double()
         return rows
@@ -215,6 +201,9 @@ class CFN(RatingAutoencoder):
         assert self.means is not None
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), scaled.double().mean()))
         return scaled - self.means[row_of]
+
+    def _cold_logit(self, rows: RatingRows) -> float:
+        return 0.0  # the mean of the row alone
 
     def _scaled(self, ratings: Tensor) -> Tensor:
         low, high = self.limits
@@ -232,10 +221,7 @@ class CFN(RatingAutoencoder):
 
     def loss(self, batch: RowBatch) -> Tensor:
         """alpha and beta weighted sum of the squared errors; `backward` divides it by the number of rows."""
-        self.require_built()
-        if torch.is_grad_enabled():
-            for table in (self.encoder, self.decoder):
-                catch_up(table, batch.indices)
+        self._before_loss(batch)
         features = self.side_information[batch.rows]
         total, _ = sampled_linear_loss(
             self._encode(batch.indptr, batch.indices, batch.inputs, features, batch.plan),
@@ -252,7 +238,6 @@ class CFN(RatingAutoencoder):
 
     def backward(self, batch: RowBatch) -> Tensor:
         """Gradients of the mean over the batch's rows; returns the sum."""
-        self._is_stale = True
         total = self.loss(batch)
         (total / len(batch.rows)).backward()
         for table in (self.encoder, self.decoder):

@@ -88,6 +88,90 @@ def test_loss_gradients_and_predictions_are_the_formula(
     torch.testing.assert_close(got.double(), predictions, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["item", "user"])
+def test_a_loop_in_plain_torch_trains_what_is_predicted(side: str) -> None:
+    data = ratings(60, 50)
+    model = AutoRec(Schema(data.num_users, data.num_items), side=side, hidden=8, optimizer="adam", batch_size=8)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)  # takes sparse and dense gradients
+    batches = model.batches(data, seed=0)
+    users, items = (torch.from_numpy(ids) for ids in (data.users, data.items))
+    errors = []
+    for epoch in range(3):
+        for batch in batches.epoch(epoch):
+            optimizer.zero_grad()
+            model.loss(batch).backward()
+            optimizer.step()
+        predicted = model.predict_ratings(users, items)
+        errors.append(float((predicted - torch.from_numpy(data.ratings)).square().sum()))
+        # All rows in one step, without a gradient: what the loss says of the weights as they are now.
+        with torch.no_grad():
+            assert errors[-1] == pytest.approx(float(model.loss(batches.whole())), rel=1e-4)
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_averaged_weights_are_served_with_codes_of_their_own() -> None:
+    data = ratings(60, 50)
+    model = AutoRec(hidden=8, epochs=6, optimizer="adam", batch_size=8, lr=0.05, l2=0.1, weight_averaging=0.8)
+    model.fit(data, protocol="rating", seed=0)
+    codes = model._encode_whole(model._rows.whole()).detach()
+    torch.testing.assert_close(model.codes[:, :-1], codes)
+
+
+@pytest.mark.parametrize("side", ["item", "user"])
+@pytest.mark.parametrize("output", ["identity", "sigmoid"])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "batch_size": 16, "lr": 0.02}])
+def test_what_has_no_ratings_is_predicted_within_their_range(side: str, output: str, options: dict[str, Any]) -> None:
+    data = ratings(80, 60)
+    cold_user, cold_item = 4, 7
+    train = data.take((data.users != cold_user) & (data.items != cold_item))
+    model = AutoRec(side=side, output=output, hidden=8, epochs=40, l2=1.0, refit=False, **options)
+    model.fit(train, protocol="rating", seed=0)
+    every_user, every_item = torch.arange(data.num_users), torch.arange(data.num_items)
+    of_user = model.predict_ratings(torch.full_like(every_item, cold_user), every_item)
+    of_item = model.predict_ratings(every_user, torch.full_like(every_user, cold_item))
+    row, column = (of_item, of_user) if side == "item" else (of_user, of_item)
+    # The rest of the split is what the model was trained on: near its mean, not exactly that of all ratings.
+    warm = column[torch.arange(len(column)) != (cold_item if side == "item" else cold_user)]
+    torch.testing.assert_close(warm, torch.full_like(warm, float(train.ratings.mean())), rtol=0.05, atol=0)
+    assert ((row > 1) & (row < 5)).all()
+    assert abs(float(row.mean() - train.ratings.mean())) < 0.5
+
+
+def test_a_new_column_who_rates_as_the_mean_column_is_the_mean_of_those_with_ratings() -> None:
+    data = ratings(80, 60)
+    train = data.take(data.users < 20)  # most columns have no ratings
+    model = AutoRec(hidden=8, epochs=60, l2=1.0, refit=False).fit(train, protocol="rating", seed=0)
+    columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
+    center = columns[model._rows.indices.unique()].mean(0, keepdim=True)
+    rating = model.codes[:1] @ center.T
+    (row,) = model.rows_for_ratings(torch.tensor([0]), rating[0])
+    torch.testing.assert_close(row, center)
+
+
+def test_bad_ratings_are_refused_before_training_starts() -> None:
+    data = ratings()
+
+    def refused(message: str, changed: Interactions, **options: Any) -> None:
+        seen: list[Any] = []
+        with pytest.raises(ValueError, match=message):
+            AutoRec(hidden=3, **options).fit(changed, protocol="rating", on_progress=seen.append)
+        assert not seen
+
+    refused("must lie in rating_range 1 to 4, got 5", data, rating_range=(1.0, 4.0))
+    refused("must have ratings", dataclasses.replace(data, ratings=None))
+    frame = data.to_frame()
+    twice = from_frame(pl.concat([frame, frame]), duplicates="keep")
+    refused("may rate an item once, got .* of user 0 and item .*; read the data with duplicates='latest'", twice)
+    with pytest.raises(ValueError, match="rating_range must ascend"):
+        AutoRec(rating_range=(5.0, 1.0))
+    model = AutoRec(hidden=3, output="sigmoid", epochs=2, rating_range=(0.0, 10.0)).fit(data, protocol="rating")
+    assert model.limits.tolist() == [0.0, 10.0]
+    with pytest.raises(ValueError, match="must lie in rating_range 0 to 10, got 11"):
+        model.predict_for_user([0], [11])
+    with pytest.raises(ValueError, match="must lie in rating_range 0 to 10, got -1"):
+        model.predict_for_item([0], [-1])
+
+
 def test_batches_hold_every_rating_once() -> None:
     data = ratings()
     for side in ("item", "user"):

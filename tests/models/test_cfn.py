@@ -196,6 +196,30 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: 
         assert torch.equal(got, want), key
 
 
+def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
+    data = ratings(60, 50)
+    model = CFN(hidden=8, batch_size=8, features=FEATURES["item"], hide=0.0, beta=1.0, rating_range=(1, 5))
+    model.build(model.schema_for(data), torch.Generator().manual_seed(0))
+    tables = [model.encoder, model.decoder]
+    rest = [value for name, value in model.named_parameters() if name not in ("encoder", "decoder")]
+    optimizers = [torch.optim.SparseAdam(tables, lr=0.02), torch.optim.Adam(rest, lr=0.02)]
+    batches = model.batches(data, seed=0)
+    users, items = (torch.from_numpy(ids) for ids in (data.users, data.items))
+    errors = []
+    for epoch in range(3):
+        for batch in batches.epoch(epoch):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            model.loss(batch).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        predicted = model.predict_ratings(users, items)
+        errors.append(float(((predicted - torch.from_numpy(data.ratings)) / 2).square().sum()))
+        with torch.no_grad():
+            assert errors[-1] == pytest.approx(float(model.loss(batches.whole())), rel=1e-4)
+    assert errors[0] > errors[1] > errors[2]
+
+
 @pytest.mark.parametrize("side", ["item", "user"])
 def test_cold_rows_get_the_global_mean_and_cold_columns_the_mean_of_the_row(side: str) -> None:
     data = ratings()
