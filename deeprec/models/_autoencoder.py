@@ -66,6 +66,7 @@ class AutoencoderConfig(TrainConfig):
     reduction: str = "sum"
 
     def __post_init__(self) -> None:
+        self._check_types()
         owner = type(self).__name__
         if self.batch_size < 0:
             raise ValueError(f"{owner}: batch_size must be >= 0 (0: everything in one step), got {self.batch_size}")

@@ -76,6 +76,7 @@ class CDAEConfig(TrainConfig):
     refit: bool = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         owner = type(self).__name__
         if self.variant:
             if self.variant not in VARIANTS:

@@ -109,6 +109,7 @@ class ClickConfig(TrainConfig):
     step_in_backward: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_shared()
         for name, least in (
             ("batch_size", 1),

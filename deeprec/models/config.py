@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from deeprec._suggest import did_you_mean
 
@@ -64,8 +70,16 @@ class TrainConfig:
         return self.lr * left / (1 + epoch * self.lr_decay)
 
     def __post_init__(self) -> None:
+        self._check_types()
         at_least(self, "batch_size", 1 + self.num_negatives)
         self._check_shared()
+
+    def _check_types(self) -> None:
+        """Every field as its annotation says, NumPy's numbers and lists made Python's and tuples; or raise."""
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            label = f"{type(self).__name__}: {field.name}"
+            object.__setattr__(self, field.name, _typed(label, getattr(self, field.name), hints[field.name]))
 
     def _check_shared(self) -> None:
         """Everything but batch_size, which models count differently."""
@@ -84,6 +98,35 @@ class TrainConfig:
         one_of(self, "reduction", REDUCTIONS)
         one_of(self, "lr_schedule", self.lr_schedules)
         one_of(self, "precision", PRECISIONS)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _typed(label: str, value: Any, wanted: Any) -> Any:
+    """`value` as int, float, bool, str, a tuple of these, or one of these or None.
+
+    Raises:
+        TypeError: it is of another type. ValueError: a number that is not finite.
+    """
+    if isinstance(wanted, types.UnionType):
+        (inner,) = (kind for kind in typing.get_args(wanted) if kind is not type(None))
+        return None if value is None else _typed(label, value, inner)
+    if typing.get_origin(wanted) is tuple:
+        kinds = typing.get_args(wanted)
+        count = None if kinds[-1] is Ellipsis else len(kinds)
+        if not isinstance(value, (tuple, list)) or count not in (None, len(value)):
+            remedy = f"; take ({value!r},)" if count is None and isinstance(value, kinds[0]) else ""
+            raise TypeError(f"{label} must be a tuple{f' of {count} values' if count else ''}, got {value!r}{remedy}")
+        return tuple(_typed(label, part, kinds[0]) for part in value)
+    is_bool = isinstance(value, (bool, np.bool_))
+    is_whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+    kinds_of = {int: is_whole and not is_bool, float: isinstance(value, Real) and not is_bool, bool: is_bool}
+    if not kinds_of.get(wanted, isinstance(value, str)):
+        raise TypeError(f"{label} must be {_WORDS[wanted]}, got {value!r}")
+    if wanted is float and not math.isfinite(value):
+        raise ValueError(f"{label} must be finite, got {value}")
+    return wanted(value)
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)

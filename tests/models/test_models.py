@@ -9,7 +9,7 @@ import torch
 
 import deeprec
 from deeprec.data import from_frame
-from deeprec.models import Batch, Schema, create, recommenders
+from deeprec.models import Batch, Schema, create, names, recommenders
 from deeprec.models.ncf import NCFRecommender
 from deeprec.models.registry import model_class
 
@@ -181,6 +181,41 @@ def test_unknown_model_suggests_the_nearest():
 def test_option_out_of_range_is_refused(option, value):
     with pytest.raises(ValueError, match=option):
         create("gmf", **{option: value})
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    ("option", "value", "error", "message"),
+    [
+        ("epochs", 2.5, TypeError, "epochs must be a whole number, got 2.5"),
+        ("epochs", "3", TypeError, "epochs must be a whole number, got '3'"),
+        ("epochs", True, TypeError, "epochs must be a whole number, got True"),
+        ("lr", "0.1", TypeError, "lr must be a number, got '0.1'"),
+        ("lr", None, TypeError, "lr must be a number, got None"),
+        ("lr", float("nan"), ValueError, "lr must be finite, got nan"),
+        ("l2", float("inf"), ValueError, "l2 must be finite, got inf"),
+        ("refit", "no", TypeError, "refit must be True or False, got 'no'"),
+        ("optimizer", 3, TypeError, "optimizer must be text, got 3"),
+    ],
+)
+def test_option_of_another_type_is_refused(name, option, value, error, message):
+    with pytest.raises(error, match=message):
+        create(name, **{option: value})
+
+
+def test_tuples_are_of_what_they_should_be_and_numbers_pythons_own():
+    for name, options, message in (
+        ("cfn", {"features": "genres"}, r"features must be a tuple, got 'genres'; take \('genres',\)"),
+        ("cfn", {"rating_range": (1.0,)}, "rating_range must be a tuple of 2 values, got"),
+        ("autorec", {"inner": 250}, r"inner must be a tuple, got 250; take \(250,\)"),
+        ("autorec", {"inner": (2.5,)}, "inner must be a whole number, got 2.5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            create(name, **options)
+    config = create("autorec", inner=[250], hidden=np.int64(7), epochs=3.0, l2=np.float32(2), lr=1).config
+    found = (config.inner, config.hidden, config.epochs, config.l2, config.lr)
+    assert found == ((250,), 7, 3, 2.0, 1.0)
+    assert [type(value) for value in found] == [tuple, int, int, float, float]
 
 
 def test_unfitted_model_says_what_to_do():
