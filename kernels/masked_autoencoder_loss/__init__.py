@@ -73,8 +73,8 @@ class _DenseLoss(torch.autograd.Function):
         trigger: Tensor | None,
         inputs: tuple[Tensor, Tensor],
         values: Tensor,
-        outputs: tuple[Tensor, Tensor],
-        targets: Tensor,
+        outputs: tuple[Tensor, Tensor] | None,
+        targets: Tensor | None,
         entry_weights: Tensor | None,
         encoder: Tensor,
         encoder_bias: Tensor | None,
@@ -84,6 +84,9 @@ class _DenseLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         shape = (inputs[0].shape[0] - 1, encoder.shape[0])
         wide, dtype = wide_dtype(encoder.dtype), encoder.dtype
+        # Not given twice by the caller: torch.compile takes no tensor twice.
+        outputs = inputs if outputs is None else outputs
+        targets = values.to(wide) if targets is None else targets
         x = _spread(shape, rows_of(inputs[0], values.shape[0]), inputs[1].long(), values, dtype)
         z = x @ encoder if encoder_bias is None else torch.addmm(encoder_bias, x, encoder)
         codes, _ = activate(z, options.code_activation)
@@ -311,7 +314,6 @@ def masked_autoencoder_loss(
                 f"{function}: out_indptr must be {tuple(indptr.shape)} like indptr, got {tuple(out_indptr.shape)}"
             )
         is_dense |= path == "auto" and takes_dense_path(out_indices.shape[0], batch, num_columns)
-    targets = values.to(wide) if targets is None else targets
     _check_entries("targets", targets, out_indices, wide)
     _check_entries("entry_weights", entry_weights, out_indices, wide)
     if is_dense:
@@ -325,9 +327,8 @@ def masked_autoencoder_loss(
             trigger = torch.zeros((), device=encoder.device, requires_grad=True)
         kinds = (ACTIVATIONS.index(code_activation), ACTIVATIONS.index(activation), LOSSES.index(loss))
         options = _Options(*kinds, sparse_grad, updates, (plan, out_plan))
-        return _dense_loss(
-            trigger, (indptr, indices), values, (out_indptr, out_indices), targets, entry_weights, *layers, options
-        )
+        outputs = None if out_indptr is indptr and out_indices is indices else (out_indptr, out_indices)
+        return _dense_loss(trigger, (indptr, indices), values, outputs, targets, entry_weights, *layers, options)
     codes = sparse_linear(
         indptr,
         indices,
@@ -345,7 +346,7 @@ def masked_autoencoder_loss(
         decoder_bias,
         out_indptr,
         out_indices,
-        targets,
+        values.to(wide) if targets is None else targets,
         entry_weights=entry_weights,
         activation=activation,
         loss=loss,

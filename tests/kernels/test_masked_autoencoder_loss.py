@@ -261,11 +261,15 @@ def test_rows_and_batches_without_observations(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
-def test_compiles_in_one_graph(path: str) -> None:
+@pytest.mark.parametrize("where", ["others", "entries", "corrupted"])
+def test_compiles_in_one_graph(path: str, where: str) -> None:
     problem = Problem.make()
-    want = problem.ours(path=path, sparse_grad=False)
+    indptr, indices, values = problem.inputs
+    corrupted = partial(problem.autoencoded, out_indptr=indptr, out_indices=indices, targets=2 * values)
+    call = {"others": problem.ours, "entries": problem.autoencoded, "corrupted": corrupted}[where]
+    want = call(path=path, sparse_grad=False)
     want_grads = torch.autograd.grad(want[0], problem.layers)
-    got = torch.compile(partial(problem.ours, path=path, sparse_grad=False), fullgraph=True)()
+    got = torch.compile(partial(call, path=path, sparse_grad=False), fullgraph=True)()
     torch.testing.assert_close(got[0], want[0])
     for some, other in zip(torch.autograd.grad(got[0], problem.layers), want_grads, strict=True):
         torch.testing.assert_close(some, other, rtol=1e-4, atol=1e-5)
