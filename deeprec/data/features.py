@@ -134,8 +134,8 @@ def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
 def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMap) -> NDArray[np.float32]:
     """Columns of a feature frame as numbers.
 
-    Text, lists of text, booleans and whole numbers become one indicator for each value; fractions are taken as they
-    are.
+    Text, lists of text, booleans and whole numbers become one indicator for each value; fractions, and lists of as many
+    fractions for each, are taken as they are.
 
     Args:
         frame: row i describes internal id i; None: there is none.
@@ -144,7 +144,7 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
     Returns:
         float32 [len(ids), P].
     Raises:
-        ValueError: no frame, an unknown column, a value missing or not finite, or a column of another kind.
+        ValueError: no frame, an unknown column, a value missing or not finite in float32, or a column of another kind.
     """
     if frame is None:
         raise ValueError(
@@ -163,17 +163,18 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
 
 
 def _numbers(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32]:
-    bad = values.is_null()
-    if values.dtype.is_float():
-        bad |= ~values.is_finite().fill_null(False)
+    bad, numbers = values.is_null(), _fractions(values, column, ids)
+    if numbers is not None:
+        bad |= pl.Series(~np.isfinite(numbers).all(axis=1))
     if bad.any():
         first = int(bad.arg_max() or 0)
+        (got,) = values.slice(first, 1).to_list()
         raise ValueError(
-            f"features: {column} must be known and finite for every {ids.name}, got {values[first]} for {ids.name} "
+            f"features: {column} must be known and finite for every {ids.name}, got {got} for {ids.name} "
             f"{ids.values[first]!r} and {int(bad.sum())} in all; fill them in"
         )
-    if values.dtype.is_float():
-        return values.to_numpy().astype(np.float32)[:, None]
+    if numbers is not None:
+        return numbers
     if not (isinstance(values.dtype, pl.List) or values.dtype.is_integer() or values.dtype in _INDICATOR_TYPES):
         raise ValueError(f"features: {column} must be text, lists of text or numbers, got {values.dtype}")
     rows = pl.DataFrame({"row": np.arange(len(values)), "value": values})
@@ -185,6 +186,26 @@ def _numbers(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32]:
     result = np.zeros((len(values), len(known)), dtype=np.float32)
     result[rows.get_column("row").to_numpy(), known.search_sorted(rows.get_column("value")).to_numpy()] = 1.0
     return result
+
+
+def _fractions(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32] | None:
+    """A column of fractions, or of lists of them, [n, P], a missing one NaN or 0; None for another kind of column."""
+    if values.dtype.is_float():
+        numbers = values.to_numpy()[:, None]
+    elif isinstance(values.dtype, pl.List | pl.Array) and values.dtype.inner.is_float():
+        lists = values.cast(pl.List(pl.Float64))
+        lengths = lists.list.len().drop_nulls().to_numpy()
+        width = int(lengths.max(initial=0))
+        if not width or (lengths != width).any():
+            raise ValueError(
+                f"features: {column} must hold as many numbers for every {ids.name}, at least one, got lists of "
+                f"{lengths.min(initial=width)} to {width}"
+            )
+        numbers = lists.fill_null(pl.lit([0.0] * width)).explode().to_numpy().reshape(len(values), width)
+    else:
+        return None
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
 
 
 _INDICATOR_TYPES = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)

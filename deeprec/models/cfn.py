@@ -38,7 +38,7 @@ class CFNConfig(AutoencoderConfig):
     hidden: hidden units, >= 1.
     inner: (500,) for the authors' deep model 700-500-700; () for one hidden layer.
     features: columns of the data's item features (V) or user features (U) to use as side information: text, lists of
-        text and whole numbers become indicators, fractions are taken as they are.
+        text and whole numbers become indicators, fractions and lists of fractions are taken as they are.
     rating_range: smallest and largest rating there can be; None: those of the training ratings.
     alpha: weight of the squared errors of the corrupted entries, >= 0.
     beta: weight of the others, >= 0.

@@ -14,6 +14,7 @@ from torch import Tensor
 import deeprec
 from deeprec.data import Interactions, from_frame, load, with_features
 from deeprec.data.datasets import find
+from deeprec.data.features import feature_matrix
 from deeprec.evaluate import protocol
 from deeprec.models import CFN
 from deeprec.models.cfn import CFNConfig, Corruption
@@ -313,6 +314,27 @@ def test_side_information_must_fit_the_ids() -> None:
     again = with_features(data, items=table.reverse().to_pandas()).item_features
     assert again["item_id"].to_list() == table["item_id"].to_list()
     assert again["length"].to_list() == table["length"].to_list()
+
+
+def test_lists_of_numbers_are_taken_as_they_are() -> None:
+    data = ratings()
+    vectors = [[i / 3, -float(i)] for i in range(data.num_items)]
+    table, fourth = data.item_features, data.item_ids.values[3]
+
+    def matrix(series: pl.Series) -> np.ndarray:
+        frame = table.with_columns(vector=series)
+        return feature_matrix(frame, ("vector",), data.item_ids)
+
+    for kind in (pl.List(pl.Float64), pl.Array(pl.Float32, 2)):
+        np.testing.assert_array_equal(matrix(pl.Series(vectors, dtype=kind)), np.array(vectors, dtype=np.float32))
+    for hole, message in (
+        (None, f"known and finite for every item, got None for item {fourth} "),
+        ([1.0, float("nan")], rf"known and finite for every item, got \[1.0, nan\] for item {fourth} "),
+        ([1.0, 1e39], rf"known and finite for every item, got \[1.0, 1e\+39\] for item {fourth} "),
+        ([1.0], "as many numbers for every item, at least one, got lists of 1 to 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            matrix(pl.Series([*vectors[:3], hole, *vectors[4:]], dtype=pl.List(pl.Float64)))
 
 
 @needs_ml_100k
