@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from deeprec.evaluate import evaluate, protocol, rank
+from deeprec.evaluate import evaluate, metrics, protocol, rank
 from deeprec.evaluate import ranking as ranking_module
 from deeprec.evaluate.ranking import candidate_ranks, full_ranks
 
@@ -118,6 +118,19 @@ def test_random_scores_reach_chance_level_with_99_negatives() -> None:
     gain = np.where(hit, math.log(2) / np.log(found.ranks + 1.0), 0.0)
     assert hit.mean() == pytest.approx(0.1, abs=0.005)  # four standard errors
     assert gain.mean() == pytest.approx(0.0454, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "metric", "cutoff", "want"),
+    [(100, "hr", 10, 0.0990), (9, "precision", 1, 0.1), (9, "mrr", 10, 0.2929)],
+)
+def test_random_scores_reach_the_chance_levels_of_other_protocols(
+    negatives: int, metric: str, cutoff: int, want: float
+) -> None:
+    users = np.arange(60_000)
+    lists = np.broadcast_to(np.arange(1, negatives + 1), (users.size, negatives))
+    found = candidate_ranks(_Random(), users, np.zeros(users.size, dtype=int), lists)
+    assert metrics.RANK_METRICS[metric](found.ranks, cutoff).mean() == pytest.approx(want, abs=0.005)
 
 
 @pytest.mark.parametrize("candidates", [8, "all"])
