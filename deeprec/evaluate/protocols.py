@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,8 +104,13 @@ class Protocol:
         for field in ("seed", "negatives_seed"):
             value = getattr(self, field)
             _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
+        for field in ("test_share", "validation_share", "default_rating"):
+            value = getattr(self, field)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            _require(is_number, f"{field} must be a finite number", value)
         for field in ("test_share", "validation_share"):
             _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
+        _require(isinstance(self.clamp, bool), "clamp must be True or False", self.clamp)
         random_share = (self.holdout in _RANDOM, self.validation == "share")
         if self.validation != "none" and random_share[0] != random_share[1]:
             remedy = "'share'" if random_share[0] else "'random' or 'last'"

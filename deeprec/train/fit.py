@@ -157,7 +157,7 @@ def fit(
     require_ratings(model, chosen)
     directory = None if out is None else writable_directory(Path(out))
     run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
-    _require_parts(run)
+    _require_parts(model, run)
     run.best_on_test = _BestOnTest() if report_best_on_test else None
     started = time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
@@ -197,12 +197,15 @@ def fit(
     return FitResult(model, card, history, directory)
 
 
-def _require_parts(run: _Run) -> None:
-    """Rating errors need ratings in every part; said before the training, not after its first epoch."""
-    for name in ("train", "validation", "test") if run.protocol.task == "rating" else ():
+def _require_parts(model: Recommender, run: _Run) -> None:
+    """What is measured must not be empty; said before the training, not after its first epoch."""
+    is_rating = run.protocol.task == "rating"
+    chooses = is_rating or model.trains_by_gradient
+    for name in ("train", "validation", "test") if chooses else ("train", "test"):
         if not len(getattr(run.split, name)):
+            what = "a rating" if is_rating else "an interaction"
             raise ValueError(
-                f"fit: the {name} part must hold a rating, got none of the {len(run.data)} of {run.data.name}; take "
+                f"fit: the {name} part must hold {what}, got none of the {len(run.data)} of {run.data.name}; take "
                 "another protocol or more data"
             )
 

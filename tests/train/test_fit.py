@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 import deeprec
-from deeprec.data import synthetic
+from deeprec.data import from_frame, synthetic
 from deeprec.models import create
 from deeprec.train import checkpoint as checkpoint_module
 from deeprec.train import fit
@@ -215,3 +216,15 @@ def test_folder_of_a_newer_version_is_refused(data, tmp_path):
 def test_empty_folder_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model"):
         deeprec.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rule"),
+    [("neumf", OPTIONS, "full"), ("cdae", {"epochs": 2}, "cdae"), ("popularity", {}, "full")],
+)
+def test_a_part_without_rows_is_refused_before_training(name, options, rule):
+    single = from_frame(pl.DataFrame({"user_id": range(30), "item_id": [user % 7 for user in range(30)]}))
+    reports = []
+    with pytest.raises(ValueError, match="part must hold an interaction, got none of the 30 of frame"):
+        fit(create(name, **options), single, protocol=rule, on_progress=reports.append)
+    assert not reports
