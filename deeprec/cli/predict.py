@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.progress import Progress
 
 import deeprec
-from deeprec.cli.console import command, console
+from deeprec.cli.console import console
 from deeprec.models.click import ClickModel
-from deeprec.serve.predict import predict_file
+from deeprec.serve.predict import predict_file, predict_pairs_file
 
 
 def predict(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `deeprec train` wrote.")],
-    source: Annotated[Path, typer.Option("--input", help="Rows to score: .parquet, .csv, .tsv, libSVM, ... (.gz).")],
+    source: Annotated[Path, typer.Option("--input", help="Rows or pairs: .parquet, .csv, .tsv, libSVM, ... (.gz).")],
     output: Annotated[Path, typer.Option("--output", help="Where to write: .parquet, .csv or .tsv.")],
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="A column of the input to write too, such as an id; repeat it.")
@@ -26,13 +26,18 @@ def predict(
         str | None, typer.Option("--format", help="csv, tsv, criteo, libsvm, libffm, parquet; by the name otherwise.")
     ] = None,
 ) -> None:
-    """Write the click probability of every row of a file, by the features of training; no label is needed."""
+    """Write the click probability of every row of a file, by the features of training; no label is needed.
+
+    For a model of users and items: what it says of each pair of a file with columns user_id and item_id, as a rating
+    where it predicts ratings.
+    """
     model = deeprec.load(directory)
     if not isinstance(model, ClickModel):
-        raise ValueError(
-            f"predict: {directory} holds {model.name}, which ranks items for users; use "
-            f"{command('recommend', directory)}"
-        )
+        if file_format is not None:
+            raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
+        rows, name = predict_pairs_file(model, source, output, keep=keep or ())
+        console().print(f"[green]done[/]: {rows:,} {name}s written to {escape(str(output))}")
+        return
     options = {} if file_format is None else {"format": file_format}
     with Progress(console=console(), transient=True) as bar:
         task = bar.add_task("predicting", total=None)

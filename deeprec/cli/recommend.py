@@ -23,13 +23,18 @@ def recommend(
     history: Annotated[
         list[str] | None, typer.Option("--history", help="Instead of a user: items a new user liked, ITEM,ITEM,...")
     ] = None,
+    ratings: Annotated[
+        list[str] | None, typer.Option("--ratings", help="What the new user gave each item of --history: 5,3,...")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Recommend items to users of the data, or to a new user with a history."""
+    """Recommend items to users of the data, or to a new user with a history, rated or not."""
     if bool(user) == bool(history):
         raise ValueError(
             "recommend: either --user ID or --history ITEM,ITEM is needed; --user may be given several times"
         )
+    if ratings and not history:
+        raise ValueError("recommend: --ratings goes with --history ITEM,ITEM; leave it out")
     model = deeprec.load(directory)
     if isinstance(model, ClickModel):
         raise ValueError(
@@ -42,7 +47,8 @@ def recommend(
         found = model.recommend(parse_ids(user, model.user_ids), k)
     else:
         liked = [item.strip() for text in history or [] for item in text.split(",") if item.strip()]
-        found = model.recommend_for_history(parse_ids(liked, model.item_ids), k)
+        given = None if ratings is None else _numbers(ratings)
+        found = model.recommend_for_history(parse_ids(liked, model.item_ids), k, ratings=given)
     titles = folder.titles_of(directory)
     if titles is not None and titles.schema["item_id"] == found.schema["item_id"]:
         found = found.join(titles, on="item_id", how="left", maintain_order="left")
@@ -50,6 +56,14 @@ def recommend(
         print_json(found.to_dicts())
     else:
         _print(found)
+
+
+def _numbers(texts: list[str]) -> list[float]:
+    words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise ValueError(f"recommend: --ratings must be numbers such as 5,3, got {','.join(words)}") from None
 
 
 def parse_ids(texts: list[str], ids: IdMap) -> list[Any]:

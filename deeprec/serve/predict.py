@@ -1,4 +1,4 @@
-"""Click probabilities for rows of a file or frame, streamed: what a click model serves."""
+"""Click probabilities for rows of a file or frame, streamed, and predicted ratings for a file of pairs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
@@ -16,11 +17,14 @@ from deeprec.data.chunks import open_source
 from deeprec.data.rows import take
 from deeprec.data.text import OnBad
 from deeprec.evaluate.click_metrics import probabilities
+from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
+from deeprec.serve.recommend import id_maps
 from deeprec.train.clicks import predict_rows
 
 COLUMN = "probability"
 _BATCH_ROWS = 1 << 14
+_PAIR = ("user_id", "item_id")
 _WRITERS = (".parquet", ".csv", ".tsv")
 
 
@@ -81,16 +85,62 @@ def predict_file(
     Raises:
         ValueError: as `predict`, an output of another kind, or an unknown column in `keep`.
     """
+    path = _writable(output)
+    kept = _columns(source, keep, COLUMN, options) if keep else None
+    scores = predict(model, source, on_progress=on_progress, **options)
+    frame = pl.DataFrame({COLUMN: scores})
+    if kept is not None:
+        frame = kept.hstack(frame)
+    _write(frame, path)
+    return len(scores)
+
+
+def predict_pairs_file(
+    model: Recommender, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
+) -> tuple[int, str]:
+    """Write what a recommender says of the pairs of a file: user_id, item_id and "rating", or "score".
+
+    Args:
+        model: fitted or loaded.
+        source: .parquet, .csv or .tsv with columns user_id and item_id, of users and items of the training data.
+        output: as in `predict_file`.
+        keep: further columns of the source that are written too.
+    Returns:
+        rows written, and the name of the column: "rating" of models that predict ratings, within the range of the
+        training ratings; "score" of the others, larger is better.
+    Raises:
+        ValueError: an unknown user or item, or an input or output of another kind.
+    """
+    users_map, items_map = id_maps(model)
+    path = _writable(output)
+    name = "rating" if hasattr(model, "predict_ratings") else "score"
+    frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
+    codes = []
+    for ids in (users_map, items_map):
+        given = frame.get_column(f"{ids.name}_id")
+        if given.dtype == pl.String:
+            given = ids.parse(given.to_list())
+            frame = frame.with_columns(given.alias(f"{ids.name}_id"))
+        codes.append(torch.from_numpy(ids.encode(given)).long())
+    blocks = zip(*(some.split(_BATCH_ROWS) for some in codes), strict=True)
+    found = torch.cat([torch.empty(0), *(model.score_pairs(users, items) for users, items in blocks)])
+    limits = getattr(model, "limits", None)
+    found = found if limits is None else found.clamp(*limits.tolist())
+    _write(frame.with_columns(pl.Series(name, found.numpy())), path)
+    return len(frame), name
+
+
+def _writable(output: str | Path) -> Path:
     path = Path(output)
     if path.suffix not in _WRITERS:
         raise ValueError(f"predict: output must end in {', '.join(_WRITERS)}, got {path.name}")
     if not path.parent.is_dir():
         raise ValueError(f"predict: output must lie in a folder there is, got {path.parent}; make it first")
-    kept = _columns(source, keep, options)
-    scores = predict(model, source, on_progress=on_progress, **options)
-    frame = pl.DataFrame({COLUMN: scores})
-    if kept is not None:
-        frame = kept.hstack(frame)
+    return path
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    """The whole file, or what was there before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".parquet":
@@ -100,7 +150,6 @@ def predict_file(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return len(scores)
 
 
 def _encoder(model: ClickModel) -> Any:
@@ -110,10 +159,8 @@ def _encoder(model: ClickModel) -> Any:
     return model.encoder
 
 
-def _columns(source: str | Path, keep: Sequence[str], options: dict[str, Any]) -> pl.DataFrame | None:
-    """The columns to be written beside the probabilities."""
-    if not keep:
-        return None
+def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
+    """The columns to be written beside the predictions, column `name`."""
     path = Path(source)
     if ".parquet" in path.suffixes:
         table = pl.scan_parquet(path)
@@ -121,12 +168,15 @@ def _columns(source: str | Path, keep: Sequence[str], options: dict[str, Any]) -
         separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
         table = pl.scan_csv(path, separator=separator, infer_schema_length=0)
     else:
-        raise ValueError(f"predict: keep goes with .parquet, .csv and .tsv input, got {path.name}; leave it out")
+        remedy = "leave it out" if name == COLUMN else "write one"
+        raise ValueError(f"predict: keep and pairs go with .parquet, .csv and .tsv input, got {path.name}; {remedy}")
     known = table.collect_schema().names()
-    for column in keep:
+    for column in wanted:
         if column not in known:
+            if column in _PAIR and name != COLUMN:
+                raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has {known}")
             raise ValueError(f"predict: keep must name columns of {path.name}, got {column!r}; "
                              f"{did_you_mean(column, known)}")  # fmt: skip
-        if column == COLUMN:
-            raise ValueError(f"predict: keep must not name {COLUMN!r}, which is written; rename that column")
-    return table.select(keep).collect()
+        if column == name:
+            raise ValueError(f"predict: keep must not name {name!r}, which is written; rename that column")
+    return table.select(wanted).collect()

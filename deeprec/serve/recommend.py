@@ -34,7 +34,7 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
     Raises:
         ValueError: an unknown user (for a new one use `recommend_for_history`) or k < 1.
     """
-    users_map, items_map = _id_maps(model)
+    users_map, items_map = id_maps(model)
     _require_k(k)
     wanted = _as_list(user_ids)
     users = torch.from_numpy(users_map.encode(wanted)).long()
@@ -62,7 +62,7 @@ def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, rat
     Raises:
         ValueError: an empty history, an unknown item, ratings that do not fit, or k < 1.
     """
-    _, items_map = _id_maps(model)
+    _, items_map = id_maps(model)
     _require_k(k)
     wanted = _as_list(item_ids)
     if not wanted:
@@ -89,7 +89,7 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
     Raises:
         ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
     """
-    _, items_map = _id_maps(model)
+    _, items_map = id_maps(model)
     rows = model.rows_for_ratings(*_rated("predict_for_user", _as_list(item_ids), ratings, items_map))
     return _all_ratings(model, "item_id", items_map, model.score_items_from_rows(rows)[0])
 
@@ -105,7 +105,7 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
     Raises:
         ValueError: an unknown user, ratings that do not fit, or a model that predicts no ratings.
     """
-    users_map, _ = _id_maps(model)
+    users_map, _ = id_maps(model)
     given = _rated("predict_for_item", _as_list(user_ids), ratings, users_map)
     return _all_ratings(model, "user_id", users_map, model.rate_new_item(*given))
 
@@ -116,7 +116,7 @@ def _rated(function: str, ids: list[Any], ratings: Any, known: IdMap) -> tuple[T
     if not ids or given.shape != (len(ids),) or not np.isfinite(given).all():
         raise ValueError(
             f"{function}: ratings must be one finite number for each {known.name}, at least one, got {len(ids)} "
-            f"{known.name}s and ratings {list(given[:5])}"
+            f"{known.name}s and ratings {given[:5].tolist()}"
         )
     indices, places = np.unique(known.encode(ids), return_index=True)
     if len(indices) < len(ids):
@@ -170,7 +170,7 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
     Returns:
         item_id, rank (from 1), similar_item_id, score in [-1, 1].
     """
-    _, items_map = _id_maps(model)
+    _, items_map = id_maps(model)
     _require_k(k)
     wanted = _as_list(item_ids)
     items = items_map.encode(wanted)
@@ -196,7 +196,7 @@ def score(model: Recommender, pairs: Any) -> np.ndarray:
     Raises:
         ValueError: an unknown user or item, or something that is not pairs.
     """
-    users_map, items_map = _id_maps(model)
+    users_map, items_map = id_maps(model)
     if hasattr(pairs, "columns"):
         missing = [name for name in ("user_id", "item_id") if name not in pairs.columns]
         if missing:
@@ -233,7 +233,8 @@ def _ranked(
     )
 
 
-def _id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
+def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
+    """Users' and items' ids."""
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")
     return model.user_ids, model.item_ids
