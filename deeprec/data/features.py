@@ -151,6 +151,11 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
             f"features: the data must have a table of {ids.name}s for {list(columns)}, got none; pass one with "
             "deeprec.data.with_features"
         )
+    if len(frame) != len(ids):
+        raise ValueError(
+            f"features: the table must have a row for each of the {len(ids)} {ids.name}s, got {len(frame)} rows; pass "
+            "it with deeprec.data.with_features"
+        )
     parts = []
     for column in columns:
         if column not in frame.columns:

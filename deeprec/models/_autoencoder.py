@@ -90,6 +90,9 @@ class AutoencoderConfig(TrainConfig):
             raise ValueError(f"{owner}: rating_range must ascend, got {self.rating_range}; for five stars take (1, 5)")
         if self.reduction != "sum":
             raise ValueError(f"{owner}: reduction must be 'sum', got {self.reduction!r}; that is the paper's")
+        for field, only in (("precision", "float32"), ("num_negatives", 1)):
+            if getattr(self, field) != only:
+                raise ValueError(f"{owner}: {field} must be {only} in this model, got {getattr(self, field)}")
         self._check_shared()
 
     def shallow(self) -> Self:
@@ -204,6 +207,11 @@ class RatingRows:
         return batch._replace(inputs=inputs, weights=weights)
 
 
+def refresh_codes(module: Any, *_: Any) -> None:
+    """State-dict hook of the models with codes; a function with a name, so that they can be pickled."""
+    module._refresh()
+
+
 class InnerLayers(nn.Module):
     """Dense layers hidden -> inner -> ... -> hidden, the same activation after each; side information into each."""
 
@@ -278,7 +286,7 @@ class RatingAutoencoder(Recommender):
         self._rows: RatingRows | None = None
         self._vectors: Tensor | None = None
         self._is_stale = False
-        self.register_state_dict_pre_hook(lambda module, *_: module._refresh())  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(refresh_codes)  # type: ignore[no-untyped-call]
 
     def _sizes(self, schema: Schema) -> tuple[int, int]:
         """Rows and columns of the matrix as the model sees it."""
@@ -475,8 +483,14 @@ class RatingAutoencoder(Recommender):
         means = None if self.means is None else self.means[others.long()]
         missing = self._logit_of(ratings, means).unsqueeze(1) - codes @ center.T
         codes = codes[:, :-1]
-        gram = codes @ codes.T + max(self._ridge(), 1e-6) * torch.eye(len(codes))
-        center[:, :-1] += (codes.T @ torch.linalg.solve(gram, missing)).T
+        ridge = max(self._ridge(), 1e-6)
+        # The same vector by the smaller of two systems, [n, n] and [C, C].
+        if len(codes) <= codes.shape[1]:
+            gram = codes @ codes.T + ridge * torch.eye(len(codes))
+            center[:, :-1] += (codes.T @ torch.linalg.solve(gram, missing)).T
+        else:
+            gram = codes.T @ codes + ridge * torch.eye(codes.shape[1])
+            center[:, :-1] += torch.linalg.solve(gram, codes.T @ missing).T
         return center, None
 
     def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels.embedding_bag import BagPlan
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
@@ -121,7 +122,7 @@ class AutoRec(RatingAutoencoder):
         codes = sparse_linear(
             indptr,
             indices,
-            targets,
+            targets.to(self.encoder.dtype),
             self.encoder,
             self.encoder_bias,
             activation=self.config.activation,
@@ -139,7 +140,7 @@ class AutoRec(RatingAutoencoder):
             self.decoder_bias,
             batch.indptr,
             batch.indices,
-            batch.labels,
+            batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation=self.config.output,
             sparse_grad=self.config.optimizer not in FULL_BATCH_OPTIMIZERS,
             plan=batch.plan,

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from deeprec.data import Interactions
 from deeprec.kernels.embedding import embedding
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Batches, Recommender, Schema, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.nn.embedding import catch_up
@@ -218,7 +220,7 @@ class CDAE(Recommender):
         self.decoder_weight: nn.Parameter | None
         self._likes: Likes | None = None
         self._is_stale = False
-        self.register_state_dict_pre_hook(lambda module, *_: module._refresh())  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(refresh_codes)  # type: ignore[no-untyped-call]
 
     @property
     def decoder(self) -> nn.Parameter:
@@ -233,6 +235,7 @@ class CDAE(Recommender):
 
     def encode(self, indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
         """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
+        values = values.to(self.encoder.dtype)
         codes = sparse_linear(indptr, indices, values, self.encoder, self.encoder_bias)
         codes = codes if vectors is None else codes + vectors
         if self.config.activation == "identity":
@@ -259,7 +262,7 @@ class CDAE(Recommender):
             self.decoder_bias,
             batch.indptr,
             batch.indices,
-            batch.labels,
+            batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation="sigmoid" if self.config.loss == "cross_entropy" else "identity",
             loss=self.config.loss,
         )

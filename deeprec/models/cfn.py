@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from deeprec.data import Interactions
 from deeprec.data.features import feature_matrix
 from deeprec.kernels.embedding_bag import BagPlan
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, Corrupt, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
@@ -214,6 +215,7 @@ class CFN(RatingAutoencoder):
         self, indptr: Tensor, indices: Tensor, inputs: Tensor, features: Tensor, plan: BagPlan | None = None
     ) -> Tensor:
         """Codes {h, z} [b, hidden + P]."""
+        inputs = inputs.to(self.encoder.dtype)
         sums = sparse_linear(indptr, indices, inputs, self.encoder, self.encoder_bias, plan=plan)
         codes = torch.tanh(torch.addmm(sums, features, self.encoder_features) if features.shape[1] else sums)
         codes = codes if self.layers is None else self.layers(codes, features)
@@ -222,15 +224,15 @@ class CFN(RatingAutoencoder):
     def loss(self, batch: RowBatch) -> Tensor:
         """alpha and beta weighted sum of the squared errors; `backward` divides it by the number of rows."""
         self._before_loss(batch)
-        features = self.side_information[batch.rows]
+        features, wide = self.side_information[batch.rows], wide_dtype(self.decoder.dtype)
         total, _ = sampled_linear_loss(
             self._encode(batch.indptr, batch.indices, batch.inputs, features, batch.plan),
             self.decoder,
             self.decoder_bias,
             batch.indptr,
             batch.indices,
-            batch.labels,
-            entry_weights=batch.weights,
+            batch.labels.to(wide),
+            entry_weights=None if batch.weights is None else batch.weights.to(wide),
             activation="tanh",
             plan=batch.plan,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -146,6 +147,36 @@ def test_a_new_column_who_rates_as_the_mean_column_is_the_mean_of_those_with_rat
     rating = model.codes[:1] @ center.T
     (row,) = model.rows_for_ratings(torch.tensor([0]), rating[0])
     torch.testing.assert_close(row, center)
+
+
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_new_column_is_the_ridge_regression_on_its_ratings(count: int) -> None:
+    data = ratings(60, 300)
+    model = AutoRec(hidden=12, epochs=40, l2=3.0, refit=False).fit(data, protocol="rating", seed=0)
+    items = torch.arange(count)
+    given = torch.from_numpy(np.random.default_rng(0).uniform(1, 5, count).astype(np.float32))
+    (row,) = model.rows_for_ratings(items, given)
+    columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach().double()
+    center, codes = columns.mean(0), model.codes[:count].double()
+    gram = codes[:, :-1].T @ codes[:, :-1] + 1.5 * torch.eye(12)
+    vector = torch.linalg.solve(gram, codes[:, :-1].T @ (given.double() - codes @ center))
+    torch.testing.assert_close(row[0, :-1].double(), center[:-1] + vector, rtol=1e-3, atol=1e-4)
+    assert row[0, -1] == pytest.approx(float(center[-1]))
+
+
+def test_works_in_float64_and_can_be_pickled() -> None:
+    data = ratings()
+    model = AutoRec(Schema(data.num_users, data.num_items), hidden=7, inner=(5,), init_std=0.3).double()
+    (batch,) = model.batches(data, seed=0).epoch(0)
+    loss = model.loss(batch)
+    assert loss.dtype == torch.float64
+    _, errors, *_ = dense(model, data)
+    torch.testing.assert_close(loss.detach(), errors, rtol=1e-12, atol=0)
+    loss.backward()
+    assert all(p.grad.dtype == torch.float64 for p in model.parameters())
+    users, items = torch.arange(20), torch.arange(20)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own bytes)
+    assert torch.equal(again.predict_ratings(users, items), model.predict_ratings(users, items))
 
 
 def test_bad_ratings_are_refused_before_training_starts() -> None:
@@ -366,6 +397,8 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
         ({"pretrain_lr": -1.0}, "pretrain_lr must be >= 0"),
         ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction must be 'sum'"),
+        ({"precision": "bfloat16"}, "precision must be float32"),
+        ({"num_negatives": 4}, "num_negatives must be 1 in this model"),
     ):
         with pytest.raises(ValueError, match=message):
             AutoRec(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,17 @@ def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
         again.batches(data, seed=0)
         again.load_state_dict(model.state_dict())  # which computes the hidden layer anew
         torch.testing.assert_close(got, again.score_items(users))
+
+
+def test_works_in_float64_and_can_be_pickled() -> None:
+    data = likes()
+    model = small(data, batch_size=100).double()
+    (batch,) = model.batches(data, seed=0).epoch(0)
+    loss, _ = dense(model, batch)
+    torch.testing.assert_close(model.loss(batch).detach(), loss.detach(), rtol=1e-12, atol=0)
+    users, items = torch.arange(20), torch.arange(20)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own bytes)
+    assert torch.equal(again(users, items), model(users, items))
 
 
 def test_with_all_likes_dropped_the_user_vectors_say_everything() -> None:

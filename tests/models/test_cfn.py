@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,22 @@ def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
+def test_works_in_float64_and_can_be_pickled() -> None:
+    data = ratings()
+    model = CFN(features=FEATURES["item"], inner=(5,), hidden=7, rating_range=(1, 5), beta=1.0, **QUIET)
+    model.build(model.schema_for(data), torch.Generator().manual_seed(0)).double()
+    (batch,) = model.batches(data, seed=0).epoch(0)
+    # The targets are float32, so the formula gets those of the batch.
+    p = {name: value.detach() for name, value in model.named_parameters()}
+    out, targets, is_seen, _ = dense(model, p, data, batch.inputs)
+    targets[is_seen] = batch.labels.double()
+    want = (out - targets)[is_seen].square().sum()
+    torch.testing.assert_close(model.loss(batch).detach(), want, rtol=1e-7, atol=0)
+    users, items = torch.arange(20), torch.arange(20)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own bytes)
+    assert torch.equal(again.predict_ratings(users, items), model.predict_ratings(users, items))
+
+
 @pytest.mark.parametrize("side", ["item", "user"])
 def test_cold_rows_get_the_global_mean_and_cold_columns_the_mean_of_the_row(side: str) -> None:
     data = ratings()
@@ -294,6 +311,8 @@ def test_bad_data_is_refused_before_training_starts() -> None:
         refused(
             "length must be known and finite for every item, got .* in all; fill them in", holey, features=("length",)
         )
+    short = dataclasses.replace(data, item_features=data.item_features.head(5))
+    refused("a row for each of the 20 items, got 5 rows", short, features=("genres",))
     refused("ratings of two values", dataclasses.replace(data, ratings=np.full_like(data.ratings, 3)))
     few = data.take(np.arange(3))
     refused("part must hold a rating", few)
