@@ -38,6 +38,28 @@ def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> In
     return data.load(source, data_dir, **options)
 
 
+def with_tables(interactions: Interactions, users: Path | None, items: Path | None) -> Interactions:
+    """The interactions with side information from .parquet, .csv or .tsv files with a column user_id or item_id.
+
+    Raises:
+        ValueError: a file of another kind, or what `deeprec.data.with_features` raises.
+    """
+    tables = {}
+    for name, path, ids in (("users", users, interactions.user_ids), ("items", items, interactions.item_ids)):
+        if path is None:
+            continue
+        key = f"{ids.name}_id"
+        if path.suffix == ".parquet":
+            tables[name] = pl.read_parquet(path)
+        elif path.suffix in (".csv", ".tsv"):
+            separator = "\t" if path.suffix == ".tsv" else ","
+            table = pl.read_csv(path, separator=separator, schema_overrides={key: pl.String})
+            tables[name] = table.with_columns(ids.parse(table[key]).alias(key)) if key in table.columns else table
+        else:
+            raise ValueError(f"train: --{ids.name}-features must end in .parquet, .csv or .tsv, got {path.name}")
+    return data.with_features(interactions, **tables)
+
+
 def remember(folder: Path, interactions: Interactions, source: str, options: dict[str, Any]) -> list[str]:
     """Write run.json and, where the data has titles, titles.parquet; returns the names of the files."""
     remember_source(folder, source, options)

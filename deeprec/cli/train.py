@@ -51,6 +51,12 @@ def train(
     log: Annotated[
         Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, which --data then takes.")
     ] = None,
+    user_features: Annotated[
+        Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
+    ] = None,
+    item_features: Annotated[
+        Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
+    ] = None,
     on_bad: Annotated[str, typer.Option("--on-bad", help="Clicks: raise at a malformed row, or skip it.")] = "raise",
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
@@ -59,6 +65,9 @@ def train(
     change the protocol and the reader of the data.
     """
     if models.is_click_model(model):
+        if user_features is not None or item_features is not None:
+            raise ValueError(f"train: {model} takes its features from --data and --schema; leave out --user-features "
+                             "and --item-features")  # fmt: skip
         train_clicks(
             model,
             options or [],
@@ -88,6 +97,7 @@ def train(
         return
     recommender = models.create(model, **settings.model)
     interactions = folder.load_data(data, data_dir, settings.data)
+    interactions = folder.with_tables(interactions, user_features, item_features)
     rule = rule.resolve(interactions)
     _announce(model, interactions, rule, seed, settings.model, target, resume)
     with Display() as display:

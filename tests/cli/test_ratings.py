@@ -103,3 +103,38 @@ def test_mistakes_end_in_one_line(trained: Path, deeprec, words: tuple[str, ...]
     done = deeprec(words[0], trained, *words[1:])
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_side_information_comes_from_a_table(deeprec, tmp_path: Path, suffix: str) -> None:
+    ratings().with_columns(item_id=pl.format("i{}", "item_id")).write_csv(tmp_path / "ratings.csv")
+    table = pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "kind": ["even", "odd"] * 20, "size": [0.5] * 40})
+    path = tmp_path / f"items.{suffix}"
+    write = {"csv": table.write_csv, "tsv": lambda to: table.write_csv(to, separator="\t")}
+    write.get(suffix, table.write_parquet)(path)
+    words = ("train", "cfn", "--data", tmp_path / "ratings.csv", "--protocol", "rating", "--out", tmp_path / "run")
+    options = ("hidden=8", "epochs=3", "features=kind,size")
+    done = deeprec(*words, *options, "--item-features", path)
+    assert done.exit_code == 0, done.output
+    assert package.load(tmp_path / "run").side_information.shape == (40, 3)
+    again = deeprec("evaluate", tmp_path / "run", "--json")
+    assert json.loads(again.stdout)["metrics"] == pytest.approx(read_card(tmp_path / "run").metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("items.csv", "item_id,kind\n0,a\n", "must hold each item of the data once and no other, got 39 not at all"),
+        ("items.csv", "item,kind\n0,a\n", "the item table must have a column item_id, got"),
+        ("items.csv", "item_id,kind\nzero,a\n", "item ids here are integers, got 'zero'"),
+        ("items.txt", "item_id,kind\n0,a\n", "--item-features must end in .parquet, .csv or .tsv, got items.txt"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_named(deeprec, tmp_path: Path, name: str, rows: str, message: str) -> None:
+    ratings().write_csv(tmp_path / "ratings.csv")
+    (tmp_path / name).write_text(rows)
+    words = ("train", "cfn", "--data", tmp_path / "ratings.csv", "--protocol", "rating", "--out", tmp_path / "run")
+    done = deeprec(*words, "features=kind", "--item-features", tmp_path / name)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
