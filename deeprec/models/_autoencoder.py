@@ -401,6 +401,8 @@ class RatingAutoencoder(Recommender):
     def _refresh(self) -> None:
         if self._is_stale and self._rows is not None:
             self._is_stale = False
+            for table in (self.encoder, self.decoder):
+                catch_up(table, torch.arange(len(table)))
             codes = self._encode_whole(self._rows.whole())
             self.codes.copy_(torch.cat([codes, codes.new_ones(len(codes), 1)], 1))
             self._finish_codes(self._rows)

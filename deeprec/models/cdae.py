@@ -296,6 +296,8 @@ class CDAE(Recommender):
         if self._is_stale and self._likes is not None:
             self._is_stale = False
             likes = self._likes
+            for table in (self.encoder, self.decoder, self.users):
+                catch_up(table, torch.arange(len(table)))
             offsets, items = likes.offsets.int(), likes.items
             if self.config.corruption == 1:
                 offsets, items = torch.zeros_like(offsets), items[:0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from deeprec.models._autoencoder import RatingRows
 from deeprec.models.autorec import AutoRecConfig
 from deeprec.train import fit
 from deeprec.train.fit import make_optimizer, train_epoch
+from deeprec.train.optim import Adam
 
 needs_ml_100k = pytest.mark.skipif(find("ml-100k") is None, reason="needs ml-100k, see `deeprec data list`")
 needs_ml_1m = pytest.mark.skipif(find("ml-1m") is None, reason="needs ml-1m, see `deeprec data list`")
@@ -90,10 +92,11 @@ def test_loss_gradients_and_predictions_are_the_formula(
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
-def test_a_loop_in_plain_torch_trains_what_is_predicted(side: str) -> None:
-    data = ratings(60, 50)
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adagrad, partial(Adam, mode="dense")])
+def test_a_loop_in_plain_torch_trains_what_is_predicted(side: str, optimizer_class: Any) -> None:
+    data = ratings(200, 150, density=0.05)
     model = AutoRec(Schema(data.num_users, data.num_items), side=side, hidden=8, optimizer="adam", batch_size=8)
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)  # takes sparse and dense gradients
+    optimizer = optimizer_class(model.parameters(), lr=0.02)
     batches = model.batches(data, seed=0)
     users, items = (torch.from_numpy(ids) for ids in (data.users, data.items))
     errors = []
@@ -104,6 +107,8 @@ def test_a_loop_in_plain_torch_trains_what_is_predicted(side: str) -> None:
             optimizer.step()
         predicted = model.predict_ratings(users, items)
         errors.append(float((predicted - torch.from_numpy(data.ratings)).square().sum()))
+        if isinstance(optimizer, Adam):
+            optimizer.flush()  # predictions have seen to it already
         # All rows in one step, without a gradient: what the loss says of the weights as they are now.
         with torch.no_grad():
             assert errors[-1] == pytest.approx(float(model.loss(batches.whole())), rel=1e-4)
