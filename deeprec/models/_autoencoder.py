@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SIDES = ("item", "user")
-_RATED_AT_ONCE = 1 << 16
+_RATED_AT_ONCE, _SCORES_A_BLOCK = 1 << 16, 1 << 22
 _LAYER_BATCH, _LAYER_LR = 256, 0.003
 
 
@@ -458,6 +458,10 @@ class RatingAutoencoder(Recommender):
         blocks = zip(users.split(_RATED_AT_ONCE), items.split(_RATED_AT_ONCE), strict=True)
         return torch.cat([self(*block) for block in blocks]) if len(users) else torch.empty(0)
 
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Predicted ratings [n] of pairs of internal ids, each [n], a block at a time."""
+        return self.predict_ratings(users, items).float()
+
     @torch.no_grad()
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self.require_built()
@@ -544,9 +548,17 @@ class RatingAutoencoder(Recommender):
     def _topk_with_item_means(
         self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Means that differ by item change the order, so the ratings of all items are needed."""
-        ratings = self.score_items_from_rows(user_rows)
-        return topk_of_scores(ratings, k, seen, torch.arange(len(ratings)) if seen_rows is None else seen_rows)
+        """Means that differ by item change the order, so the ratings of all items are needed: of some users at once."""
+        count = len(user_rows[0])
+        wanted = torch.arange(count) if seen_rows is None else seen_rows
+        size = max(1, _SCORES_A_BLOCK // self.codes.shape[0])
+        values, items = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.int64)]
+        for start in range(0, count, size):
+            ratings = self.score_items_from_rows(tuple(rows[start : start + size] for rows in user_rows))
+            best = topk_of_scores(ratings, k, seen, wanted[start : start + size])
+            values.append(best[0])
+            items.append(best[1])
+        return torch.cat(values), torch.cat(items)
 
     def item_vectors(self) -> Tensor:
         self.require_built()

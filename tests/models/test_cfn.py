@@ -277,6 +277,26 @@ def test_a_new_user_or_item_is_rated_as_one_like_it_is(side: str) -> None:
         assert (listed["item_id"].to_numpy() % 2 == half).all()
 
 
+def test_recommends_in_blocks_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ratings(60, 50)
+    model = CFN(hidden=8, epochs=2, batch_size=8, refit=False).fit(data, protocol="rating", seed=0)
+    users = data.user_ids.values.to_list()
+    whole, unmasked = model.recommend(users, 7), model.recommend(users, 7, exclude_seen=False)
+    shapes = []
+    scores = CFN.score_items_from_rows
+
+    def watched(self: CFN, rows: tuple[Tensor, ...]) -> Tensor:
+        found = scores(self, rows)
+        shapes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(CFN, "score_items_from_rows", watched)
+    monkeypatch.setattr("deeprec.models._autoencoder._SCORES_A_BLOCK", 400)
+    assert model.recommend(users, 7).equals(whole)
+    assert model.recommend(users, 7, exclude_seen=False).equals(unmasked)
+    assert max(shapes) <= 400
+
+
 def test_bad_options_are_refused() -> None:
     for options, message in (
         ({"hide": 1.0}, "less than 1 together"),
