@@ -18,7 +18,14 @@ from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.masked_autoencoder_loss.reference import masked_autoencoder_loss_reference, rows_of
-from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, LOSSES, csr_plan, sampled_linear_loss, take_step
+from deeprec.kernels.sampled_linear_loss import (
+    ACTIVATIONS,
+    LOSSES,
+    csr_plan,
+    has_sparse_grad,
+    sampled_linear_loss,
+    take_step,
+)
 from deeprec.kernels.sampled_linear_loss.reference import activate, entry_losses
 from deeprec.kernels.sparse_linear import sparse_linear
 
@@ -146,6 +153,10 @@ class _DenseLoss(torch.autograd.Function):
 
 # The name by which mypy, which knows no types of torch.autograd.Function, sees it.
 _dense_loss: Callable[..., tuple[Tensor, Tensor]] = _DenseLoss.apply
+_outside_graph: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(
+    lambda *args, **options: masked_autoencoder_loss(*args, **options),
+    reason="masked_autoencoder_loss: sparse gradients and updates do not pass torch.compile; use sparse_grad=False",
+)
 
 
 def _check_rows(name: str, indptr: Tensor, indices: Tensor, num_columns: int) -> None:
@@ -260,7 +271,8 @@ def masked_autoencoder_loss(
                                                               at the output positions p = (b, j); c: entry_weights, or 1
 
     f, g and l are those of `sampled_linear_loss`. The loss has a gradient for both layers and their biases; the
-    predictions have none, and there is no second derivative.
+    predictions have none, and there is no second derivative. Under `torch.compile` a training call with sparse
+    gradients or updates runs outside the graph (an error with fullgraph=True).
 
     Args:
         indptr: [B + 1], ascending from 0 to nnz; indices: [nnz] columns in [0, N), ascending within a row without
@@ -290,6 +302,18 @@ def masked_autoencoder_loss(
     """
     function = "masked_autoencoder_loss"
     _check_words(code_activation, activation, loss, path)
+    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update_encoder, encoder, decoder):
+        where = {"out_indptr": out_indptr, "out_indices": out_indices, "targets": targets, "plan": plan}
+        how = {"code_activation": code_activation, "activation": activation, "loss": loss, "path": path}
+        steps = {"update_encoder": update_encoder, "update_decoder": update_decoder}
+        return _outside_graph(
+            *(indptr, indices, values, encoder, encoder_bias, decoder, decoder_bias),
+            **(where | how | steps),
+            entry_weights=entry_weights,
+            sparse_grad=sparse_grad,
+            out_plan=out_plan,
+            update_decoder_bias=update_decoder_bias,
+        )
     if (update_encoder is None) != (update_decoder is None):
         raise ValueError(f"{function}: update_encoder and update_decoder go together, got one of them")
     if (out_indptr is None) != (out_indices is None) or (out_indptr is not None and targets is None):

@@ -101,6 +101,11 @@ def plan_of(indptr: Tensor, indices: Tensor, num_columns: int, plan: BagPlan | N
     return plan or BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
 
 
+def has_sparse_grad(sparse_grad: bool, update: RowUpdate | GradStep | None, *weights: Tensor) -> bool:
+    """Whether a call trains weights by their touched rows, which a graph of torch.compile does not take."""
+    return torch.is_grad_enabled() and (update is not None or (sparse_grad and any(w.requires_grad for w in weights)))
+
+
 def column_grads(
     weight: Tensor,
     grad: Tensor,
@@ -221,6 +226,10 @@ class _SampledLinearLoss(torch.autograd.Function):
 
 # The name by which mypy, which knows no types of torch.autograd.Function, sees it.
 _apply: Callable[..., tuple[Tensor, Tensor]] = _SampledLinearLoss.apply
+_outside_graph: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(
+    lambda *args, **options: sampled_linear_loss(*args, **options),
+    reason="sampled_linear_loss: sparse gradients and update do not pass torch.compile; use sparse_grad=False",
+)
 
 
 def _check(
@@ -286,7 +295,8 @@ def sampled_linear_loss(
 
     The loss has a gradient for hidden, weight and bias; the predictions have none. There is no second derivative. The
     gradient of weight is coalesced `torch.sparse_coo`, dense with sparse_grad=False; with `update` the optimizer's step
-    on weight (and by update_bias on bias) is taken in the backward pass and they get no gradient.
+    on weight (and by update_bias on bias) is taken in the backward pass and they get no gradient. Under `torch.compile`
+    a training call with either of the sparse ones runs outside the graph (an error with fullgraph=True).
 
     Args:
         hidden: [B, H]; weight: [N, H]; bias: [N] or None; one dtype: float32, float64, bfloat16 or float16.
@@ -316,6 +326,10 @@ def sampled_linear_loss(
     if loss == "cross_entropy" and activation != "sigmoid":
         raise ValueError(f"sampled_linear_loss: loss 'cross_entropy' needs activation 'sigmoid', got {activation!r}")
     _check(hidden, weight, bias, indptr, indices, {"targets": targets, "entry_weights": entry_weights})
+    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
+        how: dict[str, Any] = {"activation": activation, "loss": loss, "sparse_grad": sparse_grad, "plan": plan}
+        how |= {"entry_weights": entry_weights, "update": update, "update_bias": update_bias}
+        return _outside_graph(hidden, weight, bias, indptr, indices, targets, **how)
     step = None if update is None or not torch.is_grad_enabled() else (update, update_bias)
     options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, step)
     inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)

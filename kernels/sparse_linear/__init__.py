@@ -22,6 +22,7 @@ from deeprec.kernels.sampled_linear_loss import (
     ONE_TABLE,
     column_grads,
     dense_column_grads,
+    has_sparse_grad,
     plan_of,
     take_step,
 )
@@ -116,6 +117,10 @@ class _SparseLinear(torch.autograd.Function):
 
 # The name by which mypy, which knows no types of torch.autograd.Function, sees it.
 _apply: Callable[..., Tensor] = _SparseLinear.apply
+_outside_graph: Callable[..., Tensor] = torch.compiler.disable(
+    lambda *args, **options: sparse_linear(*args, **options),
+    reason="sparse_linear: sparse gradients and update do not pass torch.compile; use sparse_grad=False",
+)
 
 
 def sparse_linear(
@@ -133,8 +138,9 @@ def sparse_linear(
     """activation(X weight + bias) for X [B, N] in compressed rows: row b holds values[p] at column indices[p].
 
     Gradients go to values, weight and bias; that of weight is coalesced `torch.sparse_coo`, dense with
-    sparse_grad=False, and with `update` the optimizer's step on weight is taken in the backward pass. There is no
-    second derivative.
+    sparse_grad=False, and with `update` the optimizer's step on weight is taken in the backward pass. Under
+    `torch.compile` a training call with either of the sparse ones runs outside the graph (an error with
+    fullgraph=True). There is no second derivative.
 
     Args:
         indptr: [B + 1], ascending from 0 to nnz; indices: [nnz] columns in [0, N); both int32 or both int64.
@@ -155,6 +161,9 @@ def sparse_linear(
     Reference: Sedhain et al. 2015 (AutoRec), eq. 1: g(V r + mu).
     """
     _check(indptr, indices, values, weight, bias, activation)
+    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
+        how = {"activation": activation, "sparse_grad": sparse_grad, "plan": plan, "update": update}
+        return _outside_graph(indptr, indices, values, weight, bias, **how)
     is_training = torch.is_grad_enabled()
     is_stepping = update is not None and is_training
     options = _Options(ACTIVATIONS.index(activation), sparse_grad, update if is_stepping else None, plan)

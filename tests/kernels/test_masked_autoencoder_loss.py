@@ -276,6 +276,31 @@ def test_compiles_in_one_graph(path: str, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
+@pytest.mark.parametrize("has_updates", [False, True])
+def test_sparse_gradients_under_compile_run_outside_the_graph_or_say_so(path: str, has_updates: bool) -> None:
+    results = []
+    for is_compiled in (False, True):
+        problem = Problem.make(8, 50, 20, share=0.1)
+        updates = {}
+        if has_updates:
+            problem.layers = [layer.detach().requires_grad_(k % 2 == 1) for k, layer in enumerate(problem.layers)]
+            updates = {f"update_{name}": rule(problem.layers[k], 3) for name, k in (("encoder", 0), ("decoder", 2))}
+        call = partial(problem.ours, path=path, **updates)
+        if is_compiled:
+            torch._dynamo.reset()  # or what broke the graph of the other parameters is remembered as no graph at all
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=r"autoencoder_loss: .*use sparse_grad=False"):
+                torch.compile(call, fullgraph=True, backend="aot_eager")()
+            call = torch.compile(call, backend="aot_eager")
+        total, _ = call()
+        total.backward()
+        grads = [layer.grad.to_dense() for layer in problem.layers if layer.grad is not None]
+        results.append([total.detach(), *(layer.detach() for layer in problem.layers), *grads])
+    assert len(results[0]) == len(results[1])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
 @pytest.mark.parametrize(
     ("indices", "kind", "message"),
     [

@@ -238,6 +238,30 @@ def test_bad_input_is_refused() -> None:
             sampled_linear_loss(p.hidden, p.weight, p.bias, torch.tensor(broken), p.indices, p.targets)
 
 
+def test_compiles_in_one_graph_with_dense_gradients_only() -> None:
+    p = Problem.make([5, 9, 0, 30], 40, 20, torch.float32, torch.int64)
+    values, encoder = torch.rand(len(p.indices)), p.weight.detach().clone().requires_grad_()
+
+    def call(sparse_grad: bool) -> Tensor:
+        codes = sparse_linear(p.indptr, p.indices, values, encoder, activation="tanh", sparse_grad=sparse_grad)
+        return sampled_linear_loss(
+            codes, p.weight, p.bias, p.indptr, p.indices, p.targets, activation="sigmoid", sparse_grad=sparse_grad
+        )[0]
+
+    leaves = [encoder, p.weight, p.bias]
+    want = torch.autograd.grad(call(False), leaves)
+    for sparse_grad in (False, True):
+        compiled = torch.compile(call, fullgraph=not sparse_grad, backend="aot_eager")
+        for got, exact in zip(torch.autograd.grad(compiled(sparse_grad), leaves), want, strict=True):
+            torch.testing.assert_close(got.to_dense(), exact)
+    for function in (
+        lambda: sparse_linear(p.indptr, p.indices, values, encoder),
+        lambda: sampled_linear_loss(p.hidden, p.weight, p.bias, p.indptr, p.indices, p.targets)[0],
+    ):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"do not pass torch.compile; use sparse_grad=False"):
+            torch.compile(function, fullgraph=True, backend="aot_eager")()
+
+
 def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Operators and arguments for test_opcheck.py."""
     problem = Problem.make([3, 0, 4], 25, 8, torch.float32, torch.int64)
