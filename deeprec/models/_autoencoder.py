@@ -75,6 +75,8 @@ class AutoencoderConfig(TrainConfig):
                 f"{owner}: optimizer {self.optimizer!r} needs the full batch, got batch_size={self.batch_size}; take "
                 "batch_size=0, or optimizer='adam'"
             )
+        if self.weight_decay and self.optimizer in FULL_BATCH_OPTIMIZERS:
+            raise ValueError(f"{owner}: weight_decay must be 0 with {self.optimizer}, got {self.weight_decay}; take l2")
         if self.side not in SIDES:
             raise ValueError(f"{owner}: side must be {' or '.join(SIDES)}, got {self.side!r}")
         if min(self.hidden, *self.inner, self.pretrain_epochs, self.layer_epochs) < 1:

@@ -41,7 +41,7 @@ class AutoRecConfig(AutoencoderConfig):
     epochs: passes over the ratings; with the full batch, iterations ("lbfgs": ten of them).
     batch_size: item columns or user rows a step, >= 1; 0: all of them.
     optimizer: "rprop" or "lbfgs" (full batch, as the paper), or those of the other models.
-    lr: learning rate; of "rprop" the first step.
+    lr: learning rate; of "rprop" the first step; "lbfgs" searches for its own.
     l2: lambda of the paper's objective, sum of squared errors + lambda / 2 (|W|^2 + |V|^2), inner weights too; biases
         are free.
     init_std: standard deviation of the initial weights, > 0; a tenth of it for biases.

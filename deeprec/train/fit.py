@@ -351,14 +351,13 @@ def _epoch(
         rate, total = done / (time.perf_counter() - started), batches.num_examples
         run.on_progress(Progress(stage.name, stage.epoch + 1, stage.epochs, done, total, loss, rate))
 
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if not isinstance(optimizer, LBFGS) else ():  # which tries a whole step first
         group["lr"] = model.config.lr_of(stage.epoch)
     loss = train_epoch(model, optimizer, batches, stage.epoch, say if run.on_progress is not None else None)
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
         raise ValueError(
-            f"fit: the training loss became {loss} in epoch {stage.epoch + 1}; lower lr (now {model.config.lr}) "
-            f"or use reduction=mean"
+            f"fit: the training loss became {loss} in epoch {stage.epoch + 1}; lower lr (now {model.config.lr})"
         )
     rate = batches.num_examples / seconds
     return {"epoch": float(stage.epoch + 1), "loss": loss, "seconds": seconds, "samples_per_second": rate}

@@ -280,6 +280,14 @@ def test_lbfgs_finds_a_lower_objective_than_as_many_gradients_of_rprop() -> None
     assert lbfgs[-1] < rprop[-1]
 
 
+def test_lbfgs_needs_little_more_than_one_gradient_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    backward = AutoRec.backward
+    monkeypatch.setattr(AutoRec, "backward", lambda self, batch: calls.append(1) or backward(self, batch))
+    AutoRec(hidden=8, l2=2.0, epochs=10, optimizer="lbfgs", refit=False).fit(ratings(80, 60), protocol="rating", seed=0)
+    assert len(calls) < 130  # of 100 iterations; from a first step of lr = 0.001 each searched in vain at first
+
+
 def test_pretraining_starts_the_deep_model_from_the_shallow_one_and_its_codes() -> None:
     data = ratings(150, 120)
     shared: dict[str, Any] = {"hidden": 16, "l2": 2.0, "init_std": 0.3, "refit": False}
@@ -402,6 +410,7 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
         ({"pretrain_lr": -1.0}, "pretrain_lr must be >= 0"),
         ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction must be 'sum'"),
+        ({"weight_decay": 0.1}, "weight_decay must be 0 with rprop, got 0.1; take l2"),
         ({"precision": "bfloat16"}, "precision must be float32"),
         ({"num_negatives": 4}, "num_negatives must be 1 in this model"),
     ):
