@@ -337,6 +337,11 @@ def _averaged(
 def _selected(metrics: dict[str, float], select: str) -> float:
     if select not in metrics:
         raise ValueError(f"fit: select must be a metric of the protocol, got {select!r}; one of {', '.join(metrics)}")
+    if math.isnan(metrics[select]):
+        raise ValueError(
+            f"fit: {select} must be a number where it chooses the epoch, got NaN: no row held out counts for it; hold "
+            "out more, or take another select="
+        )
     return gain(select, metrics[select])
 
 

@@ -388,6 +388,18 @@ def test_rmse_of_the_rarest_fifth_is_over_these_items_alone() -> None:
     assert np.isnan(evaluate(model, none, rating)["rmse_rare"])
 
 
+def test_a_figure_that_is_not_defined_cannot_choose_the_epoch() -> None:
+    data = ratings(200, 10, density=0.5)
+    rare = protocol("rating", metrics=("rmse_rare",), validation_share=0.002, seed=2)
+    counts = rare.split(data).train.item_counts()
+    assert not set(rare.split(data).validation.items) & set(np.argsort(counts, kind="stable")[:2])
+    with pytest.raises(ValueError, match=r"rmse_rare must be a number .* another select="):
+        AutoRec(hidden=3, epochs=3).fit(data, protocol=rare)
+    model = AutoRec(hidden=3, epochs=3)
+    both = dataclasses.replace(rare, metrics=("rmse_rare", "rmse"))
+    assert np.isfinite(fit(model, data, protocol=both, select="rmse").card.metrics["rmse"])
+
+
 def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="must fit the task 'rating'"):
         protocol("rating", metrics=("hr",))
