@@ -97,8 +97,22 @@ ONE_TABLE = ([0], [0], [-1])
 
 
 def plan_of(indptr: Tensor, indices: Tensor, num_columns: int, plan: BagPlan | None) -> BagPlan:
-    """The plan that was given, or a new one."""
-    return plan or BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
+    """The plan that was given, or a new one.
+
+    Raises:
+        ValueError: a plan of another matrix that names columns or rows which this one has not (on the CPU).
+    """
+    if plan is None:
+        return BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
+    if plan.bags.numel() and plan.rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        shape = (indptr.shape[0] - 1, num_columns)
+        largest = (int(plan.bags.max()), int(plan.rows[-1]))
+        if any(index >= size for index, size in zip(largest, shape, strict=True)):
+            raise ValueError(
+                f"csr_plan: plan must be that of this matrix {shape}, got one with row {largest[0]} and column "
+                f"{largest[1]}; make it with csr_plan(indptr, indices, {num_columns})"
+            )
+    return plan
 
 
 def has_sparse_grad(sparse_grad: bool, update: RowUpdate | GradStep | None, *weights: Tensor) -> bool:
