@@ -270,8 +270,13 @@ class RatingAutoencoder(Recommender):
     Buffers: `codes` [rows, C + 1], what predictions need of the training ratings, the last column 1 (0: a row about
     which the network says nothing); `limits` [2], smallest and largest rating; `means` [rows] or None, what is added to
     the network's output for each row.
+
+    Attributes:
+        sparse_grad: whether mini-batches give encoder and decoder sparse gradients; set it to False for optimizers that
+            take dense ones only, such as torch.optim.Adam.
     """
 
+    sparse_grad: bool = True
     config: Any
     encoder: nn.Parameter
     decoder: nn.Parameter

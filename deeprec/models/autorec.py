@@ -118,6 +118,10 @@ class AutoRec(RatingAutoencoder):
         scaled: Tensor = (ratings - low) / (high - low)
         return scaled
 
+    @property
+    def _gives_sparse_grad(self) -> bool:
+        return self.sparse_grad and self.config.optimizer not in FULL_BATCH_OPTIMIZERS
+
     def _encode(self, indptr: Tensor, indices: Tensor, targets: Tensor, plan: BagPlan | None = None) -> Tensor:
         codes = sparse_linear(
             indptr,
@@ -126,7 +130,7 @@ class AutoRec(RatingAutoencoder):
             self.encoder,
             self.encoder_bias,
             activation=self.config.activation,
-            sparse_grad=self.config.optimizer not in FULL_BATCH_OPTIMIZERS,
+            sparse_grad=self._gives_sparse_grad,
             plan=plan,
         )
         return codes if self.layers is None else self.layers(codes, codes.new_empty(len(codes), 0))
@@ -142,7 +146,7 @@ class AutoRec(RatingAutoencoder):
             batch.indices,
             batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation=self.config.output,
-            sparse_grad=self.config.optimizer not in FULL_BATCH_OPTIMIZERS,
+            sparse_grad=self._gives_sparse_grad,
             plan=batch.plan,
         )
         return total

@@ -197,8 +197,14 @@ class Likes:
 
 
 class CDAE(Recommender):
-    """logit = W'_i . h(W^T y + V_u + b) + b'_i, eq. 9 and 10; y are the user's likes, corrupted in training."""
+    """logit = W'_i . h(W^T y + V_u + b) + b'_i, eq. 9 and 10; y are the user's likes, corrupted in training.
 
+    Attributes:
+        sparse_grad: whether the tables get sparse gradients; set it to False for optimizers that take dense ones only,
+            such as torch.optim.Adam.
+    """
+
+    sparse_grad: bool = True
     name = "cdae"
     config_class: ClassVar[type[TrainConfig]] = CDAEConfig
     config: CDAEConfig
@@ -236,7 +242,7 @@ class CDAE(Recommender):
     def encode(self, indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
         """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
         values = values.to(self.encoder.dtype)
-        codes = sparse_linear(indptr, indices, values, self.encoder, self.encoder_bias)
+        codes = sparse_linear(indptr, indices, values, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad)
         codes = codes if vectors is None else codes + vectors
         if self.config.activation == "identity":
             return codes
@@ -253,9 +259,8 @@ class CDAE(Recommender):
                 (self.users, batch.users),
             ):
                 catch_up(table, rows)  # of Adam's rows; nothing where gradients are dense
-        codes = self.encode(
-            batch.input_indptr, batch.input_indices, batch.input_values, embedding(self.users, batch.users)
-        )
+        vectors = embedding(self.users, batch.users, sparse_grad=self.sparse_grad)
+        codes = self.encode(batch.input_indptr, batch.input_indices, batch.input_values, vectors)
         total, _ = sampled_linear_loss(
             codes,
             self.decoder,
@@ -265,6 +270,7 @@ class CDAE(Recommender):
             batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation="sigmoid" if self.config.loss == "cross_entropy" else "identity",
             loss=self.config.loss,
+            sparse_grad=self.sparse_grad,
         )
         total = total / 2 if self.config.loss == "squared" else total
         return total / len(batch.users) if self.config.reduction == "mean" else total

@@ -216,7 +216,9 @@ class CFN(RatingAutoencoder):
     ) -> Tensor:
         """Codes {h, z} [b, hidden + P]."""
         inputs = inputs.to(self.encoder.dtype)
-        sums = sparse_linear(indptr, indices, inputs, self.encoder, self.encoder_bias, plan=plan)
+        sums = sparse_linear(
+            indptr, indices, inputs, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad, plan=plan
+        )
         codes = torch.tanh(torch.addmm(sums, features, self.encoder_features) if features.shape[1] else sums)
         codes = codes if self.layers is None else self.layers(codes, features)
         return torch.cat([codes, features], 1)
@@ -234,6 +236,7 @@ class CFN(RatingAutoencoder):
             batch.labels.to(wide),
             entry_weights=None if batch.weights is None else batch.weights.to(wide),
             activation="tanh",
+            sparse_grad=self.sparse_grad,
             plan=batch.plan,
         )
         return total
@@ -245,6 +248,9 @@ class CFN(RatingAutoencoder):
         for table in (self.encoder, self.decoder):
             grad = table.grad
             assert grad is not None
+            if not grad.is_sparse:
+                grad.add_(table.detach(), alpha=self.config.l2)
+                continue
             rows = grad._indices()[0]
             strength = (self.config.l2 / self._touched[rows]).float().unsqueeze(1)
             grad._values().addcmul_(table.detach()[rows], strength)

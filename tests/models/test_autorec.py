@@ -92,10 +92,11 @@ def test_loss_gradients_and_predictions_are_the_formula(
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
-@pytest.mark.parametrize("optimizer_class", [torch.optim.Adagrad, partial(Adam, mode="dense")])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adagrad, torch.optim.Adam, partial(Adam, mode="dense")])
 def test_a_loop_in_plain_torch_trains_what_is_predicted(side: str, optimizer_class: Any) -> None:
     data = ratings(200, 150, density=0.05)
     model = AutoRec(Schema(data.num_users, data.num_items), side=side, hidden=8, optimizer="adam", batch_size=8)
+    model.sparse_grad = optimizer_class is not torch.optim.Adam
     optimizer = optimizer_class(model.parameters(), lr=0.02)
     batches = model.batches(data, seed=0)
     users, items = (torch.from_numpy(ids) for ids in (data.users, data.items))

@@ -205,10 +205,12 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_one_ends(tmp_path: 
         assert torch.equal(got, want), key
 
 
-def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adagrad, torch.optim.Adam])
+def test_a_loop_in_plain_torch_trains_what_is_predicted(optimizer_class: Any) -> None:
     data = likes()
     model = small(data)
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)  # takes sparse and dense gradients
+    model.sparse_grad = optimizer_class is not torch.optim.Adam
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
     batches = model.batches(data, seed=0)
     users = torch.arange(data.num_users)
     for epoch in range(2):

@@ -222,6 +222,25 @@ def test_a_loop_in_plain_torch_trains_what_is_predicted() -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
+def test_dense_gradients_are_those_of_all_weights_decaying() -> None:
+    data = ratings(60, 50)
+    grads = []
+    for sparse_grad in (True, False):
+        model = CFN(hidden=8, batch_size=8, l2=0.3)
+        model.build(model.schema_for(data), torch.Generator().manual_seed(0))
+        model.sparse_grad = sparse_grad
+        batch = next(iter(model.batches(data, seed=0).epoch(0)))
+        model.backward(batch)
+        assert model.encoder.grad.is_sparse == sparse_grad
+        decay = torch.zeros_like(model.encoder)
+        rows = batch.indices.unique()
+        decay[rows] = 0.3 * model.encoder.detach()[rows] / model._touched[rows].float()[:, None]
+        decay = decay if sparse_grad else 0.3 * model.encoder.detach()
+        grads.append(model.encoder.grad.to_dense() - decay)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+    torch.optim.Adam(model.parameters()).step()
+
+
 def test_works_in_float64_and_can_be_pickled() -> None:
     data = ratings()
     model = CFN(features=FEATURES["item"], inner=(5,), hidden=7, rating_range=(1, 5), beta=1.0, **QUIET)
