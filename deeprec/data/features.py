@@ -104,6 +104,11 @@ def with_features(data: Interactions, *, users: Any = None, items: Any = None) -
 
 def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
     key = f"{ids.name}_id"
+    table = table.collect() if isinstance(table, pl.LazyFrame) else table
+    if not isinstance(table, pl.DataFrame) and type(table).__module__.partition(".")[0] != "pandas":
+        raise TypeError(
+            f"with_features: the {ids.name} table must be a polars or pandas frame, got {type(table).__name__}"
+        )
     frame = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
     if key not in frame.columns:
         raise ValueError(
@@ -149,7 +154,7 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
     if frame is None:
         raise ValueError(
             f"features: the data must have a table of {ids.name}s for {list(columns)}, got none; pass one with "
-            "deeprec.data.with_features"
+            f"deeprec.data.with_features, or --{ids.name}-features on the command line"
         )
     if len(frame) != len(ids):
         raise ValueError(

@@ -369,6 +369,9 @@ def test_side_information_must_fit_the_ids() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             with_features(data, items=changed)
+    with pytest.raises(TypeError, match="the item table must be a polars or pandas frame, got dict"):
+        with_features(data, items=table.to_dict())
+    assert with_features(data, items=table.lazy()).item_features.equals(table)
     again = with_features(data, items=table.reverse().to_pandas()).item_features
     assert again["item_id"].to_list() == table["item_id"].to_list()
     assert again["length"].to_list() == table["length"].to_list()
