@@ -267,9 +267,8 @@ class InnerLayers(nn.Module):
 class RatingAutoencoder(Recommender):
     """Base: a subclass has `decoder` [columns, C], `decoder_bias` [columns], and says how rows are encoded.
 
-    Buffers: `codes` [rows, C + 1], what predictions need of the training ratings, the last column 1 (0: a row about
-    which the network says nothing); `limits` [2], smallest and largest rating; `means` [rows] or None, what is added to
-    the network's output for each row.
+    Buffers: `codes` [rows, C + 1], what predictions need of the training ratings, the last column 1; `limits` [2],
+    smallest and largest rating; `means` [rows] or None, what is added to the network's output for each row.
 
     Attributes:
         sparse_grad: whether mini-batches give encoder and decoder sparse gradients; set it to False for optimizers that
@@ -416,10 +415,13 @@ class RatingAutoencoder(Recommender):
             self._vectors = None
 
     def _finish_codes(self, rows: RatingRows) -> None:
-        """A row without ratings is nothing that the network was trained on: it gets the mean code of the others."""
-        is_cold = rows.counts == 0
+        """A row without ratings is nothing that the network was trained on: it gets the others' mean hidden layer.
+
+        Its side information, beside the hidden layer, stays its own.
+        """
+        is_cold, hidden = rows.counts == 0, self.config.hidden
         if is_cold.any():
-            self.codes[is_cold] = self.codes[~is_cold].mean(0)
+            self.codes[is_cold, :hidden] = self.codes[~is_cold, :hidden].mean(0)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training ratings are at hand."""

@@ -6,7 +6,7 @@ Deviations: L2 acts, with a batch smaller than the data, on the rows that the ba
 the paper, on all. The authors' configuration thresholds the hidden units in the forward pass; the paper does not, nor
 does this. The deep model's layers are pre-trained on the codes of the model without them (the paper says "greedy
 pretraining" and no more). A column without training ratings is predicted by their mean, and a row without as the mean
-of the others' codes has it; the paper's 3 for both is the rating protocol's `default_rating`.
+of the others' hidden layers has it; the paper's 3 for both is the rating protocol's `default_rating`.
 """
 
 from __future__ import annotations

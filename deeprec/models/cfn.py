@@ -5,8 +5,9 @@ model and the noises: Strub, Mary 2015, "Collaborative Filtering with Stacked De
 Code: fstrub95/Autoencoders_cf.
 Deviations: L2 acts on the rows of the tables that a batch touches, and the more strongly the rarer that is: on average
 over the steps it is that of L2 on all rows at every step. The deep model's inner layers are pre-trained on uncorrupted
-codes by Adam, where the authors add Gaussian noise and use SGD. Rows without ratings are predicted by the global mean,
-and columns without by the mean of the row; the paper leaves both out.
+codes by Adam, where the authors add Gaussian noise and use SGD. A row without ratings has the global mean, the mean
+hidden layer of the others and its own side information; a column without is predicted by the mean of the row. The paper
+leaves both out.
 """
 
 from __future__ import annotations
@@ -263,9 +264,6 @@ class CFN(RatingAutoencoder):
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
         return self._encode(batch.indptr, batch.indices, batch.inputs, self.side_information)
-
-    def _finish_codes(self, rows: RatingRows) -> None:
-        self.codes[rows.counts == 0] = 0.0  # no output: the mean alone
 
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
         """Side information of a new row is not known: the mean of all."""

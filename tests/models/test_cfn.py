@@ -258,11 +258,11 @@ def test_works_in_float64_and_can_be_pickled() -> None:
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
-def test_cold_rows_get_the_global_mean_and_cold_columns_the_mean_of_the_row(side: str) -> None:
+def test_cold_rows_are_average_but_for_their_side_information_and_cold_columns_get_the_mean(side: str) -> None:
     data = ratings()
     cold_user, cold_item = 4, 7
     train = data.take((data.users != cold_user) & (data.items != cold_item))
-    model = CFN(side=side, hidden=5, **QUIET)
+    model = CFN(side=side, hidden=5, features=FEATURES[side], **QUIET)
     model.build(model.schema_for(data))
     model.backward(next(iter(model.batches(train, seed=0).epoch(0))))
     every_user, every_item = torch.arange(data.num_users), torch.arange(data.num_items)
@@ -270,7 +270,12 @@ def test_cold_rows_get_the_global_mean_and_cold_columns_the_mean_of_the_row(side
     of_user = model.predict_ratings(torch.full_like(every_item, cold_user), every_item)
     of_item = model.predict_ratings(every_user, torch.full_like(every_user, cold_item))
     row, column = (of_item, of_user) if side == "item" else (of_user, of_item)
-    torch.testing.assert_close(row, torch.full_like(row, means), rtol=1e-5, atol=1e-5)
+    batch = model._rows.whole()
+    codes = model._encode_whole(batch).detach()
+    cold = cold_item if side == "item" else cold_user
+    hidden = codes[batch.indptr.diff() > 0, :5].mean(0)
+    out = torch.tanh(model.decoder @ torch.cat([hidden, model.side_information[cold]]) + model.decoder_bias)
+    torch.testing.assert_close(row, means + 2 * out.detach(), rtol=1e-5, atol=1e-5)
     index, count = (train.items, train.num_items) if side == "item" else (train.users, train.num_users)
     numbers = np.bincount(index, minlength=count)
     want = np.where(numbers > 0, np.bincount(index, train.ratings, count) / np.maximum(numbers, 1), means)
