@@ -6,6 +6,8 @@
 
 namespace deeprec {
 
+constexpr int64_t kSecondLevelTile = 1 << 19, kThirdLevelTile = 1 << 23;  // bytes
+
 // A batch of rows in compressed form, checked: rows whole, columns in [0, num_columns).
 struct Csr {
   Tensor indptr, indices;  // contiguous
@@ -35,10 +37,12 @@ struct Csr {
                       " at position ", b + 1);
     }
     const uint64_t limit = static_cast<uint64_t>(num_columns);
-    bool bad = false;
-    for (int64_t p = 0; p < nnz; ++p) {  // without a branch: the compiler makes vectors of it
-      bad |= static_cast<uint64_t>(static_cast<int64_t>(columns[p])) >= limit;
+    uint64_t signs = 0;  // negative once a column is negative or beyond the last; the compiler makes vectors of it
+    for (int64_t p = 0; p < nnz; ++p) {
+      const uint64_t column = static_cast<uint64_t>(static_cast<int64_t>(columns[p]));
+      signs |= column | (limit - 1 - column);
     }
+    const bool bad = signs >> 63;
     for (int64_t p = 0; bad && p < nnz; ++p) {
       STD_TORCH_CHECK(static_cast<uint64_t>(static_cast<int64_t>(columns[p])) < limit, "IndexError: ", op,
                       ": indices must be in [0, ", num_columns, "), got ", columns[p], " at position ", p);
@@ -46,15 +50,17 @@ struct Csr {
   }
 
   // Columns to work on at a time when a row of the layer takes `row_bytes`: as many as the second-level cache holds,
-  // but enough for four entries a row; all of them where a column has too few entries to be worth it.
+  // but enough for eight entries a row of the batch, then from the third-level cache. All of them where that would not
+  // hold them either, or where few columns are used again.
   int64_t tile(int64_t row_bytes) const {
-    constexpr int64_t kTileBytes = 1 << 19;
-    const int64_t fit = kTileBytes / std::max<int64_t>(row_bytes, 1);
-    if (nnz < 4 * num_columns || num_columns <= 2 * fit) {
-      return std::max<int64_t>(num_columns, 1);
-    }
-    return std::max(fit, 4 * num_columns / (nnz / batch + 1) + 1);
+    const int64_t fit = kSecondLevelTile / std::max<int64_t>(row_bytes, 1);
+    const int64_t columns = std::max(fit, 8 * num_columns / (nnz / std::max<int64_t>(batch, 1) + 1) + 1);
+    const bool is_worth_it = 2 * nnz >= 3 * num_columns && num_columns > 2 * fit;
+    return is_worth_it && columns * row_bytes <= kThirdLevelTile ? columns : std::max<int64_t>(num_columns, 1);
   }
+
+  // Whether rows of the layer should be asked for before they are needed.
+  static bool asks(int64_t tile, int64_t row_bytes) { return tile * row_bytes > 2 * kSecondLevelTile; }
 
   // The first row of `chunk` when rows are dealt to chunks by their entries.
   int64_t first_row(int64_t chunk, int64_t chunks) const {

@@ -31,6 +31,7 @@ struct SampledArgs {
   double* row_loss;            // [B]
   int64_t* next;               // [B]: the entry that each row has come to
   int64_t num_columns, tile;   // columns of the decoder, and how many of them are worked on at a time
+  bool asks;                   // for rows of the decoder: a tile is too large for the second-level cache
   int64_t begin, end;          // rows
 };
 
@@ -229,7 +230,7 @@ struct Rows {
   const Id *indptr, *indices;
   const A *targets, *entry_weights;
   A *predictions, *slopes, *grads;
-  bool asks;  // for rows that are not in the second-level cache
+  bool asks;
 
   explicit Rows(const SampledArgs& args)
       : a(args),
@@ -243,7 +244,7 @@ struct Rows {
         predictions(static_cast<A*>(args.predictions)),
         slopes(static_cast<A*>(args.slopes)),
         grads(static_cast<A*>(args.grads)),
-        asks(args.tile >= args.num_columns) {}
+        asks(args.asks) {}
 
   const T* row(int64_t p) const { return weight + static_cast<int64_t>(indices[p]) * a.weight_stride; }
 
@@ -276,7 +277,7 @@ struct Rows {
       rows[e] = row(p + e);
     }
     for (int64_t q = p + E; asks && q < p + 2 * E && q < end; ++q) {
-      prefetch_row(reinterpret_cast<const char*>(row(q)), a.dim * static_cast<int64_t>(sizeof(T)));
+      prefetch_row<2>(reinterpret_cast<const char*>(row(q)), a.dim * static_cast<int64_t>(sizeof(T)));
     }
     dots<E, A>(h, rows, a.dim, z);
     for (int e = 0; bias && e < E; ++e) {
@@ -332,10 +333,7 @@ struct Rows {
       const bool is_last = first + a.tile >= a.num_columns;
       for (int64_t b = a.begin; b < a.end; ++b) {
         const int64_t begin = a.next[b], stop = indptr[b + 1];
-        int64_t end = is_last ? stop : begin;
-        while (end < stop && indices[end] < first + a.tile) {
-          ++end;
-        }
+        const int64_t end = is_last ? stop : first_at_least(indices, begin, stop, first + a.tile);
         a.next[b] = end;
         span(b, begin, end);
       }
@@ -446,7 +444,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
   args.row_loss = row_loss.data();
   args.next = next.data();
   args.num_columns = num_columns;
-  args.tile = csr.tile(dim * static_cast<int64_t>(weight.element_size()));
+  const int64_t row_bytes = dim * static_cast<int64_t>(weight.element_size());
+  args.tile = csr.tile(row_bytes);
+  args.asks = Csr::asks(args.tile, row_bytes);
 
   // Threads get rows with about as many entries.
   const int64_t chunks = threads_for((nnz + batch) * (dim + 1), kGrain);

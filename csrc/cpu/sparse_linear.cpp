@@ -16,6 +16,7 @@ struct SparseLinearArgs {
   const void *weight, *bias;   // [N, H], [H] or null
   int64_t weight_stride, dim;  // elements
   int64_t num_columns, tile;   // rows of the weight, and how many are worked on at a time
+  bool asks;                   // for them: a tile is too large for the second-level cache
   int64_t activation;          // 0 identity, 1 sigmoid, 2 tanh
   void* out;                   // [B, H]
   void* sums;                  // [B, H], accumulator type: out where that is its type
@@ -37,7 +38,7 @@ constexpr int kRegisters = 16;  // for the sums of a row
 #else
 constexpr int kRegisters = 8;
 #endif
-constexpr int64_t kAhead = 4;  // entries asked for before they are needed
+constexpr int64_t kAhead = 12;  // entries asked for before they are needed
 
 static inline double exp_of(double x) { return __builtin_exp(x); }
 
@@ -102,7 +103,7 @@ struct Slice {
     total[K - 1] = load_lanes<L>(sum + final);
     for (; p < end; ++p) {
       if (kAsk && p + kAhead < stop) {
-        prefetch_row(reinterpret_cast<const char*>(row(p + kAhead)), a.width * static_cast<int64_t>(sizeof(T)));
+        prefetch_row<2>(reinterpret_cast<const char*>(row(p + kAhead)), a.width * static_cast<int64_t>(sizeof(T)));
       }
       const T* from = row(p);
       const A factor = widen(values[p]);
@@ -172,15 +173,12 @@ struct Slice {
       const bool is_last = first + a.tile >= a.num_columns;
       for (int64_t b = a.begin; b < a.end; ++b) {
         const int64_t begin = a.next[b], limit = indptr[b + 1];
-        int64_t end = is_last ? limit : begin;
-        while (end < limit && indices[end] < first + a.tile) {
-          ++end;
-        }
+        const int64_t end = is_last ? limit : first_at_least(indices, begin, limit, first + a.tile);
         a.next[b] = end;
         A* sum = sums + b * a.dim;
         if (a.width < L) {
           add_narrow(begin, end, sum);
-        } else if (a.tile >= a.num_columns) {
+        } else if (a.asks) {
           add<K, true>(begin, end, stop, sum);
         } else {
           add<K, false>(begin, end, stop, sum);
@@ -278,6 +276,7 @@ Tensor sparse_linear(const Tensor& indptr, const Tensor& indices, const Tensor& 
   const int64_t threads = threads_for((csr.nnz + csr.batch) * (dim + 1), kGrain);
   const int64_t parts = threads == 1 ? 1 : (threads * 2 + slices - 1) / slices;
   args.tile = csr.tile(std::min(most, dim) * element);
+  args.asks = Csr::asks(args.tile, std::min(most, dim) * element);
   std::vector<int64_t> next(static_cast<size_t>(csr.batch * slices));
   const auto kernel = DEEPREC_DISPATCH(sparse_linear_slice);
   const auto run = [&](int64_t task) {

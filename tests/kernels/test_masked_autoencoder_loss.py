@@ -168,9 +168,11 @@ def test_gradcheck(path: str) -> None:
     assert torch.autograd.gradcheck(run, problem.layers)
 
 
-def test_tiles_of_columns_change_nothing() -> None:
-    # 3,000 columns of 500: beyond the tile that stays in the second-level cache, for the encoder and the decoder.
-    problem = Problem.make(12, 3000, 500, share=0.4)
+# 3,000 columns of 500: beyond the tile that stays in the second-level cache, for the encoder and the decoder. With so
+# few entries a row as in the other case the tile is larger than that cache.
+@pytest.mark.parametrize(("rows", "columns", "share"), [(12, 3000, 0.4), (256, 6000, 0.008)])
+def test_tiles_of_columns_change_nothing(rows: int, columns: int, share: float) -> None:
+    problem = Problem.make(rows, columns, 500, share=share)
     total, predictions = problem.ours(path="sparse")
     want, exact_predictions, grads = problem.exact("sigmoid", "identity", "squared", torch.float64)
     assert error(total.detach(), want) < 2e-5
