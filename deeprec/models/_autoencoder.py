@@ -267,8 +267,9 @@ class InnerLayers(nn.Module):
 class RatingAutoencoder(Recommender):
     """Base: a subclass has `decoder` [columns, C], `decoder_bias` [columns], and says how rows are encoded.
 
-    Buffers: `codes` [rows, C + 1], what predictions need of the training ratings, the last column 1; `limits` [2],
-    smallest and largest rating; `means` [rows] or None, what is added to the network's output for each row.
+    Buffers: `codes` [rows, C + 1], what predictions need of the training ratings, the last column 1; `center`
+    [C + 1], the mean column of the ratings, all that is known of a new one; `limits` [2], smallest and largest rating;
+    `means` [rows] or None, what is added to the network's output for each row.
 
     Attributes:
         sparse_grad: whether mini-batches give encoder and decoder sparse gradients; set it to False for optimizers that
@@ -281,12 +282,14 @@ class RatingAutoencoder(Recommender):
     decoder: nn.Parameter
     decoder_bias: nn.Parameter
     codes: Tensor
+    center: Tensor
     limits: Tensor
     means: Tensor | None
 
     def _build_shared(self, schema: Schema, code_dim: int, *, has_means: bool) -> None:
         rows, _ = self._sizes(schema)
         self.register_buffer("codes", torch.zeros(rows, code_dim + 1))
+        self.register_buffer("center", torch.zeros(code_dim + 1))
         self.register_buffer("limits", torch.tensor([0.0, 1.0]))
         self.register_buffer("means", torch.zeros(rows) if has_means else None)
         self._rows: RatingRows | None = None
@@ -303,10 +306,6 @@ class RatingAutoencoder(Recommender):
 
     def _targets(self, rows: RatingRows) -> Tensor:
         """What the network is to reconstruct [nnz]; sets limits and means."""
-        raise NotImplementedError
-
-    def _cold_logit(self, rows: RatingRows) -> float:
-        """Logit of a column without ratings in every row."""
         raise NotImplementedError
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
@@ -391,8 +390,8 @@ class RatingAutoencoder(Recommender):
         rows.targets = self._targets(rows)
         self._rows, self._is_stale = rows, True
         is_cold = torch.bincount(rows.indices, minlength=rows.num_columns) == 0
-        with torch.no_grad():  # these never learn
-            self.decoder[is_cold], self.decoder_bias[is_cold] = 0.0, self._cold_logit(rows)
+        with torch.no_grad():  # these never learn, and zeros say so
+            self.decoder[is_cold], self.decoder_bias[is_cold] = 0.0, 0.0
         return rows
 
     def _before_loss(self, batch: RowBatch) -> None:
@@ -412,6 +411,8 @@ class RatingAutoencoder(Recommender):
             codes = self._encode_whole(self._rows.whole())
             self.codes.copy_(torch.cat([codes, codes.new_ones(len(codes), 1)], 1))
             self._finish_codes(self._rows)
+            counts = torch.bincount(self._rows.indices, minlength=self._rows.num_columns).to(self.decoder.dtype)
+            self.center.copy_(torch.cat([counts @ self.decoder, (counts @ self.decoder_bias).view(1)]) / counts.sum())
             self._vectors = None
 
     def _finish_codes(self, rows: RatingRows) -> None:
@@ -423,8 +424,15 @@ class RatingAutoencoder(Recommender):
         if is_cold.any():
             self.codes[is_cold, :hidden] = self.codes[~is_cold, :hidden].mean(0)
 
+    def _cold_column(self) -> Tensor:
+        """Vector and bias [C + 1] of a column without ratings."""
+        return self.center
+
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training ratings are at hand."""
+        if "center" not in state_dict and "decoder" in state_dict:  # written before there was one
+            columns = torch.cat([state_dict["decoder"], state_dict["decoder_bias"].unsqueeze(1)], 1)
+            state_dict = {**state_dict, "center": columns.mean(0)}
         result = super().load_state_dict(state_dict, strict, assign)
         self._is_stale, self._vectors = self._rows is not None, None
         return result
@@ -436,7 +444,9 @@ class RatingAutoencoder(Recommender):
         """[columns, C + 1]: the vectors with their biases."""
         if self._vectors is None or self._is_stale:
             self._refresh()
-            self._vectors = torch.cat([self.decoder, self.decoder_bias.unsqueeze(1)], 1)
+            vectors = torch.cat([self.decoder, self.decoder_bias.unsqueeze(1)], 1)
+            vectors[~vectors.any(1)] = self._cold_column()
+            self._vectors = vectors
         return self._vectors
 
     def _sides(self) -> tuple[Tensor, Tensor]:
@@ -484,17 +494,16 @@ class RatingAutoencoder(Recommender):
         """Vector [1, C + 1] and mean of a new user or item (`side`) who rated, or was rated by, `others` [n].
 
         A row is encoded. A column has a vector of its own: of all that fit these ratings the one by ridge regression
-        around the mean column, with the model's own regulariser.
+        around the center, with the model's own regulariser.
         """
         self.require_built()
         self._check_range(ratings)
-        columns = self._columns()
+        self._refresh()
         if side == self.config.side:
             code, mean = self._encode_new(others.long(), ratings)
             return torch.cat([code, code.new_ones(1, 1)], 1), mean
         codes = self.codes[others.long()]
-        is_known = columns[:, :-1].any(1)  # those without training ratings are all zeros
-        center = columns[is_known if is_known.any() else slice(None)].mean(0, keepdim=True)
+        center = self.center.unsqueeze(0).clone()
         means = None if self.means is None else self.means[others.long()]
         missing = self._logit_of(ratings, means).unsqueeze(1) - codes @ center.T
         codes = codes[:, :-1]

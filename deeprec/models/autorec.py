@@ -5,8 +5,8 @@ Code: mesuvash/NNRec.
 Deviations: L2 acts, with a batch smaller than the data, on the rows that the batch touches; with the full batch, as in
 the paper, on all. The authors' configuration thresholds the hidden units in the forward pass; the paper does not, nor
 does this. The deep model's layers are pre-trained on the codes of the model without them (the paper says "greedy
-pretraining" and no more). A column without training ratings is predicted by their mean, and a row without as the mean
-of the others' hidden layers has it; the paper's 3 for both is the rating protocol's `default_rating`.
+pretraining" and no more). A column without training ratings is predicted as the mean column of the ratings, a row
+without as the mean hidden layer has it; the paper's 3 for both is the rating protocol's `default_rating`.
 """
 
 from __future__ import annotations
@@ -107,9 +107,6 @@ class AutoRec(RatingAutoencoder):
             )
         self.limits.copy_(torch.tensor([low, high]))
         return self._scaled(ratings)
-
-    def _cold_logit(self, rows: RatingRows) -> float:
-        return float(self._logit_of(rows.ratings.mean(), None))
 
     def _scaled(self, ratings: Tensor) -> Tensor:
         if self.config.output == "identity":

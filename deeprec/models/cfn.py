@@ -6,8 +6,8 @@ Code: fstrub95/Autoencoders_cf.
 Deviations: L2 acts on the rows of the tables that a batch touches, and the more strongly the rarer that is: on average
 over the steps it is that of L2 on all rows at every step. The deep model's inner layers are pre-trained on uncorrupted
 codes by Adam, where the authors add Gaussian noise and use SGD. A row without ratings has the global mean, the mean
-hidden layer of the others and its own side information; a column without is predicted by the mean of the row. The paper
-leaves both out.
+hidden layer of the others and its own side information; a column without is predicted by the mean of the row. The
+paper leaves both out.
 """
 
 from __future__ import annotations
@@ -204,9 +204,6 @@ class CFN(RatingAutoencoder):
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), scaled.double().mean()))
         return scaled - self.means[row_of]
 
-    def _cold_logit(self, rows: RatingRows) -> float:
-        return 0.0  # the mean of the row alone
-
     def _scaled(self, ratings: Tensor) -> Tensor:
         low, high = self.limits
         scaled: Tensor = (2 * ratings - (low + high)) / (high - low)
@@ -264,6 +261,9 @@ class CFN(RatingAutoencoder):
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
         return self._encode(batch.indptr, batch.indices, batch.inputs, self.side_information)
+
+    def _cold_column(self) -> Tensor:
+        return torch.zeros_like(self.center)  # the mean of the row alone
 
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
         """Side information of a new row is not known: the mean of all."""

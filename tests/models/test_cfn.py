@@ -258,7 +258,7 @@ def test_works_in_float64_and_can_be_pickled() -> None:
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
-def test_cold_rows_are_average_but_for_their_side_information_and_cold_columns_get_the_mean(side: str) -> None:
+def test_cold_rows_are_average_but_for_side_information_and_cold_columns_get_the_mean(side: str) -> None:
     data = ratings()
     cold_user, cold_item = 4, 7
     train = data.take((data.users != cold_user) & (data.items != cold_item))
@@ -272,14 +272,18 @@ def test_cold_rows_are_average_but_for_their_side_information_and_cold_columns_g
     row, column = (of_item, of_user) if side == "item" else (of_user, of_item)
     batch = model._rows.whole()
     codes = model._encode_whole(batch).detach()
-    cold = cold_item if side == "item" else cold_user
-    hidden = codes[batch.indptr.diff() > 0, :5].mean(0)
-    out = torch.tanh(model.decoder @ torch.cat([hidden, model.side_information[cold]]) + model.decoder_bias)
-    torch.testing.assert_close(row, means + 2 * out.detach(), rtol=1e-5, atol=1e-5)
+    cold, cold_column = (cold_item, cold_user) if side == "item" else (cold_user, cold_item)
+    has_ratings = batch.indptr.diff() > 0
+    codes[cold, :5] = codes[has_ratings, :5].mean(0)
+    codes = torch.cat([codes, torch.ones(len(codes), 1)], 1)
+    columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
+    assert not columns[cold_column].any()
+    out = 2 * torch.tanh(codes @ columns.T)
+    torch.testing.assert_close(row, means + out[cold], rtol=1e-5, atol=1e-5)
     index, count = (train.items, train.num_items) if side == "item" else (train.users, train.num_users)
     numbers = np.bincount(index, minlength=count)
-    want = np.where(numbers > 0, np.bincount(index, train.ratings, count) / np.maximum(numbers, 1), means)
-    np.testing.assert_allclose(column.numpy(), want, rtol=1e-5)
+    of_rows = np.where(numbers > 0, np.bincount(index, train.ratings, count) / np.maximum(numbers, 1), means)
+    np.testing.assert_allclose(column.numpy(), of_rows + out[:, cold_column].numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
