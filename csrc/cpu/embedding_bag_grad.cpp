@@ -6,9 +6,12 @@
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
-constexpr int64_t kAhead = 12;     // entries asked for before they are needed
-constexpr int64_t kLongRow = 128;  // columns from which on an entry is looked up once for all blocks of columns
-constexpr int64_t kHeld = 128;     // entries that are looked up at a time
+constexpr int64_t kAhead = 12;  // entries asked for before they are needed
+// Entries are looked up before they are added, a group at a time, where a row has many columns or many entries. Others
+// ask for the entries of the rows after them instead: with few entries a row, gradients are mostly far away.
+constexpr int64_t kLongRow = 128;    // columns
+constexpr int64_t kManyEntries = 8;  // half to a quarter of the time with 20 to 60 entries a row of 16 to 64 columns
+constexpr int64_t kHeld = 128;       // entries of a group
 #if defined(DEEPREC_ISA_avx512)
 constexpr int kRegisters = 16;  // for the sums of a row
 #else
@@ -248,7 +251,7 @@ struct Sum {
     sum_held<kFullLanes<A>, K>(begin, end, column, width, is_held, held, out);
   }
 
-  // The gradient of a long row without maxima.
+  // The gradient of a row without maxima, a group of entries at a time.
   void sum_long_row(int64_t begin, int64_t end, int64_t at) const {
     constexpr int64_t L = kFullLanes<A>;
     Held held;
@@ -305,7 +308,8 @@ struct Sum {
         }
         continue;
       }
-      if (!kPlain && !a.argmax && a.dim >= kLongRow) {
+      const bool is_held = a.dim >= kLongRow || (end - begin >= kManyEntries && a.dim >= kFullLanes<A>);
+      if (!kPlain && !a.argmax && is_held) {
         sum_long_row(begin, end, u - a.begin);
         if (a.scale_grad) {
           scale_grads(begin, end, reinterpret_cast<const T*>(a.weight) + row_number(u) * a.row_stride);
