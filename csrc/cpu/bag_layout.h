@@ -26,7 +26,8 @@ struct Layout {
 
   Layout(const char* op, const Tensor& ids_in, const std::optional<Tensor>& offsets_in, size_t features)
       : ids(ids_in), num_features(static_cast<int64_t>(features)), nnz(ids_in.numel()) {
-    STD_TORCH_CHECK(is_index(ids.scalar_type()) && ids.is_cpu(), op, ": ids must be int32 or int64 on the CPU");
+    STD_TORCH_CHECK(is_index(ids.scalar_type()) && ids.is_cpu(), "TypeError: ", op,
+                    ": ids must be int32 or int64 on the CPU");
     wide = ids.scalar_type() == ScalarType::Long;
     if (!offsets_in) {
       STD_TORCH_CHECK(ids.dim() == 2 && ids.size(0) == num_features, op, ": ids must be [", num_features, ", B]");

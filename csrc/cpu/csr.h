@@ -23,18 +23,20 @@ struct Csr {
         wide_ids(indices_in.scalar_type() == ScalarType::Long) {
     STD_TORCH_CHECK(indptr.dim() == 1 && indices.dim() == 1 && is_index(indices.scalar_type()) && indices.is_cpu() &&
                         indptr.scalar_type() == indices.scalar_type() && indptr.size(0) == batch + 1 && batch >= 0,
-                    op, ": indptr must be [", batch + 1, "] and indices [nnz], both int32 or both int64");
+                    "ValueError: ", op, ": indptr must be [", batch + 1,
+                    "] and indices [nnz], both int32 or both int64");
     wide_ids ? check<int64_t>(op) : check<int32_t>(op);
   }
 
   template <class Id>
   void check(const char* op) const {
     const Id *bounds = static_cast<const Id*>(indptr.data_ptr()), *columns = static_cast<const Id*>(indices.data_ptr());
-    STD_TORCH_CHECK(bounds[0] == 0 && bounds[batch] == nnz, op, ": indptr must begin with 0 and end with ", nnz,
-                    ", got ", bounds[0], " and ", bounds[batch]);
+    STD_TORCH_CHECK(bounds[0] == 0 && bounds[batch] == nnz, "ValueError: ", op,
+                    ": indptr must begin with 0 and end with the number of indices, ", nnz, ", got ", bounds[0],
+                    " and ", bounds[batch]);
     for (int64_t b = 0; b < batch; ++b) {
-      STD_TORCH_CHECK(bounds[b] <= bounds[b + 1], op, ": indptr must ascend, got ", bounds[b + 1], " after ", bounds[b],
-                      " at position ", b + 1);
+      STD_TORCH_CHECK(bounds[b] <= bounds[b + 1], "ValueError: ", op, ": indptr must ascend, got ", bounds[b + 1],
+                      " after ", bounds[b], " at position ", b + 1);
     }
     const uint64_t limit = static_cast<uint64_t>(num_columns);
     uint64_t signs = 0;  // negative once a column is negative or beyond the last; the compiler makes vectors of it

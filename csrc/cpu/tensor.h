@@ -50,7 +50,7 @@ inline Element element_of(const char* op, ScalarType type) {
     case ScalarType::Half:
       return Element::f16;
     default:
-      STD_TORCH_CHECK(false, op, ": values must be float32, float64, bfloat16 or float16");
+      STD_TORCH_CHECK(false, "TypeError: ", op, ": values must be float32, float64, bfloat16 or float16");
   }
 }
 
