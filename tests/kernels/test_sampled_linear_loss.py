@@ -253,9 +253,9 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(TypeError, match="both be int32 or both int64"):
         sampled_linear_loss(p.hidden, p.weight, p.bias, p.indptr.int(), p.indices, p.targets)
     for broken in ([0, 5, 4], [1, 3, 7], [0, 3, 6]):
-        with pytest.raises(ValueError, match="^sampled_linear_loss: indptr must"):
+        with pytest.raises(ValueError, match=r"^sampled_linear_loss: indptr must"):
             sampled_linear_loss(p.hidden, p.weight, p.bias, torch.tensor(broken), p.indices, p.targets)
-        with pytest.raises(ValueError, match="^sparse_linear: indptr must"):
+        with pytest.raises(ValueError, match=r"^sparse_linear: indptr must"):
             sparse_linear(torch.tensor(broken), p.indices, p.targets, p.weight)
 
 
