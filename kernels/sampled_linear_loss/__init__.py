@@ -106,7 +106,7 @@ def plan_of(indptr: Tensor, indices: Tensor, num_columns: int, plan: BagPlan | N
         return BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
     if plan.bags.numel() and plan.rows.device.type == "cpu" and not torch.compiler.is_compiling():
         shape = (indptr.shape[0] - 1, num_columns)
-        largest = (int(plan.bags.max()), int(plan.rows[-1]))
+        largest = (int(plan.bags[-1]), int(plan.rows[-1]))  # both ascend
         if any(index >= size for index, size in zip(largest, shape, strict=True)):
             raise ValueError(
                 f"csr_plan: plan must be that of this matrix {shape}, got one with row {largest[0]} and column "
