@@ -252,7 +252,7 @@ struct Sum {
   }
 
   // The gradient of a row without maxima, a group of entries at a time.
-  void sum_long_row(int64_t begin, int64_t end, int64_t at) const {
+  void sum_in_groups(int64_t begin, int64_t end, int64_t at) const {
     constexpr int64_t L = kFullLanes<A>;
     Held held;
     const bool is_held = end - begin <= kHeld;
@@ -308,9 +308,9 @@ struct Sum {
         }
         continue;
       }
-      const bool is_held = a.dim >= kLongRow || (end - begin >= kManyEntries && a.dim >= kFullLanes<A>);
-      if (!kPlain && !a.argmax && is_held) {
-        sum_long_row(begin, end, u - a.begin);
+      const bool in_groups = a.dim >= kLongRow || (end - begin >= kManyEntries && a.dim >= kFullLanes<A>);
+      if (!kPlain && !a.argmax && in_groups) {
+        sum_in_groups(begin, end, u - a.begin);
         if (a.scale_grad) {
           scale_grads(begin, end, reinterpret_cast<const T*>(a.weight) + row_number(u) * a.row_stride);
         }

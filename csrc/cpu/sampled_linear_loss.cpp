@@ -2,9 +2,9 @@
 // every entry and the gradient of the hidden rows come out of one pass over the rows of the decoder; nothing has the
 // size of [B, N]. A hidden row is worked on by one thread, entry after entry: bitwise the same for any thread count.
 //
-// Where hidden rows share columns, a tile of the decoder stays in the second-level cache while all of them use it: each
-// row goes on up to the first column beyond the tile, so that entries keep their order whatever the tile, sorted or
-// not.
+// Where hidden rows share columns, a tile of the decoder stays in the second-level cache (in the third where they share
+// few) while all of them use it: each row goes on up to the first column beyond the tile, so that entries keep their
+// order whatever the tile, sorted or not.
 #include <cmath>
 
 #include "isa.h"

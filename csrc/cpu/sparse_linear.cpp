@@ -1,7 +1,7 @@
 // deeprec::sparse_linear: activation(X W + b) for a sparse X, the encoder of an autoencoder on observed entries. A
-// slice of the columns of W that fills the registers, and of its rows as many as fit in the second-level cache, serve
-// all rows of X before the next ones are read. A sum is one thread's, in the order of the entries: bitwise the same for
-// any thread count.
+// slice of the columns of W that fills the registers, and of its rows as many as fit in a cache (csr.h), serve all rows
+// of X before the next ones are read. A sum is one thread's, in the order of the entries: bitwise the same for any
+// thread count.
 #include "isa.h"
 #include "lanes.h"
 #include "row_copy.h"

@@ -34,7 +34,7 @@ __all__ = ["PATHS", "masked_autoencoder_loss", "masked_autoencoder_loss_referenc
 PATHS = ("auto", "sparse", "dense")
 # From this share of observed entries on the matrix products win. Measured by `python -m bench.masked_autoencoder_loss
 # crossover` (forward, backward and Adam in float32, H = 500, B = 256, on two cores with AVX-512): the paths draw level
-# between 70% and 85% for 1,000 and 10,000 columns, and never for 100,000; nor are small catalogues another matter.
+# between 70% and 100% for 1,000 columns, 70% and 85% for 10,000, and never for 100,000.
 DENSE_FROM = 0.7
 
 
