@@ -17,6 +17,15 @@ inline Tensor rows_adjacent(const Tensor& t) {
   return t.dim() < 2 || t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
 }
 
+inline void check_features(const char* op, const Ints& tables, const Ints& padding, size_t num_tables) {
+  STD_TORCH_CHECK(padding.size() == tables.size(), "ValueError: ", op,
+                  ": tables and padding must have one entry a feature, got ", tables.size(), " and ", padding.size());
+  for (const int64_t table : tables) {
+    STD_TORCH_CHECK(table >= 0 && table < static_cast<int64_t>(num_tables), "ValueError: ", op,
+                    ": tables must be in [0, ", num_tables, "), got ", table);
+  }
+}
+
 // ids (and what lies like them) of one call: [F, B] of any strides, or [nnz] with offsets [F * B + 1].
 struct Layout {
   Tensor ids;

@@ -38,16 +38,10 @@ struct Csr {
       STD_TORCH_CHECK(bounds[b] <= bounds[b + 1], "ValueError: ", op, ": indptr must ascend, got ", bounds[b + 1],
                       " after ", bounds[b], " at position ", b + 1);
     }
-    const uint64_t limit = static_cast<uint64_t>(num_columns);
-    uint64_t signs = 0;  // negative once a column is negative or beyond the last; the compiler makes vectors of it
-    for (int64_t p = 0; p < nnz; ++p) {
-      const uint64_t column = static_cast<uint64_t>(static_cast<int64_t>(columns[p]));
-      signs |= column | (limit - 1 - column);
-    }
-    const bool bad = signs >> 63;
+    const bool bad = outside(columns, 0, nnz, 0, num_columns);
     for (int64_t p = 0; bad && p < nnz; ++p) {
-      STD_TORCH_CHECK(static_cast<uint64_t>(static_cast<int64_t>(columns[p])) < limit, "IndexError: ", op,
-                      ": indices must be in [0, ", num_columns, "), got ", columns[p], " at position ", p);
+      STD_TORCH_CHECK(columns[p] >= 0 && columns[p] < num_columns, "IndexError: ", op, ": indices must be in [0, ",
+                      num_columns, "), got ", columns[p], " at position ", p);
     }
   }
 

@@ -183,14 +183,23 @@ Tensor embedding(const Tensor& weight_in, const Tensor& ids_in) {
   return out;
 }
 
+// Whether offsets [unique + 1] rise from 0 to nnz and order names positions below nnz.
+template <class Position>
+bool groups(const void* offsets, const void* order, int64_t unique, int64_t nnz) {
+  const Position* bounds = static_cast<const Position*>(offsets);
+  return bounds[0] == 0 && bounds[unique] == nnz && !outside(bounds, 0, unique + 1, 0, nnz + 1) &&
+         !falls(bounds, 0, unique + 1) && !outside(static_cast<const Position*>(order), 0, nnz, 0, nnz);
+}
+
 Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& offsets, const Tensor& order) {
   STD_TORCH_CHECK(grad_in.dim() == 2, "embedding_grad: grad must be [nnz, D], got ", grad_in.dim(), " dimensions");
-  STD_TORCH_CHECK(offsets.numel() == rows.numel() + 1 && order.numel() == grad_in.size(0) &&
-                      offsets.scalar_type() == order.scalar_type() && is_index(order.scalar_type()) &&
-                      offsets.is_contiguous() && order.is_contiguous(),
-                  "embedding_grad: rows, offsets and order must come from embedding_plan of ids with one entry per row "
-                  "of grad (",
-                  grad_in.size(0), "), got order of ", order.numel());
+  STD_TORCH_CHECK(
+      offsets.numel() == rows.numel() + 1 && order.numel() == grad_in.size(0) &&
+          offsets.scalar_type() == order.scalar_type() && is_index(order.scalar_type()) && offsets.is_contiguous() &&
+          order.is_contiguous() && grad_in.is_cpu() && offsets.is_cpu() && order.is_cpu(),
+      "ValueError: embedding_grad: rows, offsets and order must come from embedding_plan of ids with one entry per row "
+      "of grad (",
+      grad_in.size(0), "), got order of ", order.numel());
   const int64_t dim = grad_in.size(1);
   const Tensor grad = dim <= 1 || grad_in.stride(1) == 1 ? grad_in : torch::stable::contiguous(grad_in);
   const int64_t unique = rows.numel(), nnz = order.numel();
@@ -205,6 +214,10 @@ Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& o
                       out.data_ptr(),
                       0,
                       unique};
+  const bool is_safe = args.wide_positions ? groups<int64_t>(args.offsets, args.order, unique, nnz)
+                                           : groups<int32_t>(args.offsets, args.order, unique, nnz);
+  STD_TORCH_CHECK(is_safe, "ValueError: embedding_grad: offsets must rise from 0 to ", nnz,
+                  " and order be positions in [0, ", nnz, "); make them with embedding_plan");
   const int64_t chunks = threads_for((nnz + unique) * dim * static_cast<int64_t>(grad.element_size()), kGrainBytes);
   const auto sum = DEEPREC_DISPATCH(segment_sum);
   // Threads share the positions evenly, not the rows: one popular row may hold most of them.

@@ -9,19 +9,19 @@
 #include <tuple>
 
 #include "bag_layout.h"
+#include "plan_check.h"
 #include "radix_sort.h"
 #include "row_blocks.h"
 
 namespace deeprec {
 namespace {
 
-void check_features(const char* op, const Ints& tables, const Ints& modes, const Ints& padding, size_t num_tables) {
-  STD_TORCH_CHECK(modes.size() == tables.size() && padding.size() == tables.size(), op,
-                  ": tables, modes and padding must have one entry a feature");
-  for (size_t f = 0; f < tables.size(); ++f) {
-    STD_TORCH_CHECK(tables[f] >= 0 && tables[f] < static_cast<int64_t>(num_tables), op, ": tables must be in [0, ",
-                    num_tables, "), got ", tables[f]);
-    STD_TORCH_CHECK(modes[f] >= 0 && modes[f] <= 3, op, ": modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none)");
+void check_modes(const char* op, const Ints& modes, size_t num_features) {
+  STD_TORCH_CHECK(modes.size() == num_features, "ValueError: ", op, ": modes must have one entry a feature (",
+                  num_features, "), got ", modes.size());
+  for (const int64_t mode : modes) {
+    STD_TORCH_CHECK(mode >= 0 && mode <= 3, "ValueError: ", op,
+                    ": modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none), got ", mode);
   }
 }
 
@@ -123,7 +123,8 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
                        const Ints& padding) {
   const char* op = "embedding_bags";
   check_tables(op, weights);
-  check_features(op, tables, modes, padding, weights.size());
+  check_features(op, tables, padding, weights.size());
+  check_modes(op, modes, tables.size());
   const Layout layout(op, ids, offsets, tables.size());
   for (Tensor& w : weights) {
     w = rows_adjacent(w);
@@ -410,7 +411,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_bags_plan(const Ten
                                                                        const Ints& num_embeddings, const Ints& tables,
                                                                        const Ints& padding) {
   const char* op = "embedding_bags_plan";
-  check_features(op, tables, Ints(tables.size(), 0), padding, num_embeddings.size());
+  check_features(op, tables, padding, num_embeddings.size());
   const Layout layout(op, ids, offsets, tables.size());
   int64_t largest = 0;
   for (const int64_t size : num_embeddings) {
@@ -463,10 +464,10 @@ struct Backward {
         plan(std::move(plan_in)),
         scale_grad(empty_cpu({0}, weights_in.empty() ? ScalarType::Float : weights_in[0].scalar_type())) {
     check_tables(op, weights);
-    check_features(op, tables, modes, padding, weights.size());
+    check_features(op, tables, padding, weights.size());
+    check_modes(op, modes, tables.size());
     const ScalarType dtype = weights[0].scalar_type();
-    plan.check(op, static_cast<int64_t>(weights.size()), layout.nnz, layout.num_features * layout.batch,
-               layout.offsets.has_value());
+    require_safe(op, plan, layout, weights, tables);
     const auto [columns, width] = columns_of(layout, weights, tables, modes);
     STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == layout.batch && grad.size(1) == width &&
                         grad.scalar_type() == dtype && grad.is_cpu(),

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "bag_layout.h"
+#include "plan_check.h"
 #include "row_blocks.h"
 
 namespace deeprec {
@@ -38,13 +39,11 @@ struct FmTables {
                           (w.dim() == 1 || (w.dim() == 2 && w.size(1) == 1)),
                       op, ": linear must be [R] or [R, 1] beside each table, in its dtype");
     }
-    STD_TORCH_CHECK(padding.size() == tables.size(), op, ": tables and padding must have one entry a feature");
+    check_features(op, tables, padding, weights.size());
     dim = weights[0].size(1);
     STD_TORCH_CHECK(dim >= 1, op, ": weights must have at least one column");
     const int64_t element = static_cast<int64_t>(weights[0].element_size());
     for (size_t f = 0; f < tables.size(); ++f) {
-      STD_TORCH_CHECK(tables[f] >= 0 && tables[f] < static_cast<int64_t>(weights.size()), op,
-                      ": tables must be in [0, ", weights.size(), "), got ", tables[f]);
       const size_t t = static_cast<size_t>(tables[f]);
       FmFeature feature{static_cast<const char*>(weights[t].data_ptr()),
                         weights[t].stride(0) * element,
@@ -195,7 +194,7 @@ struct FmBackward {
         plan(std::move(plan_in)),
         values_grad(empty_cpu({0}, all.dtype())) {
     const int64_t batch = layout.batch, num_features = layout.num_features;
-    plan.check(op, num_tables(), layout.nnz, num_features * batch, layout.offsets.has_value());
+    require_safe(op, plan, layout, weights, tables);
     STD_TORCH_CHECK(
         grad_in.dim() == 1 && grad_in.size(0) == batch && grad_in.scalar_type() == all.dtype() && grad_in.is_cpu(), op,
         ": grad must be [", batch, "] in the dtype of the tables");

@@ -57,16 +57,6 @@ struct BagPlan {
     }
     return low;
   }
-
-  void check(const char* op, int64_t num_tables, int64_t nnz, int64_t num_bags, bool has_offsets) const {
-    STD_TORCH_CHECK(is_index(rows.scalar_type()) && is_index(order.scalar_type()) &&
-                        order.scalar_type() == bags.scalar_type() && order.scalar_type() == row_offsets.scalar_type() &&
-                        row_offsets.numel() == rows.numel() + 1 && table_starts.scalar_type() == ScalarType::Long &&
-                        table_starts.numel() == num_tables + 1 && rows.is_contiguous() && row_offsets.is_contiguous() &&
-                        order.is_contiguous() && bags.is_contiguous() && table_starts.is_contiguous() &&
-                        order.numel() <= nnz && bags.numel() == (has_offsets ? nnz : 0),
-                    op, ": the plan must come from embedding_bags_plan of these ids and offsets");
-  }
 };
 
 // Rows [begin, end) of the plan, all of one table; the same thread goes on with it up to segment_end.

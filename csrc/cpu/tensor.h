@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "element.h"
@@ -52,6 +54,32 @@ inline Element element_of(const char* op, ScalarType type) {
     default:
       STD_TORCH_CHECK(false, "TypeError: ", op, ": values must be float32, float64, bfloat16 or float16");
   }
+}
+
+// Whether a value of values[begin, end) lies outside [low, low + count). The sign bit of `signs` is set by one that
+// does: no branches, so the compiler makes vectors of it. Numbers wrap around, hostile ones too.
+template <class T>
+bool outside(const T* values, int64_t begin, int64_t end, int64_t low, int64_t count) {
+  using U = std::make_unsigned_t<T>;
+  const U first = static_cast<U>(low);
+  const U last = static_cast<U>(std::min<int64_t>(count - 1, std::numeric_limits<T>::max()));
+  U signs = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const U place = static_cast<U>(values[i]) - first;
+    signs |= place | (last - place);
+  }
+  return static_cast<T>(signs) < 0;
+}
+
+// Whether values[begin, end), none of them negative, do not each exceed the one before.
+template <class T>
+bool falls(const T* values, int64_t begin, int64_t end) {
+  using U = std::make_unsigned_t<T>;
+  U signs = 0;
+  for (int64_t i = begin; i + 1 < end; ++i) {
+    signs |= static_cast<U>(values[i + 1]) - static_cast<U>(values[i]) - 1;
+  }
+  return static_cast<T>(signs) < 0;
 }
 
 // Threads worth starting for `work` units when one thread should get at least `grain` of them.

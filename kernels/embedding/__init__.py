@@ -20,6 +20,7 @@ from deeprec.kernels.embedding.reference import (
     embedding_plan_reference,
     embedding_reference,
 )
+from deeprec.kernels.plan_check import PlanFacts, is_remembered, remember_source, require_plan
 
 __all__ = ["EmbeddingPlan", "embedding", "embedding_plan"]
 
@@ -115,10 +116,31 @@ def embedding_plan(ids: Tensor, num_embeddings: int, *, name: str = "") -> Embed
     if torch.compiler.is_compiling():
         return EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
     try:
-        return EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
+        plan = EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
     except (RuntimeError, IndexError) as error:
         _raise_out_of_range("embedding_plan", ids, num_embeddings, name, error)
         raise
+    remember_source(plan, ids, None, num_embeddings)
+    return plan
+
+
+def require_embedding_plan(
+    function: str, plan: EmbeddingPlan, ids: Tensor, num_embeddings: int, name: str = "plan"
+) -> None:
+    """`require_plan` for what `embedding_plan` returns.
+
+    Raises:
+        ValueError, TypeError: as `require_plan`.
+    """
+    if len(plan) != 3 or not all(isinstance(some, Tensor) for some in plan):
+        raise TypeError(f"{function}: {name} must be what embedding_plan returns, got {type(plan).__name__}")
+    if is_remembered(plan, ids, None, num_embeddings):
+        return
+    rows, offsets, order = plan
+    starts = torch.tensor([0, rows.numel()], device=rows.device)
+    parts = (rows, offsets, order, order[:0], starts)
+    facts = PlanFacts((num_embeddings,), (0,), (-1,))
+    require_plan(function, "embedding_plan", parts, ids.reshape(1, -1), None, facts, name=name)
 
 
 def _lookup(weight: Tensor, ids: Tensor, name: str) -> Tensor:
@@ -204,16 +226,13 @@ def embedding(
     Raises:
         IndexError: an id is out of range, named with its position (on a GPU: a device-side assertion).
         TypeError: ids are not int32 or int64.
-        ValueError: weight is not [R, D], or plan was made for another number of ids.
+        ValueError: weight is not [R, D], or plan is not that of these ids.
     """
     if weight.dim() != 2:
         raise ValueError(f"embedding: weight must be [R, D], got {tuple(weight.shape)}")
     _check_ids("embedding", ids)
-    if plan is not None and plan.order.numel() != ids.numel():
-        raise ValueError(
-            f"embedding: plan must be made from these {ids.numel()} ids, got one of {plan.order.numel()}; "
-            "call embedding_plan(ids, num_embeddings)"
-        )
+    if plan is not None:
+        require_embedding_plan("embedding", plan, ids, weight.shape[0])
     if not (weight.requires_grad and torch.is_grad_enabled()):
         return _lookup(weight, ids, name)
     if sparse_grad:

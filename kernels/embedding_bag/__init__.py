@@ -30,6 +30,7 @@ from deeprec.kernels.embedding_bag.reference import (
     is_pooled,
     num_bags,
 )
+from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
 
 __all__ = ["MODES", "BagPlan", "GradStep", "RowUpdate", "embedding_bag", "embedding_bags", "embedding_bags_plan"]
 
@@ -491,6 +492,18 @@ def _features(
     return Call(tuple(tables), tuple(MODES.index(w) for w in words), tuple(pads), tuple(names))
 
 
+def require_bag_plan(
+    function: str, plan: BagPlan, ids: Tensor, offsets: Tensor | None, weights: Sequence[Tensor], call: Call
+) -> None:
+    """`require_plan` for what `embedding_bags_plan` returns.
+
+    Raises:
+        ValueError, TypeError: as `require_plan`.
+    """
+    facts = PlanFacts(tuple(weight.shape[0] for weight in weights), call.tables, call.padding)
+    require_plan(function, "embedding_bags_plan", plan, ids, offsets, facts)
+
+
 def embedding_bags(
     weights: Sequence[Tensor],
     ids: Tensor,
@@ -552,6 +565,8 @@ def embedding_bags(
         offsets = offsets.to(ids.dtype)
     scale = per_sample_weights
     is_training = torch.is_grad_enabled()
+    if plan is not None:
+        require_bag_plan(function, plan, ids, offsets, weights, call)
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)
@@ -602,10 +617,12 @@ def embedding_bags_plan(
     if torch.compiler.is_compiling():
         return BagPlan(*torch.ops.deeprec.embedding_bags_plan(*arguments))
     try:
-        return BagPlan(*torch.ops.deeprec.embedding_bags_plan(*arguments))
+        plan = BagPlan(*torch.ops.deeprec.embedding_bags_plan(*arguments))
     except (RuntimeError, IndexError) as error:
         raise_named(error, names)
         raise
+    remember_source(plan, ids, offsets, PlanFacts(tuple(num_embeddings), call.tables, call.padding))
+    return plan
 
 
 def flat_bags(

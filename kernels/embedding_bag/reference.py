@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deeprec.kernels._checks import check_offsets
 from deeprec.kernels.sparse_update import reference as sparse_update
 from deeprec.kernels.sparse_update.reference import rounding_seed
 
@@ -76,17 +77,6 @@ def features_of(
         column += dims[table] if place >= 0 else 0
         out.append(Feature(some, first, bags, some != pad, place))
     return out
-
-
-def check_offsets(function: str, ids: Tensor, offsets: Tensor | None) -> None:
-    """Raise ValueError unless offsets ascend from 0 to the number of ids."""
-    if offsets is None:
-        return
-    ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else (0, 0)
-    if ends != (0, ids.numel()) or not offsets.numel() or bool((offsets[1:] < offsets[:-1]).any()):
-        raise ValueError(
-            f"{function}: offsets must ascend from 0 to the number of ids ({ids.numel()}), got {ends[0]} to {ends[1]}"
-        )
 
 
 def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], tables: Sequence[int]) -> None:

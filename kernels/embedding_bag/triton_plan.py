@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deeprec.kernels._checks import check_offsets
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.reference import (
     SUM,
     check_ids,
-    check_offsets,
     embedding_bags_plan_reference,
     features_of,
     num_bags,

@@ -24,6 +24,7 @@ from deeprec.kernels.embedding_bag import (
     _features,
     mark_changed,
     raise_named,
+    require_bag_plan,
 )
 from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
 from deeprec.kernels.embedding_fm.reference import (
@@ -398,6 +399,8 @@ def embedding_fm(
     if offsets is not None and offsets.dtype != ids.dtype:
         offsets = offsets.to(ids.dtype)
     is_training = torch.is_grad_enabled()
+    if plan is not None:
+        require_bag_plan("embedding_fm", plan, ids, offsets, weights, call)
     both = [*weights, *linear]
     if update is not None and is_training:
         if trigger is None:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeprec.kernels._checks import check_offsets
 from deeprec.kernels.embedding_bag.reference import (
     Feature,
     check_ids,
-    check_offsets,
     features_of,
     num_bags,
     update_rows,

@@ -23,6 +23,7 @@ from deeprec.kernels.sampled_linear_loss import (
     LOSSES,
     csr_plan,
     has_sparse_grad,
+    require_csr_plan,
     sampled_linear_loss,
     take_step,
 )
@@ -341,6 +342,9 @@ def masked_autoencoder_loss(
     _check_entries("targets", targets, out_indices, wide)
     _check_entries("entry_weights", entry_weights, out_indices, wide)
     if is_dense:
+        if is_training:
+            require_csr_plan(function, plan, indptr, indices, num_columns)
+            require_csr_plan(function, out_plan, out_indptr, out_indices, num_columns, "out_plan")
         updates = None
         layers = (encoder, encoder_bias, decoder, decoder_bias)
         trigger = None

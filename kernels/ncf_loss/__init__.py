@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from deeprec.kernels._library import define
-from deeprec.kernels.embedding import EmbeddingPlan, coalesced_grad, embedding_plan
+from deeprec.kernels.embedding import EmbeddingPlan, coalesced_grad, embedding_plan, require_embedding_plan
 from deeprec.kernels.ncf_loss.reference import Gradients, ncf_logits_reference, ncf_loss_reference
 
 __all__ = ["NCFLoss", "ncf_logits_reference", "ncf_loss", "ncf_loss_reference"]
@@ -257,6 +257,14 @@ def _check(
     return parameters
 
 
+def _plan_of(ids: Tensor, num_embeddings: int, plan: EmbeddingPlan | None, side: str) -> EmbeddingPlan:
+    """The plan that was given, checked, or a new one."""
+    if plan is None:
+        return embedding_plan(ids, num_embeddings, name=f"{side}s")
+    require_embedding_plan("ncf_loss", plan, ids, num_embeddings, f"{side}_plan")
+    return plan
+
+
 def _catch_up(tables: Sequence[Tensor], user_rows: Tensor, item_rows: Tensor) -> None:
     """Bring the rows about to be read up to date, where an optimizer has left word of how (`deeprec.nn.embedding`)."""
     hooks, rows = [], []
@@ -373,8 +381,8 @@ def ncf_loss(
             each = l2 * scale * (items.shape[1] if ids is users else 1)
             traced = traced + 0.5 * each * F.embedding(ids, table).square().sum()
         return traced
-    user_plan = embedding_plan(users, parameters[0].shape[0], name="users") if user_plan is None else user_plan
-    item_plan = embedding_plan(items, parameters[1].shape[0], name="items") if item_plan is None else item_plan
+    user_plan = _plan_of(users, parameters[0].shape[0], user_plan, "user")
+    item_plan = _plan_of(items, parameters[1].shape[0], item_plan, "item")
     _catch_up(parameters[:4], user_plan.rows, item_plan.rows)
     call = _Call(user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), l2)
     if accumulate_grad:

@@ -20,6 +20,7 @@ from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_changed
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
 from deeprec.kernels.sampled_linear_loss.reference import sampled_linear_loss_reference
 
 __all__ = ["ACTIVATIONS", "LOSSES", "csr_plan", "sampled_linear_loss"]
@@ -74,9 +75,11 @@ def csr_plan(indptr: Tensor, indices: Tensor, num_columns: int) -> BagPlan:
     if torch.compiler.is_compiling():
         return plan_of(indptr, indices, num_columns, None)
     try:
-        return plan_of(indptr, indices, num_columns, None)
+        plan = plan_of(indptr, indices, num_columns, None)
     except (RuntimeError, IndexError) as error:
         raise (translate(error) if isinstance(error, RuntimeError) else error) from None
+    remember_source(plan, indices, indptr, _facts(num_columns))
+    return plan
 
 
 class _Options(NamedTuple):
@@ -97,22 +100,26 @@ ONE_TABLE = ([0], [0], [-1])
 
 
 def plan_of(indptr: Tensor, indices: Tensor, num_columns: int, plan: BagPlan | None) -> BagPlan:
-    """The plan that was given, or a new one.
-
-    Raises:
-        ValueError: a plan of another matrix that names columns or rows which this one has not (on the CPU).
-    """
+    """The plan that was given, or a new one."""
     if plan is None:
         return BagPlan(*_ops.embedding_bags_plan(indices, indptr, [num_columns], [0], [-1]))
-    if plan.bags.numel() and plan.rows.device.type == "cpu" and not torch.compiler.is_compiling():
-        shape = (indptr.shape[0] - 1, num_columns)
-        largest = (int(plan.bags[-1]), int(plan.rows[-1]))  # both ascend
-        if any(index >= size for index, size in zip(largest, shape, strict=True)):
-            raise ValueError(
-                f"csr_plan: plan must be that of this matrix {shape}, got one with row {largest[0]} and column "
-                f"{largest[1]}; make it with csr_plan(indptr, indices, {num_columns})"
-            )
     return plan
+
+
+def _facts(num_columns: int) -> PlanFacts:
+    return PlanFacts((num_columns,), (0,), (-1,))
+
+
+def require_csr_plan(
+    function: str, plan: BagPlan | None, indptr: Tensor, indices: Tensor, num_columns: int, name: str = "plan"
+) -> None:
+    """`require_plan` for what `csr_plan` returns; None is fine.
+
+    Raises:
+        ValueError, TypeError: as `require_plan`.
+    """
+    if plan is not None:
+        require_plan(function, "csr_plan", plan, indices, indptr, _facts(num_columns), name=name)
 
 
 def has_sparse_grad(sparse_grad: bool, update: RowUpdate | GradStep | None, *weights: Tensor) -> bool:
@@ -349,6 +356,7 @@ def sampled_linear_loss(
     inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)
     try:
         if torch.is_grad_enabled() and (step or any(t is not None and t.requires_grad for t in inputs[:3])):
+            require_csr_plan("sampled_linear_loss", plan, indptr, indices, weight.shape[0])
             if step is not None:
                 if not hidden.requires_grad:
                     hidden = hidden.detach().requires_grad_()  # so that the backward pass comes by

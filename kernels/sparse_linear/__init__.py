@@ -24,6 +24,7 @@ from deeprec.kernels.sampled_linear_loss import (
     dense_column_grads,
     has_sparse_grad,
     plan_of,
+    require_csr_plan,
     take_step,
 )
 from deeprec.kernels.sparse_linear.reference import sparse_linear_reference
@@ -180,6 +181,7 @@ def sparse_linear(
         return compiled
     try:
         if is_recorded:
+            require_csr_plan("sparse_linear", plan, indptr, indices, weight.shape[0])
             return _apply(trigger, *inputs, options)
         out: Tensor = _ops.sparse_linear(*inputs, options.activation)
     except (RuntimeError, IndexError) as error:

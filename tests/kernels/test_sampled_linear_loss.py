@@ -224,17 +224,16 @@ def test_a_plan_of_another_matrix_is_refused() -> None:
     before = p.weight.detach().clone()
     wide = csr_plan(p.indptr, torch.tensor([0, 1, 999_999, 3, 4, 5, 600_000]), 1_000_000)
     tall = csr_plan(torch.tensor([0, 0, 0, 3, 7]), p.indices, 25)
-    for plan, message in ((wide, "with row 1 and column 999999"), (tall, "with row 3 and column")):
-        with pytest.raises(ValueError, match=message):
-            sparse_linear(p.indptr, p.indices, torch.ones(7), p.weight, plan=plan).sum().backward()
+    for plan in (wide, tall):
+        with pytest.raises(ValueError, match="sparse_linear: plan must be made from these ids"):
+            sparse_linear(p.indptr, p.indices, torch.ones(7), p.weight, plan=plan)
+        with pytest.raises(ValueError, match="sampled_linear_loss: plan must be made from these ids"):
+            p.ours("identity", "squared", plan=plan)
         table = before.clone()
-        with pytest.raises(ValueError, match=message):
-            p.ours("identity", "squared", plan=plan)[0].backward()
-        total, _ = sampled_linear_loss(
-            *(p.hidden, table, None, p.indptr, p.indices, p.targets), plan=plan, update=rule(table, 0)
-        )
-        with pytest.raises(ValueError, match=message):
-            total.backward()
+        with pytest.raises(ValueError, match="plan must be made from these ids"):
+            sampled_linear_loss(
+                *(p.hidden, table, None, p.indptr, p.indices, p.targets), plan=plan, update=rule(table, 0)
+            )
         assert torch.equal(table, before)
 
 
