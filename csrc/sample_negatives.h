@@ -97,7 +97,8 @@ DEEPREC_HOST_DEVICE inline int64_t candidate(const NegativeSource& s, uint32_t w
   if (!is_weighted(s)) {
     return column;
   }
-  return static_cast<int64_t>(coin) < s.threshold[column] ? column : s.alias[column];
+  const int64_t item = static_cast<int64_t>(coin) < s.threshold[column] ? column : s.alias[column];
+  return item < s.num_items ? item : kNoNegative;  // a damaged table names no item beyond the last
 }
 
 DEEPREC_HOST_DEVICE inline uint64_t multiply_high(uint64_t a, uint64_t b) {
@@ -126,21 +127,27 @@ DEEPREC_HOST_DEVICE inline int64_t unseen_by_rank(const NegativeSource& s, int64
   return item + low;
 }
 
-// Weighted over the unseen items, in units of the alias table (an item's weight is the step of `cumulative`).
+// An item's weight is the step of `cumulative`; an item outside the catalogue has none.
+DEEPREC_HOST_DEVICE inline int64_t weight_of(const NegativeSource& s, int64_t item) {
+  const bool is_known = item >= 0 && item < s.num_items;
+  return is_known ? s.cumulative[item + 1] - s.cumulative[item] : 0;
+}
+
+// Weighted over the unseen items, in units of the alias table.
 DEEPREC_HOST_DEVICE inline int64_t unseen_by_weight(const NegativeSource& s, int64_t user, uint64_t random) {
   const int32_t* seen = s.indices + s.indptr[user];
   const int64_t n = s.indptr[user + 1] - s.indptr[user];
   int64_t unseen = s.cumulative[s.num_items];
   for (int64_t k = 0; k < n; ++k) {
-    unseen -= s.cumulative[seen[k] + 1] - s.cumulative[seen[k]];
+    unseen -= weight_of(s, seen[k]);
   }
   if (unseen <= 0) {
     return kNoNegative;  // every item of positive weight is seen
   }
   // `mark` walks up the cumulative axis: each seen item before the wanted one pushes it by that item's weight.
   int64_t mark = static_cast<int64_t>(multiply_high(random, static_cast<uint64_t>(unseen)));
-  for (int64_t k = 0; k < n && s.cumulative[seen[k]] <= mark; ++k) {
-    mark += s.cumulative[seen[k] + 1] - s.cumulative[seen[k]];
+  for (int64_t k = 0; k < n && (seen[k] < 0 || (seen[k] < s.num_items && s.cumulative[seen[k]] <= mark)); ++k) {
+    mark += weight_of(s, seen[k]);
   }
   int64_t low = 0, high = s.num_items;  // the last item whose interval starts at or before mark
   while (high - low > 1) {

@@ -30,6 +30,7 @@ class Operator:
 
     name: str
     schema: str
+    reference: Callable[..., Any]
     python_kernels: dict[str, str] = field(default_factory=dict)  # device -> "triton"
 
     def implementation(self, device: str) -> tuple[str, str]:
@@ -113,7 +114,7 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     _fragment.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _fragment.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_fragment)
-    _operators[name] = Operator(name, schema)
+    _operators[name] = Operator(name, schema, reference)
 
 
 def implement(name: str, device: str, kernel: Callable[..., Any], kind: str = "triton") -> None:

@@ -54,7 +54,7 @@ bool has_max(const Layout& layout, const Ints& modes) {
 
 Tensor check_scale(const char* op, const Layout& layout, const std::optional<Tensor>& scale, ScalarType dtype) {
   STD_TORCH_CHECK(scale->scalar_type() == dtype && scale->numel() == layout.nnz && scale->dim() == layout.ids.dim() &&
-                      scale->is_cpu(),
+                      scale->size(0) == layout.ids.size(0) && scale->is_cpu(),
                   op, ": per_sample_weights must have the shape of ids and the dtype of the tables");
   return layout.offsets && !scale->is_contiguous() ? torch::stable::contiguous(*scale) : *scale;
 }
@@ -530,6 +530,9 @@ struct Backward {
       }
       features.push_back(feature);
     }
+    STD_TORCH_CHECK(!layout.offsets || sequences.size() == sequence_grads.size(), "ValueError: ", op,
+                    ": sequence_grads must be ", sequences.size(), ", one for each unpooled feature, got ",
+                    sequence_grads.size());
     args.features = features.data();
     for (size_t t = 0; t < weights.size(); ++t) {
       args.weight = static_cast<const char*>(weights[t].data_ptr());

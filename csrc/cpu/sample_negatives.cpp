@@ -177,7 +177,6 @@ Bitmap make_bitmap(NegativeJob& job, int64_t num_rows, int64_t num_users, int64_
     return nullptr;  // the binary search gives the same negatives
   }
   uint64_t* bits = bitmap.get();
-  std::atomic<bool> is_valid{true};
   torch::stable::parallel_for(0, num_users, 256, [&](int64_t begin, int64_t end) {
     for (int64_t user = begin; user < end; ++user) {
       int64_t first = s.indptr[user], last = s.indptr[user + 1];
@@ -187,15 +186,12 @@ Bitmap make_bitmap(NegativeJob& job, int64_t num_rows, int64_t num_users, int64_
       for (int64_t k = first; k < last; ++k) {
         const int64_t item = s.indices[k];
         if (item < 0 || item >= s.num_items) {
-          is_valid = false;
-          return;
+          continue;  // none that could be drawn
         }
         bits[user * words + (item >> 6)] |= uint64_t{1} << (item & 63);
       }
     }
   });
-  STD_TORCH_CHECK(is_valid, "IndexError: sample_negatives: indices must lie in [0, ", s.num_items,
-                  "); check num_items against the data");
   job.bitmap = bits;
   job.words_per_user = words;
   return bitmap;
@@ -216,6 +212,10 @@ Tensor sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor&
                         int64_t num_negatives, int64_t seed, int64_t offset, const std::optional<Tensor>& threshold,
                         const std::optional<Tensor>& alias, const std::optional<Tensor>& cumulative) {
   const int64_t num_rows = users.numel();
+  STD_TORCH_CHECK((users.scalar_type() == ScalarType::Long || users.scalar_type() == ScalarType::Int) &&
+                      indptr.scalar_type() == ScalarType::Long && indices.scalar_type() == ScalarType::Int,
+                  "TypeError: sample_negatives: users must be int32 or int64, indptr int64 and indices int32");
+  STD_TORCH_CHECK(offset >= 0, "ValueError: sample_negatives: offset must be >= 0, got ", offset);
   STD_TORCH_CHECK(
       num_items > 0 && num_items < (int64_t{1} << 31) && num_negatives >= 0 && indptr.numel() > 0,
       "ValueError: sample_negatives: num_items must lie in [1, 2^31), num_negatives must be >= 0 and indptr "
@@ -241,6 +241,9 @@ Tensor sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor&
                         cumulative->numel() == num_items + 1,
                     "ValueError: sample_negatives: the alias table must describe ", num_items, " items, got ",
                     threshold->numel(), "; build it with alias_table(weights)");
+    STD_TORCH_CHECK(threshold->scalar_type() == ScalarType::Long && alias->scalar_type() == ScalarType::Int &&
+                        cumulative->scalar_type() == ScalarType::Long,
+                    "TypeError: sample_negatives: the alias table must be int64, int32 and int64");
     kept[0] = torch::stable::contiguous(*threshold);
     kept[1] = torch::stable::contiguous(*alias);
     kept[2] = torch::stable::contiguous(*cumulative);

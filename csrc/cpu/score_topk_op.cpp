@@ -144,6 +144,9 @@ void add_seen(OwnedJob& owned, const std::optional<Tensor>& indptr, const std::o
   }
   ScoreJob& job = owned.job;
   STD_TORCH_CHECK(indices && indptr->numel() > 0, "ValueError: score_topk: seen_indptr needs seen_indices beside it");
+  STD_TORCH_CHECK(indptr->scalar_type() == ScalarType::Long && indices->scalar_type() == ScalarType::Int &&
+                      (!rows || rows->scalar_type() == ScalarType::Long),
+                  "TypeError: score_topk: seen_indptr and seen_rows must be int64 and seen_indices int32");
   owned.kept.push_back(torch::stable::contiguous(*indptr));
   job.seen_indptr = owned.kept.back().const_data_ptr<int64_t>();
   owned.kept.push_back(torch::stable::contiguous(*indices));
@@ -241,7 +244,7 @@ Tensor score_all(const ScoreJob& job, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor> best_of(const ScoreJob& job, int64_t k, const Tensor& like) {
-  STD_TORCH_CHECK(k >= 0, "ValueError: score_topk: k must be >= 0, got ", k);
+  STD_TORCH_CHECK(k >= 0 && k < int64_t{1} << 31, "ValueError: score_topk: k must be in [0, 2^31), got ", k);
   Tensor values = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Float);
   Tensor ids = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Long);
   if (values.numel() == 0) {

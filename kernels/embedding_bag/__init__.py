@@ -19,16 +19,14 @@ from torch.autograd.function import once_differentiable
 from deeprec.kernels import _library
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
+from deeprec.kernels.embedding_bag.checks import MAX, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.reference import (
-    MAX,
     embedding_bag_reference,
     embedding_bags_dense_grad_reference,
     embedding_bags_grad_reference,
     embedding_bags_plan_reference,
     embedding_bags_reference,
     embedding_bags_update_reference,
-    is_pooled,
-    num_bags,
 )
 from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
 
@@ -713,12 +711,13 @@ def embedding_bag(
     needs_grad = torch.is_grad_enabled() and (
         weight.requires_grad or (per_sample_weights is not None and per_sample_weights.requires_grad)
     )
-    if not needs_grad and weight.is_cpu and not torch.compiler.is_compiling():
-        padding = -1 if padding_idx is None else padding_idx if padding_idx >= 0 else -2
+    is_plain = padding_idx is None or padding_idx >= 0
+    if not needs_grad and is_plain and weight.is_cpu and mode in _NUMBERS and not torch.compiler.is_compiling():
+        padding = -1 if padding_idx is None else padding_idx
         try:
-            return _bag(weight, ids, offsets, per_sample_weights, _NUMBERS.get(mode, -1), padding, include_last_offset)
-        except RuntimeError:
-            pass  # said below in full, or made right there: offsets in another dtype, a negative padding_idx
+            return _bag(weight, ids, offsets, per_sample_weights, _NUMBERS[mode], padding, include_last_offset)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            pass  # said below in full, or made right there: offsets in another dtype
     ids, bounds, scale, padding_idx = flat_bags(
         weight, ids, offsets, mode, per_sample_weights, padding_idx, include_last_offset
     )

@@ -7,18 +7,32 @@ offsets[bag + 1] with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_offsets
+from deeprec.kernels._checks import check_entries, check_layout, require
+from deeprec.kernels.embedding_bag.checks import (
+    ADAGRAD,
+    FTRL,
+    MAX,
+    MEAN,
+    NONE,
+    ROWWISE_ADAGRAD,
+    SGD,
+    SUM,
+    check_call,
+    check_grads,
+    check_plan,
+    check_update,
+    is_pooled,
+    num_bags,
+)
 from deeprec.kernels.sparse_update import reference as sparse_update
 from deeprec.kernels.sparse_update.reference import rounding_seed
-
-SUM, MEAN, MAX, NONE = range(4)
 
 
 class Feature(NamedTuple):
@@ -42,16 +56,6 @@ class Feature(NamedTuple):
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums are kept in: float32, and float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def num_bags(ids: Tensor, offsets: Tensor | None, num_features: int) -> int:
-    """B, from the shape of ids [F, B] or of offsets [F * B + 1]."""
-    return ids.shape[1] if offsets is None else (offsets.shape[0] - 1) // num_features
-
-
-def is_pooled(mode: int, offsets: Tensor | None) -> bool:
-    """Whether a feature has columns in the pooled result; without offsets a bag is one id, and all features have."""
-    return mode != NONE or offsets is None
 
 
 def features_of(
@@ -101,8 +105,14 @@ def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch
     """[B, D] in the dtype of rows [nnz_f, D], and for MAX the entry that each value came from (-1: none)."""
     out = rows.new_zeros(batch, rows.shape[1])
     if mode == MAX:
-        at = feature.bags[feature.keep].unsqueeze(1).expand(-1, rows.shape[1])
+        bags = feature.bags[feature.keep]
+        at = bags.unsqueeze(1).expand(-1, rows.shape[1])
         kept = rows[feature.keep]
+        # As torch.nn.functional.embedding_bag: a NaN stays where it comes first in its bag, and loses elsewhere.
+        is_first = torch.ones_like(bags, dtype=torch.bool)
+        is_first[1:] = bags[1:] != bags[:-1]
+        nan = torch.where(is_first.unsqueeze(1), torch.inf, -torch.inf)
+        kept = torch.where(kept.isnan(), nan.to(kept.dtype), kept)
         out.fill_(-torch.inf).scatter_reduce_(0, at, kept, "amax")
         entries = torch.arange(rows.shape[0], device=rows.device)[feature.keep]
         is_max = kept == out[feature.bags[feature.keep]]
@@ -110,6 +120,8 @@ def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch
         argmax = torch.full(out.shape, rows.shape[0], dtype=torch.int64, device=rows.device)
         argmax.scatter_reduce_(0, at, number, "amin")
         found = argmax < rows.shape[0]
+        if rows.shape[0]:
+            out = rows.gather(0, argmax.clamp(max=rows.shape[0] - 1))
         return torch.where(found, out, 0), torch.where(found, argmax + feature.first, -1)
     weighted = rows * feature.keep.unsqueeze(1)
     if scale is not None:
@@ -138,9 +150,9 @@ def embedding_bags_reference(
     padding: Sequence[int],
 ) -> list[Tensor]:
     """[pooled [B, sum D_f], argmax [B, sum D_f] (empty without MAX), one [nnz_f, D_f] for each unpooled feature]."""
+    check_call("embedding_bags", weights, ids, offsets, per_sample_weights, tables, modes, padding)
     dtype, wide = weights[0].dtype, wide_dtype(weights[0].dtype)
     batch = num_bags(ids, offsets, len(tables))
-    check_offsets("embedding_bags", ids, offsets)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, modes, padding)
     check_ids("embedding_bags", features, [w.shape[0] for w in weights], tables)
     width = sum(weights[t].shape[1] for t, f in zip(tables, features, strict=True) if f.column >= 0)
@@ -175,12 +187,21 @@ def embedding_bag_reference(
     include_last_offset: bool,
 ) -> Tensor:
     """`embedding_bags` of one table, its ids as torch.nn.EmbeddingBag takes them: [B, L], or [nnz] with offsets."""
+    function = "embedding_bag"
+    require(weight.dim() == 2, function, "weight must be [R, D]", weight)
+    require(SUM <= mode <= MAX, function, "mode must be 0 (sum), 1 (mean) or 2 (max)", mode)
+    require(-1 <= padding < weight.shape[0], function, "padding must be -1 or a row", padding)
+    dims = 2 if offsets is None else 1
+    require(ids.dim() == dims, function, "ids must be [B, L], or [nnz] with offsets", ids)
+    require(per_sample_weights is None or mode == SUM, function, "per_sample_weights need mode 0 (sum)", mode)
+    check_entries(function, "per_sample_weights", per_sample_weights, ids, weight.dtype)
     if offsets is None:
         batch, length = ids.shape
         offsets = torch.arange(batch + 1, dtype=ids.dtype, device=ids.device) * length
         ids = ids.reshape(-1)
         per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
     elif not include_last_offset:
+        require(offsets.dim() == 1 and offsets.dtype == ids.dtype, function, "offsets must be [B] like ids", offsets)
         offsets = torch.cat([offsets, offsets.new_tensor([ids.shape[0]])])
     pooled: Tensor = embedding_bags_reference([weight], ids, offsets, per_sample_weights, [0], [mode], [padding])[0]
     return pooled
@@ -195,7 +216,9 @@ def embedding_bags_plan_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Stable sort of the entries by (table, row), padding left out, and run-length encoding."""
     nothing = [0] * len(tables)
-    check_offsets("embedding_bags_plan", ids, offsets)
+    for size in num_embeddings:
+        require(size >= 0, "embedding_bags_plan", "num_embeddings must be >= 0", size)
+    check_layout("embedding_bags_plan", ids, offsets, tables, padding, len(num_embeddings))
     features = features_of(ids, offsets, [0] * len(num_embeddings), tables, nothing, padding)
     check_ids("embedding_bags_plan", features, num_embeddings, tables)
     position = torch.int32 if ids.numel() < 2**31 else torch.int64
@@ -238,14 +261,27 @@ def _entry_grad(
     some = grad[:, columns].index_select(0, feature.bags)
     if mode == MAX:
         entries = torch.arange(feature.ids.shape[0], device=grad.device) + feature.first
-        return some * (argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1))
+        return torch.where(argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1), some, 0)
     if mode == MEAN:
         counts = _counts(feature, grad.shape[0], grad.dtype).clamp(min=1)
         return some / counts.index_select(0, feature.bags).unsqueeze(1)
     return some if scale is None else some * scale.unsqueeze(1)
 
 
+def planned(
+    features: Sequence[Feature], tables: Sequence[int], plan: Sequence[Tensor]
+) -> Iterator[tuple[Feature, Tensor, Tensor]]:
+    """Each feature with its entries that the plan names, [n] positions, and where their rows stand in the table's."""
+    _, row_offsets, order, _, table_starts = (some.reshape(-1).to(torch.int64) for some in plan)
+    counts, starts = row_offsets.diff(), table_starts.tolist()
+    row_of = torch.repeat_interleave(torch.arange(counts.shape[0], device=order.device), counts)
+    for feature, table in zip(features, tables, strict=True):
+        mine = ((order >= feature.first) & (order < feature.first + feature.ids.shape[0])).nonzero()[:, 0]
+        yield feature, order[mine] - feature.first, row_of[mine] - starts[table]
+
+
 def _wide_grads(
+    function: str,
     weights: Sequence[Tensor],
     grad: Tensor,
     sequence_grads: Sequence[Tensor],
@@ -264,36 +300,44 @@ def _wide_grads(
     need_weights_grad: bool,
 ) -> list[Tensor]:
     """As embedding_bags_grad_reference, the values not yet rounded to the dtype of the tables."""
+    plan = (rows, row_offsets, order, bags, table_starts)
+    check_call(function, weights, ids, offsets, per_sample_weights, tables, modes, padding)
+    check_grads(function, weights, grad, sequence_grads, argmax, ids, offsets, tables, modes)
+    check_plan(function, weights, ids, offsets, tables, plan)
     wide = wide_dtype(weights[0].dtype)
     dims = [w.shape[1] for w in weights]
     features = features_of(ids, offsets, dims, tables, modes, padding)
-    bounds = table_starts.tolist()
-    touched = [rows[begin:end] for begin, end in pairwise(bounds)]
+    touched = touched_rows(rows, table_starts)
     values = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
     weights_grad = grad.new_zeros(0)
     if need_weights_grad and per_sample_weights is not None:
         weights_grad = torch.zeros_like(per_sample_weights)
     sequences = iter(sequence_grads)
-    for f, (feature, table, mode) in enumerate(zip(features, tables, modes, strict=True)):
+    for f, (feature, named, place) in enumerate(planned(features, tables, plan)):
+        table, mode = tables[f], modes[f]
         sequence_grad = next(sequences).to(wide) if feature.column < 0 else None
         scale = _scale_of(per_sample_weights, feature, f, offsets is None)
         scale = None if scale is None else scale.to(wide)
         mode = mode if offsets is not None else SUM
         entry = _entry_grad(grad.to(wide), sequence_grad, argmax, feature, mode, dims[table], scale)
-        at = feature.ids.to(torch.int64)
-        place = torch.searchsorted(touched[table], feature.ids[feature.keep].contiguous())
-        values[table].index_add_(0, place, entry[feature.keep])
+        values[table].index_add_(0, place, entry[named])
         if weights_grad.numel():
             plain = _entry_grad(grad.to(wide), None, argmax, feature, SUM, dims[table], None)
-            dots = (plain * weights[table].index_select(0, at).to(wide)).sum(1) * feature.keep
-            target = weights_grad[f] if offsets is None else weights_grad[feature.first : feature.first + at.shape[0]]
-            target.copy_(dots)
+            looked_up = weights[table].index_select(0, touched[table][place].to(torch.int64)).to(wide)
+            end = feature.first + feature.ids.shape[0]
+            target = weights_grad[f] if offsets is None else weights_grad[feature.first : end]
+            target[named] = (plain[named] * looked_up).sum(1).to(target.dtype)
     return [*values, weights_grad]
+
+
+def touched_rows(rows: Tensor, table_starts: Tensor) -> list[Tensor]:
+    """The rows of a plan, table by table."""
+    return [rows.reshape(-1)[begin:end] for begin, end in pairwise(table_starts.reshape(-1).tolist())]
 
 
 def embedding_bags_grad_reference(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
     """[values [U_t, D_t] for each table, gradient of per_sample_weights (empty unless asked for)]."""
-    return [grad.to(weights[0].dtype) for grad in _wide_grads(weights, *args)]
+    return [grad.to(weights[0].dtype) for grad in _wide_grads("embedding_bags_grad", weights, *args)]
 
 
 def embedding_bags_dense_grad_reference(
@@ -310,6 +354,7 @@ def embedding_bags_dense_grad_reference(
     need_weights_grad: bool,
 ) -> list[Tensor]:
     """[gradient [R_t, D_t] of each table, gradient of per_sample_weights (empty unless asked for)]."""
+    check_call("embedding_bags_dense_grad", weights, ids, offsets, per_sample_weights, tables, modes, padding)
     plan = embedding_bags_plan_reference(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights)
     *values, weights_grad = embedding_bags_grad_reference(
@@ -321,9 +366,6 @@ def embedding_bags_dense_grad_reference(
         dense[plan[0][begin:end].to(torch.int64)] = value
         out.append(dense)
     return [*out, weights_grad]
-
-
-SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = range(5)
 
 
 def check_ftrl_options(op: str, lr: float, options: Sequence[float]) -> None:
@@ -409,7 +451,9 @@ def embedding_bags_update_reference(
 ) -> Tensor:
     """The gradient and one optimizer step; returns the gradient of per_sample_weights (empty unless asked for)."""
     plan = (rows, row_offsets, order, bags, table_starts)
+    check_update("embedding_bags_update_", weights, first, second, rule, lr, step, options)
     *values, weights_grad = _wide_grads(
+        "embedding_bags_update_",
         weights,
         grad,
         sequence_grads,
@@ -423,6 +467,6 @@ def embedding_bags_update_reference(
         padding,
         need_weights_grad,
     )
-    touched = [rows[begin:end] for begin, end in pairwise(table_starts.tolist())]
+    touched = touched_rows(rows, table_starts)
     update_rows(weights, first, second, touched, values, rule, lr, step, options, max_norm, seed)
     return weights_grad

@@ -12,12 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprec.kernels.embedding_bag.reference import (
-    MAX,
-    MEAN,
-    is_pooled,
-    num_bags,
-)
+from deeprec.kernels.embedding_bag.checks import MAX, MEAN, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_grad import (
     BAGS,
     MAXIMUM,

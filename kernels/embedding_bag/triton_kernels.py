@@ -17,13 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import (
-    MAX,
-    NONE,
-    SUM,
-    is_pooled,
-    num_bags,
-)
+from deeprec.kernels.embedding_bag.checks import MAX, NONE, SUM, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_backward import (
     embedding_bags_dense_grad,
     embedding_bags_grad,

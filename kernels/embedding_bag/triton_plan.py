@@ -16,13 +16,8 @@ from torch import Tensor
 
 from deeprec.kernels._checks import check_offsets
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import (
-    SUM,
-    check_ids,
-    embedding_bags_plan_reference,
-    features_of,
-    num_bags,
-)
+from deeprec.kernels.embedding_bag.checks import SUM, num_bags
+from deeprec.kernels.embedding_bag.reference import check_ids, embedding_bags_plan_reference, features_of
 from deeprec.kernels.embedding_bag.triton_tables import (
     clear_if,
     constant,

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, check_ftrl_options
+from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.reference import check_ftrl_options
 from deeprec.kernels.embedding_bag.triton_tables import (
     COLUMN,
     DIM,

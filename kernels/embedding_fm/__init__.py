@@ -26,7 +26,8 @@ from deeprec.kernels.embedding_bag import (
     raise_named,
     require_bag_plan,
 )
-from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
+from deeprec.kernels.embedding_bag.checks import num_bags
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_fm.reference import (
     embedding_fm_dense_grad_reference,
     embedding_fm_grad_reference,

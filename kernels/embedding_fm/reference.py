@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_offsets
+from deeprec.kernels._checks import check_entries, check_layout, check_tables, require
+from deeprec.kernels.embedding_bag.checks import check_plan, check_update, num_bags
 from deeprec.kernels.embedding_bag.reference import (
     Feature,
     check_ids,
     features_of,
-    num_bags,
+    planned,
+    touched_rows,
     update_rows,
     wide_dtype,
 )
@@ -36,6 +38,51 @@ class _Entries(NamedTuple):
     w: Tensor | None
 
 
+def _check(
+    function: str,
+    weights: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor | None,
+    values: Tensor | None,
+    tables: Sequence[int],
+    padding: Sequence[int],
+) -> None:
+    check_tables(function, weights)
+    check_layout(function, ids, offsets, tables, padding, len(weights))
+    first = weights[0]
+    require(first.shape[1] >= 1, function, "weights must have at least one column", first)
+    for weight in weights:
+        require(weight.shape[1] == first.shape[1], function, f"weights must be of one D ({first.shape[1]})", weight)
+    count = len(weights)
+    require(len(linear) in (0, count), function, f"linear must be empty or have {count} tables", len(linear))
+    for weight, mine in zip(weights, linear, strict=False):
+        rows = weight.shape[0]
+        has_shape = mine.shape in ((rows,), (rows, 1)) and mine.dtype == first.dtype
+        require(has_shape, function, f"linear must be [{rows}] or [{rows}, 1] of {first.dtype}", mine)
+    check_entries(function, "values", values, ids, first.dtype)
+
+
+def _check_grads(
+    function: str,
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+    embeddings_grad: Tensor | None,
+    batch: int,
+    num_features: int,
+) -> None:
+    dtype, wide, dim = weights[0].dtype, wide_dtype(weights[0].dtype), weights[0].shape[1]
+    requirement = f"grad must be [{batch}] of {dtype}"
+    require(grad.shape == (batch,) and grad.dtype == dtype, function, requirement, grad)
+    requirement = f"sums must be the second result of embedding_fm, [{batch}, {dim}] of {wide}"
+    require(sums.shape == (batch, dim) and sums.dtype == wide, function, requirement, sums)
+    if embeddings_grad is not None:
+        shape = (batch, num_features, dim)
+        has_shape = embeddings_grad.shape == shape and embeddings_grad.dtype == dtype
+        require(has_shape, function, f"embeddings_grad must be {list(shape)} of {dtype}", embeddings_grad)
+
+
 def _entries(
     function: str,
     weights: Sequence[Tensor],
@@ -46,9 +93,9 @@ def _entries(
     tables: Sequence[int],
     padding: Sequence[int],
 ) -> list[_Entries]:
+    _check(function, weights, linear, ids, offsets, values, tables, padding)
     wide = wide_dtype(weights[0].dtype)
     nothing = [0] * len(tables)
-    check_offsets(function, ids, offsets)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, nothing, padding)
     check_ids(function, features, [w.shape[0] for w in weights], tables)
     out = []
@@ -115,30 +162,37 @@ def embedding_fm_grad_reference(
     v: sum_p g x (S - x v) + x e;  w: sum_p g x;  x: g (w + v . S - x |v|^2) + v . e.
     """
     wide = wide_dtype(weights[0].dtype)
-    touched = [rows[begin:end] for begin, end in pairwise(table_starts.tolist())]
+    plan, function = (rows, row_offsets, order, bags, table_starts), "embedding_fm_grad"
+    _check(function, weights, linear, ids, offsets, values, tables, padding)
+    _check_grads(function, weights, grad, sums, embeddings_grad, num_bags(ids, offsets, len(tables)), len(tables))
+    check_plan(function, weights, ids, offsets, tables, plan)
+    touched = touched_rows(rows, table_starts)
     grads = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
     linear_grads = [w.new_zeros(r.shape[0], dtype=wide) for w, r in zip(linear, touched, strict=False)]
     values_grad = weights[0].new_zeros(0)
     if need_values_grad and values is not None:
         values_grad = torch.zeros_like(values, memory_format=torch.contiguous_format)
-    some = _entries("embedding_fm_grad", weights, linear, ids, offsets, values, tables, padding)
-    for f, (table, (feature, x, v, w)) in enumerate(zip(tables, some, strict=True)):
-        g, total = grad.to(wide)[feature.bags], sums.to(wide)[feature.bags]
+    features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, [0] * len(tables), padding)
+    for f, (feature, named, place) in enumerate(planned(features, tables, plan)):
+        table, bag = tables[f], feature.bags[named]
+        at, first, end = touched[table][place].long(), feature.first, feature.first + feature.ids.shape[0]
+        v, w = weights[table][at].to(wide), linear[table].reshape(-1)[at].to(wide) if linear else None
+        x = torch.ones_like(place, dtype=wide)
+        if values is not None:
+            x = (values[f] if offsets is None else values[first:end])[named].to(wide)
+        g, total = grad.to(wide)[bag], sums.to(wide)[bag]
         of_v = (g * x).unsqueeze(1) * (total - x.unsqueeze(1) * v)
         of_x = g * ((v * total).sum(1) - x * v.square().sum(1) + (0 if w is None else w))
         if embeddings_grad is not None:
-            e = embeddings_grad[:, f].to(wide)[feature.bags]
+            e = embeddings_grad[:, f].to(wide)[bag]
             of_v = of_v + x.unsqueeze(1) * e
             of_x = of_x + (v * e).sum(1)
-        keep = feature.keep
-        place = torch.searchsorted(touched[table], feature.ids[keep].contiguous())
-        grads[table].index_add_(0, place, of_v[keep])
+        grads[table].index_add_(0, place, of_v)
         if linear:
-            linear_grads[table].index_add_(0, place, (g * x)[keep])
+            linear_grads[table].index_add_(0, place, g * x)
         if values_grad.numel():
-            count = keep.shape[0]
-            target = values_grad[f] if offsets is None else values_grad[feature.first : feature.first + count]
-            target.copy_(of_x * keep)
+            target = values_grad[f] if offsets is None else values_grad[first:end]
+            target[named] = of_x.to(target.dtype)
     out = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
     out += [g.to(w.dtype).reshape(-1, *w.shape[1:]) for g, w in zip(linear_grads, linear, strict=True)]
     return [*out, values_grad]
@@ -158,6 +212,7 @@ def embedding_fm_dense_grad_reference(
     need_values_grad: bool,
 ) -> list[Tensor]:
     """[gradient of each table, of each linear table, of `values` (empty unless asked for)]."""
+    _check("embedding_fm_dense_grad", weights, linear, ids, offsets, values, tables, padding)
     sizes = [w.shape[0] for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
     *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
@@ -203,11 +258,12 @@ def embedding_fm_update_reference(
     first and second hold the states of the tables, then those of the linear weights.
     """
     plan = (rows, row_offsets, order, bags, table_starts)
+    both = [*weights, *(w.view(-1, 1) for w in linear)]
+    check_update("embedding_fm_update_", both, first, second, rule, lr, step, options)
     *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
         weights, linear, grad, sums, embeddings_grad, ids, offsets, values, *plan, tables, padding, need_values_grad
     )
-    touched = [rows[begin:end] for begin, end in pairwise(table_starts.tolist())] * (2 if linear else 1)
-    both = [*weights, *(w.view(-1, 1) for w in linear)]
+    touched = touched_rows(rows, table_starts) * (2 if linear else 1)
     some = [value.reshape(-1, w.shape[1]) for value, w in zip(some, both, strict=True)]
     update_rows(both, first, second, touched, some, rule, lr, step, options, max_norm, seed)
     out: Tensor = values_grad

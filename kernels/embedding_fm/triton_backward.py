@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
+from deeprec.kernels.embedding_bag.checks import num_bags
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_bag.triton_rows import (
     NORM,
     PIECES,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import ADAM, FTRL, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.checks import ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
     MAX_REGISTERS,

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.reference import num_bags, wide_dtype
+from deeprec.kernels.embedding_bag.checks import num_bags
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
     BAD_INPUT,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.kernels._checks import check_index, require
+
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]
 
 
@@ -53,9 +55,69 @@ def ncf_logits_reference(
 
 def _positions(rows: Tensor, offsets: Tensor, order: Tensor) -> Tensor:
     """The index into `rows` of each position: the inverse of the plan, [nnz]."""
+    rows, offsets, order = rows.reshape(-1), offsets.reshape(-1), order.reshape(-1)
     counts = offsets.long().diff()
     index = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts, output_size=len(order))
     return torch.empty_like(index).scatter_(0, order.long(), index)
+
+
+def _check(
+    tables: Sequence[Tensor],
+    plans: Sequence[tuple[Tensor, Tensor, Tensor]],
+    labels: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+) -> None:
+    function, dtype = "ncf_loss", labels.dtype
+    require(dtype in (torch.float32, torch.float64), function, "labels must be float32 or float64", labels)
+    named = {"a table": (2, tables), "labels": (2, [labels]), "weights": (2, weights), "biases": (1, biases)}
+    named["out_weight and out_bias"] = (1, [out_weight, out_bias])
+    for name, (dims, tensors) in named.items():
+        for given in tensors:
+            requirement = f"{name} must be of {dims} dimensions and {dtype}"
+            require(given.dim() == dims and given.dtype == dtype, function, requirement, given)
+    gmf_user, gmf_item, mlp_user, mlp_item = tables
+    groups, size = labels.shape
+    require(len(weights) == len(biases) <= 16, function, "needs as many biases as weights, at most 16", len(biases))
+    require(size > 0 or groups == 0, function, "labels must be [groups, 1 + n]", labels)
+    requirement = f"GMF tables must be equally wide ({gmf_user.shape[1]})"
+    require(gmf_item.shape[1] == gmf_user.shape[1], function, requirement, gmf_item)
+    rows = [(mlp if weights else gmf).shape[0] for gmf, mlp in ((gmf_user, mlp_user), (gmf_item, mlp_item))]
+    if weights and gmf_user.shape[1]:
+        same = (gmf_user.shape[0], gmf_item.shape[0]) == (rows[0], rows[1])
+        require(same, function, "the GMF and MLP tables must have equally many rows", (gmf_user.shape, gmf_item.shape))
+    width = mlp_user.shape[1] + mlp_item.shape[1]
+    for weight, bias in zip(weights, biases, strict=True):
+        has_shape = weight.shape == (bias.numel(), width) and bias.numel() > 0
+        require(has_shape, function, f"weights must be [{bias.numel()}, {width}]", weight)
+        width = bias.numel()
+    last = gmf_user.shape[1] + (width if weights else 0)
+    has_shape = out_weight.numel() == last and out_bias.numel() == 1
+    require(has_shape, function, f"out_weight must be [{last}] and out_bias [1]", out_weight)
+    for (side, plan), count, table_rows in zip(
+        zip(("user", "item"), plans, strict=True), (groups, groups * size), rows, strict=True
+    ):
+        _check_plan(side, plan, count, table_rows)
+
+
+def _check_plan(side: str, plan: tuple[Tensor, Tensor, Tensor], count: int, num_rows: int) -> None:
+    function = "ncf_loss"
+    rows, offsets, order = plan
+    for name, given in (("rows", rows), ("offsets", offsets), ("order", order)):
+        check_index(function, f"{side}_{name}", given)
+    covers = order.numel() == count and offsets.numel() == rows.numel() + 1
+    require(covers, function, f"the plan of {side}s must cover {count} of them; make it with embedding_plan", order)
+    if rows.device.type != "cpu":
+        return
+    bounds, places = offsets.reshape(-1), order.reshape(-1)
+    rises = int(bounds[0]) == 0 and int(bounds[-1]) == count and bool((bounds[1:] > bounds[:-1]).all())
+    require(rises, function, f"{side}_offsets must rise from 0 to {count}", bounds.tolist()[:8])
+    is_there = bool(((rows >= 0) & (rows < num_rows)).all())
+    require(is_there, function, f"{side}_rows must be in [0, {num_rows})", rows.reshape(-1).tolist()[:8])
+    is_whole = bool((places.sort().values == torch.arange(count)).all())
+    require(is_whole, function, f"{side}_order must name every position once", places.tolist()[:8])
 
 
 def ncf_loss_reference(
@@ -87,9 +149,13 @@ def ncf_loss_reference(
         loss [], gradients of the unique rows [U_u, D], [U_i, D], [U_u, E_u], [U_i, E_i], of weights, biases,
         out_weight and out_bias.
     """
+    tables = (gmf_user, gmf_item, mlp_user, mlp_item)
+    plans = ((user_rows, user_offsets, user_order), (item_rows, item_offsets, item_order))
+    _check(tables, plans, labels, weights, biases, out_weight, out_bias)
     group_size = labels.shape[1]
     user_index = _positions(user_rows, user_offsets, user_order).repeat_interleave(group_size)  # [B]
     item_index = _positions(item_rows, item_offsets, item_order)
+    user_rows, item_rows = user_rows.reshape(-1), item_rows.reshape(-1)
     user_rows, item_rows, y = user_rows.long(), item_rows.long(), labels.reshape(-1)
     gmf_width, user_width = gmf_user.shape[1], mlp_user.shape[1]
     h_gmf, h_mlp = out_weight[:gmf_width], out_weight[gmf_width:]

@@ -148,6 +148,7 @@ def sample_negatives(
     if torch.compiler.is_compiling():
         out = torch.ops.deeprec.sample_negatives(*arguments)
         return out
+    _check_lists(indptr, indices, num_items)
     if users.device.type != "cpu":
         check_users(users, indptr, indices, num_items)  # a GPU kernel cannot raise
     try:
@@ -155,6 +156,33 @@ def sample_negatives(
     except RuntimeError as error:
         raise translate(error) from None
     return out
+
+
+def _check_lists(indptr: Tensor, indices: Tensor, num_items: int) -> None:
+    """Raise for users' lists that are out of range or out of order; once for tensors that do not change.
+
+    The look takes as long as the lists are, a call as long as its draws: word is left on the tensor.
+    """
+    is_counted = not (indices.is_inference() or indptr.is_inference())
+    versions = (indptr._version, indices._version) if is_counted else None
+    word = getattr(indices, "_deeprec_lists", None)
+    if word is not None and is_counted and word[0] is indptr and word[1:] == (versions, num_items):
+        return
+    nnz = indices.numel()
+    if nnz and not 0 <= int(indices.min()) <= int(indices.max()) < num_items:
+        raise IndexError(f"sample_negatives: indices must lie in [0, {num_items}); check num_items against the data")
+    falls = indices[1:] <= indices[:-1]
+    starts = indptr[(indptr > 0) & (indptr < nnz)]
+    falls[starts - 1] = False  # from one user to the next an item may fall
+    if bool(falls.any()):
+        position = int(falls.to(torch.uint8).argmax()) + 1
+        raise ValueError(
+            "sample_negatives: indices must ascend without repeats within a user, got "
+            f"{int(indices[position])} after {int(indices[position - 1])} at position {position}; sort the items of "
+            "each user"
+        )
+    if is_counted:
+        indices._deeprec_lists = (indptr, versions, num_items)  # type: ignore[attr-defined]
 
 
 def _check_arguments(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deeprec.kernels._checks import check_index, require
+
 MAX_ATTEMPTS = 64  # csrc/sample_negatives.h: kMaxAttempts
 _MASK = 0xFFFFFFFF
 
@@ -67,6 +69,31 @@ def check_users(users: Tensor, indptr: Tensor, indices: Tensor, num_items: int) 
         )
 
 
+def _check(users: Tensor, indptr: Tensor, indices: Tensor, num_items: int, num_negatives: int, offset: int) -> None:
+    function = "sample_negatives"
+    check_index(function, "users", users)
+    for name, given, dtype in (("indptr", indptr, torch.int64), ("indices", indices, torch.int32)):
+        if given.dtype != dtype:
+            raise TypeError(f"{function}: {name} must be {dtype}, got {given.dtype}")
+    require(offset >= 0, function, "offset must be >= 0", offset)
+    require(0 < num_items < 2**31, function, "num_items must lie in [1, 2^31)", num_items)
+    require(num_negatives >= 0, function, "num_negatives must be >= 0", num_negatives)
+    require(indptr.numel() > 0, function, "indptr needs num_users + 1 entries", indptr)
+
+
+def _check_table(num_items: int, threshold: Tensor | None, alias: Tensor | None, cumulative: Tensor | None) -> None:
+    if threshold is None:
+        return
+    function = "sample_negatives"
+    requirement = f"the alias table must describe {num_items} items; build it with alias_table(weights)"
+    for given, size, dtype in (
+        (threshold, num_items, torch.int64),
+        (alias, num_items, torch.int32),
+        (cumulative, num_items + 1, torch.int64),
+    ):
+        require(given is not None and given.numel() == size and given.dtype == dtype, function, requirement, given)
+
+
 def sample_negatives_reference(
     users: Tensor,
     indptr: Tensor,
@@ -80,13 +107,14 @@ def sample_negatives_reference(
     cumulative: Tensor | None = None,
 ) -> Tensor:
     """Unseen items for each user; see `deeprec.kernels.sample_negatives.sample_negatives` for the arguments."""
+    _check(users, indptr, indices, num_items, num_negatives, offset)
+    users, indptr, indices = users.reshape(-1), indptr.reshape(-1), indices.reshape(-1)
     num_rows = users.numel()
     out = users.new_empty((num_rows, num_negatives))
     if out.numel() == 0:
         return out
+    _check_table(num_items, threshold, alias, cumulative)
     check_users(users, indptr, indices, num_items)
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_items:
-        raise IndexError(f"sample_negatives: indices must lie in [0, {num_items}); check num_items against the data")
     device = users.device
     step = 1 if threshold is None else 2
     per_block = 4 // step
@@ -96,11 +124,16 @@ def sample_negatives_reference(
     example = row + offset
     group, slot = column // per_block, column % per_block * step
 
-    degrees = indptr[1:] - indptr[:-1]
-    owner = torch.arange(degrees.numel(), device=device).repeat_interleave(degrees)
-    seen_keys = owner * num_items + indices  # ascending, because each user's list is
+    # Of the users drawn for: indptr may hold anything elsewhere. Items outside the catalogue cannot be drawn anyway.
+    distinct = users.long().unique()
+    degrees = indptr[distinct + 1] - indptr[distinct]
+    owner = distinct.repeat_interleave(degrees)
+    start = (indptr[distinct] - (degrees.cumsum(0) - degrees)).repeat_interleave(degrees)
+    seen = indices[start + torch.arange(owner.numel(), device=device)]
+    is_known = (seen >= 0) & (seen < num_items)
+    seen_keys = owner[is_known] * num_items + seen[is_known]  # ascending, because each user's list is
     # A sentinel keeps the lookup in range; no pair has this key.
-    seen_keys = torch.cat([seen_keys, seen_keys.new_full((1,), degrees.numel() * num_items)])
+    seen_keys = torch.cat([seen_keys, seen_keys.new_full((1,), indptr.numel() * num_items)])
 
     def words(pending: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
         e = example[pending]
@@ -117,7 +150,9 @@ def sample_negatives_reference(
         item, low = _multiply_32(word, num_items)
         accepted = low >= reject_below
         if threshold is not None and alias is not None:
-            item = torch.where(coin < threshold[item], item, alias[item].long())
+            item = torch.where(coin < threshold.reshape(-1)[item], item, alias.reshape(-1)[item].long())
+            is_known = (item >= 0) & (item < num_items)  # a damaged table names others
+            accepted, item = accepted & is_known, torch.where(is_known, item, 0)
         key = user[pending] * num_items + item
         accepted &= seen_keys[torch.searchsorted(seen_keys, key)] != key
         flat_out[pending[accepted]] = item[accepted].to(out.dtype)
@@ -128,11 +163,12 @@ def sample_negatives_reference(
     word, coin = words(pending, MAX_ATTEMPTS)
     if threshold is None:
         coin, _ = words(pending, MAX_ATTEMPTS + 1)
-    weights = None if cumulative is None else cumulative.diff()
+    weights = None if cumulative is None or threshold is None else cumulative.reshape(-1).diff()
     for at, high, low_word in zip(pending.tolist(), word.tolist(), coin.tolist(), strict=True):
         u = int(user[at])
         unseen = torch.ones(num_items, dtype=torch.bool, device=device)
-        unseen[indices[int(indptr[u]) : int(indptr[u + 1])].long()] = False
+        mine = indices[int(indptr[u]) : int(indptr[u + 1])].long()
+        unseen[mine[(mine >= 0) & (mine < num_items)]] = False
         items = unseen.nonzero()[:, 0]
         if weights is None:
             choice = _multiply_high_64(high, low_word, items.numel())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.kernels._checks import check_float, check_rows, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 
 IDENTITY, SIGMOID, TANH = range(3)
@@ -36,17 +37,44 @@ def entry_losses(z: Tensor, y: Tensor, activation: int, loss: int) -> tuple[Tens
     return margin.clamp(min=0), a, torch.where(margin > 0, -y * inner, 0)
 
 
-def check_positions(function: str, indptr: Tensor, indices: Tensor, batch: int, num_columns: int) -> None:
-    """Raise ValueError or IndexError for rows that are not whole and columns that are not there."""
-    nnz = indices.shape[0]
-    if indptr.shape[0] != batch + 1 or int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
-        raise ValueError(f"{function}: indptr must be [{batch + 1}], ascending from 0 to {nnz}")
-    bad = (indices < 0) | (indices >= num_columns)
-    if nnz and bool(bad.any()):
-        position = int(bad.to(torch.uint8).argmax())
-        raise IndexError(
-            f"{function}: indices must be in [0, {num_columns}), got {int(indices[position])} at position {position}"
-        )
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    entries: dict[str, Tensor | None],
+    activation: int,
+    loss: int,
+) -> None:
+    function, dtype = "sampled_linear_loss", hidden.dtype
+    check_float(function, "hidden", hidden)
+    require(hidden.dim() == 2, function, "hidden must be [B, H]", hidden)
+    has_shape = weight.dim() == 2 and weight.shape[1] == hidden.shape[1] and weight.dtype == dtype
+    require(has_shape, function, f"weight must be [N, {hidden.shape[1]}] of {dtype}", weight)
+    check_activation(function, activation)
+    has_loss = SQUARED <= loss <= HINGE and (loss != CROSS_ENTROPY or activation == SIGMOID)
+    require(has_loss, function, "loss must be 0 to 3, and 1 goes with activation 1", loss)
+    check_rows(function, indptr, indices, hidden.shape[0], weight.shape[0])
+    check_bias(function, bias, weight.shape[0], dtype)
+    wide = wide_dtype(dtype)
+    for name, given in entries.items():
+        if given is not None:
+            has_shape = given.shape == indices.shape and given.dtype == wide
+            require(has_shape, function, f"{name} must be {list(indices.shape)} of {wide}", given)
+
+
+def check_activation(function: str, activation: int) -> None:
+    """Raise unless an activation has this number."""
+    requirement = "activation must be 0 (identity), 1 (sigmoid) or 2 (tanh)"
+    require(IDENTITY <= activation <= TANH, function, requirement, activation)
+
+
+def check_bias(function: str, bias: Tensor | None, size: int, dtype: torch.dtype) -> None:
+    """Raise unless a bias has one number for each output, or there is none."""
+    if bias is not None:
+        has_shape = bias.numel() == size and bias.dtype == dtype
+        require(has_shape, function, f"bias must be [{size}] of {dtype}", bias)
 
 
 def sampled_linear_loss_reference(
@@ -62,7 +90,8 @@ def sampled_linear_loss_reference(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss [], predictions [nnz], derivative of the loss by each z [nnz], gradient of hidden [B, H] or [0]."""
-    check_positions("sampled_linear_loss", indptr, indices, hidden.shape[0], weight.shape[0])
+    entries = {"targets": targets, "entry_weights": entry_weights}
+    _check(hidden, weight, bias, indptr, indices, entries, activation, loss)
     wide = wide_dtype(hidden.dtype)
     counts = indptr.diff().to(torch.int64)
     rows = torch.repeat_interleave(torch.arange(hidden.shape[0], device=hidden.device), counts)

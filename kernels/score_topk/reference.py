@@ -8,14 +8,90 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.kernels._checks import require
+
+_OP = "score_topk"
 _BLOCK_PAIRS = 1 << 22  # scores held at once by the dot scorer
 _BLOCK_HIDDEN = 1 << 24  # activations held at once by the network scorer
 
 
 def score_items_reference(users: Tensor, items: Tensor, item_bias: Tensor | None = None) -> Tensor:
     """users @ items.T + item_bias, [B, N] float32."""
+    _check_dot(users, items, item_bias)
     scores = users.float() @ items.float().T
-    return scores if item_bias is None else scores + item_bias.float()
+    return scores if item_bias is None else scores + item_bias.float().reshape(-1)
+
+
+def _check_dot(users: Tensor, items: Tensor, item_bias: Tensor | None) -> None:
+    for name, given in (("users", users), ("items", items)):
+        require(given.dim() == 2, _OP, f"{name} must have two dimensions", given)
+    check_matrix("items", items, items.shape[0], users.shape[1])
+    if item_bias is not None:
+        count = items.shape[0]
+        require(item_bias.numel() == count, _OP, f"item_bias must be [{count}]", item_bias)
+
+
+def check_matrix(name: str, given: Tensor, rows: int, columns: int) -> None:
+    """Raise unless a tensor is [rows, columns]."""
+    require(given.shape == (rows, columns), _OP, f"{name} must be [{rows}, {columns}]", given)
+
+
+def _check_network(
+    user_hidden: Tensor,
+    item_hidden: Tensor,
+    user_factors: Tensor,
+    item_factors: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+) -> None:
+    _check_dot(user_factors, item_factors, None)
+    require(user_hidden.dim() == 2, _OP, "user_hidden must be [B, H1]", user_hidden)
+    width = user_hidden.shape[1]
+    check_matrix("user_hidden", user_hidden, user_factors.shape[0], width)
+    check_matrix("item_hidden", item_hidden, item_factors.shape[0], width)
+    require(len(weights) == len(biases), _OP, "each weight needs its bias", (len(weights), len(biases)))
+    for weight, bias in zip(weights, biases, strict=True):
+        require(weight.dim() == 2, _OP, "weights must be [out, in]", weight)
+        check_matrix("a hidden weight", weight, weight.shape[0], width)
+        width = weight.shape[0]
+        require(bias.numel() == width, _OP, f"a hidden bias must be [{width}]", bias)
+    last = user_factors.shape[1] + (width if user_hidden.shape[1] else 0)
+    require(out_weight.numel() == last, _OP, f"out_weight must be [{last}]", out_weight)
+    require(out_bias is None or out_bias.numel() == 1, _OP, "out_bias must be one value", out_bias)
+
+
+def _check_topk(k: int, num_users: int, seen: tuple[Tensor | None, Tensor | None, Tensor | None]) -> None:
+    require(0 <= k < 2**31, _OP, "k must be in [0, 2^31)", k)
+    indptr, indices, rows = seen
+    if indptr is None:
+        return
+    if indices is None or not indptr.numel():
+        raise ValueError(f"{_OP}: seen_indptr needs seen_indices beside it")
+    for name, given, dtype in (
+        ("seen_indptr", indptr, torch.int64),
+        ("seen_indices", indices, torch.int32),
+        ("seen_rows", rows, torch.int64),
+    ):
+        if given is not None and given.dtype != dtype:
+            raise TypeError(f"{_OP}: {name} must be {dtype}, got {given.dtype}")
+    count = indptr.numel() - 1
+    if rows is None:
+        require(count == num_users, _OP, f"seen_indptr must have {num_users + 1} entries", indptr)
+    else:
+        require(rows.numel() == num_users, _OP, f"seen_rows must be [{num_users}]", rows)
+    if indptr.device.type == "cpu":
+        _check_seen(indptr.reshape(-1), indices.numel(), rows, num_users)
+
+
+def _check_seen(indptr: Tensor, nnz: int, rows: Tensor | None, num_users: int) -> None:
+    row = torch.arange(num_users) if rows is None else rows.reshape(-1)
+    if bool(((row < 0) | (row >= indptr.numel() - 1)).any()):
+        raise IndexError(f"{_OP}: seen_rows must lie in [0, {indptr.numel() - 1})")
+    first, last = indptr[row], indptr[row + 1]
+    rises = bool(((first >= 0) & (first <= last) & (last <= nnz)).all())
+    require(rises, _OP, f"seen_indptr must rise from 0 to {nnz} (the length of seen_indices)", indptr.tolist()[:8])
 
 
 def _ncf_block(
@@ -35,14 +111,14 @@ def _ncf_block(
         return x.bfloat16().float() if use_bfloat16 else x.float()
 
     num_factors = user_factors.shape[1]
-    weight = out_weight.float()
+    weight = out_weight.float().reshape(-1)
     scores = (user_factors.float() * weight[:num_factors]) @ item_factors.float().T
     if out_bias is not None:
         scores = scores + out_bias.float().reshape(())
     if user_hidden.shape[1]:
         x = F.relu(user_hidden.float()[:, None, :] + item_hidden.float()[None, :, :])  # [B, N, H1]
         for w, b in zip(weights, biases, strict=True):
-            x = F.relu(F.linear(rounded(x), rounded(w), b.float()))
+            x = F.relu(F.linear(rounded(x), rounded(w), b.float().reshape(-1)))
         scores = scores + x @ weight[num_factors:]
     return scores
 
@@ -59,19 +135,23 @@ def score_items_ncf_reference(
     use_bfloat16: bool = False,
 ) -> Tensor:
     """Logits of an NCF network for every pair, [B, N] float32; bfloat16 rounds the operands of the hidden products."""
+    network = (weights, biases, out_weight, out_bias)
+    _check_network(user_hidden, item_hidden, user_factors, item_factors, *network)
     num_users, num_items = user_hidden.shape[0], item_hidden.shape[0]
     widest = max([user_hidden.shape[1], 1, *(w.shape[0] for w in weights)])
     block = max(1, _BLOCK_HIDDEN // max(1, num_items * widest))
-    network = (weights, biases, out_weight, out_bias, use_bfloat16)
     parts = [
-        _ncf_block(user_hidden[u : u + block], item_hidden, user_factors[u : u + block], item_factors, *network)
+        _ncf_block(
+            user_hidden[u : u + block], item_hidden, user_factors[u : u + block], item_factors, *network, use_bfloat16
+        )
         for u in range(0, num_users, block)
     ]
     return torch.cat(parts) if parts else user_hidden.new_empty((0, num_items), dtype=torch.float32)
 
 
 def _seen_mask(first_user: int, num_users: int, num_items: int, seen: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    indptr, indices, rows = seen
+    indptr, indices = seen[0].reshape(-1), seen[1].reshape(-1)
+    rows = None if seen[2] is None else seen[2].reshape(-1)
     users = torch.arange(first_user, first_user + num_users, device=indptr.device)
     row = users if rows is None else rows[users].long()
     lengths = indptr[row + 1] - indptr[row]
@@ -79,7 +159,9 @@ def _seen_mask(first_user: int, num_users: int, num_items: int, seen: tuple[Tens
     start = (indptr[row] - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
     positions = start + torch.arange(owner.numel(), device=indptr.device)
     mask = torch.zeros((num_users, num_items), dtype=torch.bool, device=indptr.device)
-    mask[owner, indices[positions].long()] = True
+    items = indices[positions].long()
+    is_known = (items >= 0) & (items < num_items)  # an item outside the catalogue masks nothing
+    mask[owner[is_known], items[is_known]] = True
     return mask
 
 
@@ -125,6 +207,8 @@ def score_topk_reference(
     seen_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best of `score_items_reference`, unseen, by score and then lower id; (-inf, -1) where there are fewer."""
+    _check_dot(users, items, item_bias)
+    _check_topk(k, users.shape[0], (seen_indptr, seen_indices, seen_rows))
     num_items = items.shape[0]
     return _topk_of_blocks(
         lambda first, last: score_items_reference(users[first:last], items, item_bias),
@@ -154,6 +238,8 @@ def score_topk_ncf_reference(
 ) -> tuple[Tensor, Tensor]:
     """The k best of `score_items_ncf_reference`, as in `score_topk_reference`."""
     network = (weights, biases, out_weight, out_bias, use_bfloat16)
+    _check_network(user_hidden, item_hidden, user_factors, item_factors, *network[:4])
+    _check_topk(k, user_hidden.shape[0], (seen_indptr, seen_indices, seen_rows))
     num_items = item_hidden.shape[0]
     return _topk_of_blocks(
         lambda first, last: score_items_ncf_reference(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.kernels.embedding_bag import RowUpdate, embedding_bag, embedding_bags
+from deeprec.kernels.embedding_bag import RowUpdate, checks, embedding_bag, embedding_bags
 from deeprec.kernels.embedding_bag import reference as ref
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -118,17 +118,17 @@ def test_forward_plan_and_gradients_match_reference(
 def states_of(weights: list[Tensor], rule: int) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(5)
     dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    first = [torch.rand(w.shape[:1] if rule == ref.ROWWISE_ADAGRAD else w.shape, dtype=dtype) for w in weights]
-    return first, [torch.rand(w.shape, dtype=dtype) for w in weights] if rule in (ref.ADAM, ref.FTRL) else []
+    first = [torch.rand(w.shape[:1] if rule == checks.ROWWISE_ADAGRAD else w.shape, dtype=dtype) for w in weights]
+    return first, [torch.rand(w.shape, dtype=dtype) for w in weights] if rule in (checks.ADAM, checks.FTRL) else []
 
 
 def options_of(rule: int, decay: float = 0.01) -> list[float]:
     """eps, weight_decay, beta1 and beta2; of FTRL beta, 0, l1 and l2."""
-    return [1.0, 0.0, 0.05, 0.3] if rule == ref.FTRL else [1e-8, decay, 0.9, 0.999]
+    return [1.0, 0.0, 0.05, 0.3] if rule == checks.FTRL else [1e-8, decay, 0.9, 0.999]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
+@pytest.mark.parametrize("rule", [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL])
 @pytest.mark.parametrize("shape", [(9, 5), (13, None)])
 @pytest.mark.parametrize("collection", COLLECTIONS)
 @pytest.mark.parametrize(("max_norm", "seed"), [(0.0, -1), (0.5, -1), (0.0, 7)])
@@ -189,7 +189,7 @@ def test_per_sample_weights_get_their_gradient() -> None:
 
 
 def plain_sgd() -> RowUpdate:
-    return RowUpdate(ref.SGD, [], [], torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [0.0, 0.0, 0.0, 0.0])
+    return RowUpdate(checks.SGD, [], [], torch.tensor(0.1, dtype=torch.float64), torch.tensor(0), [0.0, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("training", ["sparse", "dense", "update"])
@@ -240,7 +240,7 @@ def test_gradcheck(sparse_grad: bool) -> None:
     torch.autograd.gradcheck(dense, [w.requires_grad_() for w in b.weights])
 
 
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
+@pytest.mark.parametrize("rule", [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_update_in_backward_is_the_same_for_any_threads(rule: int, threads: int) -> None:
     results = []
@@ -337,10 +337,10 @@ def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
         given = (torch.randn(out[0].shape), [torch.randn(x.shape) for x in out[2:]], out[1], b.ids, b.offsets, b.scale)
         yield "embedding_bags_grad", (b.weights, *given, *plan, *call, scaled)
         yield "embedding_bags_dense_grad", (b.weights, *given, *call, scaled)
-        rule = (ref.ADAM, torch.tensor(0.1, dtype=torch.float64), torch.tensor(3), [1e-8, 0.01, 0.9, 0.999], 0.5, -1)
+        rule = (checks.ADAM, torch.tensor(0.1, dtype=torch.float64), torch.tensor(3), [1e-8, 0.01, 0.9, 0.999], 0.5, -1)
         yield (
             "embedding_bags_update_",
-            (b.weights, *states_of(b.weights, ref.ADAM), *given, *plan, *call, scaled, *rule),
+            (b.weights, *states_of(b.weights, checks.ADAM), *given, *plan, *call, scaled, *rule),
         )
 
 
@@ -445,7 +445,7 @@ def test_gpu_matches_float64_reference(collection: Any, shape: Any, dtype: torch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rule", [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL])
+@pytest.mark.parametrize("rule", [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL])
 @pytest.mark.parametrize("shape", [(500, 5), (4096, None)])
 @pytest.mark.parametrize(("max_norm", "seed"), [(0.0, -1), (0.5, -1), (0.0, 7)])
 def test_gpu_update_matches_reference_twice(

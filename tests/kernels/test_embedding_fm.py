@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deeprec.kernels.embedding_bag import RowUpdate
-from deeprec.kernels.embedding_bag.reference import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD, wide_dtype
+from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_fm import embedding_fm
 from deeprec.kernels.embedding_fm import reference as ref
 

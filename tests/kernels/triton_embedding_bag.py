@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag import checks, triton_kernels
 from deeprec.kernels.embedding_bag import reference as ref
-from deeprec.kernels.embedding_bag import triton_kernels
 
 _spec = importlib.util.spec_from_file_location("embedding_bag_cases", Path(__file__).with_name("test_embedding_bag.py"))
 assert _spec is not None
@@ -90,7 +90,7 @@ def test_id_out_of_range_is_an_assertion_and_the_plan_names_it(bad: int, shape: 
 
 
 @pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 3, 4, 5], [0, 3, 4, 9], [0, 2, 3, 4], [-1, 2, 3, 5]], ids=str)
-@pytest.mark.parametrize("mode", [ref.SUM, ref.MAX])
+@pytest.mark.parametrize("mode", [checks.SUM, checks.MAX])
 def test_offsets_that_do_not_fit_are_an_assertion(offsets: list[int], mode: int) -> None:
     with pytest.raises(RuntimeError, match="offsets ascend"):
         triton_kernels.embedding_bags(
@@ -183,7 +183,7 @@ def test_rows_of_many_entries_are_cut_into_pieces(count: int, modes: list[int]) 
         assert torch.equal(ours, twice)
 
 
-RULES = [ref.SGD, ref.ADAGRAD, ref.ROWWISE_ADAGRAD, ref.ADAM, ref.FTRL]
+RULES = [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL]
 
 
 @pytest.mark.parametrize("rule", [-1, *RULES])
@@ -228,7 +228,7 @@ def test_update_rounds_with_the_bits_of_the_reference(seed: int) -> None:
     for update in (triton_kernels.embedding_bags_update_, ref.embedding_bags_update_reference):
         some = [w.clone() for w in weights]
         lr, step = torch.tensor(2.0**-7, dtype=torch.float64), torch.tensor(5)
-        call = (b.tables, b.modes, b.padding, False, ref.SGD, lr, step, [0.0, 0.0, 0.0, 0.0], 0.0, seed)
+        call = (b.tables, b.modes, b.padding, False, checks.SGD, lr, step, [0.0, 0.0, 0.0, 0.0], 0.0, seed)
         update(some, [], [], *given, *plan, *call)
         results.append(some)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
@@ -243,7 +243,7 @@ def test_update_with_a_row_out_of_range_changes_nothing(row: int) -> None:
     plan[0][3] = row
     before = [w.clone() for w in b.weights]
     lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0)
-    call = (b.tables, b.modes, b.padding, False, ref.SGD, lr, step, [0.0] * 4, 0.0, -1)
+    call = (b.tables, b.modes, b.padding, False, checks.SGD, lr, step, [0.0] * 4, 0.0, -1)
     with pytest.raises(RuntimeError, match="plan must come from"):
         triton_kernels.embedding_bags_update_(b.weights, [], [], *given, *plan, *call)
     assert all(torch.equal(x, y) for x, y in zip(before, b.weights, strict=True))
@@ -254,9 +254,9 @@ def test_states_that_do_not_fit_are_refused() -> None:
     given, plan = backward_of(b)
     for rule, first, message in (
         (5, [], "rule must be"),
-        (ref.FTRL, [torch.zeros(20, 16), torch.zeros(20, 4)], "other states"),
-        (ref.ADAM, [torch.zeros(20, 16)], "other states"),
-        (ref.ADAGRAD, [torch.zeros(20, 16), torch.zeros(21, 5)], "first state must be"),
+        (checks.FTRL, [torch.zeros(20, 16), torch.zeros(20, 4)], "other states"),
+        (checks.ADAM, [torch.zeros(20, 16)], "other states"),
+        (checks.ADAGRAD, [torch.zeros(20, 16), torch.zeros(21, 5)], "first state must be"),
     ):
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0)
         call = (b.tables, b.modes, b.padding, False, rule, lr, step, [0.0] * 4, 0.0, -1)
@@ -279,5 +279,5 @@ def test_rows_beyond_2_31_elements_are_read_and_stepped() -> None:
     assert plan[0].tolist() == [0, 2**25, rows - 1]
     lr, step = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0)
     given = (torch.ones_like(out), [], argmax, ids, None, None, *plan, [0], [0], [-1], False)
-    triton_kernels.embedding_bags_update_([weight], [], [], *given, ref.SGD, lr, step, [0.0] * 4, 0.0, -1)
+    triton_kernels.embedding_bags_update_([weight], [], [], *given, checks.SGD, lr, step, [0.0] * 4, 0.0, -1)
     assert torch.equal(weight[plan[0]][:, 0], torch.tensor([2.0, 3.0, 4.0]) - torch.tensor([1.0, 1.0, 2.0]))

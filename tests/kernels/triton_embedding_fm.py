@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag import checks
 from deeprec.kernels.embedding_bag import reference as bag_ref
 from deeprec.kernels.embedding_fm import reference as ref
 from deeprec.kernels.embedding_fm import triton_kernels
@@ -103,7 +104,7 @@ def test_rows_of_many_entries_are_cut_into_pieces(count: int) -> None:
     check(b, True, torch.randn(count, dtype=torch.float64), True)
 
 
-@pytest.mark.parametrize("rule", [bag_ref.SGD, bag_ref.ADAGRAD, bag_ref.ROWWISE_ADAGRAD, bag_ref.ADAM, bag_ref.FTRL])
+@pytest.mark.parametrize("rule", [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL])
 @pytest.mark.parametrize(
     ("dtype", "dim", "max_norm", "seed"),
     [(torch.float32, 16, 0.5, -1), (torch.float64, 260, 0.5, -1), (torch.bfloat16, 16, 0.0, 7)],
@@ -120,9 +121,9 @@ def test_update_matches_reference(rule: int, dtype: torch.dtype, dim: int, max_n
             [*weights, *(w.view(-1, 1) for w in linear)],
             torch.float64 if dtype == torch.float64 else torch.float32,
         )
-        is_row = rule == bag_ref.ROWWISE_ADAGRAD
+        is_row = rule == checks.ROWWISE_ADAGRAD
         first = [torch.rand(w.shape[:1] if is_row else w.shape, dtype=wide) for w in both]
-        second = [torch.rand(w.shape, dtype=wide) for w in both] if rule in (bag_ref.ADAM, bag_ref.FTRL) else []
+        second = [torch.rand(w.shape, dtype=wide) for w in both] if rule in (checks.ADAM, checks.FTRL) else []
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
         rest = (True, rule, lr, step, cases.options_of(rule), max_norm, seed)
         of_values = update(weights, linear, first, second, *given, *rest)
@@ -148,7 +149,7 @@ def test_bad_ids_and_plans_are_assertions_and_change_nothing(bad: int, shape: An
     given = (torch.ones(shape[0]), sums, None, *b.input(), *plan, b.tables, b.padding)
     with pytest.raises(RuntimeError, match="plan must come from"):
         triton_kernels.embedding_fm_update_(
-            b.weights, b.linear, [], [], *given, False, bag_ref.SGD, lr, step, [0.0] * 4, 0.0, -1
+            b.weights, b.linear, [], [], *given, False, checks.SGD, lr, step, [0.0] * 4, 0.0, -1
         )
     assert all(torch.equal(x, y) for x, y in zip(before, [*b.weights, *b.linear], strict=True))
 
