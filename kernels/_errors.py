@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _KINDS: dict[str, type[Exception]] = {"IndexError": IndexError, "ValueError": ValueError, "TypeError": TypeError}
+# What a kernel's only calls into torch, allocations and copies, say when they fail.
+_NO_MEMORY = "API call failed at"
 _PATTERN = re.compile(rf"\b({'|'.join(_KINDS)}): (.*)")
 
 
@@ -17,5 +19,7 @@ def translate(error: RuntimeError) -> Exception:
     >>> translate(RuntimeError("IndexError: embedding: ids must lie in [0, 5), got 7 at position 0"))
     IndexError('embedding: ids must lie in [0, 5), got 7 at position 0')
     """
+    if _NO_MEMORY in str(error):
+        return MemoryError("no memory for the result or for a copy of an argument; ask for less at a time")
     found = _PATTERN.search(str(error))
     return _KINDS[found.group(1)](found.group(2).strip()) if found else error

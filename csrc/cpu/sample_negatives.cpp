@@ -217,8 +217,9 @@ Tensor sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor&
                   "TypeError: sample_negatives: users must be int32 or int64, indptr int64 and indices int32");
   STD_TORCH_CHECK(offset >= 0, "ValueError: sample_negatives: offset must be >= 0, got ", offset);
   STD_TORCH_CHECK(
-      num_items > 0 && num_items < (int64_t{1} << 31) && num_negatives >= 0 && indptr.numel() > 0,
-      "ValueError: sample_negatives: num_items must lie in [1, 2^31), num_negatives must be >= 0 and indptr "
+      num_items > 0 && num_items < (int64_t{1} << 31) && num_negatives >= 0 && num_negatives < (int64_t{1} << 31) &&
+          indptr.numel() > 0,
+      "ValueError: sample_negatives: num_items must lie in [1, 2^31), num_negatives in [0, 2^31), and indptr "
       "needs num_users + 1 entries, got ",
       num_items, ", ", num_negatives, " and ", indptr.numel());
   const Tensor users_c = torch::stable::contiguous(users), indptr_c = torch::stable::contiguous(indptr),

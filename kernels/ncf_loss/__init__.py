@@ -260,7 +260,11 @@ def _check(
 def _plan_of(ids: Tensor, num_embeddings: int, plan: EmbeddingPlan | None, side: str) -> EmbeddingPlan:
     """The plan that was given, checked, or a new one."""
     if plan is None:
-        return embedding_plan(ids, num_embeddings, name=f"{side}s")
+        try:
+            return embedding_plan(ids, num_embeddings, name=f"{side}s")
+        except (IndexError, TypeError) as error:
+            text = str(error).replace(f" of table '{side}s'", "").replace("embedding_plan: ids", f"ncf_loss: {side}s")
+            raise type(error)(text) from None
     require_embedding_plan("ncf_loss", plan, ids, num_embeddings, f"{side}_plan")
     return plan
 

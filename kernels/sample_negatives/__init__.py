@@ -129,7 +129,7 @@ def sample_negatives(
         indptr: [num_users + 1] int64; user u has seen indices[indptr[u] : indptr[u + 1]].
         indices: [nnz] int32, ascending and without repeats within a user, in [0, num_items).
         num_items: size of the catalogue, in [1, 2^31).
-        num_negatives: negatives for each row, >= 0.
+        num_negatives: negatives for each row, in [0, 2^31).
         seed: 64-bit number; another seed gives independent negatives.
         offset: number of the first row in [0, 2^63); give the position in the epoch when it is drawn in parts.
         popularity: table from `alias_table`; None draws uniformly.
@@ -205,9 +205,9 @@ def _check_arguments(
             "sample_negatives: users must be [B], indptr [num_users + 1] and indices [nnz], got "
             f"{tuple(users.shape)}, {tuple(indptr.shape)} and {tuple(indices.shape)}"
         )
-    if not 0 < num_items < 2**31 or num_negatives < 0:
+    if not 0 < num_items < 2**31 or not 0 <= num_negatives < 2**31:
         raise ValueError(
-            "sample_negatives: num_items must lie in [1, 2^31) and num_negatives must be >= 0, got "
+            "sample_negatives: num_items must lie in [1, 2^31) and num_negatives in [0, 2^31), got "
             f"{num_items} and {num_negatives}"
         )
     if not -(2**63) <= seed < 2**63 or not 0 <= offset < 2**63:

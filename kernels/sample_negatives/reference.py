@@ -77,7 +77,7 @@ def _check(users: Tensor, indptr: Tensor, indices: Tensor, num_items: int, num_n
             raise TypeError(f"{function}: {name} must be {dtype}, got {given.dtype}")
     require(offset >= 0, function, "offset must be >= 0", offset)
     require(0 < num_items < 2**31, function, "num_items must lie in [1, 2^31)", num_items)
-    require(num_negatives >= 0, function, "num_negatives must be >= 0", num_negatives)
+    require(0 <= num_negatives < 2**31, function, "num_negatives must lie in [0, 2^31)", num_negatives)
     require(indptr.numel() > 0, function, "indptr needs num_users + 1 entries", indptr)
 
 

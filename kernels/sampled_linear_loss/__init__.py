@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
+from deeprec.kernels._checks import check_rows, require
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_changed
@@ -71,13 +72,17 @@ def csr_plan(indptr: Tensor, indices: Tensor, num_columns: int) -> BagPlan:
         every epoch of full-batch training, share one.
     Raises:
         IndexError: a column is out of range.
+        TypeError, ValueError: as the message says.
     """
     if torch.compiler.is_compiling():
         return plan_of(indptr, indices, num_columns, None)
     try:
         plan = plan_of(indptr, indices, num_columns, None)
-    except (RuntimeError, IndexError) as error:
-        raise (translate(error) if isinstance(error, RuntimeError) else error) from None
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        require(indptr.dim() == 1 and indptr.numel() > 0, "csr_plan", "indptr must be [B + 1]", indptr)
+        require(num_columns >= 0, "csr_plan", "num_columns must be >= 0", num_columns)
+        check_rows("csr_plan", indptr, indices, indptr.numel() - 1, num_columns)
+        raise
     remember_source(plan, indices, indptr, _facts(num_columns))
     return plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def score_topk(
 
     Args:
         scorer: what computes a score.
-        k: how many, >= 0; may exceed the number of items.
+        k: how many, in [0, 2^31); may exceed the number of items.
         seen_indptr: [R + 1] int64; row r of the lists holds seen_indices[seen_indptr[r] : seen_indptr[r + 1]].
         seen_indices: [nnz] int32, items to leave out, ascending within a row.
         seen_rows: [B] int32 or int64, the row of each user; None means row b for user b (then R = B).
@@ -127,13 +128,16 @@ def score_topk(
     Returns:
         values [B, k] float32 and ids [B, k] int64; (-inf, -1) after the last candidate.
     Raises:
-        TypeError: a dtype other than these.
+        TypeError: a dtype other than these, or a k that is no integer.
         IndexError: seen_rows outside the lists.
-        ValueError: shapes that do not fit, k < 0, an unknown precision.
+        ValueError: shapes that do not fit, k out of range, an unknown precision.
+        MemoryError: [B, k] does not fit into memory.
     """
     use_bfloat16 = _use_bfloat16(precision)
-    if k < 0:
-        raise ValueError(f"score_topk: k must be >= 0, got {k}")
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer, torch.SymInt)):
+        raise TypeError(f"score_topk: k must be an integer, got {k!r}")
+    if not 0 <= k < 2**31:
+        raise ValueError(f"score_topk: k must be in [0, 2^31), got {k}")
     seen = _seen_arguments(seen_indptr, seen_indices, seen_rows)
     with torch.no_grad():
         if isinstance(scorer, DotScorer):

@@ -17,8 +17,18 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels import _library
+from deeprec.kernels.embedding import embedding, embedding_plan
+from deeprec.kernels.embedding_bag import embedding_bag, embedding_bags, embedding_bags_plan
+from deeprec.kernels.embedding_fm import embedding_fm
+from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
+from deeprec.kernels.masked_autoencoder_loss import masked_autoencoder_loss
+from deeprec.kernels.ncf_loss import ncf_loss
+from deeprec.kernels.sample_negatives import sample_negatives
+from deeprec.kernels.sampled_linear_loss import csr_plan, sampled_linear_loss
+from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
+from deeprec.kernels.sparse_linear import sparse_linear
 
-_REFUSALS = (ValueError, IndexError, TypeError, RuntimeError)
+_REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, MemoryError)
 
 
 def _tensors(given: Tensor) -> Iterator[tuple[str, Any]]:
@@ -53,6 +63,10 @@ def _tensors(given: Tensor) -> Iterator[tuple[str, Any]]:
 def _spoiled(given: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(given, Tensor):
         yield from _tensors(given)
+    elif hasattr(given, "_replace"):
+        for field in given._fields:
+            for name, some in _spoiled(getattr(given, field)):
+                yield f"{field}: {name}", given._replace(**{field: some})
     elif isinstance(given, (list, tuple)):
         yield "no entry", given[:0]
         yield "an entry more", [*given, *given[:1]]
@@ -125,3 +139,67 @@ def test_reference_and_kernel_agree_on_spoiled_arguments(
                     assert _is_close(after, other_after), f"{case}: left other values behind"
                 count += 1
     assert count > 20, f"no arguments of {operator.name} were spoiled"
+
+
+_USERS, _ITEMS = torch.randn(3, 4), torch.randn(6, 4)
+_IDS, _BAGS = torch.tensor([[3, 1, 3], [2, 6, 2]]), torch.tensor([0, 2, 6])
+_INDPTR, _COLUMNS, _VALUES = torch.tensor([0, 2, 2, 5]), torch.tensor([1, 4, 0, 1, 3]), torch.randn(5)
+_SEEN = (torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0], dtype=torch.int32))
+
+
+def _table(rows: int = 7, dim: int = 4) -> Tensor:
+    return torch.randn(rows, dim, requires_grad=True)
+
+
+# A valid call of every public function: positional and named arguments.
+_CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    "embedding": (embedding, (_table(), _IDS), {"plan": None}),
+    "embedding_plan": (embedding_plan, (_IDS, 7), {}),
+    "embedding_bag": (embedding_bag, (_table(), _IDS.reshape(-1), torch.tensor([0, 2])), {"mode": "sum"}),
+    "embedding_bags": (embedding_bags, ([_table(), _table()], _IDS), {"tables": [0, 1], "padding_idx": [None, 2]}),
+    "embedding_bags_plan": (embedding_bags_plan, (_IDS, None, [7, 7]), {"padding_idx": [None, 2]}),
+    "embedding_fm": (embedding_fm, ([_table(), _table()], [_table(7, 1), _table(7, 1)], _IDS), {"tables": [0, 1]}),
+    "fm_interaction": (fm_interaction, (torch.randn(3, 4, 5),), {}),
+    "bi_interaction": (bi_interaction, (torch.randn(3, 4, 5),), {}),
+    "csr_plan": (csr_plan, (_INDPTR, _COLUMNS, 5), {}),
+    "sparse_linear": (sparse_linear, (_INDPTR, _COLUMNS, _VALUES, _table(5), torch.randn(4)), {"activation": "tanh"}),
+    "sampled_linear_loss": (
+        sampled_linear_loss,
+        (torch.randn(3, 4), _table(5), torch.randn(5), _INDPTR, _COLUMNS, _VALUES),
+        {"loss": "squared"},
+    ),
+    "masked_autoencoder_loss": (
+        masked_autoencoder_loss,
+        (_INDPTR, _COLUMNS, _VALUES, _table(5), torch.randn(4), _table(5), torch.randn(5)),
+        {"path": "auto"},
+    ),
+    "ncf_loss": (
+        ncf_loss,
+        (_table(), _table(), _table(), _table(), _IDS[0], _IDS[1][:, None], torch.ones(3, 1)),
+        {"weights": [torch.randn(5, 8)], "biases": [torch.randn(5)], "out_weight": torch.randn(9), "l2": 0.1},
+    ),
+    "sample_negatives": (
+        sample_negatives,
+        (torch.tensor([0, 2]), _SEEN[0], _SEEN[1], 6, 3),
+        {"seed": 1, "offset": 0},
+    ),
+    "score_topk": (score_topk, (DotScorer(_USERS, _ITEMS), 2), {"seen_indptr": _SEEN[0], "seen_indices": _SEEN[1]}),
+    "score_items": (score_items, (DotScorer(_USERS, _ITEMS),), {}),
+}
+
+
+@pytest.mark.parametrize("name", _CALLS)
+def test_public_functions_refuse_in_plain_words(name: str) -> None:
+    function, positional, named = _CALLS[name]
+    function(*positional, **named)
+    spoiled = [
+        (place, how, ([*positional[:place], some, *positional[place + 1 :]], named))
+        for place, right in enumerate(positional)
+        for how, some in _spoiled(right)
+    ]
+    spoiled += [(key, how, (positional, {**named, key: some})) for key in named for how, some in _spoiled(named[key])]
+    for place, how, (args, options) in spoiled:
+        _, refused, _ = _outcome(lambda *given: function(*given[0], **given[1]), [args, options])
+        is_plain = isinstance(refused, (ValueError, IndexError, TypeError, MemoryError))
+        is_named = str(refused).startswith(name) and "csrc" not in str(refused)
+        assert refused is None or (is_plain and is_named), f"{name}, {place}: {how}: {refused!r}"
