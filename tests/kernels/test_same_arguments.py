@@ -32,6 +32,7 @@ _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, MemoryError)
 
 
 def _tensors(given: Tensor) -> Iterator[tuple[str, Any]]:
+    given = given.detach()
     yield "float64", given.double()
     yield "float16", given.half()
     yield "int64", given.long()
