@@ -9,19 +9,30 @@ import inspect
 import io
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from deeprec import data
-from deeprec._files import write_atomically
+from deeprec._files import read_json, write_atomically
+from deeprec._record import RecordError, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
 from deeprec.data.selection import SELECTION
 
 _RUN, _TITLES = "run.json", "titles.parquet"
+_REMEDY = "pass --data NAME or --data PATH"
 _logger = logging.getLogger("deeprec")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What run.json holds: the name or path of the data, and the options it was read with."""
+
+    data: str
+    data_options: dict[str, Any]
 
 
 def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> Interactions:
@@ -86,12 +97,12 @@ def source_of(folder: Path) -> tuple[str, dict[str, Any]]:
         ValueError: the folder does not say; pass --data.
     """
     try:
-        run = json.loads((folder / _RUN).read_text(encoding="utf-8"))
-        return str(run["data"]), dict(run["data_options"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{folder} does not say which data it was trained on; pass --data NAME or --data PATH"
-        ) from None
+        run: _Run = typed(_Run, read_json(folder / _RUN, "evaluate", _REMEDY), "")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} does not say which data it was trained on; {_REMEDY}") from None
+    except RecordError as error:
+        raise ValueError(f"evaluate: {folder / _RUN}: {error}; {_REMEDY}") from None
+    return run.data, run.data_options
 
 
 def titles_of(folder: Path) -> pl.DataFrame | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from deeprec._files import sha256_of, write_atomically
+from deeprec._files import read_json, read_regular, sha256_of, write_atomically
+from deeprec._record import RecordError, typed
 from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
 from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
@@ -47,6 +48,20 @@ VERSION = 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STATE = "encoder.json"
 _VOCABULARIES = "vocabularies.safetensors"
+FILES = (_STATE, _VOCABULARIES)
+_REMEDY = "restore the folder or fit anew"
+
+
+@dataclass(frozen=True)
+class _State:
+    """What encoder.json holds."""
+
+    version: int
+    text_hash_version: int
+    schema: dict[str, Any]
+    numbers: dict[str, NumberState]
+    negative_label: float | None
+    vocabularies_sha256: str
 
 
 class Encoder:
@@ -163,8 +178,12 @@ class Encoder:
         for chunk in open_source(source).chunks(self.schema.wanted(with_label=with_labels)):
             yield self.encode(chunk, with_labels)
 
-    def save(self, directory: str | Path) -> None:
-        """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there."""
+    def save(self, directory: str | Path) -> dict[str, str]:
+        """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there.
+
+        Returns:
+            SHA-256 of the files, by name.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         packed = save_tensors({name: np.ascontiguousarray(hashes) for name, hashes in self.hashes.items()})
@@ -176,44 +195,43 @@ class Encoder:
             "negative_label": self.negative_label,
             "vocabularies_sha256": sha256_of(packed),
         }
-        write_atomically(directory / _VOCABULARIES, packed)
         # Infinity is a word that Python's json knows; floats are written with all their digits.
-        write_atomically(directory / _STATE, (json.dumps(state, indent=1) + "\n").encode())
+        text = (json.dumps(state, indent=1) + "\n").encode()
+        write_atomically(directory / _VOCABULARIES, packed)
+        write_atomically(directory / _STATE, text)
+        return {_STATE: sha256_of(text), _VOCABULARIES: sha256_of(packed)}
 
     @classmethod
     def load(cls, directory: str | Path) -> Encoder:
         """What `save` wrote; nothing is executed.
 
         Raises:
-            FileNotFoundError. ValueError: damaged files, or those of another version.
+            FileNotFoundError. ValueError: damaged files, or those of another version; names the file.
         """
         directory = Path(directory)
-        for name in (_STATE, _VOCABULARIES):
-            if not (directory / name).is_file():
-                raise FileNotFoundError(f"Encoder.load: no file {directory / name}; save the encoder there")
-        packed = (directory / _VOCABULARIES).read_bytes()
+        path, packed_path = directory / _STATE, directory / _VOCABULARIES
+        values = read_json(path, "Encoder.load", _REMEDY, allow_infinity=True)
+        packed = read_regular(packed_path, "Encoder.load", _REMEDY)
         try:
-            state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-            versions = state["version"], state["text_hash_version"]
+            state: _State = typed(_State, values, "")
+            versions = state.version, state.text_hash_version
             if versions != (VERSION, TEXT_HASH_VERSION):
                 raise ValueError(
-                    f"Encoder.load: {directory} is of version {versions}, this one reads "
-                    f"{(VERSION, TEXT_HASH_VERSION)}; fit the encoder anew"
+                    f"it is of version {versions}, this deeprec reads {(VERSION, TEXT_HASH_VERSION)}: fit the encoder "
+                    "anew"
                 )
-            if sha256_of(packed) != state["vocabularies_sha256"]:
-                raise ValueError(
-                    f"Encoder.load: {directory / _VOCABULARIES} is damaged or of another encoder; copy both"
-                )
-            numbers = {
-                name: NumberState(**{**number, "boundaries": tuple(number["boundaries"])})
-                for name, number in state["numbers"].items()
-            }
-            schema = FeatureSchema.from_dict(state["schema"])
-            return cls(schema, load_tensors(packed), numbers, state["negative_label"])
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(
-                f"Encoder.load: {directory} holds no whole encoder ({type(error).__name__}: {error}); save it again"
-            ) from None
+            schema = FeatureSchema.from_dict(state.schema)
+            _check_numbers(schema, state.numbers)
+        except (RecordError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"Encoder.load: {path} is no encoder that can be read ({error}); {_REMEDY}") from None
+        if sha256_of(packed) != state.vocabularies_sha256:
+            raise ValueError(f"Encoder.load: {packed_path} is damaged or of another encoder; {_REMEDY}")
+        try:
+            hashes = load_tensors(packed)
+            _check_vocabularies(schema, hashes)
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"Encoder.load: {packed_path} holds no vocabularies ({error}); {_REMEDY}") from None
+        return cls(schema, hashes, state.numbers, state.negative_label)
 
     def _ids(self, feature: Categorical | Bag, hashes: Hashes) -> NDArray[np.int32]:
         if feature.num_buckets is not None:
@@ -308,6 +326,27 @@ class _Fitting:
             if isinstance(f, Numeric)
         }
         return Encoder(self.schema, kept, numbers, self.negative_label)
+
+
+def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> None:
+    """Raise ValueError unless there is a usable state for each numeric feature."""
+    features = [f.name for f in schema.features if isinstance(f, Numeric)]
+    if set(features) != set(numbers):
+        raise ValueError(f"numbers must be those of {sorted(features)}, got {sorted(numbers)}")
+    for name, state in numbers.items():
+        is_finite = np.isfinite([state.shift, state.scale, state.fill, *state.boundaries]).all()
+        if not is_finite or (np.diff(state.boundaries) < 0).any() or not state.low < state.high:
+            raise ValueError(f"numbers.{name} must be finite with ascending bounds, got {state}")
+
+
+def _check_vocabularies(schema: FeatureSchema, hashes: dict[str, Hashes]) -> None:
+    """Raise ValueError unless there is a list of hashes for each feature with a vocabulary."""
+    wanted = {f.name for f in schema.features if isinstance(f, (Categorical, Bag)) and f.num_buckets is None}
+    if wanted != set(hashes):
+        raise ValueError(f"vocabularies of {sorted(wanted)} are needed, got {sorted(hashes)}")
+    for name, values in hashes.items():
+        if values.ndim != 1 or values.dtype != np.uint64:
+            raise ValueError(f"{name} must be uint64 [n], got {values.dtype} {list(values.shape)}")
 
 
 def _modulo(hashes: Hashes, num_buckets: int) -> NDArray[np.int32]:

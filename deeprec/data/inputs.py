@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprec._record import typed
+
 POOLINGS = ("sum", "mean")
 
 
@@ -24,6 +26,9 @@ class Field:
     name: str
     size: int
     is_cross: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size(self.name, self.size)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,16 @@ class BagField:
     pooling: str = "mean"
     is_weighted: bool = False
     is_cross: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size(self.name, self.size)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Inputs: pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+
+
+def _check_size(name: str, size: int) -> None:
+    if not 1 <= size < 2**31:
+        raise ValueError(f"Inputs: the size of {name!r} must lie in [1, 2^31), for its ids are int32, got {size}")
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,13 @@ class Inputs:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Inputs:
-        """The inputs that `as_dict` wrote."""
-        return cls(
-            tuple(Field(**some) for some in values["fields"]),
-            tuple(values["numerics"]),
-            tuple(BagField(**some) for some in values["bags"]),
-        )
+        """The inputs that `as_dict` wrote.
+
+        Raises:
+            ValueError: a value that is missing, unknown or of another type, named by its key.
+        """
+        made: Inputs = typed(cls, values, "inputs")
+        return made
 
 
 class Bags(NamedTuple):

@@ -11,15 +11,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from deeprec._files import read_json
+from deeprec._record import check_fields
+from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.metrics import best_first
-from deeprec.evaluate.protocols import protocol_from_dict
+from deeprec.evaluate.protocols import Protocol, protocol_from_dict
 
 SCHEMA_VERSION = 1
+Figures: TypeAlias = Mapping[str, float | None]  # None: not defined, such as a mean over no rows
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ class Card:
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     protocol: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    metrics: Figures
     seed: int
     seconds: float
-    validation_metrics: Mapping[str, float] = field(default_factory=dict)
+    validation_metrics: Figures = field(default_factory=dict)
     best_on_test: Mapping[str, Any] | None = None
     samples_per_second: float | None = None
     epoch: int | None = None
@@ -110,34 +114,31 @@ def read_card(path: str | Path) -> Card:
     """
     path = Path(path)
     path = path / "card.json" if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(
             f"read_card: no card at {path}; a finished `deeprec train --out DIR` writes DIR/card.json"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"read_card: {path} must be JSON, got {error}; train again or restore the file") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"read_card: {path} must hold a JSON object, got {type(values).__name__}")
+    values = read_json(path, "read_card", "train again or restore the file")
     version = values.get("schema_version")
-    if not isinstance(version, int):
-        raise ValueError(f"read_card: {path} is no result card: it has no schema_version")
+    if type(version) is not int or version < 1:
+        raise ValueError(
+            f"read_card: {path} is no result card: its schema_version is {version!r:.80}; pass a card.json"
+        )
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"read_card: {path} has schema version {version}, this deeprec reads up to {SCHEMA_VERSION}; "
             "upgrade deeprec-torch"
         )
-    fields = {f.name: f for f in dataclasses.fields(Card)}
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"read_card: {path} lacks {', '.join(missing)}; train again or restore the file")
+    known = {field.name for field in dataclasses.fields(Card)}
     where: dict[str, Any] = {"versions": {}, "hardware": {}}  # those of the run, never of the reader
-    return Card(**{**where, **{k: v for k, v in values.items() if k in fields}})
+    try:
+        fields = check_fields(Card, {**where, **{k: v for k, v in values.items() if k in known}}, "", optional=True)
+        is_click = fields["protocol"].get("task") == "click"
+        check_fields(ClickProtocol if is_click else Protocol, fields["protocol"], "protocol", optional=True)
+        protocol_from_dict(fields["protocol"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"read_card: {path}: {error}; train again or restore the file") from None
+    return Card(**fields)
 
 
 def versions() -> dict[str, str]:

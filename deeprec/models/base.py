@@ -82,6 +82,19 @@ class Seen(NamedTuple):
     items: np.ndarray
 
 
+def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items: int) -> None:
+    """Raise ValueError unless offsets [num_rows + 1] and items [nnz] are compressed rows of item indices."""
+    if offsets.shape != (num_rows + 1,) or offsets.dtype != np.int64 or items.ndim != 1 or items.dtype != np.int32:
+        raise ValueError(
+            f"offsets int64 [{num_rows + 1}] and items int32 [n] are needed, got {offsets.dtype} "
+            f"{list(offsets.shape)} and {items.dtype} {list(items.shape)}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must ascend from 0 to {len(items)}, the number of items")
+    if len(items) and not 0 <= items.min() <= items.max() < num_items:
+        raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
+
+
 class Recommender(nn.Module):
     """Base of every model.
 

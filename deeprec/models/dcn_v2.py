@@ -24,6 +24,7 @@ from deeprec.models.config import at_least, one_of
 from deeprec.nn.cross import CrossNetwork
 
 STRUCTURES = ("stacked", "parallel")
+_MOST_CROSSES = 1000
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class DCNV2Config(DeepConfig):
         at_least(self, "rank", 0)
         at_least(self, "num_experts", 1)
         one_of(self, "structure", STRUCTURES)
+        if max(self.num_cross_layers, self.num_experts) > _MOST_CROSSES:
+            raise ValueError(
+                f"DCNV2Config: num_cross_layers and num_experts must be <= {_MOST_CROSSES}, got "
+                f"{self.num_cross_layers} and {self.num_experts}"
+            )
         if self.num_experts > 1 and not self.rank:
             raise ValueError(f"DCNV2Config: rank must be >= 1 with {self.num_experts} experts, got 0")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.data import Interactions
-from deeprec.models.base import Recommender, Schema, Seen
+from deeprec.models.base import Recommender, Schema, Seen, check_rows
 
 _PAIRS_A_BLOCK = 1 << 22  # entries of a dense block: 32 MiB in float64
 _SCORES_A_BLOCK = 1 << 22
@@ -49,8 +49,15 @@ class HistoryRecommender(Recommender):
         self._fit_weights(offsets, items)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; the number of training rows is that of the file."""
-        if "history_items" in state_dict:
+        """As torch's; the number of training rows is that of the file.
+
+        Raises:
+            ValueError: users' items that are none of the catalogue.
+        """
+        if {"history_items", "history_offsets"} <= set(state_dict):
+            schema = self.require_built()
+            offsets, items = state_dict["history_offsets"].numpy(), state_dict["history_items"].numpy()
+            check_rows(offsets, items, schema.num_users, schema.num_items)
             self.history_items = torch.empty_like(state_dict["history_items"])
         return super().load_state_dict(state_dict, strict, assign)
 

@@ -9,6 +9,7 @@ from deeprec.models.base import Batch, Recommender, Seen
 from deeprec.nn.ncf import NCFNetwork
 
 LAYOUTS = ("code", "paper")
+_MOST_LAYERS = 30  # the first of more would be wider than 2^30
 
 
 class NCFRecommender(Recommender):
@@ -84,7 +85,7 @@ def mlp_layers(factors: int, num_layers: int, layout: str, layers: tuple[int, ..
 
     Args:
         factors: width of the last hidden layer, >= 1.
-        num_layers: hidden layers L, >= 0; 0 feeds the concatenated embeddings to the output.
+        num_layers: hidden layers L, 0 to 30; 0 feeds the concatenated embeddings to the output.
         layout: "code" or "paper"; ignored where `layers` is given.
         layers: explicit widths as the authors' `--layers`, or ().
         owner: config class for error messages.
@@ -93,6 +94,8 @@ def mlp_layers(factors: int, num_layers: int, layout: str, layers: tuple[int, ..
         raise ValueError(f"{owner}: layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
     if factors < 1 or num_layers < 0:
         raise ValueError(f"{owner}: factors must be >= 1 and num_layers >= 0, got {factors} and {num_layers}")
+    if num_layers > _MOST_LAYERS:
+        raise ValueError(f"{owner}: num_layers must be <= {_MOST_LAYERS}, got {num_layers}; each halves the one below")
     if layers:
         if layers[0] % 2 or min(layers) < 1:
             raise ValueError(f"{owner}: layers must be widths >= 1 that start with an even one, got {layers}")

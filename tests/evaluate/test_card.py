@@ -68,9 +68,9 @@ def test_failed_write_leaves_the_old_card_and_no_rest(tmp_path, monkeypatch) -> 
     [
         ('{"schema_version": 1', "must be JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "no schema_version"),
+        ("{}", "its schema_version is None"),
         ('{"schema_version": 99}', "upgrade deeprec-torch"),
-        ('{"schema_version": 1, "model": "gmf"}', "lacks config, data"),
+        ('{"schema_version": 1, "model": "gmf"}', "config is missing"),
         ("\udcff", "must be JSON"),
     ],
 )
