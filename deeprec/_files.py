@@ -53,23 +53,31 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_regular(path: Path, owner: str, remedy: str) -> bytes:
-    """The content of a file; a pipe or a device, which may never end, is not opened.
+def require_regular(path: Path, owner: str, remedy: str) -> Path:
+    """The path of a file that can be opened without a wait: no pipe and no device, which may never end.
 
     Args:
         owner, remedy: beginning and end of the message of an error.
     Raises:
-        FileNotFoundError: nothing is there. ValueError: something that is no regular file, or cannot be read.
+        FileNotFoundError: nothing is there. ValueError: something that is no regular file.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-        if kind == stat.S_IFREG:
-            return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{owner}: no file {path}; {remedy}") from None
-    except OSError as error:  # a loop of links, no permission, a folder that is a file
+    except OSError as error:  # a loop of links, or below a file instead of a folder
         raise ValueError(f"{owner}: {path} cannot be read ({error.strerror}); {remedy}") from None
-    raise ValueError(f"{owner}: {path} must be a regular file, got {_KINDS.get(kind, 'something else')}; {remedy}")
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{owner}: {path} must be a regular file, got {_KINDS.get(kind, 'something else')}; {remedy}")
+    return path
+
+
+def read_regular(path: Path, owner: str, remedy: str) -> bytes:
+    """The content of a file that `require_regular` lets through; it raises ValueError also where it is not readable."""
+    try:
+        return require_regular(path, owner, remedy).read_bytes()
+    except PermissionError as error:
+        raise ValueError(f"{owner}: {path} cannot be read ({error.strerror}); {remedy}") from None
 
 
 def read_json(path: Path, owner: str, remedy: str, *, allow_infinity: bool = False) -> dict[str, Any]:

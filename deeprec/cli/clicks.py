@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from deeprec import models
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, figure, print_json, seconds, table
-from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
+from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data.chunks import open_source
 from deeprec.data.click_datasets import IN_MEMORY_BYTES, load_clicks
@@ -21,6 +21,7 @@ from deeprec.data.schema import FeatureSchema
 from deeprec.data.schema_inference import infer
 from deeprec.evaluate import Card, ClickProtocol
 from deeprec.models.click import ClickModel
+from deeprec.train.checkpoint import has_checkpoint
 from deeprec.train.clicks import evaluate_clicks, fit_clicks
 
 _FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
@@ -49,14 +50,11 @@ def train_clicks(
     settings = read_settings(models.config_class(name), options, config, protocol=ClickProtocol)
     rule = ClickProtocol(**settings.protocol)
     target = out if out is not None else Path("runs") / f"{name}-{Path(data).stem}-click-seed{seed}"
-    if resume and is_finished(target):
-        console().print(f"[green]already finished:[/] {target}; nothing to resume")
-        return
     model = models.create(name, **settings.model)
     features = None if schema is None else FeatureSchema.from_yaml(schema)
     log = _load(data, features, rule, data_dir, _directory(data, log_directory, target), on_bad, settings.data)
     _announce(name, log, rule, seed, settings.model, target)
-    if not resume and is_unfinished(target):
+    if not resume and has_checkpoint(target):
         console().print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
     with Display() as display:
         try:
@@ -68,6 +66,9 @@ def train_clicks(
             console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
                             f"command and --resume (--out {escape(str(target))})")  # fmt: skip
             raise typer.Exit(INTERRUPTED) from None
+    if result.was_finished:
+        console().print(f"[green]already finished:[/] {escape(str(target))}; nothing to resume")
+        return
     folder.remember_source(target, data, settings.data)
     out_stream = console()
     out_stream.print(figures_table(result.card))

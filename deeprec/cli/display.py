@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -11,16 +10,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from deeprec.cli.console import console, figure, rate, seconds, table
 from deeprec.evaluate import Card
 from deeprec.train import Progress as State
-
-
-def is_unfinished(target: Path) -> bool:
-    """Whether a run was interrupted there."""
-    return target.is_dir() and any((*target.glob("checkpoint*"), *target.glob("*/checkpoint*")))
-
-
-def is_finished(target: Path) -> bool:
-    """Whether a run has ended there."""
-    return (target / "config.json").is_file() and (target / "card.json").is_file() and not is_unfinished(target)
 
 
 class Display:

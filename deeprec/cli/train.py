@@ -12,11 +12,12 @@ from deeprec import models
 from deeprec.cli import folder
 from deeprec.cli.clicks import train_clicks
 from deeprec.cli.console import command, console, seconds
-from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
+from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data import Interactions
 from deeprec.evaluate import Protocol, protocol
 from deeprec.train import FitResult, fit
+from deeprec.train.checkpoint import has_checkpoint
 
 _FILES = ("model.safetensors", "config.json", "card.json", "curves.png")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -37,7 +38,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and negatives.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the model, its card and its curves.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Options from a .toml or .json file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")] = False,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
     select: Annotated[
         str | None, typer.Option(help="Validation figure that chooses the epoch, such as ndcg@10.")
@@ -91,10 +92,6 @@ def train(
         raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
     rule = protocol(protocol_name or "full", **settings.protocol)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
-    if resume and is_finished(target):
-        console().print(f"[green]already finished:[/] {target}; nothing to resume")
-        _say_next(target, None)
-        return
     recommender = models.create(model, **settings.model)
     interactions = folder.load_data(data, data_dir, settings.data)
     interactions = folder.with_tables(interactions, user_features, item_features)
@@ -118,6 +115,10 @@ def train(
             console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
                             f"command and --resume (--out {escape(str(target))})")  # fmt: skip
             raise typer.Exit(INTERRUPTED) from None
+    if result.was_finished:
+        console().print(f"[green]already finished:[/] {escape(str(target))}; nothing to resume")
+        _say_next(target, interactions)
+        return
     written = folder.remember(target, interactions, data, settings.data)
     _report(result, target, written)
     _say_next(target, interactions)
@@ -145,7 +146,7 @@ def _announce(
         how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
     out.print(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
     out.print(f"out       {escape(str(target))}")
-    if not resume and is_unfinished(target):
+    if not resume and has_checkpoint(target):
         out.print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
 
 
@@ -157,8 +158,7 @@ def _report(result: FitResult, target: Path, written: list[str]) -> None:
               f"{', '.join([*files, *written])}")  # fmt: skip
 
 
-def _say_next(target: Path, interactions: Interactions | None) -> None:
-    user = interactions.user_ids.decode([0])[0] if interactions is not None else "ID"
-    out = console()
+def _say_next(target: Path, interactions: Interactions) -> None:
+    user, out = interactions.user_ids.decode([0])[0], console()
     out.print(f"Next: {escape(command('recommend', target, '--user', user, '-k', 10))}")
     out.print(f"      {escape(command('evaluate', target))}")

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.chunks import open_source
-from deeprec.data.click_log import ClickLog, Progress, Split, convert, in_memory
+from deeprec.data.click_log import ClickLog, Progress, Split, convert, in_memory, log_sha256
 from deeprec.data.datasets import search_dirs
 from deeprec.data.features import movies_1m, users_1m
 from deeprec.data.readers import read_movielens
@@ -169,8 +169,7 @@ def load_clicks(
         log = in_memory(clicks.source, clicks.schema, split=split, on_bad=on_bad, progress=progress, **clicks.options)
     elif (Path(directory) / "meta.json").is_file():
         log = ClickLog.open(directory)
-        same = log.schema == clicks.schema and log.split == split.as_dict()
-        if not same or log.sources[0]["sha256"] != open_source(clicks.source, **clicks.options).sha256:
+        if not _is_log_of(log, clicks, split, on_bad):
             raise ValueError(
                 f"load: {directory} holds the log of other rows, another schema or another split; take another folder "
                 "or remove it"
@@ -180,6 +179,16 @@ def load_clicks(
             clicks.source, clicks.schema, directory, split=split, on_bad=on_bad, progress=progress, **clicks.options
         )
     return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
+
+
+def _is_log_of(log: ClickLog, clicks: Clicks, split: Split, on_bad: OnBad) -> bool:
+    """Whether a converted log is what these sources would give."""
+    given = {"train": clicks.source, "validation": split.validation, "test": split.test}
+    opened = {part: open_source(some, **clicks.options) for part, some in given.items() if some is not None}
+    sources = [(part, some.sha256) for part, some in opened.items()]
+    # Without a bad row it makes no difference what was to be done with one.
+    treatments: tuple[OnBad, ...] = (on_bad,) if log.bad else ("raise", "skip")
+    return log.sha256 in [log_sha256(sources, clicks.schema, split, some) for some in treatments]
 
 
 def _label(source: Any) -> str:

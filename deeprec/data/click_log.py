@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -280,7 +280,7 @@ class _Conversion:
             encoder,
             self.split.as_dict(),
             described,
-            self._identity(described),
+            log_sha256(((some["part"], some["sha256"]) for some in described), self.schema, self.split, self.on_bad),
         )
 
     def part_counts(self) -> dict[str, Any]:
@@ -334,13 +334,18 @@ class _Conversion:
 
         return self.sources[name].chunks(wanted, progress=report)
 
-    def _identity(self, described: list[dict[str, Any]]) -> str:
-        """Checksum of all that decides the rows; names of files and bars of progress do not."""
-        made_of = {
-            "version": VERSION,
-            "sources": [[source["part"], source["sha256"]] for source in described],
-            "schema": self.schema.as_dict(),
-            "split": self.split.as_dict(),
-            "on_bad": self.on_bad,
-        }
-        return sha256_of(json.dumps(made_of, sort_keys=True).encode())
+
+def log_sha256(sources: Iterable[tuple[str, str]], schema: FeatureSchema, split: Split, on_bad: OnBad) -> str:
+    """Checksum of all that decides the rows; names of files and bars of progress do not.
+
+    Args:
+        sources: (part, SHA-256) of each source, in the order of the parts.
+    """
+    made_of = {
+        "version": VERSION,
+        "sources": [list(source) for source in sources],
+        "schema": schema.as_dict(),
+        "split": split.as_dict(),
+        "on_bad": on_bad,
+    }
+    return sha256_of(json.dumps(made_of, sort_keys=True).encode())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,44 @@ def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
                 f"{len(some)} {what}: {some.head(3).to_list()}"
             )
     return align(frame.with_columns(own), ids)
+
+
+def features_sha256(frame: pl.DataFrame) -> str:
+    """Hash of the columns of side information by name, with their values; widths of numbers do not enter."""
+    digest = hashlib.sha256()
+    for column in sorted(frame.columns):
+        digest.update(f"{column!r};".encode())
+        for piece in _bytes_of(frame.get_column(column)):
+            digest.update(len(piece).to_bytes(8, "little"))
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _bytes_of(values: pl.Series) -> Iterator[bytes]:
+    """What tells a column from another: its kind, where it is null, the lengths of lists, and the values."""
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        values, dtype = values.cast(pl.String), pl.String()
+    yield np.packbits(values.is_null().to_numpy()).tobytes()
+    if isinstance(dtype, pl.Struct):
+        for name in values.struct.fields:
+            yield name.encode()
+            yield from _bytes_of(values.struct.field(name))
+    elif isinstance(dtype, pl.List | pl.Array):
+        lists = values.cast(pl.List(dtype.inner))
+        yield lists.list.len().fill_null(0).cast(pl.Int64).to_numpy().astype("<i8").tobytes()
+        yield from _bytes_of(lists.filter(lists.list.len().fill_null(0) > 0).explode())
+    elif dtype.is_float():
+        yield b"fractions"
+        yield values.cast(pl.Float64).fill_null(0.0).to_numpy().astype("<f8").tobytes()
+    elif dtype.is_temporal() or dtype == pl.Boolean or (dtype.is_integer() and dtype != pl.UInt64):
+        yield b"whole" if dtype.is_integer() else str(dtype).encode()
+        yield values.to_physical().cast(pl.Int64).fill_null(0).to_numpy().astype("<i8").tobytes()
+    else:
+        yield str(dtype).encode()
+        text = values if dtype == pl.Binary else values.cast(pl.String).cast(pl.Binary)
+        yield text.bin.size().fill_null(0).cast(pl.Int64).to_numpy().astype("<i8").tobytes()
+        yield b"".join(text.drop_nulls().to_list())
 
 
 def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMap) -> NDArray[np.float32]:

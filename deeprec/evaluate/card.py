@@ -23,6 +23,7 @@ from deeprec.evaluate.metrics import best_first
 from deeprec.evaluate.protocols import Protocol, protocol_from_dict
 
 SCHEMA_VERSION = 1
+CHECKSUMS = ("sha256", "split_sha256", "user_features_sha256", "item_features_sha256")  # keys of `Card.data`
 Figures: TypeAlias = Mapping[str, float | None]  # None: not defined, such as a mean over no rows
 
 
@@ -33,7 +34,8 @@ class Card:
     Attributes:
         model: registered name of the model, such as "neumf".
         config: its options, JSON-ready.
-        data: name, sha256, users, items, interactions of the data set; split_sha256 where known.
+        data: name, sha256, users, items, interactions of the data set; split_sha256 where known; user_features_sha256
+            and item_features_sha256 of the tables of side information that the model takes.
         protocol: `Protocol.as_dict()` of the resolved protocol.
         metrics: test figures of the epoch that validation chose, such as {"hr@10": 0.69}.
         seed: seed of the training.
@@ -43,6 +45,7 @@ class Card:
             inflated figure for comparison with papers that report it, never the result. None if not measured.
         samples_per_second: training samples (positives and negatives) a second, None if not measured.
         epoch: epoch that validation chose, from 1, None where there are no epochs.
+        select: the figure that chose it, None where not known.
         history: one dict an epoch.
         versions, hardware: where it ran; filled in on construction.
         schema_version: of this file format.
@@ -59,6 +62,7 @@ class Card:
     best_on_test: Mapping[str, Any] | None = None
     samples_per_second: float | None = None
     epoch: int | None = None
+    select: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
@@ -191,7 +195,7 @@ def check_comparable(cards: Sequence[Card]) -> None:
 def _differences(first: Card, second: Card) -> list[str]:
     protocols = [protocol_from_dict(card.protocol) for card in (first, second)]
     found = [f"protocol {line}" for line in protocols[0].differences(protocols[1])]
-    for key in ("sha256", "split_sha256"):
+    for key in CHECKSUMS:
         ours, theirs = first.data.get(key), second.data.get(key)
         if ours != theirs and (key == "sha256" or None not in (ours, theirs)):
             names = (f"{card.data.get('name')} {str(card.data.get(key))[:12]}" for card in (first, second))

@@ -144,6 +144,10 @@ class Recommender(nn.Module):
         """The sizes for `data`; a model that needs more of the data than its rows checks here that it is there."""
         return Schema(data.num_users, data.num_items)
 
+    def features_taken(self) -> tuple[str, ...]:
+        """Tables of the data, "user_features" or "item_features", that the model takes with its present options."""
+        return ()
+
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
         from deeprec.train.batches import PairwiseBatches

@@ -141,6 +141,10 @@ class CFN(RatingAutoencoder):
         sizes = super().schema_for(data)
         return dataclasses.replace(sizes, num_features=self._features_of(data).shape[1])
 
+    def features_taken(self) -> tuple[str, ...]:
+        """That of the side whose rows are encoded, where `features` names columns."""
+        return (f"{self.config.side}_features",) if self.config.features else ()
+
     def _features_of(self, data: Interactions) -> Tensor:
         is_item = self.config.side == "item"
         frame, ids = (data.item_features, data.item_ids) if is_item else (data.user_features, data.user_ids)

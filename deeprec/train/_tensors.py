@@ -25,18 +25,23 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+SEAL = "sha256"
+_SEAL_BYTES = hashlib.sha256().digest_size
 _PIECE = 64 << 20  # bytes that are hashed and written at a time
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, sealed: bool = False
+) -> str:
     """Replace `path` by a safetensors file of `tensors`; tensors that share memory are written for each name.
 
     Args:
         path: in a folder there is.
         tensors: by name, on any device; one that is not contiguous or not on the CPU is copied while it is written.
         metadata: words for the header.
+        sealed: end with a tensor `SEAL`, the SHA-256 of all before it, which `require_sealed` checks.
     Returns:
-        Hexadecimal SHA-256 of the file.
+        Hexadecimal SHA-256 of the file, of a sealed one without its seal.
     Raises:
         OSError: not writable or disk full; the file that was there is then untouched.
     """
@@ -48,6 +53,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    if sealed:
+        header[SEAL] = {"dtype": "U8", "shape": [_SEAL_BYTES], "data_offsets": [end, end + _SEAL_BYTES]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
@@ -63,6 +70,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         for piece in pieces():
             digest.update(piece)
             yield piece
+        if sealed:
+            yield digest.digest()
 
     write_pieces_atomically(path, hashed())
     return digest.hexdigest()
+
+
+def require_sealed(path: Path) -> None:
+    """Raise ValueError unless the file ends with the SHA-256 of all before it; it is read a piece at a time."""
+    left = path.stat().st_size - _SEAL_BYTES
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.read(min(_PIECE, left))):
+            digest.update(piece)
+            left -= len(piece)
+        if left or file.read() != digest.digest():
+            raise ValueError("its checksum is another")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deeprec.train._tensors import write_tensors
+from deeprec._files import require_regular
+from deeprec._record import typed
+from deeprec.train._tensors import SEAL, require_sealed, write_tensors
 
 FILE_NAME = "checkpoint.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = ("model", "average", "best")
+_REMEDY = "remove it to start the run anew"
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the file says beside its tensors."""
+
+    format: int
+    identity: dict[str, Any]
+    progress: dict[str, Any]
+    optimizer_state: dict[str, dict[str, Any]]
+    optimizer_groups: list[dict[str, Any]]
+    optimizer_extra: dict[str, Any]
 
 
 @dataclass
@@ -23,7 +40,7 @@ class Checkpoint:
     """What a run needs to go on.
 
     Attributes:
-        identity: model, config, protocol, data and seed of the run; a resumed run must match it.
+        identity: of the run, see `deeprec.train.identity`; a resumed run must match it.
         progress: JSON-ready counters and history.
         model, average, best: state dicts of the running weights, of their average (empty if unused), of the best ones.
         optimizer: the optimizer's state dict.
@@ -61,7 +78,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "optimizer_groups": checkpoint.optimizer["param_groups"],
         "optimizer_extra": {k: v for k, v in checkpoint.optimizer.items() if k not in ("state", "param_groups")},
     }
-    write_tensors(directory / FILE_NAME, tensors, {"deeprec": json.dumps(header)})
+    write_tensors(directory / FILE_NAME, tensors, {"deeprec": json.dumps(header)}, sealed=True)
 
 
 def read_checkpoint(directory: Path) -> Checkpoint | None:
@@ -71,20 +88,26 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
         ValueError: the file is damaged or from a newer version.
     """
     path = directory / FILE_NAME
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["deeprec"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"resume: {path} is damaged ({error}); remove it to start the run anew") from error
-    if header["format"] > _FORMAT:
-        raise ValueError(
-            f"resume: {path} has format {header['format']}, this deeprec reads up to {_FORMAT}; upgrade deeprec"
-        )
+        with safe_open(str(require_regular(path, "resume", _REMEDY)), framework="pt") as file:
+            values = json.loads((file.metadata() or {})["deeprec"])
+            if values["format"] != _FORMAT:
+                raise ValueError(
+                    f"its format is {values['format']!r:.80}, this deeprec reads {_FORMAT}: finish the run with the "
+                    "version that began it"
+                )
+            require_sealed(path)
+            header: _Header = typed(_Header, values, "")
+            names = [name for name in file.keys() if name != SEAL]  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        if str(error).startswith("resume: "):
+            raise
+        raise ValueError(f"resume: {path} is damaged or of another version ({error}); {_REMEDY}") from error
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in header["optimizer_state"].items()}
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in header.optimizer_state.items()}
     for key, value in tensors.items():
         part, _, rest = key.partition("/")
         if part == "optimizer":
@@ -92,8 +115,24 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
             state.setdefault(int(index), {})[name] = value
         else:
             parts[part][rest] = value
-    optimizer = {"state": state, "param_groups": header["optimizer_groups"], **header["optimizer_extra"]}
-    return Checkpoint(header["identity"], header["progress"], optimizer=optimizer, **parts)
+    optimizer = {"state": state, "param_groups": header.optimizer_groups, **header.optimizer_extra}
+    return Checkpoint(header.identity, header.progress, optimizer=optimizer, **parts)
+
+
+@contextmanager
+def restoring(directory: Path | None) -> Iterator[None]:
+    """Around putting a checkpoint's state back: what does not fit is an error that names the file."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        path = (directory or Path()) / FILE_NAME
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"resume: {path} does not hold the state of this run ({what}); {_REMEDY}") from error
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a run was interrupted in the folder, in one of its stages."""
+    return directory.is_dir() and any((*directory.glob(FILE_NAME), *directory.glob(f"*/{FILE_NAME}")))
 
 
 def remove_checkpoint(directory: Path) -> None:

@@ -26,10 +26,18 @@ from deeprec.evaluate.metrics import gain
 from deeprec.models.click import ClickBatch, ClickModel, OptimizerOptions
 from deeprec.train import optim
 from deeprec.train._row_optimizer import RowOptimizer
-from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
+from deeprec.train.checkpoint import (
+    Checkpoint,
+    copy_state,
+    read_checkpoint,
+    remove_checkpoint,
+    restoring,
+    write_checkpoint,
+)
 from deeprec.train.curves import plot_curves
-from deeprec.train.fit import FitResult, Progress, require_same_run, writable_directory
+from deeprec.train.fit import FitResult, Progress, adopt_finished, writable_directory
 from deeprec.train.folder import save
+from deeprec.train.identity import finished_card, identity_of, identity_of_card, require_same_run
 
 _logger = logging.getLogger("deeprec")
 
@@ -176,7 +184,8 @@ def fit_clicks(
             cut is the log's, and the protocol's record of it.
         seed: of initial weights, order of the rows, dropout and the negatives that are kept.
         out: folder for the model, card, curves, reliability diagram and, while training, the checkpoint.
-        resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends.
+        resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends. A run that has
+            ended there is read instead. Either must be this run, see `deeprec.train.identity`.
         select: validation figure that chooses the epoch; the protocol's first by default.
         on_progress: called with a `Progress`.
     Raises:
@@ -192,6 +201,11 @@ def fit_clicks(
         model.build(log.inputs, torch.Generator().manual_seed(seed))
     model.encoder, model.negative_rate = log.encoder, rule.negative_rate
     run = _Run(model, log, train, rule, seed, select or rule.headline, directory, on_progress)
+    if resume and directory is not None and (ended := finished_card(directory)) is not None:
+        require_same_run(identity_of_card(ended), _identity(run), f"{directory} holds a finished run")
+        with torch.random.fork_rng(devices=[]):
+            adopt_finished(model, directory)
+        return FitResult(model.eval(), ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         best = _train(run, read_checkpoint(directory) if resume and directory is not None else None)
@@ -257,15 +271,16 @@ def _train(run: _Run, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
     """The epochs, from the beginning or from `checkpoint`; returns the weights of the best."""
     model = run.model
     optimizers = Optimizers(model)
-    identity = _identity(run)
+    identity = _identity(run, model.name)
     best: dict[str, torch.Tensor] = {}
     if checkpoint is not None:
-        require_same_run(checkpoint.identity, identity)
-        model.load_state_dict(checkpoint.model)
-        optimizers.load_state_dict(checkpoint.optimizer)
-        best = checkpoint.best
-        for key in _PROGRESS:
-            setattr(run, key, checkpoint.progress[key])
+        require_same_run(checkpoint.identity, identity, f"{run.directory} holds an interrupted run")
+        with restoring(run.directory):
+            model.load_state_dict(checkpoint.model)
+            optimizers.load_state_dict(checkpoint.optimizer)
+            best = checkpoint.best
+            for key in _PROGRESS:
+                setattr(run, key, checkpoint.progress[key])
 
     def keep() -> None:
         if run.directory is not None:
@@ -376,6 +391,7 @@ def _card(run: _Run, seconds: float, metrics: dict[str, float]) -> Card:
         validation_metrics={key: value for key, value in chosen.items() if key not in known},
         samples_per_second=float(np.median([e["samples_per_second"] for e in run.history])) if run.history else None,
         epoch=run.best_epoch if run.history else None,
+        select=run.select,
         history=run.history,
     )
 
@@ -391,14 +407,15 @@ def _report(run: _Run, entry: dict[str, float], metrics: dict[str, float], is_be
     _logger.info("%s epoch %d/%d: loss %.4f %s", name, run.epoch, run.model.config.epochs, entry["loss"], shown)
 
 
-def _identity(run: _Run) -> dict[str, Any]:
-    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(run.model.config).items()}
-    return {
-        "stage": run.model.name,
-        "model": run.model.name,
-        "config": config,
-        "protocol": run.rule.as_dict(),
-        "data": run.log.sha256,
-        "seed": run.seed,
-        "select": run.select,
-    }
+def _identity(run: _Run, stage: str = "") -> dict[str, Any]:
+    model, data = run.model, {"sha256": run.log.sha256}
+    return identity_of(
+        model.name,
+        asdict(model.config),
+        run.rule.as_dict(),
+        data,
+        seed=run.seed,
+        select=run.select,
+        best_on_test=False,
+        stage=stage,
+    )

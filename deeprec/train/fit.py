@@ -14,19 +14,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprec.data import Interactions, Split, from_frame, load
+from deeprec.data import Interactions, Split, from_frame
+from deeprec.data import load as load_data
+from deeprec.data.features import features_sha256
 from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
 from deeprec.models.base import Batches, Recommender, Seen
 from deeprec.models.config import TrainConfig
+from deeprec.models.registry import is_click_model
 from deeprec.train import optim
 from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
-from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, remove_checkpoint, write_checkpoint
+from deeprec.train.checkpoint import (
+    Checkpoint,
+    copy_state,
+    read_checkpoint,
+    remove_checkpoint,
+    restoring,
+    write_checkpoint,
+)
 from deeprec.train.curves import plot_curves
-from deeprec.train.folder import save
+from deeprec.train.folder import load, save
+from deeprec.train.identity import finished_card, identity_of, identity_of_card, require_same_run
 
 _logger = logging.getLogger("deeprec")
 
@@ -70,12 +81,14 @@ class FitResult:
         history: one entry an epoch of the model's own stage and of its refit: epoch, loss, seconds,
             samples_per_second, validation metrics.
         out: folder that holds the model, None where nothing was written.
+        was_finished: whether it was all there before, and `resume` only read it.
     """
 
     model: Any
     card: Card
     history: list[dict[str, float]]
     out: Path | None
+    was_finished: bool = False
 
 
 @dataclass
@@ -88,6 +101,7 @@ class _Run:
     seed: int
     select: str
     on_progress: Callable[[Progress], None] | None
+    checksums: dict[str, str]
     best_on_test: _BestOnTest | None = None
     chosen_epochs: dict[str, int] = field(default_factory=dict)  # model name -> epoch that validation chose
 
@@ -145,7 +159,8 @@ def fit(
         seed: of initialisation, shuffling and negatives (the split has the protocol's own);
             same seed, same result on this machine.
         out: folder for the model, card, curves and, while training, the checkpoint.
-        resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends.
+        resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends. A run that has
+            ended there is read instead. Either must be this run, see `deeprec.train.identity`.
         select: validation metric that chooses the epoch; the protocol's first by default.
         report_best_on_test: also evaluate the test part each epoch, only to report the best figure, labelled as such.
         on_progress: called with a `Progress`.
@@ -156,9 +171,20 @@ def fit(
     chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
     require_ratings(model, chosen)
     directory = None if out is None else writable_directory(Path(out))
-    run = _Run(chosen, chosen.split(interactions), interactions, seed, select or chosen.headline, on_progress)
+    split = chosen.split(interactions)
+    checksums = {
+        "sha256": interactions.sha256,
+        "split_sha256": split.sha256,
+        **_features_checksums(model, interactions),
+    }
+    run = _Run(chosen, split, interactions, seed, select or chosen.headline, on_progress, checksums)
     _require_parts(model, run)
     run.best_on_test = _BestOnTest() if report_best_on_test else None
+    if resume and directory is not None and (ended := finished_card(directory)) is not None:
+        require_same_run(identity_of_card(ended), _identity(model, run), f"{directory} holds a finished run")
+        adopt_finished(model, directory)
+        _adopt(model, run)
+        return FitResult(model, ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
     started = time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
     history = stage.history
@@ -174,11 +200,10 @@ def fit(
         config=asdict(model.config),
         data={
             "name": interactions.name,
-            "sha256": interactions.sha256,
             "users": interactions.num_users,
             "items": interactions.num_items,
             "interactions": len(interactions),
-            "split_sha256": run.split.sha256,
+            **run.checksums,
         },
         protocol=chosen.as_dict(),
         metrics=evaluate(model, run.split, chosen, part="test"),
@@ -188,6 +213,7 @@ def fit(
         best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
         samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in history])) if history else None,
         epoch=stage.best_epoch if history else None,
+        select=run.select,
         history=history,
     )
     if directory is not None:
@@ -210,12 +236,32 @@ def _require_parts(model: Recommender, run: _Run) -> None:
             )
 
 
+def _features_checksums(model: Recommender, data: Interactions) -> dict[str, str]:
+    """Checksums of the side information that the model takes."""
+    tables = {name: getattr(data, name) for name in model.features_taken()}
+    return {f"{name}_sha256": features_sha256(table) for name, table in tables.items() if table is not None}
+
+
+def adopt_finished(model: Any, directory: Path) -> None:
+    """Give a model that `fit` was asked to train the weights of the same model in a folder.
+
+    Raises:
+        ValueError: the folder holds another one than its card says.
+    """
+    saved = load(directory)
+    if saved.name != model.name or saved.config != model.config:
+        raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
+    sizes = saved.inputs if is_click_model(saved.name) else saved.schema
+    model.build(sizes, torch.Generator())
+    model.load_state_dict(saved.state_dict())
+
+
 def as_interactions(data: Any) -> Interactions:
     """Interactions from whatever `fit` accepts."""
     if isinstance(data, Interactions):
         return data
     if isinstance(data, str | Path):
-        return load(str(data))
+        return load_data(str(data))
     return from_frame(data)
 
 
@@ -276,20 +322,21 @@ def _fit_stage(
 def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint | None, is_warm: bool) -> None:
     """The epochs of a stage, from its beginning or from `checkpoint`; warm weights are the candidate of epoch 0."""
     optimizer = make_optimizer(model, model.config)
-    identity = _identity(model, run, stage)
+    identity = _identity(model, run, stage.name)
     average: dict[str, torch.Tensor] = {}
     best: dict[str, torch.Tensor] = {}
     tracker = run.best_on_test if stage.is_main and not stage.is_refit else None
     if checkpoint is not None:
-        require_same_run(checkpoint.identity, identity)
-        model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
-        average, best = checkpoint.average, checkpoint.best
-        for key in _PROGRESS:
-            setattr(stage, key, checkpoint.progress[key])
-        run.chosen_epochs.update(checkpoint.progress["chosen_epochs"])
-        if tracker is not None:
-            tracker.best = checkpoint.progress["best_on_test"]
+        require_same_run(checkpoint.identity, identity, f"{stage.directory} holds an interrupted run")
+        with restoring(stage.directory):
+            model.load_state_dict(checkpoint.model)
+            optimizer.load_state_dict(checkpoint.optimizer)
+            average, best = checkpoint.average, checkpoint.best
+            for key in _PROGRESS:
+                setattr(stage, key, checkpoint.progress[key])
+            run.chosen_epochs.update(checkpoint.progress["chosen_epochs"])
+            if tracker is not None:
+                tracker.best = checkpoint.progress["best_on_test"]
     elif is_warm:
         best = copy_state(model)
         if not stage.is_refit:
@@ -492,28 +539,17 @@ def _report(
     _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)
 
 
-def _identity(model: Recommender, run: _Run, stage: _Stage) -> dict[str, Any]:
-    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(model.config).items()}
-    return {
-        "stage": stage.name,
-        "model": model.name,
-        "config": config,
-        "protocol": run.protocol.as_dict(),
-        "data": run.data.sha256,
-        "seed": run.seed,
-        "select": run.select,
-    }
-
-
-def require_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """ValueError naming what differs unless a checkpoint's identity is that of the run."""
-    different = [key for key in wanted if found.get(key) != wanted[key]]
-    if different:
-        raise ValueError(
-            f"resume: the checkpoint belongs to another run, {', '.join(different)} differ "
-            f"({', '.join(f'{key}: {found.get(key)!r} there, {wanted[key]!r} here' for key in different)}); "
-            f"use the same options, or another out"
-        )
+def _identity(model: Recommender, run: _Run, stage: str = "") -> dict[str, Any]:
+    return identity_of(
+        model.name,
+        asdict(model.config),
+        run.protocol.as_dict(),
+        run.checksums,
+        seed=run.seed,
+        select=run.select,
+        best_on_test=run.best_on_test is not None,
+        stage=stage,
+    )
 
 
 def _same_ids(model: Recommender, data: Interactions) -> None:

@@ -164,9 +164,39 @@ def test_debug_shows_the_traceback(deeprec) -> None:
 
 def test_resume_of_a_finished_run_does_nothing(trained, deeprec, small) -> None:
     before = (trained[0] / "card.json").read_bytes()
-    done = deeprec("train", "gmf", "--protocol", "ncf", "--seed", 1, "--out", trained[0], "--resume", *small)
-    assert done.exit_code == 0
+    words = ("train", "gmf", "--protocol", "ncf", "--seed", 1, "--out", trained[0], "epochs=2", "factors=4", *small)
+    done = deeprec(*words, "--resume")
+    assert done.exit_code == 0, done.output
     assert "already finished" in done.output
+    assert (trained[0] / "card.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--seed", 2), "seed is 1 there and 2 here"),
+        (("epochs=3",), "config.epochs is 2 there and 3 here"),
+        (("factors=8",), "config.factors is 4 there and 8 here"),
+        (("--protocol", "full"), "protocol.candidates is 99 there and 'all' here"),
+        (("--select", "ndcg@10"), "select is 'hr@10' there and 'ndcg@10' here"),
+        (("--best-on-test",), "best_on_test is False there and True here"),
+        (("data.num_users=121",), "data.sha256"),
+    ],
+)
+def test_resume_of_another_finished_run_is_refused(trained, deeprec, small, change, message) -> None:
+    before = (trained[0] / "card.json").read_bytes()
+    settings = {"--protocol": "ncf", "--seed": 1, "epochs": 2, "factors": 4, **dict(w.split("=") for w in small)}
+    if change[0].startswith("--"):
+        settings[change[0]] = change[1] if len(change) > 1 else ""
+    else:
+        settings |= dict(word.split("=") for word in change)
+    words = []
+    for key, value in settings.items():
+        words += ([key, value] if value else [key]) if key.startswith("--") else [f"{key}={value}"]
+    error = _error(deeprec("train", "gmf", "--out", trained[0], "--resume", *words))
+    assert "holds a finished run of other settings" in error
+    assert message in error
+    assert "--out" in error
     assert (trained[0] / "card.json").read_bytes() == before
 
 
