@@ -80,6 +80,6 @@ def _protocol(trained: Protocol, name: str | None, overrides: dict[str, object])
                 f"evaluate: protocol.{key} would test rows that the model has trained on; train anew with it"
             )
     if name is None:
-        return dataclasses.replace(trained, **overrides)  # type: ignore[arg-type]
+        return trained.changed(**overrides)
     kept = {field: getattr(trained, field) for field in _SPLIT_FIELDS}
-    return protocol(name, **{**kept, **overrides})
+    return dataclasses.replace(protocol(name, **overrides), **kept)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import sys
 import types
 import typing
@@ -17,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
 from deeprec.evaluate import Protocol
+from deeprec.models.config import unknown_option
 
 _SECTIONS = ("protocol", "data")
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -69,9 +70,8 @@ def _put(settings: Settings, config: type[Any], protocol: type[Any], key: str, v
 
 def _type_of(owner: type[Any], key: str) -> Any:
     """Annotation of one field of a dataclass; ValueError with the closest field otherwise."""
-    known = [f.name for f in dataclasses.fields(owner)]
-    if key not in known:
-        raise ValueError(f"option: unknown key {key!r} for {owner.__name__}; {did_you_mean(key, known)}")
+    if key not in (field.name for field in dataclasses.fields(owner)):
+        raise ValueError(f"option: unknown key {key!r} for {owner.__name__}; {unknown_option(owner, key)}")
     return typing.get_type_hints(owner)[key]
 
 
@@ -89,19 +89,13 @@ def _parse_words(pairs: Sequence[str]) -> dict[str, str]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Flat keys of a TOML or JSON file: the tables `protocol` and `data` become "protocol.x" and "data.x"."""
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no file {path}; check the path")
-    try:
-        if path.suffix.lower() == ".toml":
-            values = _toml(path.read_text(encoding="utf-8"))
-        elif path.suffix.lower() == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            raise ValueError(f"config: a .toml or .json file is needed, got {path.name}")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} cannot be read: {error}; correct it") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} must hold a table of options, got {type(values).__name__}")
+    remedy = "check the path, or correct the file"
+    if path.suffix.lower() == ".toml":
+        values = _toml(path, read_regular(path, "config", remedy))
+    elif path.suffix.lower() == ".json":
+        values = read_json(path, "config", remedy)
+    else:
+        raise ValueError(f"config: a .toml or .json file is needed, got {path.name}")
     if "schema_version" in values and "config" in values:
         values = values["config"]  # a result card
     flat: dict[str, Any] = {}
@@ -113,12 +107,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _toml(text: str) -> dict[str, Any]:
+def _toml(path: Path, content: bytes) -> dict[str, Any]:
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"config: the file is no TOML: {error}; correct it") from None
+        values: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"config: {path} is no TOML: {error}; correct it") from None
     return values
 
 

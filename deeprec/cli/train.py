@@ -16,6 +16,7 @@ from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data import Interactions
 from deeprec.evaluate import Protocol, protocol
+from deeprec.models import Recommender
 from deeprec.train import FitResult, fit
 from deeprec.train.checkpoint import has_checkpoint
 
@@ -58,17 +59,27 @@ def train(
     item_features: Annotated[
         Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
     ] = None,
-    on_bad: Annotated[str, typer.Option("--on-bad", help="Clicks: raise at a malformed row, or skip it.")] = "raise",
+    on_bad: Annotated[
+        str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
+    ] = None,
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 
     Options of the model are written KEY=VALUE (see `deeprec models MODEL`); protocol.KEY=VALUE and data.KEY=VALUE
     change the protocol and the reader of the data.
     """
+    given = {
+        "select": select,
+        "best_on_test": best_on_test or None,
+        "schema": schema,
+        "log": log,
+        "on_bad": on_bad,
+        "user_features": user_features,
+        "item_features": item_features,
+    }
+    words = {f"--{name.replace('_', '-')}": name for name, value in given.items() if value is not None}
+    models.require_taken(models.model_class(model), words, "train")
     if models.is_click_model(model):
-        if user_features is not None or item_features is not None:
-            raise ValueError(f"train: {model} takes its features from --data and --schema; leave out --user-features "
-                             "and --item-features")  # fmt: skip
         train_clicks(
             model,
             options or [],
@@ -82,17 +93,16 @@ def train(
             select=select,
             schema=schema,
             log_directory=log,
-            on_bad=on_bad,
+            on_bad=on_bad or "raise",
         )
         return
-    if schema is not None or log is not None:
-        raise ValueError(f"train: --schema and --log go with click models, got {model}; leave them out")
     settings = read_settings(models.config_class(model), options or [], config)
     if protocol_name == "click":
         raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
     rule = protocol(protocol_name or "full", **settings.protocol)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
     recommender = models.create(model, **settings.model)
+    _require_features_taken(recommender, given)
     interactions = folder.load_data(data, data_dir, settings.data)
     interactions = folder.with_tables(interactions, user_features, item_features)
     rule = rule.resolve(interactions)
@@ -122,6 +132,17 @@ def train(
     written = folder.remember(target, interactions, data, settings.data)
     _report(result, target, written)
     _say_next(target, interactions)
+
+
+def _require_features_taken(model: Recommender, given: dict[str, Any]) -> None:
+    """A model that takes side information may still, with the options it has, not take this table."""
+    for name in ("user_features", "item_features"):
+        if given[name] is not None and name not in model.features_taken():
+            side = name.partition("_")[0]
+            raise ValueError(
+                f"train: {model.name} does not use --{side}-features with these options; leave it out, or take "
+                f"side={side} and name columns of the table with features=COLUMN,..."
+            )
 
 
 def _announce(

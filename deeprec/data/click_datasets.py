@@ -149,6 +149,13 @@ def load_clicks(
     """
     if isinstance(source, str | Path) and (Path(source) / "meta.json").is_file():
         opened = ClickLog.open(source)
+        given = {"directory": directory is not None, "on_bad": on_bad != "raise", **dict.fromkeys(options, True)}
+        unused = [name for name, is_given in given.items() if is_given]
+        if unused:
+            raise ValueError(
+                f"load: {source} is converted already, so {', '.join(unused)} would change nothing; leave it out, or "
+                "convert the rows anew"
+            )
         if schema is not None and schema != opened.schema:
             raise ValueError(
                 f"load: {source} was converted with another schema; leave it out, or convert the rows anew"

@@ -188,19 +188,39 @@ class Protocol:
         if isinstance(other, ClickProtocol):
             return [f"task: {self.task!r} / {other.task!r}"]
         ours, theirs = self.as_dict(), other.as_dict()
-        ignored = set(_REPORTING_FIELDS)
-        # A field that the protocol does not use cannot make a difference.
-        if self.task == other.task == "rating":
-            ignored |= {"candidates", "negatives", "negatives_seed", "mask", "ties"}
-        else:
+        # A field that neither protocol uses cannot make a difference; of another task, nothing is the same anyway.
+        ignored = set(_REPORTING_FIELDS) | (self.without_effect() & other.without_effect())
+        if self.task != other.task:
             ignored |= {"default_rating", "clamp"}
-        if self.holdout not in _RANDOM and other.holdout not in _RANDOM:
-            ignored |= {"test_share", "validation_share"}
-        if self.candidates != "all" and other.candidates != "all":
-            ignored.add("mask")
-        if self.candidates == other.candidates == "all":
-            ignored.add("negatives_seed")
         return [f"{k}: {ours[k]!r} / {theirs[k]!r}" for k in ours if k not in ignored and ours[k] != theirs[k]]
+
+    def without_effect(self) -> set[str]:
+        """Fields that change nothing in this protocol."""
+        found = {"default_rating", "clamp"}
+        if self.task == "rating":
+            found = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs"}
+        if self.holdout not in _RANDOM:
+            found |= {"test_share", "validation_share"}
+        if self.candidates != "all":
+            found.add("mask")
+        else:
+            found.add("negatives_seed")
+        return found
+
+    def changed(self, **options: Any) -> Protocol:
+        """The same protocol with some fields replaced.
+
+        Raises:
+            ValueError: an option out of range, or one that changes nothing in what comes out.
+        """
+        made = dataclasses.replace(self, **options)
+        for key in sorted(made.without_effect() & set(options)):
+            if getattr(made, key) != getattr(self, key):
+                raise ValueError(
+                    f"protocol: {key} has no effect on a {made.task} protocol with holdout={made.holdout!r} and "
+                    f"candidates={made.candidates!r}; leave it out"
+                )
+        return made
 
     def same_as(self, other: Protocol | ClickProtocol) -> bool:
         """Whether figures of the two may be compared."""
@@ -276,7 +296,7 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
             overrides["negatives"] = "none"
         elif base.negatives == "none":
             overrides["negatives"] = "seeded"
-    return dataclasses.replace(base, **overrides)
+    return base.changed(**overrides)
 
 
 def _split(protocol: Protocol, data: Interactions) -> Split:

@@ -20,7 +20,16 @@ from deeprec.models.mlp import MLP
 from deeprec.models.neumf import NeuMF
 from deeprec.models.nfm import NFM
 from deeprec.models.popularity import Popularity
-from deeprec.models.registry import click_models, config_class, create, is_click_model, model_class, names, recommenders
+from deeprec.models.registry import (
+    click_models,
+    config_class,
+    create,
+    is_click_model,
+    model_class,
+    names,
+    recommenders,
+    require_taken,
+)
 from deeprec.models.wide_deep import WideDeep
 
 __all__ = [
@@ -57,4 +66,5 @@ __all__ = [
     "model_class",
     "names",
     "recommenders",
+    "require_taken",
 ]

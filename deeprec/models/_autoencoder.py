@@ -22,7 +22,7 @@ from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models.base import Batches, Recommender, Schema, Seen
-from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, TrainConfig
+from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
 from deeprec.models.history import topk_of_scores
 from deeprec.nn.embedding import catch_up
 
@@ -53,6 +53,15 @@ class AutoencoderConfig(TrainConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = (*FULL_BATCH_OPTIMIZERS, *OPTIMIZERS)
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("pretrain_epochs", "pretrain_lr", "layer_epochs"), "pretrain=True", lambda config: config.pretrain),
+        Only(
+            ("lr_schedule", "lr_decay"),
+            "an optimizer whose rate changes, such as adam",
+            lambda config: config.optimizer not in FULL_BATCH_OPTIMIZERS,
+        ),
+        Only(("lr",), "an optimizer with a rate, such as rprop", lambda config: config.optimizer != "lbfgs"),
+    )
 
     side: str = "item"
     hidden: int = 500
@@ -100,7 +109,10 @@ class AutoencoderConfig(TrainConfig):
     def shallow(self) -> Self:
         """The config of the model without inner layers that the deep one starts from."""
         lr = self.pretrain_lr or self.lr
-        return dataclasses.replace(self, inner=(), pretrain=False, epochs=self.pretrain_epochs, lr=lr)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unused = {name: defaults[name] for name in ("pretrain_epochs", "pretrain_lr", "layer_epochs")}
+        options: dict[str, Any] = {"inner": (), "pretrain": False, "epochs": self.pretrain_epochs, "lr": lr, **unused}
+        return dataclasses.replace(self, **options)
 
 
 class RowBatch(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from deeprec.data.inputs import Inputs
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig
-from deeprec.models.config import one_of
+from deeprec.models.config import Only, one_of
 from deeprec.nn.mlp import ACTIVATIONS, MLP
 
 NUMERICS = ("embedding", "input")
@@ -26,6 +27,10 @@ class NetworkConfig(ClickConfig):
         dropout: share of a hidden layer's outputs that is dropped, in [0, 1).
         batch_norm: normalise before each activation.
     """
+
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("activation", "dropout"), "hidden layers", lambda config: len(config.hidden) > 0),
+    )
 
     hidden: tuple[int, ...] = (400, 400, 400)
     activation: str = "relu"
@@ -49,6 +54,10 @@ class DeepConfig(NetworkConfig):
         numerics: "embedding": a numeric is a field whose vector is multiplied by the value; "input": the numbers go
             into the network as they are.
     """
+
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("batch_norm",), "hidden layers", lambda config: len(config.hidden) > 0),
+    )
 
     numerics: str = "embedding"
 

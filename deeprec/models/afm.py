@@ -32,6 +32,8 @@ class AFMConfig(ClickConfig):
     dropout: share of the pooled pairs that is dropped, in [0, 1).
     """
 
+    unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "precision")
+
     factors: int = 16
     attention_factor: int = 16
     attention_l2: float = 0.0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data import IdMap, Interactions
-from deeprec.models.config import TrainConfig, make_config
+from deeprec.models.config import TrainConfig, make_config, require_keywords
 
 if TYPE_CHECKING:
     import polars as pl
@@ -110,6 +110,7 @@ class Recommender(nn.Module):
     name: ClassVar[str]
     config_class: ClassVar[type[TrainConfig]]
     trains_by_gradient: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})  # beside data and options; see `registry`
 
     def __init__(
         self,
@@ -244,9 +245,12 @@ class Recommender(nn.Module):
             **options: of `deeprec.train.fit` (protocol, seed, out, resume, ...).
         Returns:
             the model, with the weights of the best validation epoch.
+        Raises:
+            TypeError: an option that there is not, or that is one of the model's own.
         """
         from deeprec.train import fit
 
+        require_keywords(fit, options, self)
         fit(self, data, **options)
         return self
 

@@ -28,7 +28,7 @@ from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Batches, Recommender, Schema, Seen
-from deeprec.models.config import TrainConfig
+from deeprec.models.config import Only, TrainConfig
 from deeprec.nn.embedding import catch_up
 
 VARIANTS = {
@@ -60,6 +60,10 @@ class CDAEConfig(TrainConfig):
     adagrad_start: beta of the paper's AdaGrad, what the sums of squares start from, >= 0.
     """
 
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("adagrad_start",), "optimizer=adagrad", lambda config: config.optimizer == "adagrad"),
+    )
+
     hidden: int = 50
     corruption: float = 0.5
     activation: str = "sigmoid"
@@ -84,6 +88,11 @@ class CDAEConfig(TrainConfig):
             if self.variant not in VARIANTS:
                 raise ValueError(f"{owner}: variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
             for field, value in zip(("activation", "loss"), VARIANTS[self.variant], strict=True):
+                if getattr(self, field) not in (value, getattr(CDAEConfig, field)):
+                    raise ValueError(
+                        f"{owner}: {field} must be {value} with variant={self.variant}, which sets it, got "
+                        f"{getattr(self, field)!r}; leave one of them out"
+                    )
                 object.__setattr__(self, field, value)
         for field, choices in (("activation", ACTIVATIONS), ("loss", LOSSES), ("precision", ("float32",))):
             if getattr(self, field) not in choices:

@@ -28,7 +28,7 @@ from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, Corrupt, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
 from deeprec.models.base import Recommender, Schema
-from deeprec.models.config import OPTIMIZERS, TrainConfig
+from deeprec.models.config import OPTIMIZERS, Only, TrainConfig
 
 _LARGEST = 0.95  # of the way to where tanh ends: the logit of a rating at the limits
 
@@ -54,6 +54,14 @@ class CFNConfig(AutoencoderConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("noise_std",), "gaussian > 0", lambda config: config.gaussian > 0),
+        Only(
+            ("alpha",),
+            "hide, gaussian or salt_pepper > 0",
+            lambda config: max(config.hide, config.gaussian, config.salt_pepper) > 0,
+        ),
+    )
 
     hidden: int = 700
     features: tuple[str, ...] = ()
@@ -129,6 +137,7 @@ class CFN(RatingAutoencoder):
 
     name = "cfn"
     config_class: ClassVar[type[TrainConfig]] = CFNConfig
+    takes: ClassVar[frozenset[str]] = Recommender.takes | {"user_features", "item_features"}
     config: CFNConfig
     side_information: Tensor
 

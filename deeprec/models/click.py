@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.data.inputs import Encoded, Inputs
-from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, TrainConfig, at_least, make_config
+from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
 
@@ -97,6 +97,15 @@ class ClickConfig(TrainConfig):
     lr_schedules: ClassVar[tuple[str, ...]] = (*LR_SCHEDULES, "plateau")
     groups: ClassVar[tuple[str, ...]] = ("",)
     unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "weight_averaging", "refit")
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("l1", "l2"), "optimizer=ftrl; others have weight_decay or embedding_l2", lambda c: c.optimizer == "ftrl"),
+        Only(
+            ("weight_decay", "lr_schedule", "lr_decay"),
+            "another optimizer than ftrl",
+            lambda c: optimizers_of(c) != {"ftrl"},
+        ),
+        Only(("adagrad_start",), "optimizer=adagrad", lambda c: "adagrad" in optimizers_of(c)),
+    )
 
     epochs: int = 10
     batch_size: int = 4096
@@ -119,17 +128,6 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
-        for name in self.unused:
-            if getattr(self, name) != getattr(TrainConfig, name):
-                raise ValueError(f"{type(self).__name__}: {name} is of models that rank items, got "
-                                 f"{getattr(self, name)}; leave it out")  # fmt: skip
-        for group in self.groups:
-            found = self.optimizer_options(group)
-            if found.optimizer != "ftrl" and (found.l1 or found.l2):
-                raise ValueError(
-                    f"{type(self).__name__}: l1 and l2 go with ftrl only, got {found.l1} and {found.l2} with "
-                    f"{found.optimizer}; take weight_decay or embedding_l2"
-                )
         if self.step_in_backward and self.embedding_l2:
             raise ValueError(
                 f"{type(self).__name__}: embedding_l2 must be 0 with step_in_backward, got {self.embedding_l2}; leave "
@@ -150,6 +148,11 @@ class ClickConfig(TrainConfig):
         return 1.0 / self.batch_size
 
 
+def optimizers_of(config: Any) -> set[str]:
+    """Names of the optimizers of all groups of parameters."""
+    return {config.optimizer, getattr(config, "wide_optimizer", config.optimizer)}
+
+
 class ClickModel(nn.Module):
     """Base of every click model.
 
@@ -168,6 +171,7 @@ class ClickModel(nn.Module):
 
     name: ClassVar[str]
     config_class: ClassVar[type[ClickConfig]]
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})  # see `registry.require_taken`
 
     def __init__(
         self,
@@ -275,9 +279,12 @@ class ClickModel(nn.Module):
             **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, ...).
         Returns:
             the model, with the weights of the best validation epoch.
+        Raises:
+            TypeError: an option that there is not, or that is one of the model's own.
         """
         from deeprec.train.clicks import as_click_log, fit_clicks
 
+        require_keywords(fit_clicks, options, self)
         fit_clicks(self, as_click_log(data, schema, options.get("protocol")), **options)
         return self
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +22,25 @@ FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data
 LR_SCHEDULES = ("constant", "linear")
 PRECISIONS = ("float32", "bfloat16")
 REDUCTIONS = ("mean", "sum")
+# What only training by gradients uses, all but `refit`.
+GRADIENT_OPTIONS = (
+    "epochs", "batch_size", "lr", "optimizer", "weight_decay", "l2", "num_negatives", "reduction", "precision",
+    "patience", "weight_averaging", "lr_schedule", "lr_decay",
+)  # fmt: skip
+
+
+class Only(NamedTuple):
+    """Options that shape nothing unless others have certain values.
+
+    Attributes:
+        options: their names.
+        needs: what gives them a meaning, in words, such as "pretrain=True".
+        holds: whether a config has that.
+    """
+
+    options: tuple[str, ...]
+    needs: str
+    holds: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,10 @@ class TrainConfig:
         lr_decay: >= 0; the rate of epoch t = 0, 1, ... is divided by 1 + t lr_decay.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ()  # options that a family of models does not take
+    # What a model does not use is declared, and refused where it is set to anything but its default: options that it
+    # never takes, and options that mean something beside others only. The latter add up over the base classes.
+    unused: ClassVar[tuple[str, ...]] = ()
+    conditions: ClassVar[tuple[Only, ...]] = ()
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     lr_schedules: ClassVar[tuple[str, ...]] = LR_SCHEDULES
 
@@ -98,6 +122,47 @@ class TrainConfig:
         one_of(self, "reduction", REDUCTIONS)
         one_of(self, "lr_schedule", self.lr_schedules)
         one_of(self, "precision", PRECISIONS)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, needs in ineffective(type(self), self):
+            value = getattr(self, name)
+            if value != defaults[name]:
+                remedy = f"leave it out, or take {needs}" if needs else _users_of(name)
+                raise ValueError(f"{type(self).__name__}: {name} has no effect here, got {value!r}; {remedy}")
+
+
+def ineffective(config_class: type[TrainConfig], values: Any) -> Iterator[tuple[str, str]]:
+    """Options without an effect on a model with `values` (a config, or any object with its options as attributes).
+
+    Yields:
+        name, and what would give it an effect; "" where nothing does.
+    """
+    yield from ((name, "") for name in config_class.unused)
+    for owner in config_class.__mro__:
+        for rule in vars(owner).get("conditions", ()):
+            if not rule.holds(values):
+                for name in rule.options:
+                    yield name, rule.needs
+
+
+def _users_of(option: str) -> str:
+    """The remedy for an option that other models have; "" where none has it."""
+    from deeprec.models.registry import config_class, names  # which knows all models, and they know this module
+
+    classes = {name: config_class(name) for name in names()}
+    users = [name for name, kind in classes.items() if option in taken_options(kind)]
+    return f"leave it out ({', '.join(users)} {'takes' if len(users) == 1 else 'take'} it)" if users else ""
+
+
+def taken_options(config_class: type[Any]) -> list[str]:
+    """Names of the options of a model that it uses, in some combination at least."""
+    names = (field.name for field in dataclasses.fields(config_class))
+    return [name for name in names if name not in getattr(config_class, "unused", ())]
+
+
+def unknown_option(config_class: type[Any], key: str) -> str:
+    """The remedy for an option that a config class does not have: the models that have it, or the nearest name."""
+    users = _users_of(key) if issubclass(config_class, TrainConfig) else ""
+    return users or did_you_mean(key, taken_options(config_class))
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
@@ -129,6 +194,21 @@ def _typed(label: str, value: Any, wanted: Any) -> Any:
     return wanted(value)
 
 
+def require_keywords(function: Callable[..., Any], given: Mapping[str, Any], model: Any) -> None:
+    """Raise TypeError, with a remedy, for a keyword of `model.fit` that the function behind it does not have."""
+    known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    for name in given:
+        if name in known:
+            continue
+        if name in taken_options(type(model.config)):
+            remedy = f"it is an option of the model: models.create({model.name!r}, {name}={given[name]!r})"
+        elif name in ("schema", "report_best_on_test"):
+            remedy = "leave it out: it goes with " + ("click models" if name == "schema" else "models that rank items")
+        else:
+            remedy = did_you_mean(name, known)
+        raise TypeError(f"{model.name}.fit: unknown option {name!r}; {remedy}")
+
+
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
@@ -137,7 +217,7 @@ def make_config(config_class: type[ConfigT], config: ConfigT | None, options: Ma
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in options:
         if key not in known:
-            raise ValueError(f"{config_class.__name__}: unknown option {key!r}; {did_you_mean(key, known)}")
+            raise ValueError(f"{config_class.__name__}: unknown option {key!r}; {unknown_option(config_class, key)}")
     if config is None:
         return config_class(**options)
     if not isinstance(config, config_class):
@@ -146,8 +226,11 @@ def make_config(config_class: type[ConfigT], config: ConfigT | None, options: Ma
 
 
 def config_from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """A config read back from JSON, where tuples became lists."""
+    """A config read back from JSON, where tuples became lists; an option that had no effect is left out."""
     restored = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for name, _ in list(ineffective(config_class, SimpleNamespace(**{**defaults, **restored}))):
+        restored.pop(name, None)
     return make_config(config_class, None, restored)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.base import Schema
-from deeprec.models.config import TrainConfig
+from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32
@@ -24,10 +24,12 @@ _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the w
 
 @dataclass(frozen=True)
 class EASEConfig(TrainConfig):
-    """Attributes (options of gradient training are ignored):
+    """Attributes (options of gradient training are refused):
     l2: lambda of |X - X B|^2 + lambda |B|^2, > 0.
     max_memory_gib: most memory that the item x item matrices may take while they are computed, > 0.
     """
+
+    unused: ClassVar[tuple[str, ...]] = tuple(name for name in GRADIENT_OPTIONS if name != "l2")
 
     l2: float = 500.0
     max_memory_gib: float = 8.0

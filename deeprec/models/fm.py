@@ -34,6 +34,8 @@ class FMConfig(ClickConfig):
         log of a single bag (libSVM's format) needs.
     """
 
+    unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "precision")
+
     pairs: str = "inputs"
 
     def __post_init__(self) -> None:

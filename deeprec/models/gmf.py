@@ -23,6 +23,8 @@ class GMFConfig(TrainConfig):
     factors: embedding size D, >= 1 ("predictive factors").
     """
 
+    unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
     factors: int = 8
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ class HistoryRecommender(Recommender):
     """Base of the models with weights between items; user rows are lists of items [b, L], int64, -1 where shorter."""
 
     trains_by_gradient: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         self.register_buffer("history_offsets", torch.zeros(schema.num_users + 1, dtype=torch.int64))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.base import Schema
-from deeprec.models.config import TrainConfig
+from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _MOST_VECTOR_VALUES = 1 << 30  # 4 GiB of float32
@@ -25,10 +25,12 @@ _MOST_VECTOR_VALUES = 1 << 30  # 4 GiB of float32
 
 @dataclass(frozen=True)
 class ItemKNNConfig(TrainConfig):
-    """Attributes (options of gradient training are ignored):
+    """Attributes (options of gradient training are refused):
     neighbors: k, the items nearest to each item that count, >= 1.
     shrinkage: added to the product of the norms, >= 0; it holds back items that few users have.
     """
+
+    unused: ClassVar[tuple[str, ...]] = GRADIENT_OPTIONS
 
     neighbors: int = 100
     shrinkage: float = 0.0

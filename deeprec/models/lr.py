@@ -21,7 +21,9 @@ from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
 @dataclass(frozen=True)
 class LRConfig(ClickConfig):
-    """Attributes: those of `ClickConfig`; `factors` and `embedding_l2` have no meaning here."""
+    """Attributes: those of `ClickConfig`; there are no embeddings and no matrix products."""
+
+    unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "factors", "embedding_l2", "precision")
 
     optimizer: str = "ftrl"
     lr: float = 0.1

@@ -31,6 +31,8 @@ class MFConfig(TrainConfig):
     init_std: standard deviation of the initial vectors, > 0.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
     factors: int = 192
     init_std: float = 0.1
     l2: float = 0.005

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from deeprec.models.base import Schema
-from deeprec.models.config import TrainConfig
+from deeprec.models.config import Only, TrainConfig
 from deeprec.models.ncf import NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
@@ -23,8 +23,12 @@ class MLPConfig(TrainConfig):
     factors: width of the last hidden layer, >= 1 ("predictive factors").
     num_layers: hidden layers, >= 0.
     layout: "code" (embeddings twice as wide, as the authors' code) or "paper".
-    layers: explicit widths as the authors' `--layers`, e.g. (64, 32, 16, 8); overrides the three above.
+    layers: explicit widths as the authors' `--layers`, e.g. (64, 32, 16, 8), instead of the three above.
     """
+
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("factors", "num_layers", "layout"), "layers=()", lambda config: not config.layers),
+    )
 
     factors: int = 8
     num_layers: int = 3

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from deeprec.models.base import Recommender, Schema
-from deeprec.models.config import TrainConfig, make_config
+from deeprec.models.config import Only, TrainConfig, make_config
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
 from deeprec.models.ncf import NCFRecommender, mlp_layers
@@ -30,13 +30,31 @@ class NeuMFConfig(TrainConfig):
     gmf_factors: width of the GMF embeddings; 0 means `factors`.
     num_layers: hidden layers of the MLP half, >= 0.
     layout: "code" (embeddings twice as wide, as the authors' code) or "paper".
-    layers: explicit MLP widths as the authors' `--layers`, e.g. (64, 32, 16, 8); overrides the three above.
+    layers: explicit MLP widths as the authors' `--layers`, e.g. (64, 32, 16, 8), instead of num_layers and layout;
+        factors is then the width of the GMF embeddings.
     pretrain: train GMF and MLP first, start from their weights, then train with this config's optimizer.
     alpha: weight of GMF in the output layer after pre-training, in [0, 1] (paper: 0.5).
     pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: of the GMF and the
         MLP stage; validation chooses the epoch of each.
     pretrain_gmf_l2: `l2` of the GMF stage, >= 0.
     """
+
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("num_layers", "layout"), "layers=()", lambda config: not config.layers),
+        Only(("factors",), "layers=() or gmf_factors=0", lambda config: not (config.layers and config.gmf_factors)),
+        Only(
+            (
+                "pretrain_epochs",
+                "pretrain_lr",
+                "pretrain_optimizer",
+                "pretrain_batch_size",
+                "pretrain_weight_decay",
+                "pretrain_gmf_l2",
+            ),
+            "pretrain=True",
+            lambda config: config.pretrain,
+        ),
+    )
 
     factors: int = 8
     gmf_factors: int = 0
@@ -78,7 +96,8 @@ class NeuMFConfig(TrainConfig):
             shared.update(factors=self.gmf_dim(), l2=self.pretrain_gmf_l2)
         else:
             shared["layers"] = self.widths()
-        return make_config(config_class, None, shared)
+        taken = {name: value for name, value in shared.items() if name not in config_class.unused}
+        return make_config(config_class, None, taken)
 
 
 class NeuMF(NCFRecommender):

@@ -11,12 +11,14 @@ from torch import Tensor
 from deeprec.data import Interactions
 from deeprec.kernels.score_topk import DotScorer, score_topk
 from deeprec.models.base import Recommender, Schema, Seen
-from deeprec.models.config import TrainConfig
+from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
 
 
 @dataclass(frozen=True)
 class PopularityConfig(TrainConfig):
-    """Popularity has no options of its own and ignores those of training."""
+    """Popularity has no options of its own, and of training's takes `refit` alone."""
+
+    unused: ClassVar[tuple[str, ...]] = GRADIENT_OPTIONS
 
 
 class Popularity(Recommender):
@@ -25,6 +27,7 @@ class Popularity(Recommender):
     name = "popularity"
     config_class: ClassVar[type[TrainConfig]] = PopularityConfig
     trains_by_gradient: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         self.register_buffer("counts", torch.zeros(schema.num_items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from deeprec._suggest import did_you_mean
@@ -66,6 +67,20 @@ def config_class(name: str) -> type[TrainConfig]:
     """The config dataclass of a model."""
     found: type[TrainConfig] = model_class(name).config_class
     return found
+
+
+def require_taken(kind: type[Any], given: Mapping[str, str], where: str) -> None:
+    """Raise ValueError for the first input of a run that a class of models does not use.
+
+    Args:
+        given: inputs as they were spelled, such as "--best-on-test", to what models declare in `takes`: "select",
+            "best_on_test", "user_features", "item_features", "schema", "log" or "on_bad".
+        where: beginning of the message.
+    """
+    for spelled, each in given.items():
+        if each not in kind.takes:
+            users = ", ".join(other for other in names() if each in model_class(other).takes)
+            raise ValueError(f"{where}: {kind.name} does not use {spelled}; leave it out (it goes with {users})")
 
 
 def create(name: str, **options: Any) -> Any:

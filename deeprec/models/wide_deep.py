@@ -21,7 +21,7 @@ from deeprec.data.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, OptimizerOptions
-from deeprec.models.config import at_least, one_of
+from deeprec.models.config import Only, at_least, one_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class WideDeepConfig(DeepConfig):
     """
 
     groups: ClassVar[tuple[str, ...]] = ("wide", "deep")
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("wide_l1", "wide_l2"), "wide_optimizer=ftrl", lambda config: config.wide_optimizer == "ftrl"),
+    )
 
     factors: int = 32
     hidden: tuple[int, ...] = (1024, 512, 256)

@@ -193,6 +193,7 @@ def fit_clicks(
     """
     rule = ClickProtocol() if protocol is None else protocol
     _require_parts(log)
+    _require_split(log, rule)
     directory = None if out is None else writable_directory(Path(out))
     train = log.parts["train"]
     if rule.negative_rate < 1.0:
@@ -264,6 +265,23 @@ def _require_parts(log: ClickLog) -> None:
             raise ValueError(
                 f"fit: the {name} part must hold rows of both labels, got {rows:,} rows with {clicks:,} clicks of "
                 f"{log.name}; take another split, or positive_from in the schema"
+            )
+
+
+def _require_split(log: ClickLog, rule: ClickProtocol) -> None:
+    """The log is cut already: what the protocol says of the cut, but for its defaults, must be what was done."""
+    kind, shares, seed = log.split["kind"], log.split["shares"], log.split["seed"]
+    done = {"holdout": "official" if kind == "files" else kind, "test_share": shares[2], "seed": seed}
+    # A validation part that came with the data has no share, and what is asked for then is not needed.
+    done |= {"validation_share": shares[1]} if shares[1] else {}
+    done = {name: value for name, value in done.items() if kind != "files" or name != "test_share"}
+    default = ClickProtocol()
+    for name, value in done.items():
+        asked = getattr(rule, name)
+        if asked != getattr(default, name) and asked != value:
+            raise ValueError(
+                f"fit: {name}={asked!r} has no effect on {log.name}, which was cut with {name}={value!r} already; "
+                "leave it out, or cut the rows anew"
             )
 
 

@@ -23,7 +23,7 @@ from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
 from deeprec.models.base import Batches, Recommender, Seen
 from deeprec.models.config import TrainConfig
-from deeprec.models.registry import is_click_model
+from deeprec.models.registry import is_click_model, require_taken
 from deeprec.train import optim
 from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
@@ -170,6 +170,9 @@ def fit(
     interactions = as_interactions(data)
     chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
     require_ratings(model, chosen)
+    given = {"select": "select"} if select is not None else {}
+    given |= {"report_best_on_test": "best_on_test"} if report_best_on_test else {}
+    require_taken(type(model), given, "fit")
     directory = None if out is None else writable_directory(Path(out))
     split = chosen.split(interactions)
     checksums = {

@@ -108,8 +108,8 @@ def test_card_repeats_the_options_of_its_run(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{", "cannot be read"),
-        ("run.json", "[1]", "must hold a table"),
+        ("run.json", "{", "must be JSON"),
+        ("run.json", "[1]", "must hold a JSON object"),
         ("run.toml", "epochs ==", "no TOML"),
         ("run.yaml", "epochs: 3", "a .toml or .json file is needed"),
         ("run.json", '{"epochs": "many"}', "a whole number is needed"),

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_protocol_is_frozen() -> None:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_dict_goes_there_and_back(name: str) -> None:
-    original = protocol(name, cutoffs=(5, 10), seed=3)
+    original = protocol(name, seed=3)
     assert Protocol.from_dict(original.as_dict()) == original
     assert isinstance(original.as_dict()["cutoffs"], list)
 
@@ -96,13 +97,30 @@ def test_given_parts_that_the_data_lacks_are_refused() -> None:
 def test_what_is_reported_is_no_difference_but_what_is_measured_is() -> None:
     ncf = protocol("ncf")
     assert ncf.same_as(protocol("ncf", metrics=("mrr",), cutoffs=(5,)))
-    assert ncf.same_as(protocol("ncf", test_share=0.2))  # not used by this hold-out
+    assert ncf.same_as(dataclasses.replace(ncf, test_share=0.2))  # not used by this hold-out
     assert not protocol("random").same_as(protocol("random", test_share=0.2))
     assert ncf.differences(protocol("ncf", ties="authors", seed=1)) == [
         "ties: 'pessimistic' / 'authors'",
         "seed: 0 / 1",
     ]
     assert any(line.startswith("candidates: 99 / 'all'") for line in ncf.differences(protocol("full")))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("ncf", {"test_share": 0.2}),
+        ("ncf", {"mask": ("train",)}),
+        ("ncf", {"default_rating": 2.0}),
+        ("full", {"negatives_seed": 1}),
+        ("rating", {"ties": "authors", "candidates": 5}),
+        ("rating", {"cutoffs": (5,)}),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(name: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="has no effect on a r"):
+        protocol(name, **option)
+    assert protocol(name, **{key: getattr(protocol(name), key) for key in option}) == protocol(name)
 
 
 def test_importing_evaluate_brings_torch_and_numpy_only() -> None:
