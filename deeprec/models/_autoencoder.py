@@ -53,6 +53,7 @@ class AutoencoderConfig(TrainConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = (*FULL_BATCH_OPTIMIZERS, *OPTIMIZERS)
+    unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "precision")  # the paper's loss is a sum
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("pretrain_epochs", "pretrain_lr", "layer_epochs"), "pretrain=True", lambda config: config.pretrain),
         Only(
@@ -99,11 +100,6 @@ class AutoencoderConfig(TrainConfig):
             raise ValueError(f"{owner}: pretrain needs inner layers, got inner=(); take e.g. inner=(250,)")
         if self.rating_range is not None and not self.rating_range[0] < self.rating_range[1]:
             raise ValueError(f"{owner}: rating_range must ascend, got {self.rating_range}; for five stars take (1, 5)")
-        if self.reduction != "sum":
-            raise ValueError(f"{owner}: reduction must be 'sum', got {self.reduction!r}; that is the paper's")
-        for field, only in (("precision", "float32"), ("num_negatives", 1)):
-            if getattr(self, field) != only:
-                raise ValueError(f"{owner}: {field} must be {only} in this model, got {getattr(self, field)}")
         self._check_shared()
 
     def shallow(self) -> Self:

@@ -60,6 +60,7 @@ class CDAEConfig(TrainConfig):
     adagrad_start: beta of the paper's AdaGrad, what the sums of squares start from, >= 0.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ("precision",)
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("adagrad_start",), "optimizer=adagrad", lambda config: config.optimizer == "adagrad"),
     )
@@ -94,7 +95,7 @@ class CDAEConfig(TrainConfig):
                         f"{getattr(self, field)!r}; leave one of them out"
                     )
                 object.__setattr__(self, field, value)
-        for field, choices in (("activation", ACTIVATIONS), ("loss", LOSSES), ("precision", ("float32",))):
+        for field, choices in (("activation", ACTIVATIONS), ("loss", LOSSES)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{owner}: {field} must be {' or '.join(choices)}, got {getattr(self, field)!r}")
         for field in ("hidden", "batch_size"):

@@ -163,10 +163,12 @@ def test_l2_of_rarely_touched_rows_is_as_strong_on_average() -> None:
 
 
 @pytest.mark.parametrize("side", ["item", "user"])
-@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "lr": 0.01}, {"inner": (6,), "pretrain": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": "adam", "lr": 0.01}, {"inner": (6,), "pretrain": True, "pretrain_epochs": 15}]
+)
 def test_learns_saves_and_loads(side: str, options: dict[str, Any], tmp_path: Any) -> None:
     data = ratings(150, 120)
-    shared: dict[str, Any] = {"hidden": 12, "epochs": 15, "batch_size": 10, "pretrain_epochs": 15, "l2": 0.01}
+    shared: dict[str, Any] = {"hidden": 12, "epochs": 15, "batch_size": 10, "l2": 0.01}
     model = CFN(side=side, features=FEATURES[side], **(shared | options))
     result = fit(model, data, protocol="rating", seed=0, out=tmp_path / "run")
     assert result.card.metrics["rmse"] < 0.9 * float(np.std(data.ratings))

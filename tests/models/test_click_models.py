@@ -45,7 +45,7 @@ INPUTS = {
 
 
 def options(name):
-    small = {"factors": D}
+    small = {} if "factors" in config_class(name).unused else {"factors": D}
     if hasattr(config_class(name), "hidden"):
         small["hidden"] = (6, 5)
     return small
