@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from deeprec import models as registry
 from deeprec.cli.console import command, console, print_json, table
+from deeprec.models.config import taken_options
 
 
 def models(
@@ -31,8 +32,10 @@ def models(
         out.print(f"Options of one: {command('models', 'neumf')}")
         return
     config = registry.config_class(name)
-    taken = [field for field in dataclasses.fields(config) if field.name not in config.unused]
-    options = {field.name: (str(field.type), field.default) for field in taken}
+    taken = taken_options(config)
+    options = {
+        field.name: (str(field.type), field.default) for field in dataclasses.fields(config) if field.name in taken
+    }
     if as_json:
         print_json({key: {"type": kind, "default": default} for key, (kind, default) in options.items()})
         return

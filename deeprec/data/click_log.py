@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec._files import sha256_of, write_atomically
+from deeprec._files import read_json, sha256_of, write_atomically
+from deeprec._record import RecordError, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data._random import random_bits
 from deeprec.data.chunks import Chunk, Source, Wanted, open_source
@@ -99,6 +100,27 @@ class Split:
 
 
 @dataclass(frozen=True)
+class _MetaPart:
+    """Sizes of a part's files."""
+
+    rows: int
+    positives: int
+    nnz: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What meta.json holds."""
+
+    version: int
+    sha256: str
+    schema: dict[str, Any]
+    split: dict[str, Any]
+    sources: list[dict[str, Any]]
+    parts: dict[str, _MetaPart]
+
+
+@dataclass(frozen=True)
 class ClickLog:
     """A log encoded for training.
 
@@ -151,25 +173,24 @@ class ClickLog:
             FileNotFoundError: no log there. ValueError: one of another version, or with files cut short.
         """
         directory = Path(directory)
-        if not (directory / _META).is_file():
+        path, remedy = directory / _META, "convert the rows anew"
+        if not path.is_file():
             raise FileNotFoundError(f"ClickLog.open: no log in {directory}; convert one first")
+        values = read_json(path, "ClickLog.open", remedy, allow_infinity=True)
+        if values.get("version") != VERSION:
+            got = f"{values.get('version')!r:.80}"
+            raise ValueError(f"ClickLog.open: {directory} is of version {got}, {VERSION} is required; convert anew")
+        encoder = Encoder.load(directory / _ENCODER)
         try:
-            meta = json.loads((directory / _META).read_text(encoding="utf-8"))
-            if meta["version"] != VERSION:
-                raise ValueError(
-                    f"ClickLog.open: {directory} is of version {meta['version']}, {VERSION} is required; convert anew"
-                )
-            encoder = Encoder.load(directory / _ENCODER)
+            meta: _Meta = typed(_Meta, values, "")
             groups = encoder.schema.group is not None
             parts = {
-                name: ClickPart(mapped(directory / name, encoder.inputs, some["rows"], some["nnz"], has_groups=groups))
-                for name, some in meta["parts"].items()
+                name: ClickPart(mapped(directory / name, encoder.inputs, some.rows, some.nnz, has_groups=groups))
+                for name, some in meta.parts.items()
             }
-            return cls(parts, encoder, meta["split"], meta["sources"], meta["sha256"], directory)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"ClickLog.open: {directory / _META} is damaged ({type(error).__name__}: {error}); convert anew"
-            ) from None
+            return cls(parts, encoder, meta.split, meta.sources, meta.sha256, directory)
+        except (RecordError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"ClickLog.open: {path} is damaged ({error}); {remedy}") from None
 
 
 def convert(

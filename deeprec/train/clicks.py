@@ -35,7 +35,7 @@ from deeprec.train.checkpoint import (
     write_checkpoint,
 )
 from deeprec.train.curves import plot_curves
-from deeprec.train.fit import FitResult, Progress, adopt_finished, writable_directory
+from deeprec.train.fit import FitResult, Progress, adopt_finished, require_out, writable_directory
 from deeprec.train.folder import save
 from deeprec.train.identity import finished_card, identity_of, identity_of_card, require_same_run
 
@@ -192,6 +192,7 @@ def fit_clicks(
         ValueError: a part without rows or with one kind of label only, or `out` belongs to another run.
     """
     rule = ClickProtocol() if protocol is None else protocol
+    require_out(resume, out)
     _require_parts(log)
     _require_split(log, rule)
     directory = None if out is None else writable_directory(Path(out))
@@ -270,18 +271,21 @@ def _require_parts(log: ClickLog) -> None:
 
 def _require_split(log: ClickLog, rule: ClickProtocol) -> None:
     """The log is cut already: what the protocol says of the cut, but for its defaults, must be what was done."""
-    kind, shares, seed = log.split["kind"], log.split["shares"], log.split["seed"]
-    done = {"holdout": "official" if kind == "files" else kind, "test_share": shares[2], "seed": seed}
-    # A validation part that came with the data has no share, and what is asked for then is not needed.
-    done |= {"validation_share": shares[1]} if shares[1] else {}
-    done = {name: value for name, value in done.items() if kind != "files" or name != "test_share"}
+    kind, (_, validation, test), seed = log.split["kind"], log.split["shares"], log.split["seed"]
+    is_drawn = kind == "random" or (kind == "files" and validation > 0)
+    done = {
+        "holdout": "official" if kind == "files" else kind,
+        "test_share": test,
+        "validation_share": validation,
+        "seed": seed if is_drawn else 0,
+    }
     default = ClickProtocol()
     for name, value in done.items():
         asked = getattr(rule, name)
         if asked != getattr(default, name) and asked != value:
             raise ValueError(
-                f"fit: {name}={asked!r} has no effect on {log.name}, which was cut with {name}={value!r} already; "
-                "leave it out, or cut the rows anew"
+                f"fit: {name}={asked!r} has no effect on {log.name}, whose parts are made already ({log.split}); leave "
+                "it out, or cut the rows anew"
             )
 
 

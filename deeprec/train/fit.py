@@ -170,6 +170,7 @@ def fit(
     interactions = as_interactions(data)
     chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
     require_ratings(model, chosen)
+    require_out(resume, out)
     given = {"select": "select"} if select is not None else {}
     given |= {"report_best_on_test": "best_on_test"} if report_best_on_test else {}
     require_taken(type(model), given, "fit")
@@ -563,6 +564,12 @@ def _same_ids(model: Recommender, data: Interactions) -> None:
             f"{model.name}: evaluate needs the data the model was trained on, got other users or items in "
             f"{data.name!r}; train on it first"
         )
+
+
+def require_out(resume: bool, out: str | Path | None) -> None:
+    """A run can only go on in the folder where it was."""
+    if resume and out is None:
+        raise ValueError("fit: resume needs out, the folder of the run that is to go on, got None; pass it")
 
 
 def writable_directory(directory: Path) -> Path:

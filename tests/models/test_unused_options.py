@@ -142,6 +142,14 @@ def test_models_without_epochs_choose_none(name: str) -> None:
             fit(models.create(name), data, **keyword)
 
 
+def test_resume_needs_a_folder() -> None:
+    data = synthetic(num_users=30, num_items=40, num_interactions=300)
+    log = load_clicks("synthetic", rows=300, fields=2, numerics=1)
+    for model, source in ((models.GMF(), data), (models.LR(), log)):
+        with pytest.raises(ValueError, match="resume needs out"):
+            model.fit(source, resume=True)
+
+
 def test_a_log_that_is_cut_is_not_cut_again(tmp_path: Path) -> None:
     frame, schema = synthetic_clicks(rows=500, fields=2, numerics=1)
     log = load_clicks(frame, schema, directory=tmp_path / "log", shares=(0.2, 0.1), seed=3)
@@ -153,10 +161,11 @@ def test_a_log_that_is_cut_is_not_cut_again(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_clicks(tmp_path / "log", **given)
     for rule, message in (
-        (ClickProtocol(test_share=0.3), r"test_share=0.3 has no effect.*test_share=0.1"),
+        (ClickProtocol(test_share=0.3), r"test_share=0.3 has no effect.*parts are made already"),
         (ClickProtocol(validation_share=0.3), r"validation_share=0.3 has no effect"),
         (ClickProtocol(seed=4), "seed=4 has no effect"),
         (ClickProtocol(holdout="tail"), "holdout='tail' has no effect"),
+        (ClickProtocol(holdout="official"), "holdout='official' has no effect"),
     ):
         with pytest.raises(ValueError, match=message):
             fit_clicks(models.LR(epochs=1), log, protocol=rule)

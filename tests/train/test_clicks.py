@@ -18,6 +18,7 @@ from deeprec.data.click_datasets import load_clicks, synthetic_clicks
 from deeprec.data.click_log import ClickLog
 from deeprec.evaluate import ClickProtocol, read_card
 from deeprec.evaluate.click_metrics import log_loss, probabilities
+from deeprec.models.config import taken_options
 from deeprec.serve.predict import predict_file
 from deeprec.train import clicks
 from deeprec.train.clicks import evaluate_clicks, fit_clicks, predict_part
@@ -27,8 +28,8 @@ DATA = os.environ.get("DEEPREC_DATA")
 
 
 def options(name: str) -> dict[str, Any]:
-    """Small options of a model; some have no network."""
-    known = models.config_class(name).__dataclass_fields__
+    """Small options of a model; some have no network, one no embeddings."""
+    known = taken_options(models.config_class(name))
     return {key: value for key, value in SMALL.items() if key in known}
 
 
