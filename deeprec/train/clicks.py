@@ -35,9 +35,16 @@ from deeprec.train.checkpoint import (
     write_checkpoint,
 )
 from deeprec.train.curves import plot_curves
-from deeprec.train.fit import FitResult, Progress, adopt_finished, require_out, writable_directory
+from deeprec.train.fit import FitResult, Progress, writable_directory
 from deeprec.train.folder import save
-from deeprec.train.identity import finished_card, identity_of, identity_of_card, require_same_run
+from deeprec.train.identity import (
+    adopt_finished,
+    finished_card,
+    identity_of,
+    identity_of_card,
+    require_out,
+    require_same_run,
+)
 
 _logger = logging.getLogger("deeprec")
 

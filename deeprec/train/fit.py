@@ -23,7 +23,7 @@ from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
 from deeprec.models.base import Batches, Recommender, Seen
 from deeprec.models.config import TrainConfig
-from deeprec.models.registry import is_click_model, require_taken
+from deeprec.models.registry import require_taken
 from deeprec.train import optim
 from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
@@ -36,8 +36,15 @@ from deeprec.train.checkpoint import (
     write_checkpoint,
 )
 from deeprec.train.curves import plot_curves
-from deeprec.train.folder import load, save
-from deeprec.train.identity import finished_card, identity_of, identity_of_card, require_same_run
+from deeprec.train.folder import save
+from deeprec.train.identity import (
+    adopt_finished,
+    finished_card,
+    identity_of,
+    identity_of_card,
+    require_out,
+    require_same_run,
+)
 
 _logger = logging.getLogger("deeprec")
 
@@ -244,20 +251,6 @@ def _features_checksums(model: Recommender, data: Interactions) -> dict[str, str
     """Checksums of the side information that the model takes."""
     tables = {name: getattr(data, name) for name in model.features_taken()}
     return {f"{name}_sha256": features_sha256(table) for name, table in tables.items() if table is not None}
-
-
-def adopt_finished(model: Any, directory: Path) -> None:
-    """Give a model that `fit` was asked to train the weights of the same model in a folder.
-
-    Raises:
-        ValueError: the folder holds another one than its card says.
-    """
-    saved = load(directory)
-    if saved.name != model.name or saved.config != model.config:
-        raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
-    sizes = saved.inputs if is_click_model(saved.name) else saved.schema
-    model.build(sizes, torch.Generator())
-    model.load_state_dict(saved.state_dict())
 
 
 def as_interactions(data: Any) -> Interactions:
@@ -564,12 +557,6 @@ def _same_ids(model: Recommender, data: Interactions) -> None:
             f"{model.name}: evaluate needs the data the model was trained on, got other users or items in "
             f"{data.name!r}; train on it first"
         )
-
-
-def require_out(resume: bool, out: str | Path | None) -> None:
-    """A run can only go on in the folder where it was."""
-    if resume and out is None:
-        raise ValueError("fit: resume needs out, the folder of the run that is to go on, got None; pass it")
 
 
 def writable_directory(directory: Path) -> Path:

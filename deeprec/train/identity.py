@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deeprec.evaluate import Card, protocol_from_dict, read_card
 from deeprec.evaluate.card import CHECKSUMS
-from deeprec.models.registry import config_class, names
+from deeprec.models.registry import config_class, is_click_model, names
 from deeprec.train.checkpoint import has_checkpoint
+from deeprec.train.folder import load
 
 _SHOWN = 12  # digits of a checksum
 
@@ -101,6 +104,26 @@ def identity_of_card(card: Card) -> dict[str, Any]:
         select=card.select,
         best_on_test=card.best_on_test is not None,
     )
+
+
+def require_out(resume: bool, out: str | Path | None) -> None:
+    """A run can only go on in the folder where it was."""
+    if resume and out is None:
+        raise ValueError("fit: resume needs out, the folder of the run that is to go on, got None; pass it")
+
+
+def adopt_finished(model: Any, directory: Path) -> None:
+    """Give a model that `fit` was asked to train the weights of the same model in a folder.
+
+    Raises:
+        ValueError: the folder holds another one than its card says.
+    """
+    saved = load(directory)
+    if saved.name != model.name or saved.config != model.config:
+        raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
+    sizes = saved.inputs if is_click_model(saved.name) else saved.schema
+    model.build(sizes, torch.Generator())
+    model.load_state_dict(saved.state_dict())
 
 
 def _shown(key: str, value: Any) -> str:
