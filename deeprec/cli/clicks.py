@@ -15,7 +15,7 @@ from deeprec.cli.console import command, console, figure, print_json, seconds, t
 from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data.chunks import open_source
-from deeprec.data.click_datasets import IN_MEMORY_BYTES, load_clicks
+from deeprec.data.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
 from deeprec.data.click_log import ClickLog
 from deeprec.data.schema import FeatureSchema
 from deeprec.data.schema_inference import infer
@@ -121,6 +121,7 @@ def _load(
     on_bad: str,
     options: dict[str, Any],
 ) -> ClickLog:
+    folder.require_named(data, data_dir, [entry.name for entry in list_click_datasets()])
     with Bar(console=console(), transient=True) as bar:
         tasks: dict[str, Any] = {}
 

@@ -16,8 +16,8 @@ from typing import Any
 import polars as pl
 
 from deeprec import data
-from deeprec._files import read_json, write_atomically
-from deeprec._record import RecordError, typed
+from deeprec._files import read_json, sha256_of, write_atomically
+from deeprec._record import RecordError, check_fields
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
 from deeprec.data.selection import SELECTION
@@ -29,10 +29,17 @@ _logger = logging.getLogger("deeprec")
 
 @dataclass(frozen=True)
 class _Run:
-    """What run.json holds: the name or path of the data, and the options it was read with."""
+    """What run.json holds.
+
+    Attributes:
+        data: its name or path.
+        data_options: what it was read with.
+        titles_sha256: of titles.parquet; "" where there is none.
+    """
 
     data: str
     data_options: dict[str, Any]
+    titles_sha256: str = ""
 
 
 def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> Interactions:
@@ -41,12 +48,19 @@ def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> In
     Raises:
         ValueError: an option that `synthetic` does not have, or what `deeprec.data.load` raises.
     """
+    require_named(source, data_dir, [entry.name for entry in data.list_datasets()])
     if source == "synthetic":
         known = [*inspect.signature(data.synthetic).parameters, *SELECTION]
         for key in options:
             if key not in known:
                 raise ValueError(f"data: unknown option {key!r} of synthetic; {did_you_mean(key, known)}")
     return data.load(source, data_dir, **options)
+
+
+def require_named(source: str, data_dir: Path | None, names: list[str]) -> None:
+    """Raise ValueError for a --data-dir beside data that is not looked for there."""
+    if data_dir is not None and source not in names:
+        raise ValueError(f"data: --data-dir is where named data sets are looked for, got --data {source}; leave it out")
 
 
 def with_tables(interactions: Interactions, users: Path | None, items: Path | None) -> Interactions:
@@ -73,21 +87,23 @@ def with_tables(interactions: Interactions, users: Path | None, items: Path | No
 
 def remember(folder: Path, interactions: Interactions, source: str, options: dict[str, Any]) -> list[str]:
     """Write run.json and, where the data has titles, titles.parquet; returns the names of the files."""
-    remember_source(folder, source, options)
     features = interactions.item_features
     if features is None or "title" not in features.columns:
+        remember_source(folder, source, options)
         return [_RUN]
     buffer = io.BytesIO()
     titles = pl.DataFrame({"item_id": interactions.item_ids.values, "title": features["title"].cast(pl.String)})
     titles.write_parquet(buffer)
     write_atomically(folder / _TITLES, buffer.getvalue())
+    remember_source(folder, source, options, titles_sha256=sha256_of(buffer.getvalue()))
     return [_RUN, _TITLES]
 
 
-def remember_source(folder: Path, source: str, options: dict[str, Any]) -> None:
+def remember_source(folder: Path, source: str, options: dict[str, Any], *, titles_sha256: str = "") -> None:
     """Write run.json: the name or path of the data, and the options it was read with."""
     place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
-    write_atomically(folder / _RUN, json.dumps({"data": place, "data_options": options}, indent=2).encode() + b"\n")
+    run = {"data": place, "data_options": options, "titles_sha256": titles_sha256}
+    write_atomically(folder / _RUN, json.dumps(run, indent=2).encode() + b"\n")
 
 
 def source_of(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -96,13 +112,20 @@ def source_of(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: the folder does not say; pass --data.
     """
-    try:
-        run: _Run = typed(_Run, read_json(folder / _RUN, "evaluate", _REMEDY), "")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} does not say which data it was trained on; {_REMEDY}") from None
-    except RecordError as error:
-        raise ValueError(f"evaluate: {folder / _RUN}: {error}; {_REMEDY}") from None
+    run = _read_run(folder)
+    if run is None:
+        raise ValueError(f"{folder} does not say which data it was trained on; {_REMEDY}")
     return run.data, run.data_options
+
+
+def _read_run(folder: Path) -> _Run | None:
+    """What run.json says, None where there is none; ValueError where it is damaged."""
+    try:
+        return _Run(**check_fields(_Run, read_json(folder / _RUN, "run", _REMEDY), "", optional=True))
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise ValueError(f"run: {folder / _RUN}: {error}; {_REMEDY}") from None
 
 
 def titles_of(folder: Path) -> pl.DataFrame | None:
@@ -111,7 +134,11 @@ def titles_of(folder: Path) -> pl.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        return pl.read_parquet(path).select("item_id", "title")
-    except (pl.exceptions.PolarsError, OSError) as error:
+        run, content = _read_run(folder), path.read_bytes()
+        # Checked before it is parsed: one wrong byte in a Parquet file can end the process.
+        if run is not None and run.titles_sha256 not in ("", sha256_of(content)):
+            raise ValueError("it was changed after it was written")
+        return pl.read_parquet(io.BytesIO(content)).select("item_id", "title")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         _logger.warning("titles cannot be read from %s (%s); showing ids only", path, error)
         return None

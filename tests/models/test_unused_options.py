@@ -190,6 +190,8 @@ def features(tmp_path: Path) -> Path:
         (("gmf", "--on-bad", "skip"), "gmf does not use --on-bad"),
         (("gmf", "--log", "FILE"), "gmf does not use --log"),
         (("deepfm", "--best-on-test"), "deepfm does not use --best-on-test"),
+        (("gmf", "--data-dir", "FILE"), "--data-dir is where named data sets are looked for, got --data synthetic"),
+        (("lr", "--data-dir", "FILE"), "--data-dir is where named data sets are looked for, got --data synthetic"),
         (("popularity", "--select", "hr@10"), "popularity does not use --select"),
         (("popularity", "epochs=3"), "epochs has no effect here"),
         (("gmf", "hide=0.1"), "unknown key 'hide' for GMFConfig; leave it out (cfn takes it)"),

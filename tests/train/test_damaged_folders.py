@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import deeprec
 from deeprec import models
 from deeprec.cli.app import app
+from deeprec.cli.folder import remember, titles_of
 from deeprec.data import synthetic
 from deeprec.data.click_datasets import load_clicks, synthetic_clicks
 from deeprec.train import fit
@@ -328,6 +329,23 @@ def test_evaluate_reads_its_other_files_as_carefully(file: str, folders: dict[st
         assert done.exit_code == 2, done.output
         assert "Traceback" not in done.output
         shutil.rmtree(folder)
+
+
+def test_damaged_titles_leave_the_ids(tmp_path: Path) -> None:
+    data = synthetic(num_users=5, num_items=60, num_interactions=100)
+    remember(tmp_path, data, "synthetic", {})
+    whole, path = titles_of(tmp_path), tmp_path / "titles.parquet"
+    assert whole is not None
+    assert whole.columns == ["item_id", "title"]
+    good = path.read_bytes()
+    for at in range(0, len(good), 5):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        assert titles_of(tmp_path) is None
+    path.write_bytes(good)
+    (tmp_path / "run.json").write_text("{")
+    assert titles_of(tmp_path) is None
+    (tmp_path / "run.json").write_text('{"data": "synthetic", "data_options": {}}')  # as it was before
+    assert whole.equals(titles_of(tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
