@@ -196,6 +196,8 @@ def fit(
         adopt_finished(model, directory)
         _adopt(model, run)
         return FitResult(model, ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
+    if directory is not None and not resume:
+        _forget_stages(directory)
     started = time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
     history = stage.history
@@ -500,6 +502,11 @@ def _joined(first: Interactions, second: Interactions) -> Interactions:
 def _clean_up(directory: Path) -> None:
     """Forget the checkpoints of a finished run."""
     remove_checkpoint(directory)
+    _forget_stages(directory)
+
+
+def _forget_stages(directory: Path) -> None:
+    """Remove the checkpoints of pre-training and refit; a run that starts anew would meet those of another later."""
     for below in (directory / _REFIT, *directory.glob(f"{_PRETRAIN}*")):
         shutil.rmtree(below, ignore_errors=True)
 

@@ -102,6 +102,19 @@ def test_other_data_and_another_model_are_named(state: str, runs: dict[str, Path
         fit(models.MLP(epochs=2, factors=4), data, out=runs[state], resume=True)
 
 
+def test_a_run_that_starts_anew_meets_no_stage_of_another(data: Data, tmp_path: Path) -> None:
+    def in_refit(progress: Any) -> None:
+        if progress.stage.endswith("(refit)") and progress.metrics is not None:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        fit(_gmf(refit=True), data, seed=0, out=tmp_path, on_progress=in_refit)
+    assert (tmp_path / "refit" / FILE_NAME).exists()
+    _interrupted(_gmf(refit=True), data, tmp_path, seed=1)
+    resumed = fit(_gmf(refit=True), data, seed=1, out=tmp_path, resume=True)
+    assert resumed.card.metrics == fit(_gmf(refit=True), data, seed=1).card.metrics
+
+
 def test_a_finished_run_is_read_wherever_it_lies_now(runs: dict[str, Path], data: Data, tmp_path: Path) -> None:
     out = shutil.copytree(runs["finished"], tmp_path / "elsewhere")
     before = {path: path.read_bytes() for path in out.iterdir()}
