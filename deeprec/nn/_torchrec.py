@@ -16,6 +16,9 @@ class JaggedTensor(Protocol):
     def values(self) -> Tensor:
         """[nnz]."""
 
+    def lengths_or_none(self) -> Tensor | None:
+        """[B], or [F, B]."""
+
     def offsets(self) -> Tensor:
         """[B + 1]; none at all where B is 0."""
 
@@ -50,7 +53,11 @@ def is_keyed_jagged(some: Any) -> TypeGuard[KeyedJaggedTensor]:
 
 
 def jagged_offsets(jagged: JaggedTensor) -> Tensor:
-    """[B + 1]; also where B is 0."""
+    """[F * B + 1]; also where B is 0, and where lengths are [F, B]."""
+    lengths = jagged.lengths_or_none()
+    if lengths is not None and lengths.dim() > 1:  # TorchRec would sum them row by row, and keep the result
+        lengths = lengths.reshape(-1)
+        return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
     offsets = jagged.offsets()
     return offsets if offsets.shape[0] else offsets.new_zeros(1)
 

@@ -177,6 +177,15 @@ def test_an_empty_batch_gives_no_bags(keyed: bool) -> None:
             assert (out.values() if keyed else out).shape == (0, 21)
 
 
+def test_lengths_may_be_a_matrix() -> None:
+    theirs = modules.EmbeddingBagCollection(tables=bag_configs())
+    for keys in ORDERS.values():
+        flat = batch_of(keys)
+        batch = KeyedJaggedTensor(list(keys), flat.values(), lengths=flat.lengths().view(len(keys), 5))
+        torch.testing.assert_close(EmbeddingCollection.of(theirs)(batch), theirs(flat).values())
+        torch.testing.assert_close(theirs(batch).values(), theirs(flat).values())  # the batch is as it was
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValueError, match=r"EmbeddingCollection: KeyedJaggedTensor must .* missing \['seen', 'tag'\]"):
         EmbeddingCollection(bag_configs())(batch_of(("user", "item")))
