@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 
 from deeprec import models
+from deeprec._files import write_atomically
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, figure, print_json, seconds, table
 from deeprec.cli.display import Display, figures_table, is_finished, is_unfinished
@@ -172,6 +173,6 @@ def schema(
     if output is None:
         console().print(found.to_yaml(), markup=False)
         return
-    output.write_text(found.to_yaml(), encoding="utf-8")
+    write_atomically(output, found.to_yaml().encode())
     console().print(f"[green]written[/] {escape(str(output))}; correct it, then: "
                     f"{escape(command('train', 'deepfm', '--data', source, '--schema', output))}")  # fmt: skip

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec._files import sha256_of, write_atomically
+from deeprec._files import replace_directory, sha256_of, unfinished_directory, write_atomically
 from deeprec._suggest import did_you_mean
 from deeprec.data._random import random_bits
 from deeprec.data.chunks import Chunk, Source, Wanted, open_source
-from deeprec.data.click_files import FileWriter, MemoryWriter, Writer, mapped, replace_directory, unfinished_directory
+from deeprec.data.click_files import FileWriter, MemoryWriter, Writer, mapped
 from deeprec.data.click_part import ClickPart
 from deeprec.data.encoder import Encoder
 from deeprec.data.inputs import Inputs

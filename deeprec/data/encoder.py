@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from deeprec._files import sha256_of, write_atomically
+from deeprec._files import make_folder, sha256_of, write_atomically
 from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
 from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
@@ -166,7 +166,7 @@ class Encoder:
     def save(self, directory: str | Path) -> None:
         """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         packed = save_tensors({name: np.ascontiguousarray(hashes) for name, hashes in self.hashes.items()})
         state = {
             "version": VERSION,

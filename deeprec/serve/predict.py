@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from deeprec._files import replacing
 from deeprec._suggest import did_you_mean
 from deeprec.data.chunks import open_source
 from deeprec.data.rows import take
@@ -141,15 +141,11 @@ def _writable(output: str | Path) -> Path:
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
     """The whole file, or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as file:
         if path.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            frame.write_parquet(file)
         else:
-            frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            frame.write_csv(file, separator="\t" if path.suffix == ".tsv" else ",")
 
 
 def _encoder(model: ClickModel) -> Any:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from deeprec._files import sha256_of, write_atomically
+from deeprec._files import make_folder, sha256_of, write_atomically
 from deeprec.data import IdMap
 from deeprec.data.encoder import Encoder
 from deeprec.data.inputs import Inputs
@@ -64,7 +64,7 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
         if model.seen is not None:
             seen = {name: torch.from_numpy(np.ascontiguousarray(getattr(model.seen, name))) for name in Seen._fields}
             files[_SEEN] = save_tensors(seen)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     digests = {_WEIGHTS: write_tensors(folder / _WEIGHTS, model.state_dict())}
     digests |= {name: sha256_of(content) for name, content in files.items()}
     config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
