@@ -19,6 +19,7 @@ from deeprec._files import write_atomically
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
 from deeprec.data.selection import SELECTION
+from deeprec.data.tables import read_parquet, read_separated, typed
 
 _RUN, _TITLES = "run.json", "titles.parquet"
 _logger = logging.getLogger("deeprec")
@@ -50,10 +51,10 @@ def with_tables(interactions: Interactions, users: Path | None, items: Path | No
             continue
         key = f"{ids.name}_id"
         if path.suffix == ".parquet":
-            tables[name] = pl.read_parquet(path)
+            tables[name] = read_parquet(path)
         elif path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            table = pl.read_csv(path, separator=separator, schema_overrides={key: pl.String})
+            table = read_separated(path, "\t" if path.suffix == ".tsv" else ",").frame
+            table = pl.DataFrame([column if column.name == key else typed(column) for column in table.get_columns()])
             tables[name] = table.with_columns(ids.parse(table[key]).alias(key)) if key in table.columns else table
         else:
             raise ValueError(f"train: --{ids.name}-features must end in .parquet, .csv or .tsv, got {path.name}")

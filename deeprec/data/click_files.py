@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.inputs import Bags, Encoded, Inputs
+from deeprec.data.reading import reading
 from deeprec.data.rows import join
 
 
@@ -107,7 +108,8 @@ def mapped(directory: Path, inputs: Inputs, rows: int, nnz: dict[str, int], *, h
         found = path.stat().st_size if path.is_file() else 0
         if found != size:
             raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {found:,}; convert the log again")
-        return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
+        with reading(path, function="ClickLog.open"):
+            return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
 
     bags = {
         bag.name: Bags(

@@ -26,9 +26,10 @@ from deeprec.data.readers import (
     read_path,
     read_triple,
 )
+from deeprec.data.reading import did_you_mean
 from deeprec.data.selection import SELECTION, positives
 from deeprec.data.synthetic import synthetic
-from deeprec.data.text import OnBad, did_you_mean, with_gz
+from deeprec.data.text import OnBad, with_gz
 
 _log = logging.getLogger("deeprec")
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from deeprec.data.ids import IdMap, normalise_ids
 from deeprec.data.interactions import Interactions
-from deeprec.data.text import did_you_mean, read_bytes
+from deeprec.data.reading import did_you_mean
+from deeprec.data.text import read_bytes
 
 # fmt: off
 _GENRES_100K = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from deeprec._files import WriteError, replace_directory, unfinished_directory, writing
 from deeprec.data.datasets import cache_dir, info
-from deeprec.data.text import did_you_mean
+from deeprec.data.reading import did_you_mean
 
 _log = logging.getLogger("deeprec")
 

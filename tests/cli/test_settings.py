@@ -108,7 +108,7 @@ def test_card_repeats_the_options_of_its_run(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{", "cannot be read"),
+        ("run.json", "{", r"run\.json must be TOML or JSON"),
         ("run.json", "[1]", "must hold a table"),
         ("run.toml", "epochs ==", "no TOML"),
         ("run.yaml", "epochs: 3", "a .toml or .json file is needed"),

@@ -1,0 +1,143 @@
+"""Whole tables out of Parquet files and separated text; every error names the file, and the line where there is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from deeprec.data import separated
+from deeprec.data.reading import check_file, reading
+from deeprec.data.separated import Dialect
+from deeprec.data.text import OnBad, read_bytes
+
+_QUOTE = b'"'
+
+
+class TextTable(NamedTuple):
+    """A separated text, all columns as text.
+
+    Attributes:
+        frame: null where a field is empty.
+        dropped: malformed rows that were passed over.
+        line_of: line of the file, from 1, of a row of the frame.
+    """
+
+    frame: pl.DataFrame
+    dropped: int
+    line_of: Callable[[int], int]
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """A Parquet file, or some of its columns."""
+    check_file(path)
+    with reading(path, "a whole Parquet file"):
+        return pl.read_parquet(path, columns=columns)
+
+
+def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "raise") -> TextTable:
+    """A separated text with a header row, plain or gzip, quoted as RFC 4180 says; blank lines are passed over.
+
+    Args:
+        separator: None: a tab where the first line has one, else a comma.
+        on_bad: rows with another number of fields or an open quote: "raise" names the first, "skip" drops them.
+    Raises:
+        ValueError: a header without names of its own, a malformed row, text that is not UTF-8.
+    """
+    data = read_bytes(path)
+    if separator is None:
+        separator = "\t" if b"\t" in data[: data.find(b"\n")] else ","
+    dialect = Dialect(separator.encode(), _QUOTE if _QUOTE in data else b"")
+    header = next(separated.split_rows(data, dialect))
+    names = _names(path, header.fields)
+    body = data[header.end :]
+    first_line = 2 + data.count(b"\n", 0, header.end - 1) - (header.end > len(data))
+    checked = separated.parse_log(body, dialect, bytes(len(names)), [])
+    if checked.num_bad and on_bad == "raise":
+        bad = checked.bad[0]
+        raise ValueError(
+            f"read: {path}, line {first_line + bad.line}: {_complaint(bad, len(names), separator)}; "
+            "correct it or pass on_bad='skip'"
+        )
+    frame = None if checked.num_bad else _by_polars(body, names, dialect, checked.rows)
+    if frame is None:
+        frame = _row_by_row(path, body, names, dialect, first_line)
+
+    def line_of(row: int) -> int:
+        good = (one for one in separated.split_rows(body, dialect) if _is_good(one, len(names)))
+        return first_line + next(one.line for at, one in enumerate(good) if at == row)
+
+    return TextTable(frame, checked.num_bad, line_of)
+
+
+def _names(path: Path, fields: list[bytes]) -> list[str]:
+    try:
+        names = [field.decode() for field in fields]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"read: {path}, line 1: names must be UTF-8, got {error.object!r}; convert the file") from None
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"read: {path}, line 1: each column must have a name of its own, got {twice[:5]} more than "
+                         "once; rename them")  # fmt: skip
+    return names
+
+
+def _complaint(bad: separated.Bad, count: int, separator: str) -> str:
+    text = bad.text.decode("utf-8", "replace")
+    if bad.reason == separated.UNCLOSED:
+        return f"a quoted field must end in a quote, got {text[:40]!r} and no more quote"
+    got = text if bad.reason == separated.TOO_FEW else f"more, the first of them {text!r}"
+    return f"a row of a table separated by {separator!r} must have {count} fields, as the header has, got {got}"
+
+
+def _by_polars(body: bytes, names: list[str], dialect: Dialect, rows: int) -> pl.DataFrame | None:
+    """The fast way, or None where it disagrees about the rows or refuses the text."""
+    if not rows or len(dialect.separator) != 1:
+        return None
+    quote = dialect.quote.decode() or None
+    try:
+        frame = pl.read_csv(
+            body, has_header=False, new_columns=names, separator=dialect.separator.decode(), quote_char=quote,
+            infer_schema=False,
+        )  # fmt: skip
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+    if frame.width != len(names):
+        return None
+    if frame.height != rows:  # blank lines are rows of nulls to polars
+        frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    if frame.height != rows:
+        return None
+    return frame.with_columns(pl.all().replace("", None)) if b'""' in body else frame
+
+
+def _row_by_row(path: Path, body: bytes, names: list[str], dialect: Dialect, first_line: int) -> pl.DataFrame:
+    columns: list[list[str | None]] = [[] for _ in names]
+    for row in separated.split_rows(body, dialect):
+        if not _is_good(row, len(names)):
+            continue
+        for name, column, field in zip(names, columns, row.fields, strict=True):
+            try:
+                column.append(field.decode() or None)
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"read: {path}, line {first_line + row.line}: {name} must be UTF-8, got {field[:60]!r}; "
+                    "convert the file (iconv -f LATIN1 -t UTF-8)"
+                ) from None
+    return pl.DataFrame([pl.Series(name, column, pl.String) for name, column in zip(names, columns, strict=True)])
+
+
+def _is_good(row: separated.Row, count: int) -> bool:
+    return row.is_closed and len(row.fields) == count
+
+
+def typed(column: pl.Series) -> pl.Series:
+    """Text as whole numbers or numbers where all of it is; as it is otherwise."""
+    for kind in (pl.Int64, pl.Float64):
+        cast = column.str.strip_chars(" \t").cast(kind, strict=False)
+        if cast.null_count() == column.null_count() < len(column):
+            return cast
+    return column
