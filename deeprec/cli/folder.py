@@ -53,9 +53,10 @@ def with_tables(interactions: Interactions, users: Path | None, items: Path | No
         if path.suffix == ".parquet":
             tables[name] = read_parquet(path)
         elif path.suffix in (".csv", ".tsv"):
-            table = read_separated(path, "\t" if path.suffix == ".tsv" else ",").frame
-            table = pl.DataFrame([column if column.name == key else typed(column) for column in table.get_columns()])
-            tables[name] = table.with_columns(ids.parse(table[key]).alias(key)) if key in table.columns else table
+            text = read_separated(path, "\t" if path.suffix == ".tsv" else ",").frame
+            tables[name] = typed(text)
+            if key in text.columns:
+                tables[name] = tables[name].with_columns(ids.parse(text[key]).alias(key))
         else:
             raise ValueError(f"train: --{ids.name}-features must end in .parquet, .csv or .tsv, got {path.name}")
     return data.with_features(interactions, **tables)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec._suggest import listed
 from deeprec.data.ids import IdMap, normalise_ids, to_series
 from deeprec.data.interactions import Interactions
 from deeprec.data.reading import did_you_mean
@@ -224,7 +225,7 @@ def _find_column(role: str, given: str | None, present: list[str], name: str) ->
     if given is None and role not in ("user", "item"):
         return None
     raise ValueError(
-        f"from_frame: {name} needs a column {column!r} for the {role}, got {present}"
+        f"from_frame: {name} needs a column {column!r} for the {role}, got {listed(present)}"
         f"{did_you_mean(column, present)} Name it by {role}=..."
     )
 

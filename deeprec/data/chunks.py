@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec._suggest import did_you_mean
+from deeprec._suggest import did_you_mean, listed
 from deeprec.data.hashing import Hashes, Vocabulary, hash_text
 from deeprec.data.reading import naming
 from deeprec.data.separated import KEPT_BAD, BagChunk
@@ -266,8 +266,8 @@ class Files(Source):
             odd = sorted(set(source.columns) ^ set(first.columns))
             if odd:
                 raise ValueError(
-                    f"open_source: {source.name} must have the columns of {first.name}, got {odd} in one of them only; "
-                    "read them apart"
+                    f"open_source: {source.name} must have the columns of {first.name}, got {listed(odd)} in one of "
+                    "them only; read them apart"
                 )
 
     def head(self, rows: int = 1000) -> pl.DataFrame:

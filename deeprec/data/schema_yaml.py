@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -12,8 +11,14 @@ import yaml
 
 from deeprec.data.reading import check_file, reading
 
+# The parser in C is ten times as fast, but not every PyYAML was built with it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no stubs
+_WIDTH = 2**31 - 1  # never a line end inside a feature
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     """Plain PyYAML lets the last of two equal keys win in silence."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -65,7 +70,9 @@ def dump(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
 
 
 def _flow(values: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(values, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
+    text: str = yaml.dump(
+        values, Dumper=_SafeDumper, default_flow_style=True, allow_unicode=True, width=_WIDTH, sort_keys=False
+    )
     return text.rstrip("\n")
 
 

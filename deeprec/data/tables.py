@@ -134,10 +134,16 @@ def _is_good(row: separated.Row, count: int) -> bool:
     return row.is_closed and len(row.fields) == count
 
 
-def typed(column: pl.Series) -> pl.Series:
-    """Text as whole numbers or numbers where all of it is; as it is otherwise."""
+def typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Columns of text as whole numbers or numbers where all of a column is; as they are otherwise."""
+    columns = frame.get_columns()
+    left = [at for at, column in enumerate(columns) if column.null_count() < len(column)]
     for kind in (pl.Int64, pl.Float64):
-        cast = column.str.strip_chars(" \t").cast(kind, strict=False)
-        if cast.null_count() == column.null_count() < len(column):
-            return cast
-    return column
+        # All columns at once: a hundred thousand expressions one by one take a minute.
+        text = pl.DataFrame([columns[at].alias(str(at)) for at in left])
+        cast = text.select(pl.all().str.strip_chars(" \t").cast(kind, strict=False)).get_columns()
+        for at, column in zip(left, cast, strict=True):
+            if column.null_count() == columns[at].null_count():
+                columns[at] = column.alias(columns[at].name)
+        left = [at for at in left if columns[at].dtype == pl.String]
+    return pl.DataFrame(columns)

@@ -191,11 +191,13 @@ class SeparatedSource(TextSource):
             if len(found) == rows:
                 break
         missing = set(self.dialect.missing)
-        return pl.DataFrame(
-            {
-                name: typed(pl.Series([_text_or_none(row[at], missing) for row in found], dtype=pl.String))
-                for at, name in enumerate(self.columns)
-            }
+        return typed(
+            pl.DataFrame(
+                [
+                    pl.Series(name, [_text_or_none(row[at], missing) for row in found], dtype=pl.String)
+                    for at, name in enumerate(self.columns)
+                ]
+            )
         )
 
     def _cut(self, text: Data) -> int:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deeprec._files import replacing
-from deeprec._suggest import did_you_mean
+from deeprec._suggest import did_you_mean, listed
 from deeprec.data.chunks import open_source
 from deeprec.data.reading import check_file, reading
 from deeprec.data.rows import take
@@ -176,7 +176,8 @@ def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict
     for column in wanted:
         if column not in known:
             if column in _PAIR and name != COLUMN:
-                raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has {known}")
+                raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has "
+                                 f"{listed(known)}")  # fmt: skip
             raise ValueError(f"predict: keep must name columns of {path.name}, got {column!r}; "
                              f"{did_you_mean(column, known)}")  # fmt: skip
         if column == name:
