@@ -102,7 +102,7 @@ def titles_of(folder: Path) -> pl.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        return pl.read_parquet(path).select("item_id", "title")
+        return pl.read_parquet(path, glob=False).select("item_id", "title")
     except (pl.exceptions.PolarsError, OSError) as error:
         _logger.warning("titles cannot be read from %s (%s); showing ids only", path, error)
         return None

@@ -188,7 +188,7 @@ class ParquetSource(TableSource):
         check_file(path, "open_source")
         self.path = path
         with self._reading():
-            self._scan = pl.scan_parquet(path)
+            self._scan = pl.scan_parquet(path, glob=False)
             schema = self._scan.collect_schema()
             rows = int(self._scan.select(pl.len()).collect().item())
         super().__init__(str(path), schema, **options)

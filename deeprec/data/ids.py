@@ -183,7 +183,7 @@ class IdMap:
     def read_parquet(cls, path: str | os.PathLike[str], name: str) -> IdMap:
         """The map written by `write_parquet`; ValueError when the file is not one."""
         try:
-            frame = pl.read_parquet(Path(path), columns=[f"{name}_id"])
+            frame = pl.read_parquet(Path(path), columns=[f"{name}_id"], glob=False)
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:

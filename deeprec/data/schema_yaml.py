@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from deeprec._visible import visible
 from deeprec.data.reading import check_file, reading
 
 # The parser in C is ten times as fast, but not every PyYAML was built with it.
@@ -77,4 +78,4 @@ def _flow(values: Mapping[str, Any]) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

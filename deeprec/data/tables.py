@@ -35,7 +35,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """A Parquet file, or some of its columns."""
     check_file(path)
     with reading(path, "a whole Parquet file"):
-        return pl.read_parquet(path, columns=columns)
+        return pl.read_parquet(path, columns=columns, glob=False)  # brackets in a name are brackets
 
 
 def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "raise") -> TextTable:

@@ -162,9 +162,9 @@ def _encoder(model: ClickModel) -> Any:
 def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
     """The columns to be written beside the predictions, column `name`."""
     path = Path(source)
-    check_file(path, "predict")
     if ".parquet" in path.suffixes:
-        table = pl.scan_parquet(path)
+        check_file(path, "predict")
+        table = pl.scan_parquet(path, glob=False)
     elif {".csv", ".tsv"} & set(path.suffixes):
         separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
         table = read_separated(path, separator).frame.lazy()
