@@ -85,5 +85,6 @@ def test_doctor_and_the_operators_say_it(monkeypatch) -> None:
     monkeypatch.setattr(_library, "has_triton", lambda: False)
     assert doctor._triton()["reason"] == f"not installed; {install_command('gpu')}"
     monkeypatch.setattr(_library.torch.cuda, "is_available", lambda: True)
+    doctor._operators()  # imports them all
     assert install_command("gpu") in _library.operators()[0]._why_reference("cuda")
     assert install_command(rebuild=True) in _library._load("no_such_library")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,7 @@ def click_source(
             raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
         found = entry.read(*paths)
         return found if schema is None else Clicks(found.source, schema, found.validation, found.test, found.options)
-    if isinstance(source, str | Path) and not Path(source).exists():
+    if isinstance(source, str | Path) and not os.path.lexists(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
             f"load: no file {source}, and no click log of that name{did_you_mean(str(source), known)}; known names "

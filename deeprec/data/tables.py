@@ -52,7 +52,10 @@ def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "ra
         separator = "\t" if b"\t" in data[: data.find(b"\n")] else ","
     dialect = Dialect(separator.encode(), _QUOTE if _QUOTE in data else b"")
     header = next(separated.split_rows(data, dialect))
-    names = _names(path, header.fields)
+    if not header.is_closed:
+        raise ValueError(f"read: {path}, line 1: a quoted name must end in a quote, got {header.fields[-1][:40]!r} and "
+                         "no more quote; close it")  # fmt: skip
+    names = names_of(path, header.fields)
     body = data[header.end :]
     first_line = 2 + data.count(b"\n", 0, header.end - 1) - (header.end > len(data))
     checked = separated.parse_log(body, dialect, bytes(len(names)), [])
@@ -73,15 +76,19 @@ def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "ra
     return TextTable(frame, checked.num_bad, line_of)
 
 
-def _names(path: Path, fields: list[bytes]) -> list[str]:
+def names_of(path: Path, header: list[bytes]) -> list[str]:
+    """Names of columns; ValueError where one is not UTF-8 or two are the same."""
     try:
-        names = [field.decode() for field in fields]
+        names = [field.decode() for field in header]
     except UnicodeDecodeError as error:
-        raise ValueError(f"read: {path}, line 1: names must be UTF-8, got {error.object!r}; convert the file") from None
+        raise ValueError(f"read: {path}, line 1: names must be UTF-8, got {error.object[:60]!r}; convert the file "
+                         "(iconv -f LATIN1 -t UTF-8)") from None  # fmt: skip
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise ValueError(f"read: {path}, line 1: each column must have a name of its own, got {twice[:5]} more than "
-                         "once; rename them")  # fmt: skip
+        raise ValueError(
+            f"read: each column of {path} must have a name of its own, got {twice[:5]} more than once; rename them, or "
+            "pass columns=[...] for a text without a header"
+        )
     return names
 
 

@@ -30,7 +30,7 @@ from deeprec.data.separated import (
     Pairs,
     Parsed,
 )
-from deeprec.data.tables import typed
+from deeprec.data.tables import names_of, typed
 from deeprec.data.text import OnBad
 
 _BOM = b"\xef\xbb\xbf"
@@ -171,7 +171,11 @@ class SeparatedSource(TextSource):
                 f"open_source: {path} must begin with a row of fields, got {start[:60]!r}; "
                 "pass quote=None if a quote is a character like others"
             )
-        first = [text.decode("utf-8", "replace") for text in header.fields]
+        first = (
+            names_of(path, header.fields)
+            if columns is None
+            else [text.decode("utf-8", "replace") for text in header.fields]
+        )
         if columns is CRITEO_COLUMNS and len(first) == len(CRITEO_COLUMNS) - 1:
             columns = CRITEO_COLUMNS[1:]
         has_header = columns is None or first == list(columns)
