@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec._suggest import did_you_mean
-from deeprec.data.reading import check_file, naming, reading
+from deeprec.data.reading import naming
 from deeprec.evaluate import Protocol
 
 _SECTIONS = ("protocol", "data")
@@ -93,14 +93,17 @@ def _parse_words(pairs: Sequence[str]) -> dict[str, str]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Flat keys of a TOML or JSON file: the tables `protocol` and `data` become "protocol.x" and "data.x"."""
-    check_file(path, "config")
-    with naming(path), reading(path, "TOML or JSON in UTF-8", function="config", remedy="correct it"):
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no file {path}; check the path")
+    try:
         if path.suffix.lower() == ".toml":
             values = _toml(path.read_text(encoding="utf-8"))
         elif path.suffix.lower() == ".json":
             values = json.loads(path.read_text(encoding="utf-8"))
         else:
             raise ValueError(f"config: a .toml or .json file is needed, got {path.name}")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} cannot be read: {error}; correct it") from None
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a table of options, got {type(values).__name__}")
     if "schema_version" in values and "config" in values:
