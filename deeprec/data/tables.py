@@ -69,9 +69,15 @@ def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "ra
     if frame is None:
         frame = _row_by_row(path, body, names, dialect, first_line)
 
+    is_plain = not checked.num_bad and checked.rows == checked.lines + (not body.endswith(b"\n"))
+    lines: list[int] = []
+
     def line_of(row: int) -> int:
-        good = (one for one in separated.split_rows(body, dialect) if _is_good(one, len(names)))
-        return first_line + next(one.line for at, one in enumerate(good) if at == row)
+        if is_plain:  # each line is a row
+            return first_line + row
+        if not lines:
+            lines.extend(one.line for one in separated.split_rows(body, dialect) if _is_good(one, len(names)))
+        return first_line + lines[row]
 
     return TextTable(frame, checked.num_bad, line_of)
 

@@ -135,4 +135,4 @@ def test_truth_value_is_no_number() -> None:
 def test_an_option_that_is_wrong_in_a_file_names_the_file(tmp_path) -> None:
     (tmp_path / "run.json").write_text('{"epochz": 3}')
     with pytest.raises(ValueError, match=r"unknown key 'epochz' .*did you mean 'epochs'.*run\.json\)"):
-        read_settings(GMFConfig, [], tmp_path / "run.json")
+        read_settings(_Config, [], tmp_path / "run.json")
