@@ -13,8 +13,9 @@ PYTEST_ARGS ?=
 # Which operator `make bench` times, and extra arguments.
 BENCH ?= all
 BENCH_ARGS ?=
-RIVALS := fbgemm-gpu-cpu torchrec tensordict torchmetrics pyre-extensions pyvers cloudpickle lightning-utilities \
-  typing-inspect deepctr-torch lightgbm
+# What `import torchrec` reads, for the tests of the layers beside it.
+TORCHREC := fbgemm-gpu-cpu torchrec tensordict pyre-extensions pyvers cloudpickle typing-inspect
+RIVALS := $(TORCHREC) torchmetrics lightning-utilities deepctr-torch lightgbm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -73,7 +74,7 @@ test: lint build  ## Lint, the sanitizer build, all tests
 	  status=0; $(MAKE) --no-print-directory pytest || status=$$?; \
 	  wait $$sanitize || status=$$?; cat build/sanitize.log; exit $$status
 
-pytest: build  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
+pytest: build $(VENV)/.torchrec  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
 	@$(WITH_VENV) pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
@@ -92,6 +93,13 @@ demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=
 
 sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
 	@$(WITH_VENV) tools/sanitize.sh
+
+# TorchRec asks for a CUDA build of FBGEMM; without dependencies it works beside ours. It is no requirement of the package.
+$(VENV)/.torchrec: $(VENV)/.installed constraints.txt
+	@echo "make: installing TorchRec for the tests"
+	@$(PIP) install --quiet --no-deps -c constraints.txt $(TORCHREC) || \
+	  echo "make: TorchRec does not install here; the tests beside it are skipped"
+	@touch $@
 
 # The rivals ask for a CUDA build of FBGEMM and for a torch of their own; without dependencies they work beside ours.
 # One that does not install here is left out of the tables, with the reason.

@@ -13,6 +13,7 @@ import torch
 
 import deeprec
 import deeprec.kernels
+from deeprec._install import install_command
 from deeprec.kernels import _library
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _triton() -> dict[str, Any]:
     return {
         "installed": installed,
         "interpreter": os.environ.get("TRITON_INTERPRET") == "1",
-        "reason": "" if installed else "not installed; pip install 'deeprec-torch[gpu]'",
+        "reason": "" if installed else f"not installed; {install_command('gpu')}",
     }
 
 
@@ -149,39 +150,34 @@ def render(facts: dict[str, Any]) -> RenderableType:
     """
     from rich.console import Group
 
-    return Group(_facts_table(facts), _operator_table(facts), *_reason_lines(facts), _data_table(facts))
+    return Group(_facts_table(facts), _operator_table(facts), *_reason_lines(facts), *_data_tables(facts))
 
 
 def _facts_table(facts: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
+    from deeprec.cli.console import table
 
     cpu, cuda, triton = facts["cpu"], facts["cuda"], facts["triton"]
-    table = Table(title=f"deeprec {facts['deeprec']}", show_header=False, title_justify="left")
-    table.add_row("system", f"{facts['platform']}, Python {facts['python']}")
-    table.add_row("versions", ", ".join(f"{name} {version or '-'}" for name, version in facts["versions"].items()))
-    table.add_row(
-        "processor", f"{cpu['processor']}, {cpu['num_processors']} cores, {cpu['num_threads']} threads in use"
-    )
-    table.add_row("C++ kernels", f"yes, {cpu['instruction_set']}" if cpu["compiled"] else f"no: {cpu['reason']}")
+    rows = table("", "", title=f"deeprec {facts['deeprec']}", show_header=False)
+    rows.add_row("system", f"{facts['platform']}, Python {facts['python']}")
+    rows.add_row("versions", ", ".join(f"{name} {version or '-'}" for name, version in facts["versions"].items()))
+    rows.add_row("processor", f"{cpu['processor']}, {cpu['num_processors']} cores, {cpu['num_threads']} threads in use")
+    rows.add_row("C++ kernels", f"yes, {cpu['instruction_set']}" if cpu["compiled"] else f"no: {cpu['reason']}")
     gpus = ", ".join(f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in cuda["devices"])
-    table.add_row("CUDA", f"{cuda['torch_cuda'] or 'this torch has none'}; {gpus or 'no GPU in this process'}")
-    table.add_row("CUDA C++ kernels", "yes" if cuda["compiled"] else f"no: {cuda['reason']}")
+    rows.add_row("CUDA", f"{cuda['torch_cuda'] or 'this torch has none'}; {gpus or 'no GPU in this process'}")
+    rows.add_row("CUDA C++ kernels", "yes" if cuda["compiled"] else f"no: {cuda['reason']}")
     interpreter = " (interpreter: TRITON_INTERPRET=1)" if triton["interpreter"] else ""
-    table.add_row("Triton", f"{facts['versions']['triton']}{interpreter}" if triton["installed"] else triton["reason"])
-    return table
+    rows.add_row("Triton", f"{facts['versions']['triton']}{interpreter}" if triton["installed"] else triton["reason"])
+    return rows
 
 
 def _operator_table(facts: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
+    from deeprec.cli.console import table
 
-    table = Table("operator", *_DEVICES, title="Who serves each operator", title_justify="left")
+    rows = table("operator", *_DEVICES, title="Who serves each operator")
     for name, row in facts["operators"].items():
-        table.add_row(name, *(_cell(row[device]) for device in _DEVICES))
-    return table
-
-
-def _cell(entry: dict[str, str]) -> str:
-    return f"[green]{entry['implementation']}[/]" if not entry["reason"] else f"[yellow]{entry['implementation']}[/]"
+        cells = (row[device] for device in _DEVICES)
+        rows.add_row(name, *((cell["implementation"], "yellow" if cell["reason"] else "green") for cell in cells))
+    return rows
 
 
 def _reason_lines(facts: dict[str, Any]) -> list[RenderableType]:
@@ -191,19 +187,20 @@ def _reason_lines(facts: dict[str, Any]) -> list[RenderableType]:
         for device in _DEVICES:
             if row[device]["reason"]:
                 affected.setdefault((device, row[device]["reason"]), []).append(name)
+    from deeprec.cli.console import text
+
     total = len(facts["operators"])
     return [
-        f"{device}: {'all operators' if len(names) == total else ', '.join(names)}: {reason}"
+        text(f"{device}: {'all operators' if len(names) == total else ', '.join(names)}: {reason}")
         for (device, reason), names in affected.items()
     ]
 
 
-def _data_table(facts: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
+def _data_tables(facts: dict[str, Any]) -> list[RenderableType]:
+    from deeprec.cli.console import table, text
 
-    table = Table("data set", "interactions", "found in", title="Data sets", title_justify="left")
+    rows = table("data set", "interactions", "found in", title="Data sets", numbers=("interactions",))
     for name, row in facts["data"]["sets"].items():
-        found = f"[green]{row['folder']}[/]" if row["folder"] else "[yellow]not found[/]"
-        table.add_row(f"{name}: {row['title']}", f"{row['interactions']:,}", found)
-    table.caption = f"searched: {', '.join(facts['data']['searched'])}; more: deeprec data --help"
-    return table
+        found = (row["folder"], "green") if row["folder"] else ("not found", "yellow")
+        rows.add_row(f"{name}: {row['title']}", f"{row['interactions']:,}", found)
+    return [rows, text(f"searched: {', '.join(facts['data']['searched'])}; more: deeprec data --help")]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import deeprec
+from deeprec._install import install_command
 
 _NAMESPACE = "deeprec"
 _logger = logging.getLogger("deeprec")
@@ -50,7 +51,7 @@ class Operator:
         if not torch.cuda.is_available():
             return "no GPU in this process; a GPU kernel registers when torch sees one"
         if not has_triton():
-            return "triton is not installed (pip install 'deeprec-torch[gpu]')"
+            return f"triton is not installed ({install_command('gpu')})"
         return "no GPU kernel for this operator"
 
 
@@ -70,7 +71,7 @@ def _load(stem: str) -> str:
                 return ""
     return (
         f"lib{stem} was not built (no C++ compiler, or torch missing, when deeprec was installed); reinstall with a "
-        "C++ compiler: pip install --no-build-isolation --force-reinstall --no-deps deeprec-torch"
+        f"C++ compiler: {install_command(rebuild=True)}"
     )
 
 

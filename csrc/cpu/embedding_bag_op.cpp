@@ -191,8 +191,10 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
     features.push_back(args);
   }
 
-  const int64_t bad =
-      pool_features(features, work, [&](int64_t f) { return layout.offsets ? int64_t{0} : layout.first_entry(f); });
+  // A pooled feature with offsets reads all ids from the first on; any other begins with its own.
+  const int64_t bad = pool_features(features, work, [&](int64_t f) {
+    return layout.offsets && columns[static_cast<size_t>(f)] >= 0 ? int64_t{0} : layout.first_entry(f);
+  });
   if (bad >= 0) {
     raise_bad(op, layout, &weights, nullptr, tables, bad);
   }

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import deeprec
+from deeprec._visible import visible
 from deeprec.cli.console import print_error
 
 # What a wrong name, value, file or folder raises. Anything else is our fault and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, IndexError, OSError, ImportError)
+
+
+@contextmanager
+def _usage_errors_visible() -> Iterator[None]:
+    """Typer repeats what the user typed in its own messages about wrong options."""
+    try:
+        yield
+    except Exception as error:
+        wrong: Any = error
+        if hasattr(wrong, "format_message") and isinstance(getattr(wrong, "message", None), str):
+            wrong.message = visible(wrong.message)
+        raise
+
+
+class _Formatter(logging.Formatter):
+    """Lines of the library's log, whose names and values come from data."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
 
 
 class _Commands(TyperGroup):
@@ -25,11 +47,13 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:
             args = ["--debug", *(word for word in args if word != "--debug")]
-        return super().parse_args(ctx, args)
+        with _usage_errors_visible():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_errors_visible():
+                return super().invoke(ctx)
         except USER_ERRORS as error:
             if ctx.params.get("debug"):
                 raise
@@ -42,6 +66,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # a bracket in a help text or in what the user typed is a bracket
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -63,7 +88,9 @@ def options(
 
     Start with: deeprec train neumf --data synthetic --protocol ncf --out runs/first
     """
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
 
 
 def _assemble() -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import Progress as Bar
 
 from deeprec import models
+from deeprec._files import write_atomically
 from deeprec.cli import folder
-from deeprec.cli.console import command, console, figure, print_json, seconds, table
+from deeprec.cli.console import command, console, figure, print_json, progress, say, seconds, table
 from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data.chunks import open_source
@@ -55,7 +54,7 @@ def train_clicks(
     log = _load(data, features, rule, data_dir, _directory(data, log_directory, target), on_bad, settings.data)
     _announce(name, log, rule, seed, settings.model, target)
     if not resume and has_checkpoint(target):
-        console().print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
+        say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
     with Display() as display:
         try:
             result = fit_clicks(
@@ -63,19 +62,17 @@ def train_clicks(
             )
         except KeyboardInterrupt:
             display.stop()
-            console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
-                            f"command and --resume (--out {escape(str(target))})")  # fmt: skip
+            say(("interrupted", "yellow"), f" after {display.finished} finished epochs; go on with the same command "
+                f"and --resume (--out {target})")  # fmt: skip
             raise typer.Exit(INTERRUPTED) from None
     if result.was_finished:
-        console().print(f"[green]already finished:[/] {escape(str(target))}; nothing to resume")
+        say(("already finished:", "green"), f" {target}; nothing to resume")
         return
     folder.remember_source(target, data, settings.data)
-    out_stream = console()
-    out_stream.print(figures_table(result.card))
+    console().print(figures_table(result.card))
     files = [file for file in _FILES if (target / file).exists()]
-    out_stream.print(f"[green]done[/] in {seconds(result.card.seconds)}. Written to {escape(str(target))}: "
-                     f"{', '.join(files)}")  # fmt: skip
-    out_stream.print(f"Next: {escape(command('predict', target, '--input', 'ROWS', '--output', 'scores.parquet'))}")
+    say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: {', '.join(files)}")
+    say(f"Next: {command('predict', target, '--input', 'ROWS', '--output', 'scores.parquet')}")
 
 
 def evaluate_click_model(
@@ -122,7 +119,7 @@ def _load(
     options: dict[str, Any],
 ) -> ClickLog:
     folder.require_named(data, data_dir, [entry.name for entry in list_click_datasets()])
-    with Bar(console=console(), transient=True) as bar:
+    with progress() as bar:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -145,22 +142,21 @@ def _load(
 
 
 def _announce(name: str, log: ClickLog, rule: ClickProtocol, seed: int, options: dict[str, Any], target: Path) -> None:
-    out = console()
     chosen = " ".join(f"{key}={value}" for key, value in options.items())
-    out.print(f"[bold]{name}[/] {escape(chosen)} [dim]seed {seed}[/]")
+    say((name, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
     inputs = log.inputs
     kinds = f"{len(inputs.fields)} fields, {len(inputs.numerics)} numerics, {len(inputs.bags)} bags"
     rows = ", ".join(f"{part} {len(some):,}" for part, some in log.parts.items())
-    out.print(f"data      {escape(log.name)}: {rows} rows; {kinds}")
+    say(f"data      {log.name}: {rows} rows; {kinds}")
     if log.directory is not None:
-        out.print(f"          converted to {escape(str(log.directory))}, which --data takes next time")
+        say(f"          converted to {log.directory}, which --data takes next time")
     if log.bad:
-        out.print(f"          [yellow]skipped[/] {log.bad:,} bad rows")
+        say("          ", ("skipped", "yellow"), f" {log.bad:,} bad rows")
     train = log.parts["train"]
-    out.print(f"          {train.positives / max(1, len(train)):.2%} clicks in the train part")
+    say(f"          {train.positives / max(1, len(train)):.2%} clicks in the train part")
     kept = "" if rule.negative_rate == 1 else f", {rule.negative_rate:.0%} of the negatives kept for training"
-    out.print(f"protocol  {rule.name}: {log.split['kind']}{kept}")
-    out.print(f"out       {escape(str(target))}")
+    say(f"protocol  {rule.name}: {log.split['kind']}{kept}")
+    say(f"out       {target}")
 
 
 def schema(
@@ -172,8 +168,8 @@ def schema(
     """Draft a feature schema from the first rows of a file, as YAML to be corrected."""
     found = infer(open_source(source, format=file_format), label=label)
     if output is None:
-        console().print(found.to_yaml(), markup=False)
+        typer.echo(found.to_yaml())  # as it is, for a file; YAML and its comments escape what a terminal obeys
         return
-    output.write_text(found.to_yaml(), encoding="utf-8")
-    console().print(f"[green]written[/] {escape(str(output))}; correct it, then: "
-                    f"{escape(command('train', 'deepfm', '--data', source, '--schema', output))}")  # fmt: skip
+    write_atomically(output, found.to_yaml().encode())
+    then = command("train", "deepfm", "--data", source, "--schema", output)
+    say(("written", "green"), f" {output}; correct it, then: {then}")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from deeprec.cli.console import console, figure, print_json, rate, seconds, table
+from deeprec.cli.console import console, figure, print_json, rate, say, seconds, table
 from deeprec.evaluate import Card, protocol_from_dict, read_card, summarise
 from deeprec.evaluate import compare as compare_cards
 from deeprec.evaluate.card import check_comparable
@@ -35,7 +34,7 @@ def compare(
     first = cards[0]
     out = console()
     rule = protocol_from_dict(first.protocol)
-    out.print(f"data {escape(str(first.data.get('name')))}, protocol {rule.name}, test part")
+    say(f"data {first.data.get('name')}, protocol {rule.name}, test part")
     out.print(_runs(cards, varying, names))
     if any(len(group["seeds"]) > 1 for group in groups):
         out.print(_summary(groups, varying, names))
@@ -79,4 +78,4 @@ def _with_spread(value: dict[str, float | None]) -> str:
 
 
 def _option(value: Any) -> str:
-    return "-" if value is None else escape(str(value))
+    return "-" if value is None else str(value)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import DownloadColumn
 
 from deeprec import data
+from deeprec.cli.console import Rows, Words, command, console, print_error, print_json, progress, say, table, text
 from deeprec.data.click_datasets import find_clicks, list_click_datasets
 
-app = typer.Typer(help="Data sets: which are known, where they are, and how to get them.", no_args_is_help=True)
+Result = TypeVar("Result")
+
+_NOT_FOUND: Words = ("not found", "dim")
+_MADE_HERE = text(("made here", "green"), ", sizes by argument")
+
+app = typer.Typer(
+    rich_markup_mode=None, help="Data sets: which are known, where they are, and how to get them.", no_args_is_help=True
+)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Look here first (then $DEEPREC_DATA, then the cache).")
@@ -28,38 +33,32 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Every data set known by name, and where it was found."""
     found = {entry.name: data.find(entry.name, data_dir) for entry in data.list_datasets()}
     if as_json:
-        _print_json([_facts(entry, found[entry.name]) for entry in data.list_datasets()])
+        print_json([_facts(entry, found[entry.name]) for entry in data.list_datasets()])
         return
-    table = Table("name", box=SIMPLE)
-    for column in ("interactions", "users", "items"):
-        table.add_column(column, justify="right")
-    table.add_column("found in", overflow="fold")
-    table.add_row("synthetic", "120,000", "2,000", "1,500", "[green]made here[/], sizes by argument")
+    counts = ("interactions", "users", "items")
+    rows = table("name", *counts, "found in", numbers=counts)
+    rows.add_row("synthetic", "120,000", "2,000", "1,500", _MADE_HERE)
     for entry in data.list_datasets():
         folder = found[entry.name]
-        place = f"[green]{folder}[/]" if folder else "[dim]not found[/]"
-        table.add_row(entry.name, f"{entry.rows:,}", f"{entry.users:,}", f"{entry.items:,}", place)
-    console = Console()
-    console.print(table)
-    console.print(_click_logs(data_dir))
+        place = (folder, "green") if folder else _NOT_FOUND
+        rows.add_row(entry.name, f"{entry.rows:,}", f"{entry.users:,}", f"{entry.items:,}", place)
+    console().print(rows)
+    console().print(_click_logs(data_dir))
     missing = [name for name, folder in found.items() if folder is None and name in data.SOURCES]
-    console.print(f"Searched: {', '.join(str(place) for place in data.search_dirs(data_dir))}", highlight=False)
+    say(f"Searched: {', '.join(str(place) for place in data.search_dirs(data_dir))}")
     if missing:
-        console.print(f"Get one with: deeprec data fetch {missing[0]}", highlight=False)
+        say(f"Get one with: {command('data', 'fetch', missing[0])}")
 
 
-def _click_logs(data_dir: Path | None) -> Table:
+def _click_logs(data_dir: Path | None) -> Rows:
     """The logs that click models are trained on."""
-    table = Table("click log", box=SIMPLE)
-    table.add_column("rows", justify="right")
-    table.add_column("what", overflow="fold")
-    table.add_column("found in", overflow="fold")
-    table.add_row("synthetic", "50,000", "a known truth", "[green]made here[/], sizes by argument")
+    rows = table("click log", "rows", "what", "found in", numbers=("rows",))
+    rows.add_row("synthetic", "50,000", "a known truth", _MADE_HERE)
     for entry in list_click_datasets():
         found = find_clicks(entry.name, data_dir)
-        place = f"[green]{found[0].parent}[/]" if found else "[dim]not found[/]"
-        table.add_row(entry.name, f"{entry.rows:,}", entry.title, place)
-    return table
+        place = (found[0].parent, "green") if found else _NOT_FOUND
+        rows.add_row(entry.name, f"{entry.rows:,}", entry.title, place)
+    return rows
 
 
 @app.command()
@@ -75,19 +74,16 @@ def info(
     if entry is None or folder is not None:
         facts |= _content(_or_exit(lambda: data.load(name, data_dir)))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
-    table = Table(show_header=False, box=None)
-    table.add_column()
-    table.add_column(overflow="fold")
+    rows = table("", "", show_header=False)
     for label, value in facts.items():
-        text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
-        table.add_row(f"[bold]{label.replace('_', ' ')}[/]", text)
-    console = Console()
-    console.print(table)
+        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
+        rows.add_row((label.replace("_", " "), "bold"), shown)
+    console().print(rows)
     if entry is not None and folder is None:
-        how = f"deeprec data fetch {name}" if name in data.SOURCES else f"see {entry.homepage}"
-        console.print(f"Not found here. To get it: {how}", highlight=False)
+        how = command("data", "fetch", name) if name in data.SOURCES else f"see {entry.homepage}"
+        say(f"Not found here. To get it: {how}")
 
 
 @app.command()
@@ -98,11 +94,9 @@ def fetch(
     force: Annotated[bool, typer.Option("--force", help="Download again what is there already.")] = False,
 ) -> None:
     """Download a data set from its publisher, check it, and unpack it. Breaks off cleanly; run again to resume."""
-    console = Console()
     if name in data.SOURCES:
-        console.print(f"Terms of {name}: {data.info(name).terms}", highlight=False)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True)
-    with bar:
+        say(f"Terms of {name}: {data.info(name).terms}")
+    with progress(DownloadColumn()) as bar:
         tasks: dict[str, Any] = {}
 
         def show(file: str, size: int, total: int | None) -> None:
@@ -112,11 +106,9 @@ def fetch(
 
         done = _or_exit(lambda: data.fetch(name, data_dir, sha256=sha256, force=force, progress=show))
     for path in done:
-        console.print(f"[green]checked[/] {path}", highlight=False)
-    where = f" --data-dir {data_dir}" if data_dir else ""
-    console.print(
-        f"Next: deeprec data info {name}{where}, or deeprec train neumf --data {name}{where}", highlight=False
-    )
+        say(("checked", "green"), f" {path}")
+    where = ("--data-dir", data_dir) if data_dir else ()
+    say(f"Next: {command('data', 'info', name, *where)}, or {command('train', 'neumf', '--data', name, *where)}")
 
 
 def _facts(entry: data.DatasetInfo, folder: Path | None) -> dict[str, Any]:
@@ -151,14 +143,10 @@ def _content(interactions: data.Interactions) -> dict[str, Any]:
     }
 
 
-def _or_exit(work: Any) -> Any:
+def _or_exit(work: Callable[[], Result]) -> Result:
     """The result of `work`, or its error in one line and exit status 1: a wrong name is no reason for a traceback."""
     try:
         return work()
     except (ValueError, TypeError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        print_error(error)
         raise typer.Exit(1) from None
-
-
-def _print_json(value: Any) -> None:
-    Console().print_json(json.dumps(value, default=str))

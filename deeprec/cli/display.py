@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from deeprec.cli.console import console, figure, rate, seconds, table
+from deeprec.cli.console import figure, progress, rate, seconds, table, text
 from deeprec.evaluate import Card
 from deeprec.train import Progress as State
 
@@ -19,15 +19,11 @@ class Display:
         self.finished = 0
         self._stage = ""
         self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
+        self._bar = progress(
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("left", markup=False),
             TimeRemainingColumn(),
-            console=console(),
-            transient=True,
         )
 
     def __enter__(self) -> Display:
@@ -60,14 +56,14 @@ class Display:
             self._bar.console.print(_epoch_line(state))
 
 
-def _epoch_line(state: State) -> str:
+def _epoch_line(state: State) -> Text:
     width = len(str(state.num_epochs))
     figures = "  ".join(f"{name} {figure(value)}" for name, value in list((state.metrics or {}).items())[:3])
     took = seconds(state.total / state.samples_per_second) if state.samples_per_second else "-"
-    best = "  [green]best[/]" if state.is_best else ""
-    return (
-        f"{escape(state.stage)} epoch {state.epoch:>{width}}/{state.num_epochs}  loss {state.loss:.4f}"
-        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}{best}"
+    return text(
+        f"{state.stage} epoch {state.epoch:>{width}}/{state.num_epochs}  loss {state.loss:.4f}"
+        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}",
+        ("  best" if state.is_best else "", "green"),
     )
 
 

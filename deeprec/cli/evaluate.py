@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 import deeprec
 from deeprec.cli import folder
 from deeprec.cli.clicks import evaluate_click_model
-from deeprec.cli.console import console, figure, print_json, table
+from deeprec.cli.console import console, figure, print_json, say, table
 from deeprec.cli.settings import read_settings
 from deeprec.evaluate import Protocol, protocol, read_card
 from deeprec.models import ClickModel, TrainConfig
@@ -66,10 +65,9 @@ def evaluate(
     rows = table(*columns, title=title, numbers=columns[1:])
     for name, value in figures.items():
         rows.add_row(name, figure(value), *([figure(card.metrics.get(name))] if same else []))
-    out = console()
-    out.print(rows)
+    console().print(rows)
     if not same:
-        out.print(f"Not comparable with the card: {escape('; '.join(rule.differences(trained)))}")
+        say(f"Not comparable with the card: {'; '.join(rule.differences(trained))}")
 
 
 def _protocol(trained: Protocol, name: str | None, overrides: dict[str, object]) -> Protocol:

@@ -21,6 +21,7 @@ from deeprec._record import RecordError, check_fields
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
 from deeprec.data.selection import SELECTION
+from deeprec.data.tables import read_parquet, read_separated, typed
 
 _RUN, _TITLES = "run.json", "titles.parquet"
 _REMEDY = "pass --data NAME or --data PATH"
@@ -75,11 +76,12 @@ def with_tables(interactions: Interactions, users: Path | None, items: Path | No
             continue
         key = f"{ids.name}_id"
         if path.suffix == ".parquet":
-            tables[name] = pl.read_parquet(path)
+            tables[name] = read_parquet(path)
         elif path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            table = pl.read_csv(path, separator=separator, schema_overrides={key: pl.String})
-            tables[name] = table.with_columns(ids.parse(table[key]).alias(key)) if key in table.columns else table
+            text = read_separated(path, "\t" if path.suffix == ".tsv" else ",").frame
+            tables[name] = typed(text)
+            if key in text.columns:
+                tables[name] = tables[name].with_columns(ids.parse(text[key]).alias(key))
         else:
             raise ValueError(f"train: --{ids.name}-features must end in .parquet, .csv or .tsv, got {path.name}")
     return data.with_features(interactions, **tables)

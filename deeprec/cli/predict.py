@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import Progress
 
 import deeprec
-from deeprec.cli.console import console
+from deeprec.cli.console import progress, say
 from deeprec.models.click import ClickModel
 from deeprec.serve.predict import predict_file, predict_pairs_file
 
@@ -36,14 +34,14 @@ def predict(
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
         rows, name = predict_pairs_file(model, source, output, keep=keep or ())
-        console().print(f"[green]done[/]: {rows:,} {name}s written to {escape(str(output))}")
+        say(("done", "green"), f": {rows:,} {name}s written to {output}")
         return
     options = {} if file_format is None else {"format": file_format}
-    with Progress(console=console(), transient=True) as bar:
+    with progress() as bar:
         task = bar.add_task("predicting", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         rows = predict_file(model, source, output, keep=keep or (), on_progress=show, **options)
-    console().print(f"[green]done[/]: {rows:,} probabilities written to {escape(str(output))}")
+    say(("done", "green"), f": {rows:,} probabilities written to {output}")

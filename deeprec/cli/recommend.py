@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import polars as pl
 import typer
-from rich.markup import escape
 
 import deeprec
 from deeprec.cli import folder
@@ -95,6 +94,6 @@ def _print(found: pl.DataFrame) -> None:
         columns = [name for name in ("rank", "item_id", "title", "score") if name in group.columns]
         rows = table(*columns, title=f"For {owner}", numbers=("rank", "score"))
         for record in group.iter_rows(named=True):
-            cells = (f"{record[c]:.4f}" if c == "score" else escape(str(record[c] or "")) for c in columns)
-            rows.add_row(*cells)
+            values = ("" if record[name] is None else record[name] for name in columns)
+            rows.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
         out.print(rows)

@@ -18,6 +18,7 @@ from typing import Any
 
 from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
+from deeprec.data.reading import naming
 from deeprec.evaluate import Protocol
 from deeprec.models.config import unknown_option
 
@@ -50,9 +51,12 @@ def read_settings(
         FileNotFoundError: no such file.
     """
     settings = Settings()
-    for source in ({} if file is None else _read_file(file), _parse_words(pairs)):
-        for key, value in source.items():
-            _put(settings, config, protocol, key, value)
+    if file is not None:
+        with naming(file):
+            for key, value in _read_file(file).items():
+                _put(settings, config, protocol, key, value)
+    for key, value in _parse_words(pairs).items():
+        _put(settings, config, protocol, key, value)
     return settings
 
 

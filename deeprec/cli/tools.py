@@ -7,10 +7,9 @@ import inspect
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deeprec import models as registry
-from deeprec.cli.console import command, console, print_json, table
+from deeprec.cli.console import command, console, print_json, say, table
 from deeprec.models.config import taken_options
 
 
@@ -27,9 +26,9 @@ def models(
             return
         rows = table("model", "what it is")
         for each, summary in summaries.items():
-            rows.add_row(f"[bold]{each}[/]", escape(summary))
+            rows.add_row((each, "bold"), summary)
         out.print(rows)
-        out.print(f"Options of one: {command('models', 'neumf')}")
+        say(f"Options of one: {command('models', 'neumf')}")
         return
     config = registry.config_class(name)
     taken = taken_options(config)
@@ -39,11 +38,11 @@ def models(
     if as_json:
         print_json({key: {"type": kind, "default": default} for key, (kind, default) in options.items()})
         return
-    rows = table("option", "type", "default", title=f"{name}: {escape(_summary(registry.model_class(name)))}")
+    rows = table("option", "type", "default", title=f"{name}: {_summary(registry.model_class(name))}")
     for key, (kind, default) in options.items():
-        rows.add_row(f"[bold]{key}[/]", escape(kind), escape(repr(default)))
+        rows.add_row((key, "bold"), kind, repr(default))
     out.print(rows)
-    out.print(f"Set one with key=value: {command('train', name, '--data', 'synthetic', '--out', 'DIR', 'epochs=5')}")
+    say(f"Set one with key=value: {command('train', name, '--data', 'synthetic', '--out', 'DIR', 'epochs=5')}")
 
 
 def _summary(model: type) -> str:

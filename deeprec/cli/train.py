@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from deeprec import models
 from deeprec.cli import folder
 from deeprec.cli.clicks import train_clicks
-from deeprec.cli.console import command, console, seconds
+from deeprec.cli.console import command, console, say, seconds
 from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
 from deeprec.data import Interactions
@@ -122,11 +121,11 @@ def train(
             )
         except KeyboardInterrupt:
             display.stop()
-            console().print(f"[yellow]interrupted[/] after {display.finished} finished epochs; go on with the same "
-                            f"command and --resume (--out {escape(str(target))})")  # fmt: skip
+            say(("interrupted", "yellow"), f" after {display.finished} finished epochs; go on with the same command "
+                f"and --resume (--out {target})")  # fmt: skip
             raise typer.Exit(INTERRUPTED) from None
     if result.was_finished:
-        console().print(f"[green]already finished:[/] {escape(str(target))}; nothing to resume")
+        say(("already finished:", "green"), f" {target}; nothing to resume")
         _say_next(target, interactions)
         return
     written = folder.remember(target, interactions, data, settings.data)
@@ -154,32 +153,30 @@ def _announce(
     target: Path,
     resume: bool,
 ) -> None:
-    out = console()
     chosen = " ".join(f"{key}={value}" for key, value in options.items())
     against = "all items" if rule.candidates == "all" else f"{rule.candidates} {rule.negatives} negatives"
-    out.print(f"[bold]{model}[/] {escape(chosen)} [dim]seed {seed}[/]")
-    out.print(f"data      {escape(interactions.name)}: {len(interactions):,} interactions, "
-              f"{interactions.num_users:,} users, {interactions.num_items:,} items")  # fmt: skip
+    say((model, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
+    say(f"data      {interactions.name}: {len(interactions):,} interactions, "
+        f"{interactions.num_users:,} users, {interactions.num_items:,} items")  # fmt: skip
     for repair, count in interactions.repairs.items():
-        out.print(f"          [yellow]repaired[/] {escape(repair)}: {count:,}")
+        say("          ", ("repaired", "yellow"), f" {repair}: {count:,}")
     how = f"ranked against {against}, {rule.ties} ties"
     if rule.task == "rating":
         how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
-    out.print(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
-    out.print(f"out       {escape(str(target))}")
+    say(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
+    say(f"out       {target}")
     if not resume and has_checkpoint(target):
-        out.print("          [yellow]an unfinished run is there; starting anew (--resume would go on with it)[/]")
+        say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
 
 
 def _report(result: FitResult, target: Path, written: list[str]) -> None:
-    out = console()
-    out.print(figures_table(result.card))
+    console().print(figures_table(result.card))
     files = [name for name in _FILES if (target / name).exists()]
-    out.print(f"[green]done[/] in {seconds(result.card.seconds)}. Written to {escape(str(target))}: "
-              f"{', '.join([*files, *written])}")  # fmt: skip
+    names = ", ".join([*files, *written])
+    say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: {names}")
 
 
 def _say_next(target: Path, interactions: Interactions) -> None:
-    user, out = interactions.user_ids.decode([0])[0], console()
-    out.print(f"Next: {escape(command('recommend', target, '--user', user, '-k', 10))}")
-    out.print(f"      {escape(command('evaluate', target))}")
+    user = interactions.user_ids.decode([0])[0]
+    say(f"Next: {command('recommend', target, '--user', user, '-k', 10)}")
+    say(f"      {command('evaluate', target)}")

@@ -10,13 +10,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec._suggest import listed
 from deeprec.data.ids import IdMap, normalise_ids, to_series
 from deeprec.data.interactions import Interactions
-from deeprec.data.text import OnBad, check_on_bad, did_you_mean, first_few
+from deeprec.data.reading import did_you_mean
+from deeprec.data.text import OnBad, check_on_bad, first_few
 
 _log = logging.getLogger("deeprec")
 
 Duplicates = Literal["latest", "keep", "raise"]
+
+_WANTED = {"user": "an id", "item": "an id", "rating": "a number", "timestamp": "a time", "label": "0 or 1"}
 
 DEFAULT_COLUMNS = {
     "user": "user_id",
@@ -59,8 +63,41 @@ def from_frame(
     Raises:
         ValueError: an empty frame, a missing column, bad rows, duplicates when refused. TypeError: not a frame.
     """
+    return from_table(
+        _to_polars(frame),
+        user,
+        item,
+        rating,
+        timestamp,
+        label,
+        name=name,
+        on_bad=on_bad,
+        duplicates=duplicates,
+        place=lambda row: f"{row_word} {row + first_row}",
+    )
+
+
+def from_table(
+    table: pl.DataFrame,
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
+    timestamp: str | None = None,
+    label: str | None = None,
+    *,
+    name: str,
+    on_bad: OnBad = "raise",
+    duplicates: Duplicates = "latest",
+    place: Callable[[int], str] = "row {}".format,
+    dropped: int = 0,
+) -> Interactions:
+    """`from_frame` of a polars frame that may come from a file.
+
+    Args:
+        place: what messages call a row of the frame, such as "line 7".
+        dropped: malformed rows of the file that are not in the frame, for the count of repairs.
+    """
     check_on_bad(on_bad)
-    table = _to_polars(frame)
     given = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "label": label}
     columns = {role: _find_column(role, column, table.columns, name) for role, column in given.items()}
     if table.height == 0:
@@ -73,14 +110,14 @@ def from_frame(
         wrong = column.is_null().to_numpy()
         if on_bad == "raise" and wrong.any():
             rows = np.flatnonzero(wrong)
-            wanted = "an id" if role in ("user", "item") else "a number"
+            places = first_few([place(row) for row in rows[:6].tolist()])
             raise ValueError(
-                f"from_frame: {name}, {row_word} {rows[0] + first_row}: {columns[role]} must be {wanted}, "
-                f"got {picked[role][int(rows[0])]!r} ({len(rows):,} bad: {row_word} "
-                f"{first_few(rows + first_row)}); correct them or pass on_bad='skip'"
+                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {_WANTED[role]}, "
+                f"got {picked[role][int(rows[0])]!r:.100} ({len(rows):,} bad: {places}); "
+                "correct them or pass on_bad='skip'"
             )
         bad |= wrong
-    repairs = {"bad_rows_dropped": int(bad.sum())}
+    repairs = {"bad_rows_dropped": int(bad.sum()) + dropped}
     keep = ~bad
     if "label" in raw:
         positive = (raw["label"].fill_null(0) > 0).to_numpy()
@@ -188,7 +225,7 @@ def _find_column(role: str, given: str | None, present: list[str], name: str) ->
     if given is None and role not in ("user", "item"):
         return None
     raise ValueError(
-        f"from_frame: {name} needs a column {column!r} for the {role}, got {present}"
+        f"from_frame: {name} needs a column {column!r} for the {role}, got {listed(present)}"
         f"{did_you_mean(column, present)} Name it by {role}=..."
     )
 

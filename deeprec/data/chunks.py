@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,8 +29,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec._suggest import did_you_mean
+from deeprec._suggest import did_you_mean, listed
 from deeprec.data.hashing import Hashes, Vocabulary, hash_text
+from deeprec.data.reading import naming
 from deeprec.data.separated import KEPT_BAD, BagChunk
 from deeprec.data.text import OnBad, check_on_bad
 
@@ -128,6 +130,19 @@ class BadRow(NamedTuple):
     file: str
 
 
+class RowError(ValueError):
+    """A value in a good row of a source that cannot be used.
+
+    Attributes:
+        function, column, problem: for the message.
+        row: number among the good rows of the source, from 0.
+    """
+
+    def __init__(self, function: str, column: str, row: int, problem: str) -> None:
+        super().__init__(f"{function}: {column}, row {row} (from 0): {problem}")
+        self.function, self.column, self.row, self.problem = function, column, row, problem
+
+
 @dataclass
 class BadRows:
     """The bad rows of the last pass: how many, and the first five."""
@@ -157,11 +172,12 @@ class Source:
 
     def __init__(self, name: str, columns: Sequence[str], on_bad: OnBad) -> None:
         self.name, self.columns, self.on_bad = name, list(columns), on_bad
-        twice = sorted({column for column in self.columns if self.columns.count(column) > 1})
-        if twice:
+        self._column_set = frozenset(self.columns)
+        if len(self._column_set) < len(self.columns):
+            twice = [column for column, count in Counter(self.columns).items() if count > 1]
             raise ValueError(
-                f"open_source: each column of {name} must have a name of its own, got {twice} more than once; "
-                "rename them, or pass columns=[...] for a text without a header"
+                f"open_source: each column of {name} must have a name of its own, got {sorted(twice)[:5]} more than "
+                "once; rename them, or pass columns=[...] for a text without a header"
             )
         self.bad = BadRows()
         self._sha256: str | None = None
@@ -196,10 +212,24 @@ class Source:
     def check(self, wanted: Wanted) -> None:
         """Raises ValueError or TypeError unless all `wanted` columns are there and can be what is wanted of them."""
         for column in (*wanted.categorical, *wanted.numeric, *(bag.name for bag in wanted.bags)):
-            if column not in self.columns:
+            if column not in self._column_set:
                 raise ValueError(
                     f"chunks: {self.name} must have a column {column!r}; {did_you_mean(column, self.columns)}"
                 )
+
+    @contextmanager
+    def naming_rows(self, wanted: Wanted) -> Iterator[None]:
+        """Errors about the rows of chunks of `wanted` name the source, and the line where it is a text."""
+        with naming(self.name):
+            try:
+                yield
+            except RowError as error:
+                name, place = self._place(error.row, wanted)
+                raise ValueError(f"{error.function}: {name}: {error.column}, {place}: {error.problem}") from None
+
+    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
+        """Name of the source, and line or row, of a good row, counted from 0; may read the source again."""
+        return self.name, f"{'good ' if self.bad.count else ''}row {row} (from 0)"
 
     def _counted(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
         rows = 0
@@ -236,8 +266,8 @@ class Files(Source):
             odd = sorted(set(source.columns) ^ set(first.columns))
             if odd:
                 raise ValueError(
-                    f"open_source: {source.name} must have the columns of {first.name}, got {odd} in one of them only; "
-                    "read them apart"
+                    f"open_source: {source.name} must have the columns of {first.name}, got {listed(odd)} in one of "
+                    "them only; read them apart"
                 )
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
@@ -261,6 +291,14 @@ class Files(Source):
             finally:
                 self.bad.add(source.bad.count, source.bad.first)
             before += source.size
+
+    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
+        for source in self.sources:
+            rows = sum(chunk.rows for chunk in source.chunks(wanted))
+            if row < rows:
+                break
+            row -= rows
+        return source._place(row, wanted)
 
     def _checksum(self) -> str:
         return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()

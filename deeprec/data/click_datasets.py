@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +18,10 @@ from deeprec.data.click_log import ClickLog, Progress, Split, convert, in_memory
 from deeprec.data.datasets import search_dirs
 from deeprec.data.features import movies_1m, users_1m
 from deeprec.data.readers import read_movielens
+from deeprec.data.reading import did_you_mean, reading
 from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.text import OnBad, did_you_mean, read_bytes, with_gz
+from deeprec.data.tables import read_separated
+from deeprec.data.text import OnBad, read_bytes, with_gz
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
 
@@ -106,7 +110,7 @@ def click_source(
             raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
         found = entry.read(*paths)
         return found if schema is None else Clicks(found.source, schema, found.validation, found.test, found.options)
-    if isinstance(source, str | Path) and not Path(source).exists():
+    if isinstance(source, str | Path) and not os.path.lexists(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
             f"load: no file {source}, and no click log of that name{did_you_mean(str(source), known)}; known names "
@@ -267,15 +271,22 @@ def _read_criteo_mini(train: Path, test: Path) -> Clicks:
 
 def _mini_frame(path: Path) -> pl.DataFrame:
     """13 scaled integers (those of value 0 stand there too) and 26 one-hot numbers in the order of their columns."""
-    lines = pl.Series("line", read_bytes(path).decode("ascii").splitlines())
+    lines = _ascii_lines(path)
     tokens = lines.str.split(" ").list
     widths = sorted(tokens.len().unique().to_list())
     if widths != [40]:
         raise ValueError(f"read: {path} must hold a label and 39 features a line, got {widths} words; get it again")
-    columns = [tokens.get(0).cast(pl.Int8).alias("label")]
-    columns += [tokens.get(n).str.split(":").list.get(1).cast(pl.Float64).alias(f"I{n}") for n in range(1, 14)]
-    columns += [tokens.get(13 + n).str.split(":").list.get(0).alias(f"C{n}") for n in range(1, 27)]
+    with reading(path, "rows 'label index:value ...'"):
+        columns = [tokens.get(0).cast(pl.Int8).alias("label")]
+        columns += [tokens.get(n).str.split(":").list.get(1).cast(pl.Float64).alias(f"I{n}") for n in range(1, 14)]
+        columns += [tokens.get(13 + n).str.split(":").list.get(0).alias(f"C{n}") for n in range(1, 27)]
     return pl.DataFrame(columns)
+
+
+def _ascii_lines(path: Path) -> pl.Series:
+    data = read_bytes(path)
+    with reading(path, "ASCII text"):
+        return pl.Series("line", data.decode("ascii").splitlines())
 
 
 _ADULT = [
@@ -308,8 +319,10 @@ def _read_adult(train: Path, test: Path) -> Clicks:
 
 
 def _adult_frame(path: Path) -> pl.DataFrame:
-    text = read_bytes(path).decode("ascii")
-    lines = pl.Series("line", [line for line in text.splitlines() if line.count(",") == len(_ADULT) - 1])
+    lines = _ascii_lines(path)
+    lines = lines.filter(lines.str.count_matches(",", literal=True) == len(_ADULT) - 1)
+    if not len(lines):
+        raise ValueError(f"read: {path} must hold {len(_ADULT)} fields a line, got none; get it again")
     fields = lines.str.split(",").list
     frame = pl.DataFrame([fields.get(n).str.strip_chars().alias(name) for n, name in enumerate(_ADULT)])
     numbers = ["age", "education_num", "capital_gain", "capital_loss", "hours_per_week"]
@@ -339,6 +352,7 @@ def _read_ml_1m_clicks(ratings: Path, users: Path, movies: Path) -> Clicks:
     return Clicks(frame.select(*columns, "genres", "rating"), schema)
 
 
+_INTEGER = re.compile("-?[0-9]{1,18}")
 _FRAPPE = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 
 
@@ -350,7 +364,8 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
     train positives. Each gets two negatives: the row with another item, drawn uniformly from those that the user never
     used; so are the published negatives (the same context, no pair of user and item in the log, all items alike).
     """
-    log = pl.read_csv(raw, separator="\t", infer_schema_length=0, columns=list(_FRAPPE)).select(_FRAPPE)
+    with reading(raw, f"a table with the columns {', '.join(_FRAPPE)}"):
+        log = read_separated(raw, "\t").frame.select(_FRAPPE)
     values = [log.get_column(name).unique(maintain_order=True) for name in _FRAPPE]
     starts = np.cumsum([0, *(len(some) for some in values)])[:-1]
     numbers = log.select(
@@ -381,10 +396,14 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
 
 def _libfm(path: Path, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(labels 0 or 1 [n], numbers of the values within their columns [n, F]) of a file of one-hot rows."""
-    table = np.array([line.replace(":1", "").split() for line in read_bytes(path).decode("ascii").splitlines()])
-    if table.ndim != 2 or table.shape[1] != 1 + len(starts):
-        raise ValueError(f"read: {path} must hold {len(starts)} features a line; get it again")
-    whole = table.astype(np.int64)
+    lines = [line.replace(":1", "").split() for line in _ascii_lines(path)]
+    for number, line in enumerate(lines, 1):
+        if len(line) != 1 + len(starts) or not all(_INTEGER.fullmatch(word) for word in line):
+            raise ValueError(
+                f"read: {path}, line {number}: a label and {len(starts)} features of value 1 are required, got "
+                f"{' '.join(line)[:60]!r}; get it again"
+            )
+    whole = np.array(lines).astype(np.int64)
     return (whole[:, 0] == 1).astype(np.int64), whole[:, 1:] - starts
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.inputs import Bags, Encoded, Inputs
+from deeprec.data.reading import reading
 from deeprec.data.rows import join
-
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed conversion left stays until it is deleted by hand
-    fcntl = None  # type: ignore[assignment]
 
 
 class Writer:
@@ -116,7 +108,8 @@ def mapped(directory: Path, inputs: Inputs, rows: int, nnz: dict[str, int], *, h
         found = path.stat().st_size if path.is_file() else 0
         if found != size:
             raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {found:,}; convert the log again")
-        return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
+        with reading(path, function="ClickLog.open"):
+            return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
 
     bags = {
         bag.name: Bags(
@@ -133,36 +126,3 @@ def mapped(directory: Path, inputs: Inputs, rows: int, nnz: dict[str, int], *, h
         labels=array("labels", "<f4", rows),
         groups=array("groups", "<i8", rows) if has_groups else None,
     )
-
-
-@contextmanager
-def unfinished_directory(directory: Path) -> Iterator[Path]:
-    """A new directory beside `directory`, removed at the end unless it was renamed; also those of killed processes."""
-    prefix = f".{directory.name}.unfinished-"
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f"{prefix}*"):
-        with suppress(OSError), (left / "lock").open("wb") as lock:
-            if fcntl is not None:  # a process that lives holds it
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-    unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
-    try:
-        with (unfinished / "lock").open("wb") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def replace_directory(unfinished: Path, directory: Path) -> None:
-    """Rename into place; a log that is there is moved aside first and deleted last."""
-    (unfinished / "lock").unlink()
-    unfinished.chmod(0o755)
-    if directory.exists():
-        aside = unfinished.with_name(unfinished.name + "-old")
-        directory.rename(aside)
-        unfinished.rename(directory)
-        shutil.rmtree(aside)
-    else:
-        unfinished.rename(directory)

@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec._files import read_json, sha256_of, write_atomically
+from deeprec._files import read_json, replace_directory, sha256_of, unfinished_directory, write_atomically
 from deeprec._record import RecordError, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data._random import random_bits
 from deeprec.data.chunks import Chunk, Source, Wanted, open_source
-from deeprec.data.click_files import FileWriter, MemoryWriter, Writer, mapped, replace_directory, unfinished_directory
+from deeprec.data.click_files import FileWriter, MemoryWriter, Writer, mapped
 from deeprec.data.click_part import ClickPart
 from deeprec.data.encoder import Encoder
 from deeprec.data.inputs import Inputs
+from deeprec.data.reading import naming
 from deeprec.data.rows import take
 from deeprec.data.schema import FeatureSchema
 from deeprec.data.text import OnBad, check_on_bad
@@ -279,22 +280,26 @@ class _Conversion:
         }
         self.wanted = schema.wanted()
         for opened in self.sources.values():
-            opened.check(self.wanted)
+            with naming(opened.name):
+                opened.check(self.wanted)
         assert split.shares is not None
         self.part_names = [p for p, share in zip(PARTS, split.shares, strict=True) if share or p in self.sources]
         self.writers: dict[str, Writer] = {}
 
     def run(self, new_writer: Callable[[str, Inputs], Writer]) -> ClickLog:
         total = self._count() if self.split.kind == "tail" else 0
-        encoder = Encoder.fit(self.schema, self._train_rows(total), seed=self.split.seed, on_bad=self.on_bad)
+        with self.sources["train"].naming_rows(self.wanted):
+            encoder = Encoder.fit(self.schema, self._train_rows(total), seed=self.split.seed, on_bad=self.on_bad)
         with ExitStack() as stack:
             for part in self.part_names:
                 self.writers[part] = stack.enter_context(new_writer(part, encoder.inputs))
             described = [self._encode(part, encoder, total) for part in self.sources]
         for part, writer in self.writers.items():
             if not writer.rows:
+                source = self.sources.get(part, self.sources["train"])
                 raise ValueError(
-                    f"convert: part {part!r} must have rows, got none; check the split's shares and sources"
+                    f"convert: part {part!r} must have rows, got none of {source.name}; check the split's shares and "
+                    "sources"
                 )
         return ClickLog(
             {part: ClickPart(data) for part, writer in self.writers.items() if (data := writer.data) is not None},
@@ -324,7 +329,8 @@ class _Conversion:
         source = self.sources[name]
         rows = bad_labels = 0
         for chunk in self._chunks("encode", name, self.wanted):
-            encoded, is_good = encoder.encode_good(chunk, self.on_bad)
+            with source.naming_rows(self.wanted):
+                encoded, is_good = encoder.encode_good(chunk, self.on_bad)
             parts = self._parts(chunk, total) if name == "train" else np.full(chunk.rows, PARTS.index(name), np.int8)
             for number, part in enumerate(PARTS):
                 chosen = np.flatnonzero((parts == number) & is_good)

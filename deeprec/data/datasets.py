@@ -26,9 +26,10 @@ from deeprec.data.readers import (
     read_path,
     read_triple,
 )
+from deeprec.data.reading import did_you_mean, reading
 from deeprec.data.selection import SELECTION, positives
 from deeprec.data.synthetic import synthetic
-from deeprec.data.text import OnBad, did_you_mean, with_gz
+from deeprec.data.text import OnBad, with_gz
 
 _log = logging.getLogger("deeprec")
 
@@ -127,9 +128,14 @@ def load(
             )
         return _call(_REGISTRY[text].read, folder, {"name": text, **options})
     path = Path(text).expanduser()
+    with reading(path, function="load"):
+        return _load_path(text, path, options)
+
+
+def _load_path(text: str, path: Path, options: dict[str, Any]) -> Interactions:
     if path.is_dir():
         return _read_folder(path, options)
-    if path.is_file() or with_gz(path):
+    if os.path.lexists(path) or with_gz(path):
         return _call(read_path, with_gz(path) or path, options)
     names = [*_REGISTRY, "synthetic"]
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from deeprec._files import read_json, read_regular, sha256_of, write_atomically
+from deeprec._files import make_folder, read_json, read_regular, sha256_of, write_atomically
 from deeprec._record import RecordError, typed
-from deeprec.data.chunks import BagChunk, Chunk, Vocabulary, hash_text, open_source
+from deeprec.data.chunks import BagChunk, Chunk, RowError, Vocabulary, hash_text, open_source
 from deeprec.data.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, mix
 from deeprec.data.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.data.numbers import (
@@ -162,7 +162,7 @@ class Encoder:
         """(all rows of a chunk, which of them have a label that is one); "raise" refuses the others."""
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
         if on_bad == "raise" and not is_good.all():
-            raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
+            raise _bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
         encoded = self.encode(chunk, with_labels=False)
         encoded.labels, encoded.groups = labels, self._groups(chunk)
         return encoded, is_good
@@ -175,8 +175,10 @@ class Encoder:
         Raises:
             ValueError: a column that is missing (with the nearest name) or infinite. TypeError: one of another type.
         """
-        for chunk in open_source(source).chunks(self.schema.wanted(with_label=with_labels)):
-            yield self.encode(chunk, with_labels)
+        opened, wanted = open_source(source), self.schema.wanted(with_label=with_labels)
+        with opened.naming_rows(wanted):
+            for chunk in opened.chunks(wanted):
+                yield self.encode(chunk, with_labels)
 
     def save(self, directory: str | Path) -> dict[str, str]:
         """Write encoder.json and vocabularies.safetensors into `directory`, which is made if it is not there.
@@ -185,7 +187,7 @@ class Encoder:
             SHA-256 of the files, by name.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         packed = save_tensors({name: np.ascontiguousarray(hashes) for name, hashes in self.hashes.items()})
         state = {
             "version": VERSION,
@@ -281,7 +283,7 @@ class _Fitting:
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
         if not is_good.all():
             if self.on_bad == "raise":
-                raise ValueError(_complaint(chunk, self.schema, int(np.argmin(is_good)), self.negative_label))
+                raise _bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
             rows = is_good if rows is None else rows & is_good
         chosen = np.ones(chunk.rows, dtype=np.bool_) if rows is None else rows
         if self.negative_label is None:
@@ -314,11 +316,14 @@ class _Fitting:
                 self.positives > 0,
             )
         kept: dict[str, Hashes] = {}
-        for key in list(self.counted):
+        readers: dict[Any, list[Categorical | Bag]] = {key: [] for key in self.counted}
+        for f in self.schema.features:
+            if isinstance(f, (Categorical, Bag)) and f.num_buckets is None:
+                readers[type(f), f.column].append(f)
+        for key, features in readers.items():
             counts = self.counted.pop(key)  # freed before the next one is sorted
-            for f in self.schema.features:
-                if isinstance(f, (Categorical, Bag)) and f.num_buckets is None and (type(f), f.column) == key:
-                    kept[f.name] = counts.finish(f.min_count, f.max_size)[0]
+            for f in features:
+                kept[f.name] = counts.finish(f.min_count, f.max_size)[0]
             del counts
         numbers = {
             f.name: number_state(f, self.moments[f.name], self.sample.of(f))
@@ -422,14 +427,12 @@ def _negative_label(chunk: Chunk, schema: FeatureSchema, rows: Rows) -> float | 
     return float(negatives[0]) if len(negatives) else None
 
 
-def _complaint(chunk: Chunk, schema: FeatureSchema, row: int, negative_label: float | None) -> str:
+def _bad_label(chunk: Chunk, schema: FeatureSchema, row: int, negative_label: float | None) -> RowError:
     if schema.positive_values or schema.positive_from is not None:
         got, wanted = "nothing", "a value"
     else:
         got = str(column_of(chunk, schema.label, "numbers")[row])
         got = "nothing" if got == "nan" else got
         wanted = "0 or 1, or -1 or 1," if negative_label is None else f"{negative_label:g} or 1"
-    return (
-        f"encode: label {schema.label}, row {chunk.first_row + row} (from 0): {wanted} is required, got {got}; correct "
-        "the row, or set positive_from or positive_values in the schema"
-    )
+    problem = f"{wanted} is required, got {got}; correct the row, or set positive_from or positive_values in the schema"
+    return RowError("encode", f"label {schema.label}", chunk.first_row + row, problem)

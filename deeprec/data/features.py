@@ -12,9 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec._suggest import listed
 from deeprec.data.ids import IdMap, normalise_ids
 from deeprec.data.interactions import Interactions
-from deeprec.data.text import did_you_mean, read_bytes
+from deeprec.data.reading import did_you_mean
+from deeprec.data.text import read_bytes
 
 # fmt: off
 _GENRES_100K = [
@@ -113,7 +115,7 @@ def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
     frame = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
     if key not in frame.columns:
         raise ValueError(
-            f"with_features: the {ids.name} table must have a column {key}, got {frame.columns}"
+            f"with_features: the {ids.name} table must have a column {key}, got {listed(frame.columns)}"
             f"{did_you_mean(key, frame.columns)}"
         )
     own = normalise_ids(frame.get_column(key))
@@ -204,7 +206,7 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
     for column in columns:
         if column not in frame.columns:
             raise ValueError(
-                f"features: a column of {ids.name}s must be one of {frame.columns}, got {column!r}"
+                f"features: a column of {ids.name}s must be one of {listed(frame.columns)}, got {column!r}"
                 f"{did_you_mean(column, frame.columns)}"
             )
         parts.append(_numbers(frame.get_column(column), column, ids))

@@ -7,8 +7,6 @@ import http.client
 import logging
 import os
 import re
-import shutil
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -17,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deeprec._files import WriteError, replace_directory, unfinished_directory, writing
 from deeprec.data.datasets import cache_dir, info
-from deeprec.data.text import did_you_mean
+from deeprec.data.reading import did_you_mean
 
 _log = logging.getLogger("deeprec")
 
@@ -167,6 +166,8 @@ def _fetch_file(source: Source, root: Path, target: Path, progress: Progress | N
             _unpack(part, target, source)
         else:
             part.replace(target)
+    except WriteError:
+        raise
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise OSError(f"fetch: {root} must be a folder one can write to, got {error}; pass another data_dir") from None
     except (OSError, http.client.HTTPException) as error:
@@ -220,7 +221,9 @@ def _download(source: Source, part: Path, progress: Progress | None) -> None:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab" if resumes else "wb") as out:
             while chunk := answer.read(_CHUNK):
-                out.write(chunk)
+                with writing(part, "fetch again (it resumes), or pass another data_dir"):
+                    out.write(chunk)
+                    out.flush()
                 size += len(chunk)
                 if progress:
                     progress(source.file, size, total)
@@ -238,19 +241,17 @@ def _digest(path: Path, kind: str) -> str:
 
 def _unpack(archive: Path, target: Path, source: Source) -> None:
     """The zip's top folder as `target`, renamed into place when whole; the zip is removed."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    with unfinished_directory(target) as folder:
         try:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder)  # strips absolute paths and ".." itself
+                names = sorted({name.partition("/")[0] for name in packed.namelist()})
         except zipfile.BadZipFile as error:
             archive.unlink()
             raise ValueError(f"fetch: {source.url} must be a zip file ({error}); the address serves another") from None
-        inner = Path(folder) / source.folder
+        inner = folder / source.folder
         if not inner.is_dir():
             archive.unlink()
-            names = sorted(path.name for path in Path(folder).iterdir())
             raise ValueError(f"fetch: {source.url} must hold a folder {source.folder}, got {names[:5]}")
-        if target.exists():
-            shutil.rmtree(target)
-        inner.replace(target)
+        replace_directory(inner, target)
     archive.unlink()

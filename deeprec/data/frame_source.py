@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from deeprec._suggest import did_you_mean
 from deeprec.data import separated
 from deeprec.data.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, Progress, Source, Wanted, in_order
 from deeprec.data.hashing import as_series, buffers, hash_series
+from deeprec.data.reading import check_file, checksum, reading
 from deeprec.data.separated import BagChunk, Dialect
 from deeprec.data.text import OnBad
-from deeprec.data.text import did_you_mean as or_file
 from deeprec.data.text_source import hashes_of
 
 _LISTS = (pl.List, pl.Array)
@@ -184,37 +185,32 @@ class ParquetSource(TableSource):
     decodes the row groups that it touches from their beginning."""
 
     def __init__(self, path: Path, **options: Any) -> None:
-        if not path.is_file():
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise FileNotFoundError(f"open_source: no file {path}{or_file(path.name, siblings)}")
+        check_file(path, "open_source")
         self.path = path
-        try:
-            self._scan = pl.scan_parquet(path)
+        with self._reading():
+            self._scan = pl.scan_parquet(path, glob=False)
             schema = self._scan.collect_schema()
             rows = int(self._scan.select(pl.len()).collect().item())
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ValueError(
-                f"open_source: {path} must be a whole Parquet file ({error}); copy or download it again"
-            ) from None
         super().__init__(str(path), schema, **options)
         self.size = rows
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
-        return self._scan.head(rows).collect()
+        with self._reading():
+            return self._scan.head(rows).collect()
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.path, "a whole Parquet file")
 
     def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         read = rows * -(-_READ_BYTES // self.block_bytes)
         for start in range(0, self.size, read):
-            table = self._scan.select(columns).slice(start, read).collect()
+            with self._reading():
+                table = self._scan.select(columns).slice(start, read).collect()
             for part in range(0, table.height, rows):
                 yield start + part, table.slice(part, rows)
 
     def _checksum(self) -> str:
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-        return digest.hexdigest()
+        return checksum(self.path)
 
 
 def _decode(

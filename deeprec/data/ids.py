@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from deeprec._files import replacing
 
 Int32Array = NDArray[np.int32]
 
@@ -175,20 +176,14 @@ class IdMap:
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the ids to `path`, one column `<name>_id`, row i = index i; atomically."""
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            self._values.alias(f"{self.name}_id").to_frame().write_parquet(temporary)
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with replacing(path) as file:
+            self._values.alias(f"{self.name}_id").to_frame().write_parquet(file)
 
     @classmethod
     def read_parquet(cls, path: str | os.PathLike[str], name: str) -> IdMap:
         """The map written by `write_parquet`; ValueError when the file is not one."""
         try:
-            frame = pl.read_parquet(Path(path), columns=[f"{name}_id"])
+            frame = pl.read_parquet(Path(path), columns=[f"{name}_id"], glob=False)
         except FileNotFoundError:
             raise
         except (pl.exceptions.PolarsError, OSError) as error:

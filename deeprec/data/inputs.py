@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ class Inputs:
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields] + list(self.numerics) + [b.name for b in self.bags]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice or not names:
             raise ValueError(f"Inputs: each input must have a name of its own, got {twice or names}")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
 from deeprec.data._random import random_bits
-from deeprec.data.chunks import Chunk
+from deeprec.data.chunks import Chunk, RowError
 from deeprec.data.schema import Numeric
 
 SAMPLE_ROWS = 1_000_000
@@ -57,10 +57,8 @@ def numbers_of(chunk: Chunk, feature: Numeric) -> Floats:
     if bad.any():
         row = int(np.argmax(bad))
         remedy = "correct the row, or declare what missing stands for" if np.isnan(x[row]) else "correct the row"
-        raise ValueError(
-            f"encode: {feature.column}, row {chunk.first_row + row} (from 0): a finite number is required, got "
-            f"{x[row]}; {remedy}"
-        )
+        problem = f"a finite number is required, got {x[row]}; {remedy}"
+        raise RowError("encode", feature.column, chunk.first_row + row, problem)
     return np.clip(x, -_LARGEST_NUMBER, _LARGEST_NUMBER) if is_large.any() else x
 
 
@@ -108,6 +106,7 @@ class Sample:
 
     def __init__(self, features: list[Numeric], seed: int) -> None:
         self.features, self.seed = features, seed
+        self._column = {feature.name: at for at, feature in enumerate(features)}
         self.rows = self.held = 0
         self.keys: list[NDArray[np.uint64]] = []
         self.values: list[Floats] = []  # [some rows, features]
@@ -137,11 +136,11 @@ class Sample:
 
     def of(self, feature: Numeric) -> Floats:
         """The sampled numbers of a feature, missing ones left out; none where it needs no sample."""
-        if feature not in self.features or not self.keys:
+        if feature.name not in self._column or not self.keys:
             return np.empty(0)
         if len(self.keys) > 1 or self.held > SAMPLE_ROWS:
             self._shrink()
-        values = self.values[0][:, self.features.index(feature)]
+        values = self.values[0][:, self._column[feature.name]]
         return values[~np.isnan(values)]
 
 

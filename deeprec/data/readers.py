@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec.data.build import Duplicates, build, from_frame
+from deeprec.data.build import Duplicates, build, from_table
 from deeprec.data.ids import IdMap
 from deeprec.data.interactions import Interactions, OfficialSplit
-from deeprec.data.text import OnBad, did_you_mean, parse_numbers, read_bytes, with_gz
+from deeprec.data.reading import did_you_mean, naming
+from deeprec.data.tables import read_parquet as read_table
+from deeprec.data.tables import read_separated
+from deeprec.data.text import OnBad, parse_numbers, read_bytes, with_gz
 
 _log = logging.getLogger("deeprec")
 
@@ -219,19 +221,11 @@ def read_csv(path: Path, *, name: str, separator: str | None = None, **columns: 
 
     Ids that are all plain integers become integers; anything else ("007", "a1") stays text.
     """
-    data = read_bytes(path)
-    if separator is None:
-        separator = "\t" if b"\t" in data[: data.find(b"\n")] else ","
-    try:
-        # All as text: a guessed type would turn a bad rating into an error that names neither line nor value.
-        frame = pl.read_csv(io.BytesIO(data), separator=separator, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            f"read: {path} must be a table separated by {separator!r} with a header line, "
-            f"got {str(error).splitlines()[0]}; correct the line or pass separator=..."
-        ) from None
-    frame = frame.with_columns(_integers_where_plain(frame.get_column(column)) for column in frame.columns)
-    return from_frame(frame, name=name, first_row=2, row_word="line", **columns)
+    table = read_separated(path, separator, columns.get("on_bad", "raise"))
+    frame = table.frame.with_columns(_integers_where_plain(column) for column in table.frame.get_columns())
+    return from_table(
+        frame, name=name, place=lambda row: f"line {table.line_of(row)}", dropped=table.dropped, **columns
+    )
 
 
 def _integers_where_plain(column: pl.Series) -> pl.Series:
@@ -245,22 +239,19 @@ def _integers_where_plain(column: pl.Series) -> pl.Series:
 
 def read_parquet(path: Path, *, name: str, **columns: Any) -> Interactions:
     """Parquet; `columns` and the rest as in `from_frame`."""
-    if not path.is_file():
-        read_bytes(path)  # for its message
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(
-            f"read: {path} must be a Parquet file, got {str(error).splitlines()[0]}; write or download it again"
-        ) from None
-    return from_frame(frame, name=name, **columns)
+    return from_table(read_table(path), name=name, **columns)
 
 
 def read_path(path: Path, **options: Any) -> Interactions:
     """Interactions from one file, by its name: .dat, u.data, *.train.rating, .csv, .tsv, .txt, .parquet; all but the
     last also with .gz."""
+    options.setdefault("name", path.name.removesuffix(".gz"))
+    with naming(path):
+        return _read_path(path, options)
+
+
+def _read_path(path: Path, options: dict[str, Any]) -> Interactions:
     stem = path.name.removesuffix(".gz")
-    options.setdefault("name", stem)
     if stem.endswith((".train.rating", ".test.rating", ".test.negative")):
         prefix = stem.rsplit(".", 2)[0]
         return read_triple(path.parent, prefix, **options)

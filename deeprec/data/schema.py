@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from deeprec._suggest import did_you_mean
 from deeprec.data.inputs import POOLINGS
+from deeprec.data.reading import naming
 
 if TYPE_CHECKING:
     from deeprec.data.chunks import Wanted
@@ -238,7 +240,7 @@ class FeatureSchema:
         self._check_label()
         names = [feature.name for feature in self.features]
         names += [f"{n.name}_missing" for n in self.features if isinstance(n, Numeric) and n.missing_indicator]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(
                 f"FeatureSchema: each feature must have a name of its own, got {', '.join(twice)} again; to use "
@@ -357,9 +359,13 @@ class FeatureSchema:
         Raises:
             FileNotFoundError. ValueError, TypeError: not YAML, a key twice, an unknown key or a wrong value.
         """
-        from deeprec.data.schema_yaml import load
+        from deeprec.data.schema_yaml import file_of, load
 
-        return cls.from_dict(load(source))
+        path = file_of(source)
+        if path is None:
+            return cls.from_dict(load(source))
+        with naming(path):
+            return cls.from_dict(load(path))
 
 
 def _feature_as_dict(feature: Feature) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from deeprec._suggest import did_you_mean
-from deeprec.data.chunks import open_source
+from deeprec.data.chunks import Source, open_source
+from deeprec.data.reading import naming
 from deeprec.data.schema import Bag, Categorical, Feature, FeatureSchema, Numeric
 
 _FRAME_ROWS = 1_000_000
@@ -42,13 +44,29 @@ def infer(
     Raises:
         ValueError: no such column, no rows, a label that has other values than 0 and 1, or nothing left to learn from.
     """
-    table, weighted = _head(source, rows)
+    with naming(_name(source)):
+        return _inferred(*_head(source, rows), label, positive_from, tuple(positive_values), group)
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return source.name if isinstance(source, Source) else "the frame"
+
+
+def _inferred(
+    table: pl.DataFrame,
+    weighted: tuple[str, ...],
+    label: str,
+    positive_from: float | None,
+    positive_values: tuple[str, ...],
+    group: str | None,
+) -> FeatureSchema:
     for option, name in (("label", label), ("group", group)):
         if name is not None and name not in table.columns:
             raise ValueError(f"infer: no column {name!r} for {option}; {did_you_mean(name, table.columns)}")
     if not table.height:
         raise ValueError("infer: at least one row is required, got none")
-    positive_values = tuple(positive_values)
     if positive_from is None and not positive_values:
         _check_label(table.get_column(label))
     features: list[Feature] = []

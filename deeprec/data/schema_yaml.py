@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -10,8 +9,17 @@ from typing import Any
 
 import yaml
 
+from deeprec._visible import visible
+from deeprec.data.reading import check_file, reading
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no stubs
+# The parser in C is ten times as fast, but not every PyYAML was built with it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+_WIDTH = 2**31 - 1  # never a line end inside a feature
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     """Plain PyYAML lets the last of two equal keys win in silence."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -29,18 +37,23 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no stubs
 
 def load(source: str | Path) -> Any:
     """What YAML text, or the file of a path, holds; nothing is executed."""
-    text = source
-    if isinstance(source, Path) or ("\n" not in source and source.endswith((".yaml", ".yml"))):
-        path = Path(source)
-        if not path.is_file():
-            near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-            raise FileNotFoundError(f"schema: no file {path}" + (f"; there are {', '.join(near)}" if near else ""))
-        text = path.read_text(encoding="utf-8")
+    text: Any = source
+    path = file_of(source)
+    if path is not None:
+        check_file(path, "schema")
+        with reading(path, "YAML in UTF-8", function="schema"):
+            text = path.read_text(encoding="utf-8")
     try:
         # A subclass of SafeLoader: it builds plain lists, mappings, texts and numbers only.
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"schema: this is not YAML: {' '.join(str(error).split())}; indent with spaces") from None
+
+
+def file_of(source: str | Path) -> Path | None:
+    """The file that `source` names, or None where it is YAML text itself."""
+    is_file = isinstance(source, Path) or ("\n" not in source and source.endswith((".yaml", ".yml")))
+    return Path(source) if is_file else None
 
 
 def dump(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
@@ -58,9 +71,11 @@ def dump(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
 
 
 def _flow(values: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(values, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
+    text: str = yaml.dump(
+        values, Dumper=_SafeDumper, default_flow_style=True, allow_unicode=True, width=_WIDTH, sort_keys=False
+    )
     return text.rstrip("\n")
 
 
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

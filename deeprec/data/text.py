@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import os
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from deeprec.data.reading import check_file, reading, text_start
 
 try:
     from deeprec import _host  # type: ignore[attr-defined, unused-ignore]
@@ -24,13 +23,6 @@ OnBad = Literal["raise", "skip"]
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """'; did you mean 'x'?' for the closest of `known`, or nothing."""
-    lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.5)
-    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
-
-
 def with_gz(path: Path) -> Path | None:
     """`path`, or `path`.gz where only that exists, or None."""
     packed = path.with_name(path.name + ".gz")
@@ -38,36 +30,25 @@ def with_gz(path: Path) -> Path | None:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Content of a file, unpacked when it is gzip.
+    """Content of a text file, unpacked when it is gzip, without a byte order mark.
 
     Raises:
-        FileNotFoundError: names the close names in the folder.
-        ValueError: an empty file, one called .gz that is not gzip, or gzip that ends early or is damaged.
+        ValueError: one called .gz that is not gzip, gzip that ends early or is damaged, UTF-16, or bytes that are no
+            text; and what `check_file` and `reading` raise.
     """
     path = Path(path)
-    if not path.is_file():
-        try:
-            siblings = [entry.name for entry in path.parent.iterdir()]
-        except OSError:
-            siblings = []
-        raise FileNotFoundError(f"read: no file {path}{did_you_mean(path.name, siblings)}")
-    data = path.read_bytes()
-    if not data:
-        raise ValueError(f"read: {path} is empty (0 bytes); copy or download it again")
-    if not data.startswith(_GZIP_MAGIC):
-        if path.suffix == ".gz":
-            raise ValueError(
-                f"read: {path} must be a gzip file, got bytes {data[:4]!r}; "
-                "drop the .gz from its name if it is plain text, or download it again"
-            )
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    check_file(path)
+    with reading(path):
+        data = path.read_bytes()
+    if data.startswith(_GZIP_MAGIC):
+        with reading(path):
+            data = gzip.decompress(data)
+    elif path.suffix == ".gz":
         raise ValueError(
-            f"read: {path} must be a whole gzip file, got {len(data):,} bytes that end early or are "
-            f"damaged ({error}); copy or download it again"
-        ) from None
+            f"read: {path} must be a gzip file, got bytes {data[:4]!r}; "
+            "drop the .gz from its name if it is plain text, or download it again"
+        )
+    return text_start(path, data)
 
 
 def parse_numbers(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from deeprec._suggest import did_you_mean
 from deeprec.data import separated
 from deeprec.data.chunks import BLOCK_BYTES, CRITEO_COLUMNS, BadRow, Chunk, Progress, Source, Wanted, in_order
 from deeprec.data.hashing import Hashes, hash_bytes
+from deeprec.data.reading import START_BYTES, check_file, checksum, reading, text_start
 from deeprec.data.separated import (
     BAG,
     BY_FIELD,
@@ -31,12 +30,11 @@ from deeprec.data.separated import (
     Pairs,
     Parsed,
 )
+from deeprec.data.tables import names_of, typed
 from deeprec.data.text import OnBad
-from deeprec.data.text import did_you_mean as or_file
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
-_START_BYTES = 1 << 20  # read to see what a file is
 _LONGEST_ROW = 64 << 20
 
 ParsedBlock = TypeVar("ParsedBlock", Parsed, Pairs)
@@ -71,11 +69,7 @@ class TextSource(Source):
         return separated.cut_log(text, Dialect(b" "))
 
     def _checksum(self) -> str:
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-        return digest.hexdigest()
+        return checksum(self.path)
 
     def _blocks(self) -> Iterator[Block]:
         """The file in blocks of whole rows; a header stays as blank lines, so that lines can be counted."""
@@ -110,6 +104,27 @@ class TextSource(Source):
             line += parsed.lines
             progress(done, self.size)
             yield parsed
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Any]:
+        """What parses a block."""
+        raise NotImplementedError
+
+    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
+        parse, line = self._parser(wanted), 1
+        for block in self._blocks():
+            parsed = parse(block.text)
+            if row < parsed.rows:
+                # The shortest beginning of the block that holds the row; what ends before it is not the row's.
+                low, high = 0, len(block.text)
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    cut = self._cut(block.text[:middle])
+                    low, high = (low, middle) if cut and parse(block.text[:cut]).rows > row else (middle, high)
+                before = self._cut(block.text[:low])
+                return self.name, f"line {line + (parse(block.text[:before]).lines if before else 0)}"
+            row -= parsed.rows
+            line += parsed.lines
+        return super()._place(row, wanted)
 
     def _report(self, count: int, bad: list[separated.Bad], line: int) -> None:
         rows = [
@@ -156,7 +171,11 @@ class SeparatedSource(TextSource):
                 f"open_source: {path} must begin with a row of fields, got {start[:60]!r}; "
                 "pass quote=None if a quote is a character like others"
             )
-        first = [text.decode("utf-8", "replace") for text in header.fields]
+        first = (
+            names_of(path, header.fields)
+            if columns is None
+            else [text.decode("utf-8", "replace") for text in header.fields]
+        )
         if columns is CRITEO_COLUMNS and len(first) == len(CRITEO_COLUMNS) - 1:
             columns = CRITEO_COLUMNS[1:]
         has_header = columns is None or first == list(columns)
@@ -168,7 +187,7 @@ class SeparatedSource(TextSource):
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
         found: list[list[bytes]] = []
-        text = read_start(self.path, max(_START_BYTES, 2000 * rows))
+        text = read_start(self.path, max(START_BYTES, 2000 * rows))
         end = self._cut(text)
         for row in separated.split_rows(text[self._header_bytes : end or None], self.dialect):
             if row.is_closed and len(row.fields) == len(self.columns):
@@ -176,18 +195,33 @@ class SeparatedSource(TextSource):
             if len(found) == rows:
                 break
         missing = set(self.dialect.missing)
-        return pl.DataFrame(
-            {name: _infer([_text_or_none(row[at], missing) for row in found]) for at, name in enumerate(self.columns)}
+        return typed(
+            pl.DataFrame(
+                [
+                    pl.Series(name, [_text_or_none(row[at], missing) for row in found], dtype=pl.String)
+                    for at, name in enumerate(self.columns)
+                ]
+            )
         )
 
     def _cut(self, text: Data) -> int:
         return separated.cut_log(text, self.dialect)
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+        for parsed in self._parsed(self._parser(wanted), progress):
+            yield Chunk(
+                parsed.rows,
+                0,
+                {self.columns[at]: values for at, values in parsed.hashes.items()},
+                {self.columns[at]: values for at, values in parsed.numbers.items()},
+                {self.columns[at]: values for at, values in parsed.bags.items()},
+            )
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Parsed]:
+        categorical, numeric = frozenset(wanted.categorical), frozenset(wanted.numeric)
         bags = {bag.name: bag for bag in wanted.bags}
         kinds = bytes(
-            HASH * (name in wanted.categorical) | NUMBER * (name in wanted.numeric) | BAG * (name in bags)
-            for name in self.columns
+            HASH * (name in categorical) | NUMBER * (name in numeric) | BAG * (name in bags) for name in self.columns
         )
         separators = [
             (bags[name].separator.encode(), (bags[name].weight_separator or "").encode())
@@ -198,14 +232,7 @@ class SeparatedSource(TextSource):
         def parse(text: memoryview) -> Parsed:
             return separated.parse_log(text, self.dialect, kinds, separators, self._codes)
 
-        for parsed in self._parsed(parse, progress):
-            yield Chunk(
-                parsed.rows,
-                0,
-                {self.columns[at]: values for at, values in parsed.hashes.items()},
-                {self.columns[at]: values for at, values in parsed.numbers.items()},
-                {self.columns[at]: values for at, values in parsed.bags.items()},
-            )
+        return parse
 
     def _complaint(self, reason: int, row: BadRow) -> str:
         count = len(self.columns)
@@ -241,7 +268,7 @@ class PairSource(TextSource):
         )
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
-        text = read_start(self.path, max(_START_BYTES, 2000 * rows))
+        text = read_start(self.path, max(START_BYTES, 2000 * rows))
         tokens = [separated.split_pairs(line) for line in text[: self._cut(text) or None].split(b"\n")]
         tokens = [row for row in tokens if row]
         found: list[list[list[tuple[str, float]]]] = []
@@ -266,11 +293,8 @@ class PairSource(TextSource):
             raise TypeError(f"chunks: column 'label' of {self.name} is numeric; take it out of categorical and bags")
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        def parse(text: memoryview) -> Pairs:
-            return separated.parse_pairs(text, self.mode, self._fields)
-
         weighted = {bag.name: bag.weight_separator is not None for bag in wanted.bags}
-        for pairs in self._parsed(parse, progress):
+        for pairs in self._parsed(self._parser(wanted), progress):
             bags = dict(zip(self.columns[1:], pairs.bags, strict=True))
             numbers = {
                 name: pairs.labels if name == "label" else _single_values(bags[name], name, self.name)
@@ -279,6 +303,9 @@ class PairSource(TextSource):
             hashes = {name: _single_hashes(bags[name], name, self.name) for name in wanted.categorical}
             taken = {name: _bag_of(bags[name], has_weights, name, self.name) for name, has_weights in weighted.items()}
             yield Chunk(pairs.rows, 0, hashes, numbers, taken)
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Pairs]:
+        return lambda text: separated.parse_pairs(text, self.mode, self._fields)
 
     def _complaint(self, reason: int, row: BadRow) -> str:
         if reason in (separated.TOO_FEW, separated.TOO_MANY):
@@ -384,50 +411,34 @@ class TextFile:
 
     def read(self, size: int) -> bytes:
         """At most so many bytes."""
-        with self._damage_named():
+        with reading(self._path):
             data: bytes = self._file.read(max(size, 0))
         return data
 
     def readinto(self, buffer: memoryview) -> int:
         """Fills `buffer` or as much of it as there is; returns how much."""
         done = 0
-        with self._damage_named():
+        with reading(self._path):
             while done < len(buffer) and (read := self._file.readinto(buffer[done:])):
                 done += read
         return done
-
-    @contextmanager
-    def _damage_named(self) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"read: {self._path} must be a whole gzip file, got one that ends early or is damaged ({error}); "
-                "copy or download it again"
-            ) from None
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[tuple[TextFile, BinaryIO]]:
     """(the text, the file as it lies on the disk)."""
-    with path.open("rb") as raw:
+    with reading(path):
+        raw = path.open("rb")
+    with raw:
         yield TextFile(path, raw), raw
 
 
-def read_start(path: Path, size: int = _START_BYTES) -> bytes:
+def read_start(path: Path, size: int = START_BYTES) -> bytes:
     """The first bytes of a text; raises for a file that is missing or empty."""
-    if not path.is_file():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"open_source: no file {path}{or_file(path.name, siblings)}")
+    check_file(path, "open_source")
     with open_text(path) as (file, _):
         start = file.read(size)
-    if not start.strip():
-        raise ValueError(f"open_source: {path} is empty ({len(start)} bytes of text); copy or download it again")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(
-            f"open_source: {path} must be UTF-8, got the first bytes of UTF-16; convert it (iconv -t UTF-8)"
-        )
-    return start.removeprefix(_BOM)
+    return text_start(path, start, "open_source")
 
 
 def guess_format(path: Path) -> str | None:
@@ -464,8 +475,9 @@ def _coded(codes: Mapping[str, Mapping[str, float]], columns: list[str], source:
             raise ValueError(
                 f"open_source: codes must be of columns of {source}, got {column!r}; {did_you_mean(column, columns)}"
             )
+    places = {column: at for at, column in enumerate(columns)}
     return {
-        columns.index(column): [(hash_bytes(text.encode()), float(number)) for text, number in known.items()]
+        places[column]: [(hash_bytes(text.encode()), float(number)) for text, number in known.items()]
         for column, known in codes.items()
     }
 
@@ -480,12 +492,3 @@ def _guess_separator(start: bytes) -> str:
 
 def _text_or_none(text: bytes, missing: set[int]) -> str | None:
     return None if not text or (missing and hash_bytes(text) in missing) else text.decode("utf-8", "replace")
-
-
-def _infer(texts: list[str | None]) -> pl.Series:
-    series = pl.Series(texts, dtype=pl.String)
-    for kind in (pl.Int64, pl.Float64):
-        cast = series.str.strip_chars(" \t").cast(kind, strict=False)
-        if cast.null_count() == series.null_count() < len(series):
-            return cast
-    return series

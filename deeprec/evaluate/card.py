@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from deeprec._files import read_json
+from deeprec._files import read_json, write_atomically
 from deeprec._record import check_fields
 from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.metrics import best_first
@@ -81,16 +81,7 @@ class Card:
             OSError: the folder is missing, read-only or full; nothing half-written is left behind.
         """
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(self.as_dict(), file, indent=2, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, (json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n").encode())
         return path
 
 

@@ -274,7 +274,8 @@ def plot_reliability(named: dict[str, Reliability], path: str | Path, *, title: 
         if drawn.any():
             lowest = min(lowest, bins.predicted[drawn].min(), bins.observed[drawn].min())
     axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, linestyle="--", zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share of clicks", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share of clicks")
+    axes.set_title(title, parse_math=False)
     axes.legend(title="expected calibration error", frameon=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

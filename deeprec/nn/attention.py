@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deeprec.nn.layer import layer_forward
+
 # Rows at a time: their pairs, a few hundred thousand numbers, stay in the cache.
 _CHUNK = 1 << 18
 
@@ -50,6 +52,7 @@ class PairAttention(nn.Module):
         self.bias.normal_(0.0, std, generator=generator)
         self.h.normal_(0.0, 1.0, generator=generator)
 
+    @layer_forward
     def forward(self, x: Tensor) -> Tensor:
         """The pooled pairs.
 

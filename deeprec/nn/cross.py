@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprec.nn.layer import check_floating, layer_forward
 from deeprec.nn.mlp import check_precision, product_dtype
 
 
@@ -84,6 +85,7 @@ class CrossNetwork(nn.Module):
                     nn.init.xavier_uniform_(self.c[layer][expert], generator=generator)
                 self.gate[layer].zero_()
 
+    @layer_forward
     def forward(self, x: Tensor) -> Tensor:
         """x_L.
 
@@ -91,7 +93,13 @@ class CrossNetwork(nn.Module):
             x: x_0, [B, width], dtype of the parameters.
         Returns:
             [B, width], dtype of x.
+        Raises:
+            TypeError: x is not of a floating-point dtype.
+            ValueError: x is not of that width.
         """
+        if not x.dim() or x.shape[-1] != self.width:
+            raise ValueError(f"CrossNetwork: x must be [B, {self.width}], got {tuple(x.shape)}")
+        check_floating("CrossNetwork", x)
         first = x
         for layer in range(self.num_layers):
             x = first * self._crossed(x, layer) + x

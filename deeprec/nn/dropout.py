@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from deeprec.nn.layer import layer_forward
+
 # Integers as wide as the numbers they mask.
 _INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
 
@@ -31,6 +33,7 @@ class Dropout(nn.Dropout):
     Reference: Srivastava et al. 2014, JMLR 15.
     """
 
+    @layer_forward
     def forward(self, input: Tensor) -> Tensor:
         """Any shape, dtype of input; the input itself in evaluation mode."""
         if not self.training or self.p == 0:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from deeprec.kernels.embedding import EmbeddingPlan, embedding
 from deeprec.kernels.embedding_bag import embedding_bags
+from deeprec.nn._nested import map_nested
 from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
+from deeprec.nn.layer import check_device, layer_forward
 
 __all__ = ["Embedding", "catch_up"]
 
@@ -102,19 +104,23 @@ class Embedding(nn.Embedding):
     def sparse_grad(self, value: bool) -> None:
         self.sparse = value
 
+    @layer_forward
     def forward(self, input: Tensor, plan: EmbeddingPlan | None = None) -> Tensor:
         """Rows of the table.
 
         Args:
-            input: ids of any shape, int32 or int64, values in [0, num_embeddings).
+            input: ids of any shape, or nested (jagged or strided layout), int32 or int64, in [0, num_embeddings).
             plan: `embedding_plan(input, num_embeddings)` where several tables share the ids; of no use, and ignored,
                 with a padding_idx.
         Returns:
-            [*input.shape, embedding_dim].
+            [*input.shape, embedding_dim], nested as input is.
         Raises:
             IndexError: an id is out of range (a RuntimeError with its text in a graph of torch.compile).
         """
+        if input.is_nested:
+            return map_nested("Embedding", input, lambda ids: self.forward(ids, plan))
         weight = self.weight
+        check_device("Embedding", weight, "ids", input)
         is_training = torch.is_grad_enabled() and weight.requires_grad
         if torch.is_grad_enabled():
             catch_up(weight, input if plan is None else plan.rows)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels.embedding_bag import embedding_bag, flat_bags
+from deeprec.nn._nested import flat_nested_pair
 from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
 from deeprec.nn.embedding import check_table
+from deeprec.nn.layer import check_device, layer_forward
 
 
 class EmbeddingBag(nn.EmbeddingBag):
@@ -75,25 +77,39 @@ class EmbeddingBag(nn.EmbeddingBag):
         )
         self.name = name
 
+    @layer_forward
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Pooled rows.
 
         Args:
-            input: ids, [B, L] with a bag a row, or [nnz] with offsets; int32 or int64.
+            input: ids, [B, L] with a bag a row, or [nnz] with offsets, or nested [B, ragged], jagged or strided; int32
+                or int64.
             offsets: where each bag begins, [B], the first 0; [B + 1] with include_last_offset.
-            per_sample_weights: shape of input, dtype of the table; mode "sum" only. They get their gradient.
+            per_sample_weights: shape of input (nested alike), dtype of the table; mode "sum" only. They get their
+                gradient.
         Returns:
             [B, embedding_dim]; an empty bag gives zeros.
         Raises:
             IndexError: an id is out of range (a RuntimeError with its text in a graph of torch.compile).
             TypeError, ValueError: as the message says.
         """
-        weight = self.weight
+        weight, include_last_offset = self.weight, self.include_last_offset
+        if input.is_nested:
+            if offsets is not None:
+                raise ValueError("EmbeddingBag: offsets must be None where input is nested, which has its own")
+            name = "per_sample_weights"
+            input, offsets, per_sample_weights = flat_nested_pair(
+                "EmbeddingBag", "input", input, name, per_sample_weights
+            )
+            include_last_offset = True
+        check_device("EmbeddingBag", weight, "input", input)
+        if offsets is not None:
+            check_device("EmbeddingBag", weight, "offsets", offsets)
         if torch.is_grad_enabled():
             catch_up(weight, input)
         if self.max_norm is not None:
             # A wrong call is to be refused before the table is changed.
-            given = (self.mode, per_sample_weights, self.padding_idx, self.include_last_offset)
+            given = (self.mode, per_sample_weights, self.padding_idx, include_last_offset)
             flat_bags(weight, input, offsets, *given)
             clip_row_norms_(weight, input, self.max_norm, self.norm_type, self.name)
         if self.scale_grad_by_freq and torch.is_grad_enabled() and weight.requires_grad:
@@ -105,7 +121,7 @@ class EmbeddingBag(nn.EmbeddingBag):
             mode=self.mode,
             per_sample_weights=per_sample_weights,
             padding_idx=self.padding_idx,
-            include_last_offset=self.include_last_offset,
+            include_last_offset=include_last_offset,
             sparse_grad=self.sparse,
             name=self.name,
         )

@@ -2,112 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.kernels.embedding_bag import MODES, embedding_bags
+from deeprec.kernels.embedding_bag import embedding_bags
 from deeprec.nn._bag_inputs import BagInputs, Ids, bag_inputs
 from deeprec.nn._in_backward import InBackward, OptimizerFactory
+from deeprec.nn._nested import like_nested
 from deeprec.nn._rows import catch_up_tables
-from deeprec.nn.embedding import Embedding
+from deeprec.nn._torchrec import classes, jagged_tensor, keyed_tensor, parts_of_collection
+from deeprec.nn.layer import layer_forward
+from deeprec.nn.tables import AnyTable, Table, TableDict, as_table, dtype_of_tables, features_of_tables, make_tables
 
-_TAKEN = frozenset(dir(nn.Module()))
+__all__ = ["EmbeddingCollection", "Table"]
 
-
-class TableDict(nn.Module):
-    """Modules by name. Unlike `nn.ModuleDict` it has no methods that would forbid names like "items" or "keys"."""
-
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def __getitem__(self, name: str) -> nn.Module:
-        return self._modules[name]  # type: ignore[return-value]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def weights(self) -> list[nn.Parameter]:
-        """The `weight` of each, in order."""
-        return [module.weight for module in self._modules.values()]  # type: ignore[union-attr,misc]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of a collection.
-
-    Attributes:
-        name: unique; its parameter is `tables.NAME.weight`, and errors call it so.
-        num_embeddings: rows R, >= 1.
-        embedding_dim: columns D, >= 1.
-        mode: "sum", "mean" or "max" of the rows of a bag; "none": the rows themselves.
-        features: which columns of ids look up in it; default: one, named as the table.
-        padding_idx: a row that starts as zeros, counts in no bag and gets no gradient; negative: from the end.
-    """
-
-    name: str
-    num_embeddings: int
-    embedding_dim: int
-    mode: str = "sum"
-    features: tuple[str, ...] = ()
-    padding_idx: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name or "." in self.name or self.name in _TAKEN:
-            raise ValueError(
-                f"Table: name must be a word, no dot in it, and no attribute of torch.nn.Module, got {self.name!r}; "
-                f"use Table({self.name.replace('.', '_') + '_table'!r}, ..., features=({self.name!r},))"
-            )
-        if self.mode not in MODES:
-            raise ValueError(f"Table: mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if isinstance(self.features, str):
-            raise ValueError(
-                f"Table: features must be a tuple of names, got {self.features!r}; write ({self.features!r},)"
-            )
-        object.__setattr__(self, "features", tuple(self.features) or (self.name,))
-
-
-def features_of_tables(
-    owner: str, tables: Sequence[Table]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int | None, ...]]:
-    """What a layer over tables knows of its features.
-
-    Args:
-        owner: the layer, for errors.
-        tables: any number >= 1.
-    Returns:
-        names of the tables, names of the features, and the table and the padding id (>= 0) of each feature.
-    Raises:
-        ValueError: there is no table, or a name occurs twice.
-    """
-    names = tuple(table.name for table in tables)
-    features = tuple(feature for table in tables for feature in table.features)
-    for what, words in (("table", names), ("feature", features)):
-        twice = sorted({word for word in words if words.count(word) > 1})
-        if twice or not words:
-            raise ValueError(f"{owner}: each {what} must have a name of its own, got {twice or list(words)}")
-    table_of = tuple(number for number, table in enumerate(tables) for _ in table.features)
-    padding = tuple(
-        None if table.padding_idx is None else table.padding_idx % table.num_embeddings
-        for table in tables
-        for _ in table.features
-    )
-    return names, features, table_of, padding
+# Where the tables of a state dict may lie, beside where a layer has its own: TorchRec's names, and none at all.
+_PLACES = ("tables", "embedding_bags", "embeddings", "")
 
 
 class EmbeddingCollection(nn.Module):
     """Embedding tables whose lookups, gradients and steps are one call each.
 
     Takes the place of a loop over `nn.Embedding` and `nn.EmbeddingBag`s: `EmbeddingCollection.of(modules)` takes over
-    modules there are, with their parameters.
+    modules there are, with their parameters. It also takes the place of TorchRec's two collections, whose configs,
+    inputs and results it shares, without a need for TorchRec where none of them is used. Several tables may name one
+    feature: its ids look up in each of them.
+
+    A table's parameter is `tables.NAME.weight`; made from EmbeddingBagConfigs `embedding_bags.NAME.weight`, from
+    EmbeddingConfigs `embeddings.NAME.weight`. A state dict with any of these names loads, and one without the first
+    part.
 
     Without `optimizer_in_backward` the tables are parameters with gradients, for any optimizer (sparse gradients: one
     of `deeprec.train.optim`, or torch's that take them). With it, `backward()` takes the optimizer's step as it goes:
@@ -117,44 +43,61 @@ class EmbeddingCollection(nn.Module):
     train with DistributedDataParallel. Frozen tables (`requires_grad_(False)`) stand still.
 
     Args:
-        tables: `Table`s, any number >= 1, any widths; one dtype and device together.
+        tables: `Table`s, any number >= 1, any widths, or TorchRec's EmbeddingBagConfigs and EmbeddingConfigs (mode
+            "none"); one dtype and device together.
         optimizer_in_backward: makes an optimizer of `deeprec.train.optim` from parameters, for instance
             `functools.partial(RowWiseAdagrad, lr=0.05)`.
         sparse: gradients of the touched rows only; False gives dense ones, which pass torch.compile and any optimizer.
         device, dtype: of the tables; float32, float64, bfloat16 or float16.
+        keyed: `forward` gives TorchRec's classes: a KeyedTensor, and for tables of mode "none" a dict of JaggedTensors.
+        is_weighted: whether the weights of a KeyedJaggedTensor are per_sample_weights: True, False, or None: where it
+            has them.
     Raises:
+        ImportError: keyed, and TorchRec is not installed.
         TypeError: optimizer_in_backward makes another kind of optimizer.
-        ValueError: a size is below 1, or a name occurs twice.
+        ValueError: a size is below 1, a name occurs twice, or the tables differ in data_type.
     """
+
+    # Where the tables are in the state dict: the submodule of that name, or ("") modules of the layer itself.
+    _place = "tables"
 
     def __init__(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[AnyTable],
         *,
         optimizer_in_backward: OptimizerFactory | None = None,
         sparse: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        keyed: bool = False,
+        is_weighted: bool | None = None,
     ) -> None:
         super().__init__()
-        self._set_up(tables)
-        options: dict[str, Any] = {"sparse": sparse, "device": device, "dtype": dtype}
-        self.tables = TableDict(
-            {
-                table.name: Embedding(
-                    table.num_embeddings, table.embedding_dim, table.padding_idx, name=table.name, **options
-                )
-                for table in tables
-            }
-        )
-        self.sparse = sparse
+        owner = "EmbeddingCollection"
+        places = {_place_of(table) for table in tables}
+        self._place = places.pop() if len(places) == 1 else "tables"
+        tables = [as_table(owner, table) for table in tables]
+        self._set_up(tables, keyed, is_weighted, sparse)
+        modules = make_tables(tables, sparse=sparse, device=device, dtype=dtype_of_tables(owner, tables, dtype))
+        setattr(self, self._place, modules)
+        for table, weight in zip(tables, self.weights(), strict=True):
+            table.initialise(weight)
         self.step_in_backward(optimizer_in_backward)
 
-    def _set_up(self, tables: Sequence[Table]) -> None:
+    def _set_up(self, tables: Sequence[Table], keyed: bool, is_weighted: bool | None, sparse: bool) -> None:
         self.configs = tuple(tables)
-        self._names, self.features, self._table_of, self._padding = features_of_tables("EmbeddingCollection", tables)
-        self._modes = tuple(tables[number].mode for number in self._table_of)
-        self._dims = tuple(tables[number].embedding_dim for number in self._table_of)
+        self._lookups = features_of_tables("EmbeddingCollection", tables)
+        self.features, self.outputs = self._lookups.names, self._lookups.outputs
+        self._modes = tuple(tables[number].mode for number in self._lookups.table_of)
+        self._dims = tuple(tables[number].embedding_dim for number in self._lookups.table_of)
+        self.sparse, self.keyed, self.is_weighted = sparse, keyed, is_weighted
+        if keyed:
+            classes()  # an import that fails is better known now
+
+    @property
+    def tables(self) -> TableDict:
+        """The tables by name."""
+        return self._modules[self._place] if self._place else TableDict(self._modules)  # type: ignore[return-value,arg-type]
 
     def step_in_backward(self, factory: OptimizerFactory | None) -> None:
         """From now on take the step of the tables in the backward pass, as `optimizer_in_backward` says; None: no more.
@@ -172,24 +115,38 @@ class EmbeddingCollection(nn.Module):
     @classmethod
     def of(
         cls,
-        modules: Mapping[str, nn.Embedding | nn.EmbeddingBag],
+        modules: Mapping[str, nn.Embedding | nn.EmbeddingBag] | nn.Module,
         *,
         mode: str = "sum",
         optimizer_in_backward: OptimizerFactory | None = None,
         sparse: bool = True,
+        keyed: bool = False,
     ) -> EmbeddingCollection:
         """A collection of modules there are; parameters are taken over, not copied.
 
+        The state dict of a module keeps its names: what was saved of an nn.ModuleDict or of TorchRec's collection loads
+        in its place, and the other way round. (Tables called as an attribute of this layer, "features" for instance,
+        make an nn.ModuleDict's names `tables.NAME.weight`.)
+
         Args:
-            modules: name to `nn.Embedding` or `nn.EmbeddingBag`, an nn.ModuleDict for instance.
+            modules: name to `nn.Embedding` or `nn.EmbeddingBag`, an nn.ModuleDict for instance; or TorchRec's
+                EmbeddingBagCollection or EmbeddingCollection, unsharded.
             mode: what to do with the rows of a bag of an `nn.Embedding`; with one id a bag all modes but "none" give
-                the row. An `nn.EmbeddingBag` has its own.
-            optimizer_in_backward, sparse: as in the constructor.
+                the row. An `nn.EmbeddingBag` has its own, and an EmbeddingCollection of TorchRec "none".
+            optimizer_in_backward, sparse, keyed: as in the constructor.
         Raises:
+            TypeError: a collection of TorchRec is sharded or quantized.
             ValueError: a module has options that a collection does not: max_norm, scale_grad_by_freq.
         """
-        configs = []
-        for name, module in modules.items():
+        features: dict[str, tuple[str, ...]] = {}
+        place, is_weighted = "" if isinstance(modules, nn.ModuleDict) else "tables", None
+        of_torchrec = parts_of_collection(modules)
+        if of_torchrec is not None:
+            configs, place, modules, is_weighted = of_torchrec
+            features, mode = {config.name: tuple(config.feature_names) for config in configs}, "none"
+        named: Mapping[str, Any] = dict(modules.items())  # type: ignore[operator]
+        tables = []
+        for name, module in named.items():
             if module.max_norm is not None or module.scale_grad_by_freq:
                 raise ValueError(
                     f"EmbeddingCollection: {name!r} must be without max_norm and scale_grad_by_freq; leave it a module "
@@ -197,19 +154,37 @@ class EmbeddingCollection(nn.Module):
                 )
             how = module.mode if isinstance(module, nn.EmbeddingBag) else mode
             shape = (module.num_embeddings, module.embedding_dim)
-            configs.append(Table(name, *shape, how, padding_idx=module.padding_idx))
+            tables.append(Table(name, *shape, how, features.get(name, ()), module.padding_idx))
         collection = cls.__new__(cls)
         nn.Module.__init__(collection)
-        collection._set_up(configs)
-        collection.tables = TableDict(dict(modules.items()))
-        collection.sparse = sparse
+        collection._set_up(tables, keyed, is_weighted, sparse)
+        if any(hasattr(collection, name) for name in named):
+            place = place or "tables"
+        collection._place = place
+        if place:
+            setattr(collection, place, TableDict(named))
+        else:
+            collection._modules.update(named)
         collection.step_in_backward(optimizer_in_backward)
         return collection
 
     def weights(self) -> list[nn.Parameter]:
         """The tables, [R_t, D_t] each, in order."""
-        return self.tables.weights()
+        holder = self._modules[self._place]._modules if self._place else self._modules  # type: ignore[union-attr]
+        return [module.weight for module in holder.values()]  # type: ignore[union-attr,misc]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        def key_of(place: str, name: str) -> str:
+            return f"{prefix}{place}.{name}.weight" if place else f"{prefix}{name}.weight"
+
+        for name in self._lookups.tables:
+            own = key_of(self._place, name)
+            other = next((key for place in _PLACES if (key := key_of(place, name)) in state_dict), own)
+            if own not in state_dict and other in state_dict:
+                state_dict[own] = state_dict.pop(other)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @layer_forward
     def forward(
         self,
         ids: Ids,
@@ -220,22 +195,35 @@ class EmbeddingCollection(nn.Module):
 
         Args:
             ids: [B, F] with one id for each feature (their order: `self.features`); or [nnz], feature after feature,
-                with offsets; or a mapping from feature to [B], [B, L] or ([nnz_f], offsets [B + 1]). int32 or int64.
+                with offsets; or a mapping from feature to [B], [B, L], ([nnz_f], offsets [B + 1]), a nested tensor
+                [B, ragged] or a JaggedTensor of TorchRec; or a KeyedJaggedTensor, whose keys may come in any order,
+                with others between them (it is not copied where they are `self.features`). int32 or int64.
             offsets: [F * B + 1], ascending from 0 to nnz: bag b of feature f is offsets[f * B + b] up to the next.
             per_sample_weights: one number an id, in the form of ids, dtype of the tables, where all modes are "sum";
-                they get their gradient.
+                they get their gradient. Jagged tensors bring theirs.
         Returns:
-            [B, sum of the features' D], in the order of `self.features` (`split` takes it apart). If there are tables
-            of mode "none", a pair: the same over the other features, and a mapping from each feature of mode "none" to
-            its rows: [B, D], [B, L, D] or [nnz_f, D] after the form of its ids.
+            [B, sum of D], in the order of `self.outputs`: the features, or FEATURE@TABLE where several tables have it
+            (`split` takes it apart). If there are tables of mode "none", a pair: the same over the others, and a
+            mapping from each output of mode "none" to its rows: [B, D], [B, L, D], nested or [nnz_f, D] after the form
+            of its ids. With `keyed` a KeyedTensor [B, sum of D] and a dict of JaggedTensors, dtype of the tables; the
+            dict alone where all tables are of mode "none".
         Raises:
             IndexError: an id is out of range: names the table, the value and the position in the ids, feature after
                 feature; nothing has been changed then.
             TypeError, ValueError: as the message says.
             RuntimeError: in a graph of torch.compile or torch.export, in place of any of these, with their text.
         """
+        weights = self.weights()
+        lookups = self._lookups
         inputs = bag_inputs(
-            "EmbeddingCollection", self.features, ids, offsets, per_sample_weights, "per_sample_weights"
+            "EmbeddingCollection",
+            lookups,
+            weights[0],
+            ids,
+            offsets,
+            per_sample_weights,
+            "per_sample_weights",
+            is_weighted=self.is_weighted,
         )
         has_rows = "none" in self._modes
         if has_rows and inputs.offsets is None:
@@ -243,34 +231,53 @@ class EmbeddingCollection(nn.Module):
             count, some = inputs.ids.numel(), inputs.ids
             bounds = torch.arange(count + 1, dtype=some.dtype, device=some.device)
             inputs = inputs._replace(ids=some.reshape(-1), offsets=bounds)
-        weights = self.weights()
         plan = None
         if torch.is_grad_enabled():
-            plan = catch_up_tables((weights,), self._table_of, self._padding, inputs)
+            plan = catch_up_tables((weights,), lookups.table_of, lookups.padding, inputs)
         pooled, rows = embedding_bags(
             weights,
             inputs.ids,
             inputs.offsets,
             per_sample_weights=inputs.values,
-            tables=self._table_of,
+            tables=lookups.table_of,
             modes=self._modes,
-            padding_idx=self._padding,
+            padding_idx=lookups.padding,
             sparse_grad=self.sparse,
             plan=plan,
-            names=self._names,
+            names=lookups.tables,
             **({} if self._in_backward is None else self._in_backward.arguments()),
         )
-        return (pooled, self._by_feature(rows, inputs)) if has_rows else pooled
+        if self.keyed:
+            return self._keyed(pooled, rows, inputs)
+        return (pooled, self._by_output(rows, inputs)) if has_rows else pooled
 
-    def _by_feature(self, rows: list[Tensor], inputs: BagInputs) -> dict[str, Tensor]:
+    def _by_output(self, rows: list[Tensor], inputs: BagInputs) -> dict[str, Tensor]:
         places = [f for f, mode in enumerate(self._modes) if mode == "none"]
         out = {}
         for place, some in zip(places, rows, strict=True):
             shape = inputs.shapes[place]
-            if shape:  # [B, L] ids: as many rows as ids, L of them a bag
+            if isinstance(shape, Tensor):
+                some = like_nested("EmbeddingCollection", shape, some)
+            elif shape:  # [B, L] ids: as many rows as ids, L of them a bag
                 some = some.reshape(inputs.batch, *shape, some.shape[1])
-            out[self.features[place]] = some
+            out[self.outputs[place]] = some
         return out
+
+    def _pooled_dims(self) -> dict[str, int]:
+        return {f: d for f, d, mode in zip(self.outputs, self._dims, self._modes, strict=True) if mode != "none"}
+
+    def _keyed(self, pooled: Tensor, rows: list[Tensor], inputs: BagInputs) -> Any:
+        dims, batch, offsets = self._pooled_dims(), inputs.batch, inputs.offsets
+        jagged = {}
+        if offsets is not None and rows:
+            places = [f for f, mode in enumerate(self._modes) if mode == "none"]
+            for place, some in zip(places, rows, strict=True):
+                own = offsets[place * batch : (place + 1) * batch + 1]
+                jagged[self.outputs[place]] = jagged_tensor(some, own)
+        if not dims:
+            return jagged
+        keyed = keyed_tensor(list(dims), list(dims.values()), pooled)
+        return (keyed, jagged) if jagged else keyed
 
     def split(self, pooled: Tensor) -> dict[str, Tensor]:
         """Take a pooled result apart.
@@ -278,10 +285,11 @@ class EmbeddingCollection(nn.Module):
         Args:
             pooled: [B, sum of D], as `forward` gave it.
         Returns:
-            feature to [B, D], views.
+            output to [B, D], views.
         """
-        dims = {f: d for f, d, mode in zip(self.features, self._dims, self._modes, strict=True) if mode != "none"}
-        return dict(zip(dims, pooled.split(list(dims.values()), dim=1), strict=True))
+        dims = self._pooled_dims()
+        parts = pooled.split(list(dims.values()), dim=1)
+        return {name: parts[number] for number, name in enumerate(dims)}  # by number: torch.fx cannot run over them
 
     def _apply(self, fn: Any, recurse: bool = True) -> EmbeddingCollection:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -294,3 +302,8 @@ class EmbeddingCollection(nn.Module):
         return (
             f"features={len(self.features)}, sparse={self.sparse}, optimizer_in_backward={self.optimizer is not None}"
         )
+
+
+def _place_of(table: AnyTable) -> str:
+    """Where a state dict of TorchRec has the tables that such configs make."""
+    return "tables" if isinstance(table, Table) else "embedding_bags" if hasattr(table, "pooling") else "embeddings"

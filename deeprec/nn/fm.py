@@ -13,8 +13,8 @@ from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
 from deeprec.nn._bag_inputs import Ids, bag_inputs
 from deeprec.nn._in_backward import InBackward, OptimizerFactory
 from deeprec.nn._rows import catch_up_tables
-from deeprec.nn.embedding import Embedding
-from deeprec.nn.embedding_collection import Table, TableDict, features_of_tables
+from deeprec.nn.layer import layer_forward
+from deeprec.nn.tables import AnyTable, as_table, dtype_of_tables, features_of_tables, make_tables
 
 INIT_STD = 0.01
 
@@ -25,6 +25,8 @@ class FMInteraction(nn.Module):
     Reference: Rendle 2010, lemma 3.1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
     """
 
+    @layer_forward
+    @layer_forward
     def forward(self, x: Tensor) -> Tensor:
         """sum_{f<g} x_f . x_g.
 
@@ -42,6 +44,8 @@ class BiInteraction(nn.Module):
     Reference: He, Chua 2017 (arXiv 1708.05027), eq. 3 and 4.
     """
 
+    @layer_forward
+    @layer_forward
     def forward(self, x: Tensor) -> Tensor:
         """sum_{f<g} x_f * x_g.
 
@@ -70,7 +74,8 @@ class FactorizationMachine(nn.Module):
     `EmbeddingCollection`, which says what that asks for; the bias has a gradient as ever, for your other optimizer.
 
     Args:
-        tables: `Table`s of one embedding_dim, any number >= 1, mode "sum"; their features are the columns of ids.
+        tables: `Table`s of one embedding_dim, any number >= 1, mode "sum", or TorchRec's EmbeddingBagConfigs; their
+            features are the columns of ids. An id of a feature that several tables have is an entry of each.
         linear: with the term sum_p x_p w_p.
         bias: with w_0.
         return_embeddings: `forward` gives the embeddings as well, [B, F, D], for the deep part of a DeepFM.
@@ -88,7 +93,7 @@ class FactorizationMachine(nn.Module):
 
     def __init__(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[AnyTable],
         *,
         linear: bool = True,
         bias: bool = True,
@@ -101,7 +106,9 @@ class FactorizationMachine(nn.Module):
     ) -> None:
         super().__init__()
         owner = "FactorizationMachine"
-        self._names, self.features, self._table_of, self._padding = features_of_tables(owner, tables)
+        tables = [as_table(owner, table) for table in tables]
+        self._lookups = features_of_tables(owner, tables)
+        self.features = self._lookups.names
         dims = {table.name: table.embedding_dim for table in tables}
         if len(set(dims.values())) > 1:
             raise ValueError(f"{owner}: all tables must have one embedding_dim, got {dims}")
@@ -115,30 +122,21 @@ class FactorizationMachine(nn.Module):
         self.return_embeddings = return_embeddings
         self.sparse = sparse
 
-        def table_of(config: Table, dim: int) -> Embedding:
-            return Embedding(
-                config.num_embeddings,
-                dim,
-                config.padding_idx,
-                sparse=sparse,
-                device=device,
-                dtype=dtype,
-                name=config.name,
-            )
-
-        self.tables = TableDict({table.name: table_of(table, table.embedding_dim) for table in tables})
-        self.linear = TableDict({table.name: table_of(table, 1) for table in tables}) if linear else None
-        self.bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
+        options: dict[str, Any] = {"sparse": sparse, "device": device, "dtype": dtype_of_tables(owner, tables, dtype)}
+        self.tables = make_tables(tables, **options)
+        self.linear = make_tables(tables, embedding_dim=1, **options) if linear else None
+        self.bias = nn.Parameter(torch.empty(1, device=device, dtype=options["dtype"])) if bias else None
         self.reset_parameters(generator)
         self.step_in_backward(optimizer_in_backward)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """v ~ N(0, 0.01^2), w = 0, w_0 = 0; rows of padding 0."""
+        """v ~ N(0, 0.01^2) or by a table's init_fn, w = 0, w_0 = 0; rows of padding 0."""
         for config, weight in zip(self.configs, self.weights(), strict=True):
             weight.normal_(0.0, INIT_STD, generator=generator)
             if config.padding_idx is not None:
                 weight[config.padding_idx].zero_()
+            config.initialise(weight)
         for param in (*self.linear_weights(), *(() if self.bias is None else (self.bias,))):
             param.zero_()
 
@@ -164,6 +162,7 @@ class FactorizationMachine(nn.Module):
         """The tables of w, [R_t, 1] each, in order; none without the linear term."""
         return [] if self.linear is None else self.linear.weights()
 
+    @layer_forward
     def forward(
         self, ids: Ids, offsets: Tensor | None = None, values: Tensor | Mapping[str, Tensor] | None = None
     ) -> Any:
@@ -171,34 +170,36 @@ class FactorizationMachine(nn.Module):
 
         Args:
             ids: [B, F] with one id for each feature (their order: `self.features`); or [nnz], feature after feature,
-                with offsets; or a mapping from feature to [B], [B, L] or ([nnz_f], offsets [B + 1]). int32 or int64.
+                with offsets; or a mapping from feature to [B], [B, L], ([nnz_f], offsets [B + 1]), a nested tensor
+                [B, ragged] or a JaggedTensor of TorchRec; or a KeyedJaggedTensor. int32 or int64.
             offsets: [F * B + 1], ascending from 0 to nnz: bag b of feature f is offsets[f * B + b] up to the next.
-            values: x of each id, in the form of ids, dtype of the tables; default 1. They get their gradient.
+            values: x of each id, in the form of ids, dtype of the tables; default 1. They get their gradient. Jagged
+                tensors bring theirs as weights.
         Returns:
             [B], dtype of the tables; with `return_embeddings` a pair of it and the embeddings [B, F, D]: sum of x v
-            over the ids of each feature.
+            over the ids of each feature, table after table.
         Raises:
             IndexError: an id is out of range: names the table, the value and the position in the ids, feature after
                 feature; nothing has been changed then.
             TypeError, ValueError: as the message says.
         """
-        inputs = bag_inputs("FactorizationMachine", self.features, ids, offsets, values, "values")
-        weights, linear = self.weights(), self.linear_weights()
+        weights, linear, lookups = self.weights(), self.linear_weights(), self._lookups
+        inputs = bag_inputs("FactorizationMachine", lookups, weights[0], ids, offsets, values, "values")
         plan = None
         if torch.is_grad_enabled():
-            plan = catch_up_tables((weights, linear), self._table_of, self._padding, inputs)
+            plan = catch_up_tables((weights, linear), lookups.table_of, lookups.padding, inputs)
         found = embedding_fm(
             weights,
             linear,
             inputs.ids,
             inputs.offsets,
             values=inputs.values,
-            tables=self._table_of,
-            padding_idx=self._padding,
+            tables=lookups.table_of,
+            padding_idx=lookups.padding,
             need_embeddings=self.return_embeddings,
             sparse_grad=self.sparse,
             plan=plan,
-            names=self._names,
+            names=lookups.tables,
             **({} if self._in_backward is None else self._in_backward.arguments()),
         )
         logit, embeddings = found if self.return_embeddings else (found, None)

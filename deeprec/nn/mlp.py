@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.nn.dropout import Dropout
+from deeprec.nn.layer import check_floating, layer_forward
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -120,6 +121,7 @@ class MLP(nn.Module):
             self.output.weight.normal_(0.0, _OUTPUT_STD, generator=generator)
             self.output.bias.zero_()
 
+    @layer_forward
     def forward(self, x: Tensor) -> Tensor:
         """The network.
 
@@ -127,7 +129,13 @@ class MLP(nn.Module):
             x: [B, in_features], dtype of the parameters.
         Returns:
             [B, out_features], or [B, last of hidden]; dtype of the parameters.
+        Raises:
+            TypeError: x is not of a floating-point dtype.
+            ValueError: x is not of that width.
         """
+        if not x.dim() or x.shape[-1] != self.in_features:
+            raise ValueError(f"MLP: x must be [B, {self.in_features}], got {tuple(x.shape)}")
+        check_floating("MLP", x)
         activation = ACTIVATIONS[self.activation]
         dtype = x.dtype
         narrow = product_dtype(self.precision, dtype)

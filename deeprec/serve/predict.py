@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from deeprec._suggest import did_you_mean
+from deeprec._files import replacing
+from deeprec._suggest import did_you_mean, listed
 from deeprec.data.chunks import open_source
+from deeprec.data.reading import check_file, reading
 from deeprec.data.rows import take
+from deeprec.data.tables import read_separated
 from deeprec.data.text import OnBad
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.models.base import Recommender
@@ -56,8 +58,10 @@ def predict(
     encoder = _encoder(model)
     opened = open_source(source, on_bad=on_bad, **options)
     found = []
-    for chunk in opened.chunks(encoder.schema.wanted(with_label=False), progress=on_progress):
-        rows = encoder.encode(chunk, with_labels=False)
+    wanted = encoder.schema.wanted(with_label=False)
+    for chunk in opened.chunks(wanted, progress=on_progress):
+        with opened.naming_rows(wanted):
+            rows = encoder.encode(chunk, with_labels=False)
         for start in range(0, len(rows), _BATCH_ROWS):
             some = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
             found.append(probabilities(predict_rows(model, some)).astype(np.float32))
@@ -141,15 +145,11 @@ def _writable(output: str | Path) -> Path:
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
     """The whole file, or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as file:
         if path.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            frame.write_parquet(file)
         else:
-            frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            frame.write_csv(file, separator="\t" if path.suffix == ".tsv" else ",")
 
 
 def _encoder(model: ClickModel) -> Any:
@@ -163,20 +163,24 @@ def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict
     """The columns to be written beside the predictions, column `name`."""
     path = Path(source)
     if ".parquet" in path.suffixes:
-        table = pl.scan_parquet(path)
+        check_file(path, "predict")
+        table = pl.scan_parquet(path, glob=False)
     elif {".csv", ".tsv"} & set(path.suffixes):
         separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
-        table = pl.scan_csv(path, separator=separator, infer_schema_length=0)
+        table = read_separated(path, separator).frame.lazy()
     else:
         remedy = "leave it out" if name == COLUMN else "write one"
         raise ValueError(f"predict: keep and pairs go with .parquet, .csv and .tsv input, got {path.name}; {remedy}")
-    known = table.collect_schema().names()
+    with reading(path, "a whole Parquet file", function="predict"):
+        known = table.collect_schema().names()
     for column in wanted:
         if column not in known:
             if column in _PAIR and name != COLUMN:
-                raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has {known}")
+                raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has "
+                                 f"{listed(known)}")  # fmt: skip
             raise ValueError(f"predict: keep must name columns of {path.name}, got {column!r}; "
                              f"{did_you_mean(column, known)}")  # fmt: skip
         if column == name:
             raise ValueError(f"predict: keep must not name {name!r}, which is written; rename that column")
-    return table.select(wanted).collect()
+    with reading(path, "a whole Parquet file", function="predict"):
+        return table.select(wanted).collect()

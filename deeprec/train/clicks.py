@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deeprec._files import then_resume
 from deeprec.data.click_datasets import load_clicks
 from deeprec.data.click_log import ClickLog
 from deeprec.data.click_part import ClickPart
@@ -169,6 +170,7 @@ def make_optimizer(options: OptimizerOptions, parameters: list[torch.nn.Paramete
     return made
 
 
+@then_resume()
 def fit_clicks(
     model: ClickModel,
     log: ClickLog,

@@ -39,7 +39,7 @@ def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> N
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     write_atomically(path, buffer.getvalue())

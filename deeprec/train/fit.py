@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deeprec._files import remove_unfinished, then_resume
 from deeprec.data import Interactions, Split, from_frame
 from deeprec.data import load as load_data
 from deeprec.data.features import features_sha256
@@ -143,6 +145,7 @@ class _BestOnTest:
             self.best = {"epoch": epoch, "metrics": metrics}
 
 
+@then_resume()
 def fit(
     model: Recommender,
     data: Any,
@@ -570,9 +573,8 @@ def writable_directory(directory: Path) -> Path:
     """The directory, made if need be; ValueError where nothing can be written into it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".deeprec-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory):
+            remove_unfinished(directory)  # of a run that was killed while it wrote
     except OSError as error:
         raise ValueError(f"fit: out must be a writable directory, got {directory} ({error}); choose another") from error
     return directory

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from deeprec._files import read_json, read_regular, sha256_of, write_atomically
+from deeprec._files import make_folder, read_json, read_regular, sha256_of, write_atomically
 from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data import IdMap
@@ -110,7 +110,7 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
             files[_SEEN] = save_tensors(seen)
     weights = model.state_dict()
     _require_finite(weights, f"save: the weights of {model.name}", "train it with a smaller lr")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     digests = {_WEIGHTS: write_tensors(folder / _WEIGHTS, weights)}
     if isinstance(model, ClickModel):
         digests |= {f"{_ENCODER}/{name}": digest for name, digest in model.encoder.save(folder / _ENCODER).items()}

@@ -130,3 +130,9 @@ def test_missing_file_is_named(tmp_path) -> None:
 def test_truth_value_is_no_number() -> None:
     with pytest.raises(ValueError, match="a whole number"):
         convert("epochs", True, int)
+
+
+def test_an_option_that_is_wrong_in_a_file_names_the_file(tmp_path) -> None:
+    (tmp_path / "run.json").write_text('{"epochz": 3}')
+    with pytest.raises(ValueError, match=r"unknown key 'epochz' .*did you mean 'epochs'.*run\.json\)"):
+        read_settings(_Config, [], tmp_path / "run.json")

@@ -58,9 +58,9 @@ def test_something_else_than_a_frame_is_refused() -> None:
         ({"rating": [5.0, float("nan"), 3.0]}, "rating must be a number, got nan"),
         ({"rating": [5.0, float("inf"), 3.0]}, "rating must be a number, got inf"),
         ({"rating": [5.0, 1e39, 3.0]}, "rating must be a number, got 1e"),
-        ({"timestamp": [1, None, 2]}, "timestamp must be a number, got None"),
-        ({"timestamp": ["2020-01-01", "soon", "2020-01-03"]}, "timestamp must be a number, got 'soon'"),
-        ({"label": [1, 2, 1]}, "label must be a number, got 2"),
+        ({"timestamp": [1, None, 2]}, "timestamp must be a time, got None"),
+        ({"timestamp": ["2020-01-01", "soon", "2020-01-03"]}, "timestamp must be a time, got 'soon'"),
+        ({"label": [1, 2, 1]}, "label must be 0 or 1, got 2"),
     ],
 )
 def test_bad_value_is_named_or_skipped(columns: dict[str, list[object]], value: str) -> None:

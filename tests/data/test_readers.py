@@ -157,7 +157,7 @@ def test_csv_bad_rating_names_the_line(tmp_path: Path) -> None:
 
 
 def test_csv_with_a_ragged_line_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.csv must be a table separated by ','"):
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: a row of a table separated by ',' must have 2 fields"):
         load(write(tmp_path / "a.csv", "user_id,item_id\n1,2\n1,2,3,4\n"))
 
 
@@ -175,7 +175,7 @@ def test_csv_columns_are_mapped(tmp_path: Path) -> None:
 
 
 def test_parquet_damage_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.parquet must be a Parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet must be a whole Parquet file"):
         load(write(tmp_path / "a.parquet", b"PAR1nothing"))
 
 

@@ -107,7 +107,7 @@ def test_yaml_file_is_read_and_a_wrong_path_names_its_neighbours(tmp_path: Path)
     expected = FeatureSchema((Categorical("a", 2), Categorical("b", 2), Cross(("a", "b"), 7)), label="y")
     assert FeatureSchema.from_yaml(tmp_path / "schema.yaml") == expected
     assert FeatureSchema.from_yaml(str(tmp_path / "schema.yaml")) == expected
-    with pytest.raises(FileNotFoundError, match=r"shema\.yaml; there are schema\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"shema\.yaml; did you mean 'schema\.yaml'"):
         FeatureSchema.from_yaml(tmp_path / "shema.yaml")
 
 

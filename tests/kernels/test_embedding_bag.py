@@ -358,6 +358,16 @@ def test_bad_id_names_table_value_and_position_and_changes_nothing(bad: int, sha
     assert all(torch.equal(x, y) for x, y in zip(weights, b.weights, strict=True))
 
 
+@pytest.mark.parametrize("modes", ["sum", "none", ("none", "sum"), ("sum", "none")], ids=str)
+def test_bad_id_is_named_with_its_own_table_where_rows_are_not_pooled(modes: Any) -> None:
+    weights, ids, offsets = [torch.randn(5, 2), torch.randn(9, 2)], torch.tensor([1, 0, 2, 6, 9]), [0, 1, 3, 3, 5]
+    with pytest.raises(IndexError, match=r"table 'b' must be in \[0, 9\), got 9 at position 4"):
+        embedding_bags(weights, ids, torch.tensor(offsets), modes=modes, names=("a", "b"))
+    numbers = [3 if mode == "none" else 0 for mode in ([modes] * 2 if isinstance(modes, str) else modes)]
+    with pytest.raises(IndexError, match=r"table 1 must be in \[0, 9\), got 9 at position 4"):
+        ref.embedding_bags_reference(weights, ids, torch.tensor(offsets), None, [0, 1], numbers, [-1, -1])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -157,7 +157,7 @@ def test_split_names_the_columns() -> None:
     layer = EmbeddingCollection(TABLES)
     ids = ids_of(layer, 4)
     parts = layer.split(layer(ids))
-    assert list(parts) == ["user", "type", "other_type", "tags", "best"] == list(layer.features)
+    assert list(parts) == ["user", "type", "other_type", "tags", "best"] == list(layer.features) == list(layer.outputs)
     assert torch.equal(parts["other_type"], layer.tables["types"].weight[ids["other_type"]])
 
 
@@ -179,9 +179,56 @@ def test_takes_over_the_modules_of_a_model() -> None:
     a, b = torch.randint(9, (5,)), torch.randint(7, (5, 4))
     want = torch.cat([modules["a"](a) * (a != 2).unsqueeze(1), modules["b"](b)], 1)
     torch.testing.assert_close(layer({"a": a, "b": b}), want)
-    assert layer.state_dict().keys() == {f"tables.{key}" for key in modules.state_dict()}
+    assert layer.state_dict().keys() == modules.state_dict().keys()
+    for key in modules:  # as they were called before the names were kept
+        layer.load_state_dict({f"tables.{name}": value + 1 for name, value in layer.state_dict().items()})
+        assert torch.equal(modules[key].weight, layer.tables[key].weight)
+    listed = EmbeddingCollection.of({"features": nn.Embedding(3, 2)})
+    assert list(listed.state_dict()) == ["tables.features.weight"]
+    taken = EmbeddingCollection.of(nn.ModuleDict({"features": nn.Embedding(3, 2)}))
+    assert list(taken.state_dict()) == ["tables.features.weight"]
     with pytest.raises(ValueError, match="'c' must be without max_norm"):
         EmbeddingCollection.of({"c": nn.Embedding(3, 2, max_norm=1.0)})
+
+
+def test_one_feature_looks_up_in_several_tables() -> None:
+    layer = EmbeddingCollection(
+        [Table("long", 9, 4, features=("a", "b")), Table("short", 9, 2, "mean", features=("b", "c"))]
+    )
+    assert layer.features == ("a", "b", "c")
+    assert layer.outputs == ("a", "b@long", "b@short", "c")
+    bags, offsets = torch.randint(9, (3, 4, 2)), torch.arange(0, 25, 2)
+    ids = dict(zip("abc", bags, strict=True))
+    long, short = (layer.tables[name].weight for name in ("long", "short"))
+    want = torch.cat(
+        [long[ids["a"]].sum(1), long[ids["b"]].sum(1), short[ids["b"]].mean(1), short[ids["c"]].mean(1)], 1
+    )
+    torch.testing.assert_close(layer(ids), want)
+    torch.testing.assert_close(layer(bags.reshape(-1), offsets), want)
+    torch.testing.assert_close(layer(bags[:, :, 0].T), layer({name: some[:, :1] for name, some in ids.items()}))
+    assert torch.equal(layer.split(want)["b@short"], want[:, 8:10])
+    weights = torch.rand(3, 4)
+    sums = EmbeddingCollection([Table("x", 9, 4, features=("a", "b")), Table("y", 9, 2, features=("b", "c"))])
+    torch.testing.assert_close(
+        sums(bags[:, :, 0].T, None, weights.T),
+        sums({name: some[:, 0] for name, some in ids.items()}, None, dict(zip("abc", weights, strict=True))),
+    )
+    with pytest.raises(ValueError, match="features must differ"):
+        Table("x", 9, 4, features=("a", "a"))
+
+
+def test_a_table_says_how_its_weight_begins_and_in_what() -> None:
+    table = Table("a", 5, 3, padding_idx=1, init_fn=nn.init.ones_, data_type=torch.float64)
+    layer = EmbeddingCollection([table, Table("b", 5, 2)], dtype=torch.float64)
+    assert [weight.dtype for weight in layer.weights()] == [torch.float64] * 2
+    assert layer.weights()[0].sum(1).tolist() == [3, 0, 3, 3, 3]
+    with pytest.raises(ValueError, match="must fill the weight in place"):
+        EmbeddingCollection([Table("a", 5, 3, init_fn=torch.zeros_like)])
+    for tables, dtype in (([table, Table("b", 5, 2)], None), ([table], torch.float32)):
+        with pytest.raises(ValueError, match="all tables must have one data_type"):
+            EmbeddingCollection(tables, dtype=dtype)
+    with pytest.raises(ValueError, match=r"data_type must be float32.*got torch.int64"):
+        Table("a", 5, 3, data_type=torch.int64)
 
 
 def step_of(layer: EmbeddingCollection, ids: Any, target: Tensor, optimizer: Any = None) -> float:
