@@ -196,6 +196,39 @@ def test_training_on_a_full_disk_goes_on_with_resume_wherever_it_stopped(
     assert set(_files(out)) == set(_files(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("is_click", [False, True])
+def test_saving_over_a_model_on_a_full_disk_leaves_the_one_that_was_there(
+    tmp_path, monkeypatch, small, clicks, is_click
+) -> None:
+    def trained(seed: int):
+        if is_click:
+            return create("lr", epochs=1).fit(clicks[2], seed=seed)
+        return GMF(factors=4, epochs=1).fit(small, protocol="full", seed=seed)
+
+    folder, other, real, calls = trained(0).save(tmp_path / "model"), trained(1), os.fsync, [0, 0]
+    before = _files(folder)
+
+    def full_from(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] > calls[1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full_from)
+    for allowed in range(30):
+        calls[:] = [0, allowed]
+        try:
+            other.save(folder)
+        except WriteError:
+            assert _files(folder) == before
+        else:
+            break
+    assert 2 < allowed < 29
+    assert _files(folder).keys() == before.keys()
+    assert _files(folder)["model.safetensors"] != before["model.safetensors"]
+    deeprec.load(folder)
+
+
 def test_titles_that_matplotlib_takes_for_mathematics_are_drawn_as_they_are(tmp_path) -> None:
     plot_curves(HISTORY, tmp_path / "a.png", title="$\\frac{ on a$b.csv")
     bins = {"test": reliability(np.zeros(4, np.float32), np.array([0, 1, 0, 1], np.float32))}

@@ -21,7 +21,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from deeprec._files import make_folder, read_json, read_regular, sha256_of, write_atomically
+from deeprec._files import (
+    make_folder,
+    read_json,
+    read_regular,
+    remove_unfinished,
+    sha256_of,
+    unfinished_directory,
+    write_atomically,
+)
 from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data import IdMap
@@ -79,13 +87,13 @@ class _ClickHead:
 
 
 def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card | None = None) -> Path:
-    """Write `model` into `directory` (made if needed), each file atomically.
+    """Write `model` into `directory` (made if needed): all files beside those of a model that is there, then renamed.
 
     Returns:
         the directory.
     Raises:
         ValueError: the model was never built or fitted, or a weight is NaN or infinite.
-        OSError: not writable or disk full; a model that was there stays loadable until the last file is replaced.
+        OSError: not writable or disk full; a model that was there is as it was.
     """
     files: dict[str, bytes] = {}
     folder = Path(directory)
@@ -111,21 +119,35 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
     weights = model.state_dict()
     _require_finite(weights, f"save: the weights of {model.name}", "train it with a smaller lr")
     make_folder(folder)
-    digests = {_WEIGHTS: write_tensors(folder / _WEIGHTS, weights)}
-    if isinstance(model, ClickModel):
-        digests |= {f"{_ENCODER}/{name}": digest for name, digest in model.encoder.save(folder / _ENCODER).items()}
-    digests |= {name: sha256_of(content) for name, content in files.items()}
-    config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    for name in _FILES:
-        if name not in digests:  # of another model that was here
-            (folder / name).unlink(missing_ok=True)
-    if card is not None:
-        card.write(folder / "card.json")
-    config["checksum"] = _checksum(config)
-    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    for place in (folder, folder / _ENCODER):
+        remove_unfinished(place)
+    with unfinished_directory(folder / "model") as beside:
+        digests = {_WEIGHTS: write_tensors(beside / _WEIGHTS, weights)}
+        if isinstance(model, ClickModel):
+            written = model.encoder.save(beside / _ENCODER)
+            digests |= {f"{_ENCODER}/{name}": digest for name, digest in written.items()}
+        digests |= {name: sha256_of(content) for name, content in files.items()}
+        config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
+        config["checksum"] = _checksum(config)
+        files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+        for name, content in files.items():
+            write_atomically(beside / name, content)
+        if card is not None:
+            card.write(beside / "card.json")
+        names = [*digests, *(("card.json",) if card is not None else ()), "config.json"]
+        _move_into_place(beside, folder, names)
     return folder
+
+
+def _move_into_place(beside: Path, folder: Path, names: list[str]) -> None:
+    """Rename files into `folder`, in order, and remove those of another model that was there."""
+    for name in names:
+        if "/" in name:
+            make_folder((folder / name).parent)
+        (beside / name).replace(folder / name)
+    for name in _FILES:
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)
 
 
 def load(directory: str | Path) -> Any:
