@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag import BagPlan, embedding_bags_plan
 from deeprec.nn._bag_inputs import BagInputs
@@ -97,18 +97,21 @@ class _ScaleByFrequency(torch.autograd.Function):
     """The table itself; its gradient is divided row by row by the number of times the row was looked up."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
+    def forward(weight: Tensor, ids: Tensor) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Differentiable as it stands."""
         (ids,) = ctx.saved_tensors
         flat = ids.reshape(-1).long()
         if not grad.is_sparse:
-            counts = grad.new_zeros(grad.shape[0], dtype=torch.float32)
-            counts.index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
+            counts = torch.zeros(grad.shape[0], dtype=torch.float32, device=grad.device)
+            counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.float32))
             return grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1), None
         grad = grad.coalesce()
         rows, values = grad.indices()[0], grad.values()
@@ -120,5 +123,18 @@ class _ScaleByFrequency(torch.autograd.Function):
         return scaled, None
 
 
-# The name by which mypy, which knows no types of torch.autograd.Function, sees it.
-scale_grad_by_frequency: Callable[[Tensor, Tensor], Tensor] = _ScaleByFrequency.apply
+class _TransformedScaleByFrequency(_ScaleByFrequency):
+    """For torch.func and forward mode, whose rules torch.compile does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def scale_grad_by_frequency(weight: Tensor, ids: Tensor) -> Tensor:
+    """`weight`, its gradient divided row by row by the number of times `ids` hold the row."""
+    function = _TransformedScaleByFrequency if is_transformed() else _ScaleByFrequency
+    scaled: Tensor = function.apply(weight, ids)  # type: ignore[no-untyped-call]
+    return scaled

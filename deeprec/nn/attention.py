@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed
 
 from deeprec.nn.layer import layer_forward
 
@@ -67,7 +68,7 @@ class PairAttention(nn.Module):
             raise ValueError(
                 f"PairAttention: x must be [B, F, {self.weight.shape[1]}] with F >= 2, got {tuple(x.shape)}"
             )
-        pool = _pooled if torch.compiler.is_compiling() else _pair_attention
+        pool = _pooled if torch.compiler.is_compiling() or is_transformed() else _pair_attention
         return pool(x, self.weight, self.bias, self.h)
 
     def extra_repr(self) -> str:
@@ -88,6 +89,10 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     return chunks
 
 
+def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(gradient_of(ctx, (grad,), lambda *inputs: [_pooled(*inputs)], ctx.saved_tensors))
+
+
 class _PairAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ class _PairAttention(torch.autograd.Function):
         return torch.cat([_pooled(some, weight, bias, h) for some in _chunks(x)])
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x: Tensor
         x, *parameters = ctx.saved_tensors

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from deeprec.kernels._autograd import differentiable, is_transformed
 from deeprec.nn.layer import layer_forward
 
 # Integers as wide as the numbers they mask.
@@ -22,8 +22,8 @@ class Dropout(nn.Dropout):
     There torch draws one number after another: 20 ms for a [4096, 400] layer on two cores, as much as its matrix
     products. Here an element takes 8 random bits of torch's generator where that gives p exactly (0.5, 0.25), 16
     otherwise, and the mask is laid over the bits of the numbers: 1 to 2 ms. With 16 bits p is rounded to a multiple of
-    1/65536, and the scale is that of the rounded p. Other devices, other dtypes and graphs of torch.compile take
-    torch's. Elements that are dropped are 0 even where the input is not finite.
+    1/65536, and the scale is that of the rounded p. Other devices, other dtypes, graphs of torch.compile
+    and torch.func take torch's. Elements that are dropped are 0 even where the input is not finite.
 
     Args:
         p: in [0, 1].
@@ -39,7 +39,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0:
             return input
         is_fast = input.device.type == "cpu" and input.dtype in _INTEGERS and not torch.compiler.is_compiling()
-        return _dropout(input, self.p) if is_fast else F.dropout(input, self.p, True)
+        return _dropout(input, self.p) if is_fast and not is_transformed() else F.dropout(input, self.p, True)
 
 
 def _kept(shape: torch.Size, p: float, integer: torch.dtype) -> tuple[Tensor, float]:
@@ -60,6 +60,11 @@ def _kept(shape: torch.Size, p: float, integer: torch.dtype) -> tuple[Tensor, fl
     return bits.clamp_(bound - 1, bound).sub_(bound).to(integer), levels / kept
 
 
+def _again(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (mask,) = ctx.saved_tensors
+    return (grad * ctx.scale).masked_fill(mask == 0, 0), None
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
@@ -68,7 +73,7 @@ class _Dropout(torch.autograd.Function):
         return _masked(x, mask, ctx.scale)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
         return _masked(grad, mask, ctx.scale), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding import EmbeddingPlan, embedding
 from deeprec.kernels.embedding_bag import embedding_bags
 from deeprec.nn._nested import map_nested
@@ -42,8 +43,8 @@ class Embedding(nn.Embedding):
     """A table of `num_embeddings` rows whose gradient holds the touched rows only.
 
     A `torch.nn.Embedding` in every respect (isinstance, state dict, from_pretrained, DDP), except that `sparse` is on
-    by default, that its sparse gradients are coalesced, and that they come with scale_grad_by_freq as well. There are
-    no second derivatives, and torch.func does not transform it.
+    by default, that its sparse gradients are coalesced, and that they come with scale_grad_by_freq as well. Under
+    torch.func gradients are dense.
 
     Args:
         num_embeddings: rows R, >= 1.
@@ -126,9 +127,9 @@ class Embedding(nn.Embedding):
             catch_up(weight, input if plan is None else plan.rows)
         if self.max_norm is not None:
             clip_row_norms_(weight, input, self.max_norm, self.norm_type, self.name)
-        if is_training and self.scale_grad_by_freq:
+        if (is_training or is_transformed()) and self.scale_grad_by_freq:
             weight = scale_grad_by_frequency(weight, input)
-        if self.padding_idx is None or not is_training:
+        if self.padding_idx is None or not (is_training or is_transformed()):
             return embedding(weight, input, plan, sparse_grad=self.sparse, name=self.name)
         rows, _ = embedding_bags(
             [weight],

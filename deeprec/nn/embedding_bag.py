@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding_bag import embedding_bag, flat_bags
 from deeprec.nn._nested import flat_nested_pair
 from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
@@ -18,8 +19,7 @@ class EmbeddingBag(nn.EmbeddingBag):
     A `torch.nn.EmbeddingBag` in every respect (constructor, call, isinstance, state dict, from_pretrained, DDP).
     Beyond torch's: sparse gradients are coalesced and come in mode "max" and with scale_grad_by_freq as well; any
     embedding_dim >= 1 on every device; an id out of range is named with its position, and nothing is changed then;
-    offsets that do not ascend, and ids that no bag holds, are refused. There are no second derivatives, and torch.func
-    does not transform it.
+    offsets that do not ascend, and ids that no bag holds, are refused. Under torch.func gradients are dense.
 
     Args:
         num_embeddings: rows R, >= 1.
@@ -112,7 +112,8 @@ class EmbeddingBag(nn.EmbeddingBag):
             given = (self.mode, per_sample_weights, self.padding_idx, include_last_offset)
             flat_bags(weight, input, offsets, *given)
             clip_row_norms_(weight, input, self.max_norm, self.norm_type, self.name)
-        if self.scale_grad_by_freq and torch.is_grad_enabled() and weight.requires_grad:
+        is_training = torch.is_grad_enabled() and weight.requires_grad
+        if self.scale_grad_by_freq and (is_training or is_transformed()):
             weight = scale_grad_by_frequency(weight, input)
         return embedding_bag(
             weight,

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, sparse_rows
 from deeprec.kernels.embedding.reference import (
     embedding_grad_reference,
     embedding_plan_reference,
@@ -163,35 +164,47 @@ def coalesced_grad(indices: Tensor, values: Tensor, num_embeddings: int) -> Tens
     )
 
 
+def _sparse_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ids, *plan = ctx.saved_tensors
+    first, *rest = gradient_of(ctx, (grad,), lambda weight, *_: [F.embedding(ids, weight)], (ctx.weight, *[None] * 3))
+    return (sparse_rows(first, plan[0] if plan else ids.unique()), *rest)
+
+
+def _dense_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (ids,) = ctx.saved_tensors
+    return tuple(gradient_of(ctx, (grad,), lambda weight, *_: [F.embedding(ids, weight)], (ctx.weight, None, None)))
+
+
 class _SparseGradEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None, name: str) -> Tensor:
         ctx.save_for_backward(ids, *(plan or ()))
-        ctx.num_embeddings = weight.shape[0]
+        ctx.weight = weight  # its shape, and its place in the graph
         return _lookup(weight, ids, name)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_sparse_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         ids, *plan = ctx.saved_tensors
-        rows, offsets, order = plan or torch.ops.deeprec.embedding_plan(ids, ctx.num_embeddings)
+        num_embeddings = ctx.weight.shape[0]
+        rows, offsets, order = plan or torch.ops.deeprec.embedding_plan(ids, num_embeddings)
         values = torch.ops.deeprec.embedding_grad(grad.reshape(-1, grad.shape[-1]), rows, offsets, order)
-        return coalesced_grad(rows.long().unsqueeze(0), values, ctx.num_embeddings), None, None, None
+        return coalesced_grad(rows.long().unsqueeze(0), values, num_embeddings), None, None, None
 
 
 class _DenseGradEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, name: str) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.num_embeddings = weight.shape[0]
+        ctx.weight = weight
         return _lookup(weight, ids, name)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_dense_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        return torch.ops.deeprec.embedding_dense_grad(flat, ids, ctx.num_embeddings), None, None
+        return torch.ops.deeprec.embedding_dense_grad(flat, ids, ctx.weight.shape[0]), None, None
 
 
 def _sparse_embedding(weight: Tensor, ids: Tensor, plan: EmbeddingPlan | None, name: str) -> Tensor:
@@ -212,8 +225,9 @@ def embedding(
     The gradient of `weight` is a coalesced `torch.sparse_coo` tensor of the touched rows: ascending, each once, summed
     in float32 (float64 for float64). When autograd stores it in `weight.grad` it keeps rows and values but drops the
     flag `is_coalesced`. Under `torch.compile` a training call with sparse gradients runs outside the graph (an error
-    with fullgraph=True); with `sparse_grad=False` the gradient is dense and the call compiles. There is no second
-    derivative.
+    with fullgraph=True); with `sparse_grad=False` the gradient is dense and the call compiles. Outside torch.compile it
+    is differentiable any number of times, forwards and through torch.func: these take PyTorch's own lookup, and
+    torch.func has dense gradients only.
 
     Args:
         weight: [R, D], float32, float64, bfloat16 or float16; any D >= 1.
@@ -231,6 +245,8 @@ def embedding(
     if weight.dim() != 2:
         raise ValueError(f"embedding: weight must be [R, D], got {tuple(weight.shape)}")
     _check_ids("embedding", ids)
+    if is_transformed():
+        return F.embedding(ids, weight)
     if plan is not None:
         require_embedding_plan("embedding", plan, ids, weight.shape[0])
     if not (weight.requires_grad and torch.is_grad_enabled()):

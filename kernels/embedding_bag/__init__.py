@@ -14,12 +14,21 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import (
+    Refusal,
+    differentiable,
+    gradient_of,
+    is_transformed,
+    refuse_update,
+    sparse_rows,
+    step_refusal,
+)
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag.checks import MAX, is_pooled, num_bags
+from deeprec.kernels.embedding_bag.composite import embedding_bags_composite, equal_bags_composite
 from deeprec.kernels.embedding_bag.reference import (
     embedding_bag_reference,
     embedding_bags_dense_grad_reference,
@@ -302,10 +311,36 @@ class _Bags(torch.autograd.Function):
         rows = [plan[0][first:last] for first, last in pairwise(plan[-1].tolist())]
         return rows, values, scale_grad if need_scale else None
 
+    @staticmethod
+    def again(ctx: Any, grads: Sequence[Tensor]) -> list[Any]:
+        """The gradients by the composite, those of the tables dense."""
+        _, _, _, ids, offsets, scale = _Bags.arguments(ctx, grads)
+
+        def composite(ids: Tensor, offsets: Any, scale: Any, call: Call, _: Any, *weights: Tensor) -> list[Tensor]:
+            return embedding_bags_composite(weights, ids, offsets, scale, *call.features())
+
+        return gradient_of(ctx, grads, composite, (ids, offsets, scale, ctx.call, None, *ctx.weights))
+
+
+def _sparse_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    _, _, _, ids, offsets, _ = _Bags.arguments(ctx, grads)
+    rows, *_, starts = _Bags.plan(ctx, ids, offsets)
+    found = _Bags.again(ctx, grads)
+    touched = [rows[first:last] for first, last in pairwise(starts.tolist())]
+    return (*found[:5], *map(sparse_rows, found[5:], touched))
+
+
+def _dense_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(_Bags.again(ctx, grads))
+
+
+def _step_again(ctx: Any, *grads: Tensor) -> Refusal:
+    return step_refusal("embedding_bags", _Bags.arguments(ctx, grads)[-1])
+
 
 class _SparseGradBags(_Bags):
     @staticmethod
-    @once_differentiable
+    @differentiable(_sparse_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[2])
         table_grads = [
@@ -317,7 +352,7 @@ class _SparseGradBags(_Bags):
 
 class _DenseGradBags(_Bags):
     @staticmethod
-    @once_differentiable
+    @differentiable(_dense_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         need_scale = ctx.needs_input_grad[2]
         *values, scale_grad = torch.ops.deeprec.embedding_bags_dense_grad(
@@ -352,7 +387,7 @@ class _UpdatedBags(torch.autograd.Function):
         return _Bags.forward(ctx, ids, offsets, scale, call, given_plan, *weights)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_step_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments = _Bags.arguments(ctx, grads)
         plan = _Bags.plan(ctx, arguments[3], arguments[4])
@@ -397,7 +432,7 @@ class _SteppedBags(torch.autograd.Function):
         return _Bags.forward(ctx, ids, offsets, scale, call, given_plan, *weights)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_step_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, values, scale_grad = _Bags.row_grads(ctx, grads, ctx.needs_input_grad[3])
         ctx.step(rows, values)
@@ -529,7 +564,8 @@ def embedding_bags(
 
     The gradients of the tables are coalesced `torch.sparse_coo` tensors (see `embedding` for torch.compile), dense ones
     with sparse_grad=False; with `update` the step is taken in the backward pass, the tables get no gradient, and the
-    call compiles. There is no second derivative.
+    call compiles. Differentiable any number of times, forwards and through torch.func as `embedding` is, but for the
+    step that `update` takes.
 
     Args:
         weights: tables [R_t, D_t], one dtype and device; float32, float64, bfloat16 or float16; any D_t >= 1.
@@ -563,6 +599,11 @@ def embedding_bags(
         offsets = offsets.to(ids.dtype)
     scale = per_sample_weights
     is_training = torch.is_grad_enabled()
+    if is_transformed():
+        if update is not None and is_training:
+            refuse_update(function)
+        pooled, *sequences = embedding_bags_composite(weights, ids, offsets, scale, *call.features())
+        return pooled, sequences
     if plan is not None:
         require_bag_plan(function, plan, ids, offsets, weights, call)
     if update is not None and is_training:
@@ -669,6 +710,8 @@ def flat_bags(
         raise ValueError(f"embedding_bag: offsets must have one dimension, got {tuple(offsets.shape)}")
     elif include_last_offset:
         bounds = offsets
+    elif torch.compiler.is_compiling():  # ONNX export knows no padding with a size
+        bounds = torch.cat([offsets, offsets.new_full((1,), ids.shape[0])])
     else:
         bounds = torch.constant_pad_nd(offsets, (0, 1), ids.shape[0])
     return ids, bounds, per_sample_weights, padding_idx
@@ -712,18 +755,21 @@ def embedding_bag(
         weight.requires_grad or (per_sample_weights is not None and per_sample_weights.requires_grad)
     )
     is_plain = padding_idx is None or padding_idx >= 0
-    if not needs_grad and is_plain and weight.is_cpu and mode in _NUMBERS and not torch.compiler.is_compiling():
+    is_traced = torch.compiler.is_compiling() or is_transformed()
+    if not needs_grad and is_plain and weight.is_cpu and mode in _NUMBERS and not is_traced:
         padding = -1 if padding_idx is None else padding_idx
         try:
             return _bag(weight, ids, offsets, per_sample_weights, _NUMBERS[mode], padding, include_last_offset)
         except (IndexError, RuntimeError, TypeError, ValueError):
             pass  # said below in full, or made right there: offsets in another dtype
-    ids, bounds, scale, padding_idx = flat_bags(
+    flat, bounds, scale, padding_idx = flat_bags(
         weight, ids, offsets, mode, per_sample_weights, padding_idx, include_last_offset
     )
+    if offsets is None and is_transformed():
+        return equal_bags_composite(weight, ids, per_sample_weights, _NUMBERS[mode], padding_idx)
     pooled, _ = embedding_bags(
         [weight],
-        ids,
+        flat,
         bounds,
         per_sample_weights=scale,
         modes=mode,

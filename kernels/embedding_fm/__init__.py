@@ -12,9 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import (
+    Refusal,
+    differentiable,
+    gradient_of,
+    is_transformed,
+    refuse_update,
+    sparse_rows,
+    step_refusal,
+)
 from deeprec.kernels.embedding_bag import (
     BagPlan,
     Call,
@@ -28,6 +36,7 @@ from deeprec.kernels.embedding_bag import (
 )
 from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.embedding_fm.composite import embedding_fm_composite
 from deeprec.kernels.embedding_fm.reference import (
     embedding_fm_dense_grad_reference,
     embedding_fm_grad_reference,
@@ -215,9 +224,37 @@ def _sparse(rows: Tensor, values: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def _again(ctx: Any, grads: Sequence[Tensor]) -> list[Any]:
+    """The gradients by the composite, those of the tables dense."""
+    (_, _, _, ids, offsets, values), tables = _FM.unpack(ctx, grads)
+    count = ctx.num_tables
+
+    def composite(ids: Tensor, offsets: Any, values: Any, *others: Any) -> Sequence[Tensor]:
+        tables = others[4:]
+        return embedding_fm_composite(tables[:count], tables[count:], ids, offsets, values, *_FM.features(ctx))
+
+    return gradient_of(ctx, grads, composite, (ids, offsets, values, *[None] * 4, *tables))
+
+
+def _sparse_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    (_, _, _, ids, offsets, _), tables = _FM.unpack(ctx, grads)
+    plan_rows, *_, starts = _FM.plan(ctx, tables[: ctx.num_tables], ids, offsets)
+    rows = [plan_rows[first:last] for first, last in pairwise(starts.tolist())]
+    found = _again(ctx, grads)
+    return (*found[:7], *map(sparse_rows, found[7:], rows * 2))
+
+
+def _dense_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(_again(ctx, grads))
+
+
+def _step_again(ctx: Any, *grads: Tensor) -> Refusal:
+    return step_refusal("embedding_fm", _FM.unpack(ctx, grads)[0][-1])
+
+
 class _SparseGradFM(_FM):
     @staticmethod
-    @once_differentiable
+    @differentiable(_sparse_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, tables = _FM.unpack(ctx, grads)
         rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[2])
@@ -227,7 +264,7 @@ class _SparseGradFM(_FM):
 
 class _DenseGradFM(_FM):
     @staticmethod
-    @once_differentiable
+    @differentiable(_dense_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, tables = _FM.unpack(ctx, grads)
         needed = ctx.needs_input_grad[2]
@@ -265,7 +302,7 @@ class _UpdatedFM(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_step_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, _ = _FM.unpack(ctx, grads)
         plan = _FM.plan(ctx, ctx.weights, arguments[3], arguments[4])
@@ -299,7 +336,7 @@ class _SteppedFM(torch.autograd.Function):
         return _FM.forward(ctx, *arguments)
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_step_again)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, tables = _FM.unpack(ctx, grads)
         rows, some, values_grad = _FM.row_grads(ctx, arguments, tables, ctx.needs_input_grad[4])
@@ -366,8 +403,8 @@ def embedding_fm(
 
     Gradients are coalesced `torch.sparse_coo` tensors, dense ones with sparse_grad=False; with `update` the step of
     rows and linear weights is taken in the backward pass, and the call compiles, as in `embedding_bags`. The backward
-    pass reads the rows again: two calls on one table with `update` in one graph are an error. There is no second
-    derivative.
+    pass reads the rows again: two calls on one table with `update` in one graph are an error. Differentiable any
+    number of times, forwards and through torch.func as `embedding` is, but for the step that `update` takes.
 
     Args:
         weights: tables [R_t, D] of one D, dtype and device; float32, float64, bfloat16 or float16; D >= 1.
@@ -403,6 +440,11 @@ def embedding_fm(
     if plan is not None:
         require_bag_plan("embedding_fm", plan, ids, offsets, weights, call)
     both = [*weights, *linear]
+    if is_transformed():
+        if update is not None and is_training:
+            refuse_update("embedding_fm")
+        out, embeddings = embedding_fm_composite(weights, linear, ids, offsets, values, call.tables, call.padding)
+        return (out, embeddings) if need_embeddings else out
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed
 from deeprec.kernels.fm_interaction.reference import (
     bi_interaction_reference,
     fm_interaction_grad_reference,
@@ -42,35 +43,18 @@ _library.define("fm_interaction_grad(Tensor grad, Tensor x) -> Tensor", fm_inter
 _library.implement_triton("fm_interaction", ("fm_interaction", "bi_interaction", "fm_interaction_grad"))
 
 
-class _InteractionGrad(torch.autograd.Function):
-    """y[b, f, d] = g[b, d] (S[b, d] - x[b, f, d]), so that second derivatives exist too."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        result: Tensor = torch.ops.deeprec.fm_interaction_grad(grad, x)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        grad, x = ctx.saved_tensors
-        d_grad = d_x = None
-        if ctx.needs_input_grad[0]:
-            wide = wide_dtype(x.dtype)
-            d_grad = grad_y.sum(1, dtype=wide) * x.sum(1, dtype=wide) - (grad_y.to(wide) * x.to(wide)).sum(1)
-            d_grad = (d_grad.sum(1) if grad.dim() == 1 else d_grad).to(grad.dtype)
-        if ctx.needs_input_grad[1]:
-            d_x = _gradient(grad, grad_y)  # y is linear in x, with a symmetric matrix
-        return d_grad, d_x
+def _bi_composite(x: Tensor) -> Tensor:
+    """The pairwise products, each field times the sum of those before it, in PyTorch's own operators; not rounded."""
+    wide = x.to(wide_dtype(x.dtype))
+    return (wide[:, 1:] * wide.cumsum(1)[:, :-1]).sum(1)
 
 
-def _gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """fm_interaction_grad; differentiable where somebody asked for second derivatives."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        result: Tensor = _InteractionGrad.apply(grad, x)  # type: ignore[no-untyped-call]
-        return result
-    result = torch.ops.deeprec.fm_interaction_grad(grad, x)
-    return result
+def _fm_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(gradient_of(ctx, (grad,), lambda x: [_bi_composite(x).sum(1).to(x.dtype)], ctx.saved_tensors))
+
+
+def _bi_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(gradient_of(ctx, (grad,), lambda x: [_bi_composite(x).to(x.dtype)], ctx.saved_tensors))
 
 
 class _FMInteraction(torch.autograd.Function):
@@ -81,9 +65,11 @@ class _FMInteraction(torch.autograd.Function):
         return result
 
     @staticmethod
+    @differentiable(_fm_again)
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return _gradient(grad, x)
+        result: Tensor = torch.ops.deeprec.fm_interaction_grad(grad, x)
+        return result
 
 
 class _BiInteraction(torch.autograd.Function):
@@ -94,9 +80,11 @@ class _BiInteraction(torch.autograd.Function):
         return result
 
     @staticmethod
+    @differentiable(_bi_again)
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return _gradient(grad, x)
+        result: Tensor = torch.ops.deeprec.fm_interaction_grad(grad, x)
+        return result
 
 
 def _check(function: str, x: Tensor) -> None:
@@ -110,7 +98,7 @@ def fm_interaction(x: Tensor) -> Tensor:
     """Sum of the pairwise dot products of the fields: sum_{f<g} x_f . x_g = 0.5 sum_d[(sum_f x)^2 - sum_f x^2].
 
     The products are added up one by one, so there is no difference of large numbers: one field gives exactly 0.
-    Differentiable any number of times (twice and more: outside torch.compile).
+    Differentiable any number of times, forwards and through torch.func (outside torch.compile).
 
     Args:
         x: field embeddings, [B, F, D], float32, bfloat16, float16 or float64; any F and any strides (read in place
@@ -123,6 +111,8 @@ def fm_interaction(x: Tensor) -> Tensor:
     Reference: Rendle 2010, Factorization Machines, lemma 3.1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
     """
     _check("fm_interaction", x)
+    if is_transformed():
+        return _bi_composite(x).sum(1).to(x.dtype)
     if x.requires_grad and torch.is_grad_enabled():
         result: Tensor = _FMInteraction.apply(x)  # type: ignore[no-untyped-call]
         return result
@@ -142,6 +132,8 @@ def bi_interaction(x: Tensor) -> Tensor:
     Reference: He, Chua 2017 (arXiv 1708.05027), eq. 3 and 4.
     """
     _check("bi_interaction", x)
+    if is_transformed():
+        return _bi_composite(x).to(x.dtype)
     if x.requires_grad and torch.is_grad_enabled():
         result: Tensor = _BiInteraction.apply(x)  # type: ignore[no-untyped-call]
         return result

@@ -12,8 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deeprec.kernels._autograd import (
+    Refusal,
+    differentiable,
+    gradient_of,
+    is_transformed,
+    recall,
+    remember,
+    sparse_rows,
+    step_refusal,
+)
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
@@ -25,10 +34,11 @@ from deeprec.kernels.sampled_linear_loss import (
     has_sparse_grad,
     require_csr_plan,
     sampled_linear_loss,
+    sampled_linear_loss_composite,
     take_step,
 )
 from deeprec.kernels.sampled_linear_loss.reference import activate, entry_losses
-from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sparse_linear import sparse_linear, sparse_linear_composite
 
 __all__ = ["PATHS", "masked_autoencoder_loss", "masked_autoencoder_loss_reference", "takes_dense_path"]
 
@@ -72,6 +82,34 @@ def _step_rows(weight: Tensor, update: RowUpdate | GradStep, rows: Tensor, grads
     take_step(weight, update, grads, ones, positions, csr_plan(*positions, weight.shape[0]))
 
 
+def _touched(ctx: Any) -> list[Tensor]:
+    """The rows of the encoder and of the decoder that have a gradient."""
+    return [
+        torch.unique(some[1]) if plan is None else plan.rows
+        for some, plan in zip((ctx.inputs, ctx.outputs), ctx.options.plans, strict=True)
+    ]
+
+
+def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, ...] | Refusal:
+    options, remembered = ctx.options, recall(ctx, "masked_autoencoder_loss")
+    values, targets, entry_weights, *layers = remembered
+    if options.updates is not None:
+        return step_refusal("masked_autoencoder_loss", layers[1])
+
+    def composite(*inputs: Any) -> tuple[Tensor, ...]:
+        encoder, encoder_bias, decoder, decoder_bias = inputs[6:10]
+        indptr, indices = ctx.inputs
+        codes = sparse_linear_composite(indptr, indices, values, encoder, encoder_bias, options.code_activation)
+        given = (*ctx.outputs, targets, entry_weights, options.activation, options.loss)
+        return sampled_linear_loss_composite(codes, decoder, decoder_bias, *given)[:1]
+
+    found = gradient_of(ctx, (grad,), composite, (*[None] * 6, *layers, None))
+    if options.sparse_grad:
+        for place, rows in zip((6, 8), _touched(ctx), strict=True):
+            found[place] = sparse_rows(found[place], rows)
+    return tuple(found)
+
+
 class _DenseLoss(torch.autograd.Function):
     """`trigger` requires a gradient where the step is taken in the backward pass, so that it comes by."""
 
@@ -108,11 +146,12 @@ class _DenseLoss(torch.autograd.Function):
         ctx.options, ctx.inputs, ctx.outputs = options, inputs, outputs
         ctx.encoder, ctx.decoder, ctx.decoder_bias = encoder, decoder, decoder_bias
         ctx.save_for_backward(x, codes, rows, columns, slopes, decoder)
+        remember(ctx, values, targets, entry_weights, encoder, encoder_bias, decoder, decoder_bias)
         ctx.mark_non_differentiable(predictions)
         return losses.sum(dtype=torch.float64).to(wide), predictions
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         x, codes, rows, columns, slopes, _decoder = ctx.saved_tensors
         options, encoder, decoder, decoder_bias = ctx.options, ctx.encoder, ctx.decoder, ctx.decoder_bias
@@ -132,10 +171,7 @@ class _DenseLoss(torch.autograd.Function):
         d_encoder_bias = d_codes.sum(0) if needed[7] else None
         if options.updates is None and not options.sparse_grad:
             return (*([None] * 6), d_encoder, d_encoder_bias, d_decoder, d_bias, None)
-        touched = [
-            torch.unique(some[1]) if plan is None else plan.rows
-            for some, plan in zip((ctx.inputs, ctx.outputs), options.plans, strict=True)
-        ]
+        touched = _touched(ctx)
         if options.updates is None:
             sparse = [
                 None if some is None else coalesced_grad(where.long().unsqueeze(0), some[where.long()], x.shape[1])
@@ -272,7 +308,8 @@ def masked_autoencoder_loss(
                                                               at the output positions p = (b, j); c: entry_weights, or 1
 
     f, g and l are those of `sampled_linear_loss`. The loss has a gradient for both layers and their biases; the
-    predictions have none, and there is no second derivative. Under `torch.compile` a training call with sparse
+    predictions have none. The loss is differentiable any number of times, forwards and through torch.func as
+    `embedding` is, but for the step. Under `torch.compile` a training call with sparse
     gradients or updates runs outside the graph (an error with fullgraph=True).
 
     Args:
@@ -328,8 +365,9 @@ def masked_autoencoder_loss(
     is_training = is_stepping or (torch.is_grad_enabled() and (encoder.requires_grad or decoder.requires_grad))
     nnz = indices.shape[0]
     is_dense = path == "dense" or (path == "auto" and takes_dense_path(nnz, batch, num_columns))
+    is_composite = is_transformed()
     if out_indptr is None or out_indices is None:
-        if plan is None and is_training and (is_stepping or sparse_grad):
+        if plan is None and is_training and (is_stepping or sparse_grad) and not is_composite:
             plan = csr_plan(indptr, indices, num_columns)
         out_indptr, out_indices, out_plan = indptr, indices, plan
     else:
@@ -341,7 +379,7 @@ def masked_autoencoder_loss(
         is_dense |= path == "auto" and takes_dense_path(out_indices.shape[0], batch, num_columns)
     _check_entries("targets", targets, out_indices, wide)
     _check_entries("entry_weights", entry_weights, out_indices, wide)
-    if is_dense:
+    if is_dense and not is_composite:
         if is_training:
             require_csr_plan(function, plan, indptr, indices, num_columns)
             require_csr_plan(function, out_plan, out_indptr, out_indices, num_columns, "out_plan")

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, recall, remember, sparse_rows
 from deeprec.kernels._library import define
 from deeprec.kernels.embedding import EmbeddingPlan, coalesced_grad, embedding_plan, require_embedding_plan
 from deeprec.kernels.ncf_loss.reference import Gradients, ncf_logits_reference, ncf_loss_reference
@@ -84,6 +84,8 @@ class _Call(NamedTuple):
     bfloat16: bool
     num_layers: int
     l2: float
+    users: Tensor
+    items: Tensor
 
 
 def _add_l2(table: Tensor, plan: EmbeddingPlan, weight: float, d_table: Tensor) -> Tensor:
@@ -127,18 +129,57 @@ def _sparse_indices(call: _Call) -> tuple[Tensor, Tensor]:
     return call.user_plan.rows.long().unsqueeze(0), call.item_plan.rows.long().unsqueeze(0)
 
 
+def _composite(
+    parameters: Sequence[Tensor],
+    users: Tensor,
+    items: Tensor,
+    labels: Tensor,
+    scale: float,
+    bfloat16: bool,
+    num_layers: int,
+    l2: float,
+) -> Tensor:
+    """The loss in PyTorch's own operators."""
+    tables, rest = parameters[:4], parameters[4:]
+    weights, biases = rest[:num_layers], rest[num_layers:-2]
+    gmf_user, gmf_item, mlp_user, mlp_item = tables
+    network = (weights, biases, rest[-2].reshape(-1), rest[-1])
+    logits = ncf_logits_reference(gmf_user, gmf_item, mlp_user, mlp_item, users, items, *network, bfloat16=bfloat16)
+    loss = scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    for table, ids in zip(tables, (users, items) * 2, strict=True) if l2 else ():
+        each = l2 * scale * (items.shape[1] if ids is users else 1)
+        loss = loss + 0.5 * each * F.embedding(ids, table).square().sum()
+    return loss
+
+
+def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    call: _Call = ctx.call
+    users, items, labels, *parameters = recall(ctx, "ncf_loss")
+
+    def composite(_: Any, *parameters: Tensor) -> list[Tensor]:
+        how = (call.scale, call.bfloat16, call.num_layers, call.l2)
+        return [_composite(parameters, users, items, labels, *how)]
+
+    found = gradient_of(ctx, (grad,), composite, (None, *parameters))
+    for place in range(4):
+        found[1 + place] = sparse_rows(found[1 + place], (call.user_plan, call.item_plan)[place % 2].rows)
+    return tuple(found)
+
+
 class NCFLoss(torch.autograd.Function):
     """Gradients are computed with the loss; backward hands them out, sparse and coalesced for the tables."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *parameters: Tensor) -> Tensor:
         loss, ctx.gradients = _run(call, parameters)
+        ctx.call = call
+        remember(ctx, call.users, call.items, call.labels, *parameters)
         ctx.indices = _sparse_indices(call)
         ctx.num_table_rows = [table.shape[0] for table in parameters[:4]]
         return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
@@ -326,9 +367,9 @@ def ncf_loss(
 
     Unique rows are looked up, and run through the first layer, once a batch. `backward()` gives the tables coalesced
     sparse gradients (autograd drops their flag `is_coalesced`, not the fact), which `deeprec.train.optim` consumes.
-    Deterministic for any number of threads. backward() runs once a call, and there is no second derivative. Under
-    `torch.compile` the reference formulas are traced instead, and the tables get dense gradients, because AOTAutograd
-    has no sparse ones.
+    Deterministic for any number of threads. backward() runs once a call, unless with create_graph=True: the loss is
+    differentiable any number of times, forwards and through torch.func as `embedding` is. Under `torch.compile` the
+    reference formulas are traced instead, and the tables get dense gradients, because AOTAutograd has no sparse ones.
 
     Args:
         gmf_user, gmf_item: tables [num_users, D], [num_items, D], or both None for no GMF part.
@@ -364,31 +405,15 @@ def ncf_loss(
     parameters = _check(tables, users, items, labels, weights, biases, out_weight, out_bias)
     scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
     labels = labels.to(out_weight.dtype)
-    if torch.compiler.is_compiling():
+    how = (scale, precision == "bfloat16", len(weights), l2)
+    if torch.compiler.is_compiling() or is_transformed():
         if accumulate_grad:
-            raise _error("accumulate_grad must be False under torch.compile", True, "call backward()")
-        logits = ncf_logits_reference(
-            parameters[0],
-            parameters[1],
-            parameters[2],
-            parameters[3],
-            users,
-            items,
-            weights,
-            biases,
-            out_weight.reshape(-1),
-            parameters[-1],
-            bfloat16=precision == "bfloat16",
-        )
-        traced = scale * F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        for table, ids in zip(parameters[:4], (users, items) * 2, strict=True) if l2 else ():
-            each = l2 * scale * (items.shape[1] if ids is users else 1)
-            traced = traced + 0.5 * each * F.embedding(ids, table).square().sum()
-        return traced
+            raise _error("accumulate_grad must be False under torch.compile and torch.func", True, "call backward()")
+        return _composite(parameters, users, items, labels, *how)
     user_plan = _plan_of(users, parameters[0].shape[0], user_plan, "user")
     item_plan = _plan_of(items, parameters[1].shape[0], item_plan, "item")
     _catch_up(parameters[:4], user_plan.rows, item_plan.rows)
-    call = _Call(user_plan, item_plan, labels, scale, precision == "bfloat16", len(weights), l2)
+    call = _Call(user_plan, item_plan, labels, *how, users, items)
     if accumulate_grad:
         return _accumulate_gradients(call, parameters)
     loss: Tensor = NCFLoss.apply(call, *parameters)  # type: ignore[no-untyped-call]

@@ -13,16 +13,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import (
+    Refusal,
+    differentiable,
+    gradient_of,
+    is_transformed,
+    recall,
+    refuse_update,
+    remember,
+    sparse_rows,
+    step_refusal,
+)
 from deeprec.kernels._checks import check_rows, require
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_changed
+from deeprec.kernels.embedding_bag.composite import bag_of_entries
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
-from deeprec.kernels.sampled_linear_loss.reference import sampled_linear_loss_reference
+from deeprec.kernels.sampled_linear_loss.reference import entry_losses, sampled_linear_loss_reference
 
 __all__ = ["ACTIVATIONS", "LOSSES", "csr_plan", "sampled_linear_loss"]
 
@@ -198,6 +210,45 @@ def take_step(
     return values_grad
 
 
+def sampled_linear_loss_composite(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    targets: Tensor,
+    entry_weights: Tensor | None,
+    activation: int,
+    loss: int,
+) -> tuple[Tensor, Tensor]:
+    """Loss and predictions in PyTorch's own operators."""
+    wide = wide_dtype(hidden.dtype)
+    rows = bag_of_entries(indptr, indices.shape[0])
+    z = (F.embedding(rows, hidden).to(wide) * F.embedding(indices, weight).to(wide)).sum(1)
+    if bias is not None:
+        z = z + F.embedding(indices, bias.unsqueeze(1)).squeeze(1).to(wide)
+    losses, predictions, _ = entry_losses(z, targets, activation, loss)
+    if entry_weights is not None:
+        losses = losses * entry_weights
+    return losses.sum(dtype=torch.float64).to(wide), predictions.detach()
+
+
+def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, ...] | Refusal:
+    options, inputs = ctx.options, recall(ctx, "sampled_linear_loss")
+    if options.step is not None:
+        return step_refusal("sampled_linear_loss", inputs[0])
+
+    def composite(*inputs: Any) -> tuple[Tensor, ...]:
+        given: tuple[Any, ...] = (*inputs[:7], options.activation, options.loss)
+        return sampled_linear_loss_composite(*given)[:1]
+
+    found = gradient_of(ctx, (grad,), composite, (*inputs, None, None))
+    if options.sparse_grad and found[1] is not None:
+        _, weight, _, indptr, indices, *_ = inputs
+        found[1] = sparse_rows(found[1], plan_of(indptr, indices, weight.shape[0], ctx.plan).rows)
+    return tuple(found)
+
+
 class _SampledLinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -218,11 +269,12 @@ class _SampledLinearLoss(torch.autograd.Function):
         ctx.options, ctx.plan = options, plan
         ctx.save_for_backward(hidden, indptr, indices, slopes, hidden_grad)
         ctx.weight, ctx.bias = weight, bias
+        remember(ctx, hidden, weight, bias, indptr, indices, targets, entry_weights)
         ctx.mark_non_differentiable(predictions)
         return total, predictions
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, indptr, indices, slopes, hidden_grad = ctx.saved_tensors
         weight, bias, options = ctx.weight, ctx.bias, ctx.options
@@ -319,7 +371,8 @@ def sampled_linear_loss(
         logistic       log(1 + exp(-y a)), y is -1 or 1
         hinge          max(0, 1 - y a)
 
-    The loss has a gradient for hidden, weight and bias; the predictions have none. There is no second derivative. The
+    The loss has a gradient for hidden, weight and bias; the predictions have none. The loss is
+    differentiable any number of times, forwards and through torch.func as `embedding` is, but for the step. The
     gradient of weight is coalesced `torch.sparse_coo`, dense with sparse_grad=False; with `update` the optimizer's step
     on weight (and by update_bias on bias) is taken in the backward pass and they get no gradient. Under `torch.compile`
     a training call with either of the sparse ones runs outside the graph (an error with fullgraph=True).
@@ -356,6 +409,11 @@ def sampled_linear_loss(
         how: dict[str, Any] = {"activation": activation, "loss": loss, "sparse_grad": sparse_grad, "plan": plan}
         how |= {"entry_weights": entry_weights, "update": update, "update_bias": update_bias}
         return _outside_graph(hidden, weight, bias, indptr, indices, targets, **how)
+    if is_transformed():
+        if update is not None and torch.is_grad_enabled():
+            refuse_update("sampled_linear_loss")
+        kinds = (ACTIVATIONS.index(activation), LOSSES.index(loss))
+        return sampled_linear_loss_composite(hidden, weight, bias, indptr, indices, targets, entry_weights, *kinds)
     step = None if update is None or not torch.is_grad_enabled() else (update, update_bias)
     options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, step)
     inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)

@@ -11,12 +11,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from deeprec.kernels import _library
+from deeprec.kernels._autograd import (
+    Refusal,
+    differentiable,
+    gradient_of,
+    is_transformed,
+    recall,
+    refuse_update,
+    remember,
+    sparse_rows,
+    step_refusal,
+)
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
+from deeprec.kernels.embedding_bag.composite import bag_of_entries, sum_by_bag
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import (
     ACTIVATIONS,
     ONE_TABLE,
@@ -27,6 +40,7 @@ from deeprec.kernels.sampled_linear_loss import (
     require_csr_plan,
     take_step,
 )
+from deeprec.kernels.sampled_linear_loss.reference import activate
 from deeprec.kernels.sparse_linear.reference import sparse_linear_reference
 
 __all__ = ["sparse_linear"]
@@ -71,6 +85,32 @@ class _Options(NamedTuple):
     plan: BagPlan | None
 
 
+def sparse_linear_composite(
+    indptr: Tensor, indices: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, activation: int
+) -> Tensor:
+    """activation(X weight + bias) in PyTorch's own operators."""
+    wide = wide_dtype(weight.dtype)
+    rows = F.embedding(indices, weight).to(wide) * values.to(wide).unsqueeze(1)
+    sums = sum_by_bag(rows, bag_of_entries(indptr, indices.shape[0]), indptr.shape[0] - 1)
+    return activate(sums if bias is None else sums + bias.to(wide), activation)[0].to(weight.dtype)
+
+
+def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...] | Refusal:
+    options, inputs = ctx.options, recall(ctx, "sparse_linear")
+    indptr, indices, values, weight, bias = inputs
+    if options.update is not None:
+        return step_refusal("sparse_linear", values, bias)
+
+    def composite(_: Any, *inputs: Any) -> list[Tensor]:
+        given: tuple[Any, ...] = (*inputs[:5], options.activation)
+        return [sparse_linear_composite(*given)]
+
+    found = gradient_of(ctx, (grad,), composite, (None, *inputs, None))
+    if options.sparse_grad and found[4] is not None:
+        found[4] = sparse_rows(found[4], plan_of(indptr, indices, weight.shape[0], options.plan).rows)
+    return tuple(found)
+
+
 class _SparseLinear(torch.autograd.Function):
     """`trigger` requires a gradient where the step is taken in the backward pass, so that it comes by."""
 
@@ -87,13 +127,14 @@ class _SparseLinear(torch.autograd.Function):
     ) -> Tensor:
         out: Tensor = _ops.sparse_linear(indptr, indices, values, weight, bias, options.activation)
         ctx.options, ctx.weight = options, weight
+        remember(ctx, indptr, indices, values, weight, bias)
         # The gradient of values reads the weight again: saved, so that a change is an error.
         reads_again = (weight,) if values.requires_grad else ()
         ctx.save_for_backward(indptr, indices, values, out, *reads_again)
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         indptr, indices, values, out, *_ = ctx.saved_tensors
         weight, options, needed = ctx.weight, ctx.options, ctx.needs_input_grad
@@ -141,7 +182,8 @@ def sparse_linear(
     Gradients go to values, weight and bias; that of weight is coalesced `torch.sparse_coo`, dense with
     sparse_grad=False, and with `update` the optimizer's step on weight is taken in the backward pass. Under
     `torch.compile` a training call with either of the sparse ones runs outside the graph (an error with
-    fullgraph=True). There is no second derivative.
+    fullgraph=True). Differentiable any number of times, forwards and through torch.func as `embedding` is, but for the
+    step that `update` takes.
 
     Args:
         indptr: [B + 1], ascending from 0 to nnz; indices: [nnz] columns in [0, N); both int32 or both int64.
@@ -167,6 +209,10 @@ def sparse_linear(
         return _outside_graph(indptr, indices, values, weight, bias, **how)
     is_training = torch.is_grad_enabled()
     is_stepping = update is not None and is_training
+    if is_transformed():
+        if is_stepping:
+            refuse_update("sparse_linear")
+        return sparse_linear_composite(indptr, indices, values, weight, bias, ACTIVATIONS.index(activation))
     options = _Options(ACTIVATIONS.index(activation), sparse_grad, update if is_stepping else None, plan)
     inputs = (indptr, indices, values, weight, bias)
     trigger = None
