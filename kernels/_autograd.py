@@ -78,6 +78,16 @@ def refuse_update(function: str) -> None:
         raise RuntimeError(step_refusal(function).message)
 
 
+def refuse_derivative(function: str) -> None:
+    """Raise RuntimeError inside a transform that differentiates; vmap alone does not."""
+    if not is_transformed() or torch.compiler.is_compiling():
+        return
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    kinds = torch._C._functorch.TransformType
+    if forward_ad._current_level >= 0 or any(level.key() in (kinds.Grad, kinds.Jvp) for level in levels):
+        raise RuntimeError(f"{function}: has no derivative; call it outside torch.func and forward mode")
+
+
 Backward = Callable[..., Any]
 
 

@@ -93,6 +93,46 @@ def clip_row_norms_(weight: Tensor, ids: Tensor, max_norm: float, norm_type: flo
     table.index_put_((flat.long(),), clipped.to(table.dtype))  # repeated ids write the same row
 
 
+def _divided(grad: Tensor, ids: Tensor) -> Tensor:
+    """`grad`, dense or sparse, each row divided by the number of times that `ids` hold it."""
+    flat = ids.reshape(-1).long()
+    if not grad.is_sparse:
+        counts = torch.zeros(grad.shape[0], dtype=torch.float32, device=grad.device)
+        counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.float32))
+        return grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1)
+    grad = grad.coalesce()
+    rows, values = grad.indices()[0], grad.values()
+    distinct, every = torch.unique(flat, return_counts=True)
+    counts = every[torch.searchsorted(distinct, rows)].to(values.dtype)
+    return torch.sparse_coo_tensor(
+        rows[None], values / counts.unsqueeze(1), grad.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+class _DividedGradient(torch.autograd.Function):
+    """`_divided`, which is no gradient of any function: backwards there is nothing to differentiate."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, ids: Tensor) -> Tensor:
+        return _divided(grad, ids)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            "Embedding: gradients that scale_grad_by_freq has divided have no second derivative; leave it off"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return _divided(tangent, ctx.saved_tensors[0])
+
+
 class _ScaleByFrequency(torch.autograd.Function):
     """The table itself; its gradient is divided row by row by the number of times the row was looked up."""
 
@@ -106,21 +146,11 @@ class _ScaleByFrequency(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Differentiable as it stands."""
         (ids,) = ctx.saved_tensors
-        flat = ids.reshape(-1).long()
-        if not grad.is_sparse:
-            counts = torch.zeros(grad.shape[0], dtype=torch.float32, device=grad.device)
-            counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.float32))
-            return grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1), None
-        grad = grad.coalesce()
-        rows, values = grad.indices()[0], grad.values()
-        distinct, every = torch.unique(flat, return_counts=True)
-        counts = every[torch.searchsorted(distinct, rows)].to(values.dtype)
-        scaled = torch.sparse_coo_tensor(
-            rows[None], values / counts.unsqueeze(1), grad.shape, is_coalesced=True, check_invariants=False
-        )
-        return scaled, None
+        if torch.compiler.is_compiling():
+            return _divided(grad, ids), None
+        divided: Tensor = _DividedGradient.apply(grad, ids)  # type: ignore[no-untyped-call]
+        return divided, None
 
 
 class _TransformedScaleByFrequency(_ScaleByFrequency):

@@ -437,14 +437,14 @@ def embedding_fm(
     if offsets is not None and offsets.dtype != ids.dtype:
         offsets = offsets.to(ids.dtype)
     is_training = torch.is_grad_enabled()
-    if plan is not None:
-        require_bag_plan("embedding_fm", plan, ids, offsets, weights, call)
     both = [*weights, *linear]
     if is_transformed():
         if update is not None and is_training:
             refuse_update("embedding_fm")
         out, embeddings = embedding_fm_composite(weights, linear, ids, offsets, values, call.tables, call.padding)
         return (out, embeddings) if need_embeddings else out
+    if plan is not None:
+        require_bag_plan("embedding_fm", plan, ids, offsets, weights, call)
     if update is not None and is_training:
         if trigger is None:
             trigger = torch.zeros((), device=ids.device, requires_grad=True)

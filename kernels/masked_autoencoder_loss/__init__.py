@@ -19,6 +19,7 @@ from deeprec.kernels._autograd import (
     gradient_of,
     is_transformed,
     recall,
+    refuse_update,
     remember,
     sparse_rows,
     step_refusal,
@@ -340,6 +341,9 @@ def masked_autoencoder_loss(
     """
     function = "masked_autoencoder_loss"
     _check_words(code_activation, activation, loss, path)
+    is_composite = is_transformed()
+    if is_composite and update_encoder is not None and torch.is_grad_enabled():
+        refuse_update(function)
     if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update_encoder, encoder, decoder):
         where = {"out_indptr": out_indptr, "out_indices": out_indices, "targets": targets, "plan": plan}
         how = {"code_activation": code_activation, "activation": activation, "loss": loss, "path": path}
@@ -365,7 +369,6 @@ def masked_autoencoder_loss(
     is_training = is_stepping or (torch.is_grad_enabled() and (encoder.requires_grad or decoder.requires_grad))
     nnz = indices.shape[0]
     is_dense = path == "dense" or (path == "auto" and takes_dense_path(nnz, batch, num_columns))
-    is_composite = is_transformed()
     if out_indptr is None or out_indices is None:
         if plan is None and is_training and (is_stepping or sparse_grad) and not is_composite:
             plan = csr_plan(indptr, indices, num_columns)

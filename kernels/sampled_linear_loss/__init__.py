@@ -405,15 +405,15 @@ def sampled_linear_loss(
     if loss == "cross_entropy" and activation != "sigmoid":
         raise ValueError(f"sampled_linear_loss: loss 'cross_entropy' needs activation 'sigmoid', got {activation!r}")
     _check(hidden, weight, bias, indptr, indices, {"targets": targets, "entry_weights": entry_weights})
-    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
-        how: dict[str, Any] = {"activation": activation, "loss": loss, "sparse_grad": sparse_grad, "plan": plan}
-        how |= {"entry_weights": entry_weights, "update": update, "update_bias": update_bias}
-        return _outside_graph(hidden, weight, bias, indptr, indices, targets, **how)
     if is_transformed():
         if update is not None and torch.is_grad_enabled():
             refuse_update("sampled_linear_loss")
         kinds = (ACTIVATIONS.index(activation), LOSSES.index(loss))
         return sampled_linear_loss_composite(hidden, weight, bias, indptr, indices, targets, entry_weights, *kinds)
+    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
+        how: dict[str, Any] = {"activation": activation, "loss": loss, "sparse_grad": sparse_grad, "plan": plan}
+        how |= {"entry_weights": entry_weights, "update": update, "update_bias": update_bias}
+        return _outside_graph(hidden, weight, bias, indptr, indices, targets, **how)
     step = None if update is None or not torch.is_grad_enabled() else (update, update_bias)
     options = _Options(ACTIVATIONS.index(activation), LOSSES.index(loss), sparse_grad, step)
     inputs = (hidden, weight, bias, indptr, indices, targets, entry_weights)

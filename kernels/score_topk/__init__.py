@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeprec.kernels._autograd import refuse_derivative
 from deeprec.kernels._errors import translate
 from deeprec.kernels._library import define, has_triton, implement
 from deeprec.kernels.score_topk.reference import (
@@ -84,6 +85,8 @@ class TopK(NamedTuple):
 def score_items(scorer: DotScorer | NCFScorer, *, precision: str = "float32") -> Tensor:
     """Score of every item for every user of the block, dense.
 
+    The scores are detached: no derivative goes through them.
+
     Args:
         scorer: what computes a score.
         precision: "float32", or "bfloat16" for the products of an `NCFScorer`'s hidden layers (operands rounded to
@@ -93,7 +96,9 @@ def score_items(scorer: DotScorer | NCFScorer, *, precision: str = "float32") ->
     Raises:
         TypeError: tensors that are not float32, bfloat16 or float16.
         ValueError: shapes that do not fit; an unknown precision.
+        RuntimeError: torch.func or forward mode asks for a derivative.
     """
+    refuse_derivative("score_items")
     use_bfloat16 = _use_bfloat16(precision)
     with torch.no_grad():
         if isinstance(scorer, DotScorer):
@@ -116,7 +121,8 @@ def score_topk(
     """The k best unseen items of each user. Users x items scores never exist in memory.
 
     Among equal scores the lower item id comes first. NaN and -inf are never recommended. The result does not depend
-    on the number of threads, nor a user's result on the other users of the call.
+    on the number of threads, nor a user's result on the other users of the call. The values are detached: no derivative
+    goes through them.
 
     Args:
         scorer: what computes a score.
@@ -132,7 +138,10 @@ def score_topk(
         IndexError: seen_rows outside the lists.
         ValueError: shapes that do not fit, k out of range, an unknown precision.
         MemoryError: [B, k] does not fit into memory.
+        ValueError: shapes that do not fit, k < 0, an unknown precision.
+        RuntimeError: torch.func or forward mode asks for a derivative.
     """
+    refuse_derivative("score_topk")
     use_bfloat16 = _use_bfloat16(precision)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer, torch.SymInt)):
         raise TypeError(f"score_topk: k must be an integer, got {k!r}")

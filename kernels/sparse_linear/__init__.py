@@ -204,15 +204,15 @@ def sparse_linear(
     Reference: Sedhain et al. 2015 (AutoRec), eq. 1: g(V r + mu).
     """
     _check(indptr, indices, values, weight, bias, activation)
-    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
-        how = {"activation": activation, "sparse_grad": sparse_grad, "plan": plan, "update": update}
-        return _outside_graph(indptr, indices, values, weight, bias, **how)
     is_training = torch.is_grad_enabled()
     is_stepping = update is not None and is_training
     if is_transformed():
         if is_stepping:
             refuse_update("sparse_linear")
         return sparse_linear_composite(indptr, indices, values, weight, bias, ACTIVATIONS.index(activation))
+    if torch.compiler.is_compiling() and has_sparse_grad(sparse_grad, update, weight):
+        how = {"activation": activation, "sparse_grad": sparse_grad, "plan": plan, "update": update}
+        return _outside_graph(indptr, indices, values, weight, bias, **how)
     options = _Options(ACTIVATIONS.index(activation), sparse_grad, update if is_stepping else None, plan)
     inputs = (indptr, indices, values, weight, bias)
     trigger = None

@@ -96,14 +96,13 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda w: embedding(w, ids, sparse_grad=False), weight)
 
 
-def test_second_derivative_is_refused() -> None:
+def test_gradient_differentiated_by_what_came_in_is_the_lookup() -> None:
     weight = torch.randn(6, 5, requires_grad=True)
     grad = torch.ones(2, 5, requires_grad=True)
-    (first,) = torch.autograd.grad(
-        embedding(weight, torch.tensor([1, 2]), sparse_grad=False), weight, grad, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    ids, other = torch.tensor([1, 2]), torch.randn(6, 5)
+    (first,) = torch.autograd.grad(embedding(weight, ids, sparse_grad=False), weight, grad, create_graph=True)
+    (second,) = torch.autograd.grad(first, grad, other)
+    assert torch.equal(second, other[ids])
 
 
 @pytest.mark.parametrize("sparse_grad", [True, False])

@@ -303,16 +303,6 @@ def test_sparse_gradients_are_coalesced_and_equal_the_dense_ones(shape: Any) -> 
         assert torch.equal(sparse.to_dense(), dense)
 
 
-def test_second_derivative_is_refused() -> None:
-    b = batch_of([0, 1], (4, None), 3)
-    leaves = [w.clone().requires_grad_() for w in b.weights]
-    grad = torch.ones(4, requires_grad=True)
-    out = embedding_fm(leaves, [], b.ids, sparse_grad=False)
-    first, *_ = torch.autograd.grad(out, leaves, grad, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_a_table_changed_before_its_backward_pass_is_an_error() -> None:
     b = batch_of([0, 1], (4, None), 3)
     leaves = [w.clone().requires_grad_() for w in b.weights]
