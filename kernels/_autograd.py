@@ -125,7 +125,7 @@ def _refused(refusal: Refusal, ctx: Any, backward: Backward, grads: Sequence[Ten
 
 def remember(ctx: Any, *inputs: Tensor | None) -> None:
     """Keep what only a differentiable gradient reads; unlike save_for_backward it may change before any other."""
-    ctx.remembered, ctx.versions = inputs, [_version_of(tensor) for tensor in inputs]
+    ctx.remembered, ctx.versions = inputs, _versions(inputs)
 
 
 def recall(ctx: Any, function: str) -> list[Any]:
@@ -134,7 +134,7 @@ def recall(ctx: Any, function: str) -> list[Any]:
     Raises:
         RuntimeError: a tensor has been changed in place since.
     """
-    if [_version_of(tensor) for tensor in ctx.remembered] != ctx.versions:
+    if _versions(ctx.remembered) != ctx.versions:
         raise RuntimeError(
             f"{function}: its inputs must stay as they were until a backward pass with create_graph=True, got one that "
             "was modified by an inplace operation; take the step after the backward pass"
@@ -142,10 +142,13 @@ def recall(ctx: Any, function: str) -> list[Any]:
     return list(ctx.remembered)
 
 
-def _version_of(tensor: Tensor | None) -> int:
-    if tensor is None or torch.compiler.is_compiling() or tensor.is_inference():
-        return 0
-    return tensor._version
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    if torch.compiler.is_compiling():
+        return []
+    try:
+        return [0 if tensor is None else tensor._version for tensor in tensors]
+    except RuntimeError:  # tensors of inference_mode have none
+        return []
 
 
 def gradient_of(

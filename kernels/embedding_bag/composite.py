@@ -7,6 +7,7 @@ traces them. Letters: T tables, F features, B bags a feature, nnz entries.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,12 +26,14 @@ class Entries(NamedTuple):
         bags: bag of each in [0, B), int64.
         keep: those that count: neither padding nor, where the offsets cannot be read, those of other features, bool.
         values: the number that goes with each, or None.
+        is_whole: whether these are the feature's entries and no others.
     """
 
     ids: Tensor
     bags: Tensor
     keep: Tensor
     values: Tensor | None
+    is_whole: bool = True
 
 
 def bag_of_entries(offsets: Tensor, nnz: int) -> Tensor:
@@ -45,12 +48,19 @@ def sum_by_bag(rows: Tensor, bags: Tensor, batch: int) -> Tensor:
     return rows.new_zeros(batch, rows.shape[1]).scatter_add(0, bags.unsqueeze(1).expand_as(rows), rows)
 
 
-def _bounds(offsets: Tensor, batch: int, num_features: int) -> list[int] | None:
+def _bounds(offsets: Tensor, batch: int, num_features: int, nnz: int) -> list[int] | None:
     """Where each feature's entries begin and the last one's end; None where the offsets are traced or batched."""
-    if torch.compiler.is_compiling():
+    is_exporting = torch.onnx.is_in_onnx_export()
+    if torch.compiler.is_compiling() and not is_exporting:
         return None
     try:
-        return [int(offsets[f * batch]) for f in range(num_features + 1)]
+        bounds: list[int] = [offsets[f * batch].item() for f in range(num_features + 1)]  # type: ignore[misc]
+        if is_exporting:
+            for first, last in pairwise(bounds):
+                torch._check(first >= 0)
+                torch._check(last >= first)
+                torch._check(last <= nnz)
+        return bounds
     except RuntimeError:  # vmap: there is no one value
         return None
 
@@ -73,7 +83,7 @@ def entries_of(ids: Tensor, offsets: Tensor | None, values: Tensor | None, paddi
             out.append(Entries(ids[f], bags, ids[f] != pad, None if values is None else values[f]))
         return out
     every = bag_of_entries(offsets, ids.shape[0])
-    bounds = [0, ids.shape[0]] if count == 1 else _bounds(offsets, batch, count)
+    bounds = [0, ids.shape[0]] if count == 1 else _bounds(offsets, batch, count, ids.shape[0])
     for f, pad in enumerate(padding):
         mine = slice(None) if bounds is None else slice(bounds[f], bounds[f + 1])
         some, bags = ids[mine], every[mine] - f * batch
@@ -82,7 +92,7 @@ def entries_of(ids: Tensor, offsets: Tensor | None, values: Tensor | None, paddi
             is_mine = (bags >= 0) & (bags < batch)
             # Ids of other features need not be rows of this one's table.
             some, bags, keep = torch.where(is_mine, some, 0), torch.where(is_mine, bags, 0), keep & is_mine
-        out.append(Entries(some, bags, keep, None if values is None else values[mine]))
+        out.append(Entries(some, bags, keep, None if values is None else values[mine], bounds is not None))
     return out
 
 
@@ -133,7 +143,8 @@ def embedding_bags_composite(
 ) -> list[Tensor]:
     """[pooled [B, sum D_f], one [nnz_f, D_f] for each unpooled feature], as `embedding_bags` returns them.
 
-    Where the offsets are traced or batched, an unpooled feature must be the only one.
+    Raises:
+        RuntimeError: an unpooled feature is not the only one, and the offsets are batched or traced by torch.compile.
     """
     batch, dtype = num_bags(ids, offsets, len(tables)), weights[0].dtype
     pooled, sequences = [weights[0].new_zeros(batch, 0)], []
@@ -144,6 +155,11 @@ def embedding_bags_composite(
         elif is_pooled(mode, offsets):
             pooled.append(_pooled(entries, weights[table], mode, batch).to(dtype))
         else:
+            if not entries.is_whole:
+                raise RuntimeError(
+                    "embedding_bags: rows of mode 'none' beside other features need offsets that can be read, got some "
+                    "that vmap batches or torch.compile traces; give that feature a call of its own"
+                )
             sequences.append(F.embedding(entries.ids, weights[table], pad if pad >= 0 else None))
     return [torch.cat(pooled, 1), *sequences]
 

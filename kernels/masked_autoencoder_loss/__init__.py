@@ -92,10 +92,10 @@ def _touched(ctx: Any) -> list[Tensor]:
 
 
 def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, ...] | Refusal:
-    options, remembered = ctx.options, recall(ctx, "masked_autoencoder_loss")
-    values, targets, entry_weights, *layers = remembered
+    options = ctx.options
     if options.updates is not None:
-        return step_refusal("masked_autoencoder_loss", layers[1])
+        return step_refusal("masked_autoencoder_loss", ctx.remembered[4])
+    values, targets, entry_weights, *layers = recall(ctx, "masked_autoencoder_loss")
 
     def composite(*inputs: Any) -> tuple[Tensor, ...]:
         encoder, encoder_bias, decoder, decoder_bias = inputs[6:10]

@@ -234,9 +234,10 @@ def sampled_linear_loss_composite(
 
 
 def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, ...] | Refusal:
-    options, inputs = ctx.options, recall(ctx, "sampled_linear_loss")
+    options = ctx.options
     if options.step is not None:
-        return step_refusal("sampled_linear_loss", inputs[0])
+        return step_refusal("sampled_linear_loss", ctx.remembered[0])
+    inputs = recall(ctx, "sampled_linear_loss")
 
     def composite(*inputs: Any) -> tuple[Tensor, ...]:
         given: tuple[Any, ...] = (*inputs[:7], options.activation, options.loss)

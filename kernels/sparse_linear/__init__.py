@@ -96,10 +96,12 @@ def sparse_linear_composite(
 
 
 def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...] | Refusal:
-    options, inputs = ctx.options, recall(ctx, "sparse_linear")
-    indptr, indices, values, weight, bias = inputs
+    options = ctx.options
     if options.update is not None:
+        _, _, values, _, bias = ctx.remembered
         return step_refusal("sparse_linear", values, bias)
+    inputs = recall(ctx, "sparse_linear")
+    indptr, indices, _, weight, _ = inputs
 
     def composite(_: Any, *inputs: Any) -> list[Tensor]:
         given: tuple[Any, ...] = (*inputs[:5], options.activation)

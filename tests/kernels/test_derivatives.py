@@ -251,6 +251,10 @@ def test_ids_and_offsets_are_batched() -> None:
 
     want = torch.stack([call(*some) for some in zip(ids, offsets, strict=True)])
     torch.testing.assert_close(torch.vmap(call)(ids, offsets), want)
+    with pytest.raises(RuntimeError, match="'none' beside other features need offsets that can be read"):
+        torch.vmap(lambda i, o: embedding_bags(weights, i, o, tables=(0, 1, 1), modes=("sum", "none", "sum"))[1])(
+            ids, offsets
+        )
     many = ids[:, :6].reshape(4, 2, 3)
     torch.testing.assert_close(torch.vmap(lambda i: embedding(weights[0], i))(many), embedding(weights[0], many))
     grads = torch.vmap(torch.func.grad(lambda w, i: embedding(w, i).pow(2).sum()), (None, 0))(weights[0], many)

@@ -38,19 +38,21 @@ class Model(nn.Module):
         self.plain = Embedding(ROWS, 4)
         self.padded = Embedding(ROWS, 4, padding_idx=3, scale_grad_by_freq=True)
         self.bags = nn.ModuleList(EmbeddingBag(ROWS, 4, mode=mode, padding_idx=3) for mode in ("sum", "mean", "max"))
-        self.many = EmbeddingCollection([Table("user", ROWS, 4), Table("tags", ROWS, 6, "mean", padding_idx=0)])
+        self.many = EmbeddingCollection(
+            [Table("user", ROWS, 4), Table("tags", ROWS, 6, "mean", padding_idx=0), Table("words", ROWS, 2, "none")]
+        )
         tables = [Table("a", ROWS, 4), Table("rest", ROWS, 4, features=("b", "c"), padding_idx=3)]
         self.machine = FactorizationMachine(tables, return_embeddings=True, optimizer_in_backward=step)
         self.pairs = FMInteraction()
-        self.deep = MLP(22, (8,), out_features=1, dropout=0.5, batch_norm=True)
+        self.deep = MLP(28, (8,), out_features=1, dropout=0.5, batch_norm=True)
         for table in [*self.machine.weights(), *self.machine.linear_weights()]:
             nn.init.normal_(table)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         logit, rows = self.machine(ids, values=values)
         fields = [self.plain(ids[:, 0]), self.padded(ids[:, 1]), *(bag(ids) for bag in self.bags)]
-        pooled = self.many({"user": ids[:, 0], "tags": ids})
-        deep = self.deep(torch.cat([rows.flatten(1), pooled], 1)).squeeze(1)
+        pooled, unpooled = self.many({"user": ids[:, 0], "tags": ids, "words": ids})
+        deep = self.deep(torch.cat([rows.flatten(1), pooled, unpooled["words"].flatten(1)], 1)).squeeze(1)
         return logit + deep + self.pairs(torch.stack(fields, 1))
 
 
