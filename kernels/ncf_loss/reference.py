@@ -44,10 +44,13 @@ def ncf_logits_reference(
         [G, 1 + n].
     """
     gmf_width = gmf_user.shape[1]
-    logits = ((gmf_user[users][:, None] * gmf_item[items]) @ out_weight[:gmf_width]) + out_bias
+    logits = (
+        (F.embedding(users, gmf_user)[:, None] * F.embedding(items, gmf_item)) @ out_weight[:gmf_width]
+    ) + out_bias
     if not weights:
         return logits
-    x = torch.cat([mlp_user[users][:, None].expand(*items.shape, -1), mlp_item[items]], dim=-1)
+    left = F.embedding(users, mlp_user)[:, None].expand(*items.shape, -1)
+    x = torch.cat([left, F.embedding(items, mlp_item)], dim=-1)
     for weight, bias in zip(weights, biases, strict=True):
         x = F.relu(_rounded(x, bfloat16) @ _rounded(weight, bfloat16).T + bias)
     return logits + x @ out_weight[gmf_width:]

@@ -241,6 +241,17 @@ def test_ncf_loss_has_every_derivative() -> None:
         torch.testing.assert_close(second.to_dense(), want_second)
 
 
+def test_ncf_loss_takes_no_negative_id_inside_transforms() -> None:
+    tables = [torch.randn(2, 3), torch.randn(4, 3)]
+    for users, items in ((USERS - 1, ITEMS), (USERS, ITEMS - 1)):
+        with pytest.raises((IndexError, RuntimeError)):
+            torch.func.grad(
+                lambda w, users=users, items=items: ncf_loss(
+                    *tables, None, None, users, items, LABELS.float(), [], [], w, None
+                )
+            )(torch.ones(3))
+
+
 def test_ids_and_offsets_are_batched() -> None:
     weights = [random(6, 2), random(6, 3)]
     ids = torch.randint(0, 6, (4, 9))
