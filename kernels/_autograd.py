@@ -24,7 +24,9 @@ from torch.autograd import forward_ad
 
 _is_in_functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # What is_grads_batched makes: torch's older vmap, apart from torch.func.
-_is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+_is_batched: Callable[[Tensor], bool] = getattr(
+    torch._C._functorch, "is_legacy_batchedtensor", torch._C._functorch.is_batchedtensor
+)
 
 
 def is_transformed() -> bool:
@@ -175,11 +177,13 @@ def gradient_of(
             for out, grad in zip(composite(*own), grads, strict=False)
             if grad is not None and out.requires_grad
         ]
+    result: list[Any] = [None] * len(own)
+    if not pairs:  # a table that no feature looks up in
+        return result
     outputs, given = zip(*pairs, strict=True)
     found = torch.autograd.grad(
         outputs, [own[place] for place in needed], given, create_graph=is_recorded, allow_unused=True
     )
-    result: list[Any] = [None] * len(own)
     for place, grad in zip(needed, found, strict=True):
         result[place] = grad
     return result

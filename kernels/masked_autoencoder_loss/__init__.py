@@ -364,7 +364,7 @@ def masked_autoencoder_loss(
     batch, num_columns, wide = indptr.shape[0] - 1, encoder.shape[0], wide_dtype(encoder.dtype)
     _check_rows("", indptr, indices, num_columns)
     _check_entries("values", values, indices, encoder.dtype)
-    values = values.detach()
+    values = values if is_composite else values.detach()
     is_stepping = update_encoder is not None and torch.is_grad_enabled()
     is_training = is_stepping or (torch.is_grad_enabled() and (encoder.requires_grad or decoder.requires_grad))
     nnz = indices.shape[0]

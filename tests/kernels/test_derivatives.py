@@ -241,6 +241,17 @@ def test_ncf_loss_has_every_derivative() -> None:
         torch.testing.assert_close(second.to_dense(), want_second)
 
 
+def test_transforms_differentiate_the_entries_of_an_autoencoder_too() -> None:
+    layers = [torch.randn(*shape, dtype=torch.float64) for shape in ((5, 2), (2,), (5, 2), (5,))]
+
+    def loss(values: Tensor) -> Tensor:
+        return masked_autoencoder_loss(INDPTR, INDICES, values, *layers)[0]
+
+    step = torch.full((5,), 1e-6, dtype=torch.float64)
+    slope = (loss(TARGETS + step) - loss(TARGETS - step)) / 2e-6
+    torch.testing.assert_close(torch.func.grad(loss)(TARGETS).sum(), slope, rtol=1e-6, atol=1e-8)
+
+
 def test_ncf_loss_takes_no_negative_id_inside_transforms() -> None:
     tables = [torch.randn(2, 3), torch.randn(4, 3)]
     for users, items in ((USERS - 1, ITEMS), (USERS, ITEMS - 1)):
@@ -356,6 +367,19 @@ def test_a_graph_that_is_kept_but_not_differentiated_costs_nothing(sparse: bool)
         grads.append(weight.grad.detach().to_dense())
     torch.testing.assert_close(grads[1], grads[0])
     torch.testing.assert_close(grads[2], grads[0])
+
+
+def test_a_table_that_is_not_looked_up_has_no_gradient_of_any_order() -> None:
+    weights = [torch.randn(6, 3), torch.randn(6, 3, requires_grad=True)]
+    for sparse in (True, False):
+        out, _ = embedding_bags(weights, IDS, tables=(0, 0), sparse_grad=sparse)
+        (first,) = torch.autograd.grad(out.sum(), weights[1], create_graph=True, allow_unused=True)
+        assert first is None or not first.to_dense().any()
+    weights[0].requires_grad_()
+    out, _ = embedding_bags(weights, IDS, tables=(0, 0), sparse_grad=False)
+    firsts = torch.autograd.grad(out.pow(3).sum(), weights, create_graph=True, allow_unused=True)
+    (second,) = torch.autograd.grad(firsts[0].sum(), weights[0])
+    assert second.any()
 
 
 def test_an_input_changed_before_it_is_differentiated_again_is_an_error() -> None:
