@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed
-
 from deeprec.nn.layer import layer_forward
 
 # Rows at a time: their pairs, a few hundred thousand numbers, stay in the cache.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.kernels.embedding_bag.composite import entries_of, sum_by_bag
 from deeprec.kernels.embedding_bag.checks import num_bags
+from deeprec.kernels.embedding_bag.composite import entries_of, sum_by_bag
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 
 

@@ -138,7 +138,6 @@ def score_topk(
         IndexError: seen_rows outside the lists.
         ValueError: shapes that do not fit, k out of range, an unknown precision.
         MemoryError: [B, k] does not fit into memory.
-        ValueError: shapes that do not fit, k < 0, an unknown precision.
         RuntimeError: torch.func or forward mode asks for a derivative.
     """
     refuse_derivative("score_topk")
