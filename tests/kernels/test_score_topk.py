@@ -292,7 +292,7 @@ def test_compiles_to_one_graph() -> None:
 def test_bad_arguments_are_refused() -> None:
     dot, ncf = dot_scorer(5, 40, 4), ncf_scorer(5, 40, 4, [8, 4])
     indptr, indices = random_seen(5, 40)
-    with pytest.raises(ValueError, match="k must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"k must be in \[0, 2\^31\), got -1"):
         score_topk(dot, -1)
     with pytest.raises(ValueError, match=r"users must be \[B, D\]"):
         score_topk(dot._replace(items=dot.items[:, :2]), 3)
