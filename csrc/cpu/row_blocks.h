@@ -113,6 +113,24 @@ inline int64_t rounding_seed(int64_t seed, int64_t step, int64_t table) {
   return static_cast<int64_t>(mixed & 0x7fffffffffffffffu);
 }
 
+// Each number that the rule uses is in its domain.
+inline void check_options(const char* op, Rule rule, double lr, const std::vector<double>& options) {
+  if (rule == Rule::ftrl) {
+    check_ftrl(op, lr, options[2], options[3], options[0]);
+    STD_TORCH_CHECK(options[1] == 0, op, ": FTRL takes no weight_decay but l2, got ", options[1]);
+    return;
+  }
+  check_rates(op, lr, options[1]);
+  if (rule == Rule::sgd) {
+    check_momentum(op, options[2]);
+  } else {
+    check_eps(op, options[0]);
+  }
+  if (rule == Rule::adam) {
+    check_betas(op, options[2], options[3]);
+  }
+}
+
 // Checks everything and changes nothing. options: eps, weight_decay, beta1 (momentum), beta2; of FTRL beta, 0, l1, l2.
 inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights, const std::vector<Tensor>& first,
                               const std::vector<Tensor>& second, int64_t rule, const Tensor& lr, const Tensor& step,
@@ -137,9 +155,9 @@ inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights
                : kind == Rule::ftrl    ? DEEPREC_DISPATCH(ftrl_rows)
                                        : DEEPREC_DISPATCH(rowwise_adagrad_rows);
   const double rate = *static_cast<const double*>(lr.data_ptr()), count = static_cast<double>(*out.step + 1);
-  if (kind == Rule::ftrl) {
-    check_ftrl(op, rate, options[2], options[3], options[0]);
-    STD_TORCH_CHECK(options[1] == 0, op, ": FTRL takes no weight_decay but l2, got ", options[1]);
+  check_options(op, kind, rate, options);
+  if (kind == Rule::adam) {
+    check_step(op, *out.step + 1);
   }
   for (size_t t = 0; t < weights.size(); ++t) {
     check_weight(op, weights[t]);

@@ -277,6 +277,8 @@ void sgd_update_(const Tensor& weight, const std::optional<Tensor>& momentum_buf
   if (momentum_buffer) {
     args.first_state = state_data("sgd_update_", "momentum_buffer", *momentum_buffer, weight, weight.numel());
   }
+  check_rates("sgd_update_", lr, weight_decay);
+  check_momentum("sgd_update_", momentum);
   args.lr = lr;
   args.beta1 = momentum;
   args.weight_decay = weight_decay;
@@ -288,6 +290,8 @@ void adagrad_update_(const Tensor& weight, const Tensor& sum, const Tensor& rows
                      double eps, double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("adagrad_update_", weight, rows, &grads);
   args.first_state = state_data("adagrad_update_", "sum", sum, weight, weight.numel());
+  check_rates("adagrad_update_", lr, weight_decay);
+  check_eps("adagrad_update_", eps);
   args.lr = lr;
   args.eps = eps;
   args.weight_decay = weight_decay;
@@ -299,6 +303,8 @@ void rowwise_adagrad_update_(const Tensor& weight, const Tensor& sum, const Tens
                              double lr, double eps, double weight_decay, int64_t rounding_seed) {
   RowUpdateArgs args = row_update_args("rowwise_adagrad_update_", weight, rows, &grads);
   args.first_state = state_data("rowwise_adagrad_update_", "sum", sum, weight, weight.size(0));
+  check_rates("rowwise_adagrad_update_", lr, weight_decay);
+  check_eps("rowwise_adagrad_update_", eps);
   args.lr = lr;
   args.eps = eps;
   args.weight_decay = weight_decay;
@@ -312,6 +318,10 @@ void adam_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp
   RowUpdateArgs args = row_update_args("adam_update_", weight, rows, &grads);
   args.first_state = state_data("adam_update_", "exp_avg", exp_avg, weight, weight.numel());
   args.second_state = state_data("adam_update_", "exp_avg_sq", exp_avg_sq, weight, weight.numel());
+  check_step("adam_update_", step);
+  check_rates("adam_update_", lr, weight_decay);
+  check_betas("adam_update_", beta1, beta2);
+  check_eps("adam_update_", eps);
   args.beta1 = beta1;
   args.beta2 = beta2;
   args.eps = eps;

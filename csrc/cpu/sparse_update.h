@@ -51,6 +51,9 @@ static DEEPREC_ALWAYS_INLINE void prefetch_for_write(const void* row, int64_t by
 }  // namespace deeprec
 
 #ifdef DEEPREC_ISA_portable
+#include <cmath>
+#include <limits>
+
 #include "tensor.h"
 
 namespace deeprec {
@@ -73,11 +76,39 @@ inline void* state_data(const char* op, const char* name, const Tensor& state, c
   return state.data_ptr();
 }
 
+// The numbers of a rule, as check_number and its kin in kernels/sparse_update/reference.py; NaN is in no domain.
+inline void check_number(const char* op, const char* name, double value, bool holds, const char* requirement) {
+  STD_TORCH_CHECK(holds && std::isfinite(value), op, ": ", name, " must be ", requirement, ", got ", value);
+}
+
+inline void check_rates(const char* op, double lr, double weight_decay) {
+  check_number(op, "lr", lr, true, "a finite number");
+  check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
+}
+
+inline void check_momentum(const char* op, double momentum) {
+  check_number(op, "momentum", momentum, momentum >= 0, "a finite number >= 0");
+}
+
+inline void check_eps(const char* op, double eps) { check_number(op, "eps", eps, eps > 0, "a finite number > 0"); }
+
+inline void check_betas(const char* op, double beta1, double beta2) {
+  check_number(op, "beta1", beta1, beta1 >= 0 && beta1 < 1, "in [0, 1)");
+  check_number(op, "beta2", beta2, beta2 >= 0 && beta2 < 1, "in [0, 1)");
+}
+
+inline void check_step(const char* op, int64_t step) {
+  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
+                  step);
+}
+
 // The rule divides by lr.
 inline void check_ftrl(const char* op, double lr, double l1, double l2, double beta) {
-  STD_TORCH_CHECK(lr > 0 && l1 >= 0 && l2 >= 0 && beta >= 0, op,
-                  ": FTRL needs lr > 0 and l1, l2, beta >= 0; a schedule of lr must not reach 0, got lr ", lr, ", l1 ",
-                  l1, ", l2 ", l2, ", beta ", beta);
+  STD_TORCH_CHECK(lr > 0 && l1 >= 0 && l2 >= 0 && beta >= 0 && std::isfinite(lr) && std::isfinite(l1) &&
+                      std::isfinite(l2) && std::isfinite(beta),
+                  op,
+                  ": FTRL needs lr > 0 and l1, l2, beta >= 0, all finite; a schedule of lr must not reach 0, got lr ",
+                  lr, ", l1 ", l1, ", l2 ", l2, ", beta ", beta);
 }
 
 template <class Id>

@@ -403,6 +403,16 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, int64_t num_rows
                          : longest_absence(op, a, static_cast<const int32_t*>(a.row.rows), a.row.end, num_rows);
 }
 
+// The learning rates of the steps that the row behind the others has missed.
+void check_history(const char* op, const DenseAdamArgs& a, int64_t missed) {
+  const double* rates = a.lr + (a.step - missed - a.history_start);
+  double sum = 0;  // of x - x, which is 0 for a finite x and NaN for another
+  for (int64_t k = 0; k < missed; ++k) {
+    sum += rates[k] - rates[k];
+  }
+  check_number(op, "lr_history", sum, true, "finite in every step");
+}
+
 // What many rows share: the replay of each number of missed steps, and the coefficients of short ones taken by step.
 struct ReplayPlan {
   std::vector<Replay> table;
@@ -438,6 +448,7 @@ ReplayPlan plan_replay(DenseAdamArgs& a, int64_t missed, int64_t rows) {
 
 void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
   const int64_t missed = longest_absence(op, a, num_rows);
+  check_history(op, a, missed);
   if (missed <= 0 && !a.row.grads) {
     return;
   }
@@ -477,6 +488,7 @@ void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::v
       const size_t at = static_cast<size_t>(t);
       try {
         absences[at] = longest_absence(op, tables[at], num_rows[at]);
+        check_history(op, tables[at], absences[at]);
       } catch (...) {
         errors[at] = std::current_exception();
       }
@@ -544,22 +556,22 @@ void set_states(const char* op, DenseAdamArgs& a, const Tensor& weight, const Te
   a.history_start = history_start;
 }
 
-void set_rule(DenseAdamArgs& a, double beta1, double beta2, double eps, double weight_decay) {
+void set_rule(const char* op, DenseAdamArgs& a, double beta1, double beta2, double eps, double weight_decay) {
+  check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0");
+  check_betas(op, beta1, beta2);
+  check_eps(op, eps);
   a.row.beta1 = beta1;
   a.row.beta2 = beta2;
   a.row.eps = eps;
   a.row.weight_decay = weight_decay;
 }
 
-void check_step(const char* op, int64_t step) {
-  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
-                  step);
-}
-
 // The gradient is that of step `step`; before it, rows catch up to the step before.
-void set_step(DenseAdamArgs& a, int64_t step) {
+void set_step(const char* op, DenseAdamArgs& a, int64_t step) {
+  STD_TORCH_CHECK(step > a.history_start, op, ": step must be after history_start, got ", step);
   a.step = step - 1;
   const double lr = a.lr[step - 1 - a.history_start];
+  check_number(op, "lr_history", lr, true, "finite in every step");
   a.row.step_size = lr / (1.0 - std::pow(a.row.beta1, static_cast<double>(step)));
   a.row.inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(a.row.beta2, static_cast<double>(step)));
 }
@@ -570,6 +582,7 @@ void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& e
   const char* op = "adam_catch_up_";
   check_weight(op, weight);
   DenseAdamArgs a{};
+  set_rule(op, a, beta1, beta2, eps, weight_decay);
   Tensor ids = weight;  // holds a contiguous copy of rows while the kernel reads it
   a.row.element = element_of(op, weight.scalar_type());
   a.row.weight = weight.data_ptr();
@@ -586,7 +599,6 @@ void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& e
     }
   }
   a.step = step;
-  set_rule(a, beta1, beta2, eps, weight_decay);
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
   run(op, a, weight.size(0));
 }
@@ -621,7 +633,7 @@ void adam_catch_up_tables_(const std::vector<Tensor> weights, const std::vector<
     DenseAdamArgs& a = tables.emplace_back(table_args(op, weights[t], exp_avgs[t], exp_avg_sqs[t], last_steps[t],
                                                       rows[t], nullptr, lr_history, history_start, step));
     a.step = step;
-    set_rule(a, beta1, beta2, eps, weight_decay);
+    set_rule(op, a, beta1, beta2, eps, weight_decay);
     num_rows.push_back(weights[t].size(0));
   }
   run_tables(op, tables, num_rows);
@@ -641,8 +653,8 @@ void adam_dense_update_tables_(const std::vector<Tensor> weights, const std::vec
   for (size_t t = 0; t < weights.size(); ++t) {
     DenseAdamArgs& a = tables.emplace_back(table_args(op, weights[t], exp_avgs[t], exp_avg_sqs[t], last_steps[t],
                                                       rows[t], &grads[t], lr_history, history_start, step));
-    set_rule(a, beta1, beta2, eps, weight_decay);
-    set_step(a, step);
+    set_rule(op, a, beta1, beta2, eps, weight_decay);
+    set_step(op, a, step);
     num_rows.push_back(weights[t].size(0));
   }
   run_tables(op, tables, num_rows);
@@ -654,13 +666,13 @@ void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tenso
   const char* op = "adam_dense_update_";
   DenseAdamArgs a{};
   a.row = row_update_args(op, weight, rows, &grads);
+  check_step(op, step);
+  set_rule(op, a, beta1, beta2, eps, weight_decay);
   if (a.row.end == 0) {
     return;
   }
-  check_step(op, step);
-  set_rule(a, beta1, beta2, eps, weight_decay);
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
-  set_step(a, step);
+  set_step(op, a, step);
   run(op, a, weight.size(0));
 }
 

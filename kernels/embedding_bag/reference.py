@@ -368,15 +368,8 @@ def embedding_bags_dense_grad_reference(
     return [*out, weights_grad]
 
 
-def check_ftrl_options(op: str, lr: float, options: Sequence[float]) -> None:
-    """What the rule asks of its options (beta, 0, l1, l2)."""
-    beta, decay, l1, l2 = options
-    sparse_update.check_ftrl(op, lr, l1, l2, beta)
-    if decay:
-        raise RuntimeError(f"{op}: FTRL takes no weight_decay but l2, got {decay}")
-
-
 def update_rows(
+    op: str,
     weights: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
@@ -394,10 +387,9 @@ def update_rows(
     options are (eps, weight_decay, beta1 or momentum, beta2); of FTRL (beta, 0, l1, l2). A positive max_norm scales the
     gradient of all tables together to at most that norm; seed >= 0 rounds bfloat16 weights stochastically.
     """
-    if rule == FTRL:
-        check_ftrl_options("update", float(lr), options)
-    step.add_(1)
-    count, rate = int(step), float(lr)
+    count, rate = int(step) + 1, float(lr)
+    sparse_update.check_options(op, rule, rate, count, options)
+    step.fill_(count)
     eps, decay, beta1, beta2 = options
     if max_norm > 0:
         squares = [v.to(torch.float64).square().sum() for v in values]
@@ -468,5 +460,6 @@ def embedding_bags_update_reference(
         need_weights_grad,
     )
     touched = touched_rows(rows, table_starts)
-    update_rows(weights, first, second, touched, values, rule, lr, step, options, max_norm, seed)
+    how = (rule, lr, step, options, max_norm, seed)
+    update_rows("embedding_bags_update_", weights, first, second, touched, values, *how)
     return weights_grad

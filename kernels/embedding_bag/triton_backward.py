@@ -231,7 +231,7 @@ def embedding_bags_update_(
         return _no_scale_grad(weights, per_sample_weights, need_weights_grad)
     given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
     done = _pass(op, weights, *given, need_weights_grad, first, second)
-    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
+    taken = rule_of("embedding_bags_update_", weights[0], bool(first), rule, lr, step, options, seed)
     step.add_(1)
     if max_norm > 0:
         squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
-from deeprec.kernels.embedding_bag.reference import check_ftrl_options
 from deeprec.kernels.embedding_bag.triton_tables import (
     COLUMN,
     DIM,
@@ -30,6 +29,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     new_flag,
     sent,
 )
+from deeprec.kernels.sparse_update.reference import check_options
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS, ftrl_step, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
@@ -351,12 +351,11 @@ def check_update(
 
 
 def rule_of(
-    weight: Tensor, has_first: bool, rule: int, lr: Tensor, step: Tensor, options: Sequence[float], seed: int
+    op: str, weight: Tensor, has_first: bool, rule: int, lr: Tensor, step: Tensor, options: Sequence[float], seed: int
 ) -> Rule:
     """The step after `step`; nothing is counted yet."""
     count, rate = int(step) + 1, float(lr)
-    if rule == FTRL:
-        check_ftrl_options("update", rate, options)
+    check_options(op, rule, rate, count, options)
     eps, decay, beta1, beta2 = options
     size, scale = rate, 1.0
     if rule == ADAM:

@@ -265,6 +265,6 @@ def embedding_fm_update_reference(
     )
     touched = touched_rows(rows, table_starts) * (2 if linear else 1)
     some = [value.reshape(-1, w.shape[1]) for value, w in zip(some, both, strict=True)]
-    update_rows(both, first, second, touched, some, rule, lr, step, options, max_norm, seed)
+    update_rows("embedding_fm_update_", both, first, second, touched, some, rule, lr, step, options, max_norm, seed)
     out: Tensor = values_grad
     return out

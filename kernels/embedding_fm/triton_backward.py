@@ -202,7 +202,7 @@ def embedding_fm_update_(
         return _no_values_grad(weights, values, need_values_grad)
     given = (linear, grad, sums, embeddings_grad, ids, offsets, values, plan, tables, need_values_grad)
     done = _pass(op, weights, *given, first, second)
-    taken = rule_of(weights[0], bool(first), rule, lr, step, options, seed)
+    taken = rule_of("embedding_fm_update_", weights[0], bool(first), rule, lr, step, options, seed)
     step.add_(1)
     if max_norm > 0:
         squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)

@@ -6,8 +6,10 @@ ascending, int32 or int64; `grads` [U, D] have the dtype of weight; states are f
 `weight_decay` is L2: weight_decay * weight is added to the gradient of the touched rows. A `rounding_seed` >= 0 rounds
 bfloat16 weights stochastically, so that updates below half a unit in the last place are not lost; the random bits are a
 function of the seed, the row and the column, so give each step a seed of its own (`reference.rounding_seed`). Each row
-is written by one thread: results do not depend on the number of threads. Wrong arguments raise RuntimeError before
-anything is changed.
+is written by one thread: results do not depend on the number of threads.
+
+Learning rates are finite (FTRL's > 0), momentum and weight_decay finite and >= 0, eps finite and > 0, betas in [0, 1),
+steps in [1, 2^31). Wrong arguments raise RuntimeError before anything is changed.
 """
 
 from __future__ import annotations

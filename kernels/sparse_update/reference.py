@@ -57,6 +57,114 @@ def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> t
     return w, grads.to(dtype) + weight_decay * w
 
 
+def check_number(op: str, name: str, value: float, holds: bool, requirement: str) -> None:
+    """Raise RuntimeError where a number of a rule is not finite or not in its domain."""
+    if not (holds and math.isfinite(value)):
+        raise RuntimeError(f"{op}: {name} must be {requirement}, got {value}")
+
+
+def check_rates(op: str, lr: float, weight_decay: float) -> None:
+    """The domains of what all rules but FTRL have."""
+    check_number(op, "lr", lr, True, "a finite number")
+    check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0")
+
+
+def check_momentum(op: str, momentum: float) -> None:
+    """The domain of SGD's momentum."""
+    check_number(op, "momentum", momentum, momentum >= 0, "a finite number >= 0")
+
+
+def check_eps(op: str, eps: float) -> None:
+    """The domain of what Adagrad and Adam add to a divisor that may be 0."""
+    check_number(op, "eps", eps, eps > 0, "a finite number > 0")
+
+
+def check_betas(op: str, beta1: float, beta2: float) -> None:
+    """The domain of Adam's decay rates."""
+    check_number(op, "beta1", beta1, 0 <= beta1 < 1, "in [0, 1)")
+    check_number(op, "beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
+
+
+def check_step(op: str, step: int) -> None:
+    """The number of a step, which Adam divides by a function of: from 1."""
+    if not 1 <= step < 2**31:
+        raise RuntimeError(f"{op}: step must be in [1, 2^31), got {step}")
+
+
+def check_adam(op: str, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
+    """All numbers of one step of Adam."""
+    check_step(op, step)
+    check_rates(op, lr, weight_decay)
+    check_betas(op, beta1, beta2)
+    check_eps(op, eps)
+
+
+def check_replay(
+    op: str,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """All numbers of a replay up to `step` but the learning rates, which may be on a GPU."""
+    check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0")
+    check_betas(op, beta1, beta2)
+    check_eps(op, eps)
+    if not 0 <= history_start <= step or lr_history.numel() < step - history_start:
+        raise RuntimeError(
+            f"{op}: lr_history must be float64 with the learning rate of each step from {history_start + 1} to {step}, "
+            f"got {lr_history.numel()}"
+        )
+
+
+def check_replayed_step(
+    op: str,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """All numbers of step `step` after a replay up to the step before."""
+    check_step(op, step)
+    check_replay(op, lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    if step == history_start:
+        raise RuntimeError(f"{op}: step must be after history_start, got {step}")
+
+
+def _check_finite(op: str, rates: Tensor) -> None:
+    if not bool(rates.isfinite().all()):
+        raise RuntimeError(f"{op}: lr_history must be finite in every step, got {rates[~rates.isfinite()][0]}")
+
+
+def check_ftrl(op: str, lr: float, l1: float, l2: float, beta: float) -> None:
+    """What the rule needs of its numbers; it divides by lr."""
+    if not (lr > 0 and l1 >= 0 and l2 >= 0 and beta >= 0 and all(map(math.isfinite, (lr, l1, l2, beta)))):
+        raise RuntimeError(
+            f"{op}: FTRL needs lr > 0 and l1, l2, beta >= 0, all finite; a schedule of lr must not reach 0, got lr "
+            f"{lr}, l1 {l1}, l2 {l2}, beta {beta}"
+        )
+
+
+def check_options(op: str, rule: int, lr: float, step: int, options: Sequence[float]) -> None:
+    """The numbers of step `step` of an update in the backward pass, see `deeprec.kernels.embedding_bag.RowUpdate`."""
+    eps, decay, beta1, beta2 = options
+    if rule == 4:
+        check_ftrl(op, lr, beta1, beta2, eps)
+        if decay:
+            raise RuntimeError(f"{op}: FTRL takes no weight_decay but l2, got {decay}")
+    elif rule == 3:
+        check_adam(op, step, lr, beta1, beta2, eps, decay)
+    else:
+        check_rates(op, lr, decay)
+        check_momentum(op, beta1) if rule == 0 else check_eps(op, eps)
+
+
 def sgd_update_reference(
     weight: Tensor,
     momentum_buffer: Tensor | None,
@@ -68,6 +176,8 @@ def sgd_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """buffer <- momentum buffer + g; w <- w - lr buffer."""
+    check_rates("sgd_update_", lr, weight_decay)
+    check_momentum("sgd_update_", momentum)
     w, g = _wide(weight, rows, grads, weight_decay)
     if momentum_buffer is not None:
         g = momentum * momentum_buffer[rows.to(torch.int64)] + g
@@ -86,6 +196,8 @@ def adagrad_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps)."""
+    check_rates("adagrad_update_", lr, weight_decay)
+    check_eps("adagrad_update_", eps)
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     sum[index] += g * g
@@ -103,6 +215,8 @@ def rowwise_adagrad_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + mean_d g^2, one number a row; w <- w - lr g / (sqrt(sum) + eps)."""
+    check_rates("rowwise_adagrad_update_", lr, weight_decay)
+    check_eps("rowwise_adagrad_update_", eps)
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     sum[index] += (g * g).mean(1)
@@ -133,20 +247,12 @@ def adam_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """One step of Adam on the touched rows; the moments of the others stand still."""
+    check_adam("adam_update_", step, lr, beta1, beta2, eps, weight_decay)
     w, g = _wide(weight, rows, grads, weight_decay)
     index = rows.to(torch.int64)
     w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, beta1, beta2, eps)
     exp_avg[index], exp_avg_sq[index] = m, v
     _store(weight, rows, w, rounding_seed)
-
-
-def check_ftrl(owner: str, lr: float, l1: float, l2: float, beta: float) -> None:
-    """What the rule needs of its numbers; it divides by lr."""
-    if not (lr > 0 and l1 >= 0 and l2 >= 0 and beta >= 0):
-        raise RuntimeError(
-            f"{owner}: FTRL needs lr > 0 and l1, l2, beta >= 0; a schedule of lr must not reach 0, got lr {lr}, l1 "
-            f"{l1}, l2 {l2}, beta {beta}"
-        )
 
 
 def ftrl_update_reference(
@@ -192,13 +298,13 @@ def adam_catch_up_reference(
     weight_decay: float,
 ) -> None:
     """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another."""
+    check_replay("adam_catch_up_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    _check_finite("adam_catch_up_", lr_history[: step - history_start])
     if rows is not None:
         bad = ((rows < 0) | (rows >= weight.shape[0])).flatten().nonzero().flatten()
         if bad.numel():
             value, position = int(rows.flatten()[bad[0]]), int(bad[0])
             raise RuntimeError(f"rows must be in [0, {weight.shape[0]}), got {value} at position {position}")
-    if lr_history.numel() < step - history_start:
-        raise RuntimeError(f"lr_history must be float64 with the learning rate of each step to {step}")
     index = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows.to(torch.int64).unique()
     if weight_decay == 0:
         index = index[last_step[index] > 0]  # before its first gradient a row does not move
@@ -232,6 +338,8 @@ def adam_dense_update_reference(
 ) -> None:
     """Catch up to step - 1, then take the gradient of step `step`."""
     rule = (beta1, beta2, eps, weight_decay)
+    check_replayed_step("adam_dense_update_", lr_history, history_start, step, *rule)
+    _check_finite("adam_dense_update_", lr_history[: step - history_start])
     _wide(weight, rows, grads, weight_decay)
     adam_catch_up_reference(weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step - 1, *rule)
     lr = float(lr_history[step - 1 - history_start])

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.triton_tables import pointer_at, sent
+from deeprec.kernels.sparse_update.reference import check_adam, check_replay, check_replayed_step
 from deeprec.kernels.sparse_update.triton_rows import (
     SEEDS,
     case_in_order,
     check,
+    check_flat,
     check_tables,
     store_weight,
     types_of,
@@ -367,7 +369,8 @@ def adam_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_adam_update_kernel` for one step of lazy Adam."""
-    grads = check("adam_update_", weight, rows, grads)
+    check_adam("adam_update_", step, lr, beta1, beta2, eps, weight_decay)
+    grads = check("adam_update_", weight, rows, grads, exp_avg, exp_avg_sq)
     lrs = torch.full((1,), lr, dtype=torch.float64, device=weight.device)
     rule = (beta1, beta2, eps, weight_decay, rounding_seed)
     _launch_adam(weight, exp_avg, exp_avg_sq, None, rows, grads, lrs, step - 1, step, *rule)
@@ -388,6 +391,8 @@ def adam_catch_up_(
     weight_decay: float,
 ) -> None:
     """Launch `_adam_update_kernel` without a gradient."""
+    check_replay("adam_catch_up_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    check_flat("adam_catch_up_", [weight], [exp_avg, exp_avg_sq, last_step])
     unique = None
     if rows is not None:
         unique = rows.unique()  # sorted: one program a row, whatever the caller repeats
@@ -413,8 +418,9 @@ def adam_dense_update_(
     weight_decay: float,
 ) -> None:
     """Launch `_adam_update_kernel` with catch-up and gradient."""
-    grads = check("adam_dense_update_", weight, rows, grads)
     rule = (beta1, beta2, eps, weight_decay)
+    check_replayed_step("adam_dense_update_", lr_history, history_start, step, *rule)
+    grads = check("adam_dense_update_", weight, rows, grads, exp_avg, exp_avg_sq, last_step)
     _launch_adam(weight, exp_avg, exp_avg_sq, last_step, rows, grads, lr_history, history_start, step, *rule)
 
 
@@ -439,7 +445,8 @@ def adam_dense_update_tables_(
     weight_decay: float,
 ) -> None:
     """Launch `_adam_tables_kernel`, once for all tables whose rows fill the same block."""
-    grads = check_tables("adam_dense_update_tables_", weights, rows, grads)
+    check_replayed_step("adam_dense_update_tables_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    grads = check_tables("adam_dense_update_tables_", weights, rows, grads, [*exp_avgs, *exp_avg_sqs, *last_steps])
     tables = [t for t in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True) if t[4].numel()]
     if not tables or step == history_start:
         return

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.sparse_update.reference import check_ftrl
+from deeprec.kernels.sparse_update.reference import check_eps, check_ftrl, check_momentum, check_rates
 from deeprec.kernels.sparse_update.triton_adam import (
     adam_catch_up_,
     adam_dense_update_,
@@ -205,7 +205,9 @@ def sgd_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_sgd_update_kernel`."""
-    grads = check("sgd_update_", weight, rows, grads)
+    check_rates("sgd_update_", lr, weight_decay)
+    check_momentum("sgd_update_", momentum)
+    grads = check("sgd_update_", weight, rows, grads, momentum_buffer)
     if rows.numel():
         _sgd_update_kernel[(rows.numel(),)](
             weight,
@@ -233,7 +235,9 @@ def adagrad_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_adagrad_update_kernel`."""
-    grads = check("adagrad_update_", weight, rows, grads)
+    check_rates("adagrad_update_", lr, weight_decay)
+    check_eps("adagrad_update_", eps)
+    grads = check("adagrad_update_", weight, rows, grads, sum)
     if rows.numel():
         types = types_of(weight, rounding_seed)
         _adagrad_update_kernel[(rows.numel(),)](
@@ -252,7 +256,9 @@ def rowwise_adagrad_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_rowwise_adagrad_update_kernel`."""
-    grads = check("rowwise_adagrad_update_", weight, rows, grads)
+    check_rates("rowwise_adagrad_update_", lr, weight_decay)
+    check_eps("rowwise_adagrad_update_", eps)
+    grads = check("rowwise_adagrad_update_", weight, rows, grads, sum)
     if rows.numel():
         types = types_of(weight, rounding_seed)
         _rowwise_adagrad_update_kernel[(rows.numel(),)](
@@ -274,7 +280,7 @@ def ftrl_update_(
 ) -> None:
     """Launch `_ftrl_update_kernel`."""
     check_ftrl("ftrl_update_", lr, l1, l2, beta)
-    grads = check("ftrl_update_", weight, rows, grads)
+    grads = check("ftrl_update_", weight, rows, grads, sum, linear)
     if rows.numel():
         types = types_of(weight, rounding_seed)
         _ftrl_update_kernel[(rows.numel(),)](

@@ -5,7 +5,7 @@ Stochastic rounding draws the bits of `round_stochastically` (reference.py), so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,15 +63,28 @@ def types_of(weight: Tensor, seed: int = -1) -> dict[str, Any]:
     }
 
 
-def check(op: str, weight: Tensor, rows: Tensor, grads: Tensor) -> Tensor:
-    """Rows ascending and in range, as on the CPU; returns grads with adjacent columns."""
-    return check_tables(op, [weight], [rows], [grads])[0]
-
-
-def check_tables(op: str, weights: Sequence[Tensor], rows: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """`check` of several tables, waiting for the GPU once."""
+def check_flat(op: str, weights: Sequence[Tensor], states: Iterable[Tensor | None]) -> None:
+    """Weights and states in contiguous memory, as on the CPU."""
     if not all(weight.is_contiguous() for weight in weights):
         raise RuntimeError(f"{op}: weight must be contiguous [R, D]")
+    if not all(state is None or state.is_contiguous() for state in states):
+        raise RuntimeError(f"{op}: states must be contiguous")
+
+
+def check(op: str, weight: Tensor, rows: Tensor, grads: Tensor, *states: Tensor | None) -> Tensor:
+    """Memory contiguous, rows ascending and in range, as on the CPU; returns grads with adjacent columns."""
+    return check_tables(op, [weight], [rows], [grads], states)[0]
+
+
+def check_tables(
+    op: str,
+    weights: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Iterable[Tensor | None],
+) -> list[Tensor]:
+    """`check` of several tables, waiting for the GPU once."""
+    check_flat(op, weights, states)
     some = [(w.shape[0], r) for w, r in zip(weights, rows, strict=True) if r.numel()]
     good = [(r[1:] > r[:-1]).all() & (r[0] >= 0) & (r[-1] < count) for count, r in some]
     if good:
