@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deeprec.data import IdMap, Interactions
 from deeprec.models.config import TrainConfig, make_config, require_keywords
+from deeprec.nn._rows import WholeTables
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,7 +96,7 @@ def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items:
         raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
 
 
-class Recommender(nn.Module):
+class Recommender(WholeTables):
     """Base of every model.
 
     Args:

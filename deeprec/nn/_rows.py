@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding import embedding
@@ -33,6 +33,36 @@ def catch_up(weight: Tensor, ids: Tensor) -> None:
             # Nothing has been changed; the lookup that follows says it with the name of the table and the position.
             if "rows must be in" not in str(error):
                 raise
+
+
+class WholeTables(nn.Module):
+    """Base of modules whose tables are brought up to date where they are saved, loaded, copied or moved as a whole.
+
+    What an optimizer has put off (see `catch_up`) must be done before: weights that are loaded would be moved by it
+    later, and what is saved or copied would lack it.
+    """
+
+    def _finish_rows(self) -> None:
+        for weight in self.parameters():
+            hook = getattr(weight, "_deeprec_catch_up", None)
+            if hook is not None:
+                hook.finish()
+
+    def _save_to_state_dict(self, *args: Any, **options: Any) -> None:
+        self._finish_rows()
+        super()._save_to_state_dict(*args, **options)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._finish_rows()
+        super()._load_from_state_dict(*args, **options)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._finish_rows()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish_rows()
+        return self.__dict__
 
 
 def catch_up_tables(

@@ -9,7 +9,7 @@ from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding import EmbeddingPlan, embedding
 from deeprec.kernels.embedding_bag import embedding_bags
 from deeprec.nn._nested import map_nested
-from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
+from deeprec.nn._rows import WholeTables, catch_up, clip_row_norms_, scale_grad_by_frequency
 from deeprec.nn.layer import check_device, layer_forward
 
 __all__ = ["Embedding", "catch_up"]
@@ -39,7 +39,7 @@ def check_table(
         )
 
 
-class Embedding(nn.Embedding):
+class Embedding(WholeTables, nn.Embedding):
     """A table of `num_embeddings` rows whose gradient holds the touched rows only.
 
     A `torch.nn.Embedding` in every respect (isinstance, state dict, from_pretrained, DDP), except that `sparse` is on

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from deeprec.kernels._autograd import is_transformed
 from deeprec.kernels.embedding_bag import embedding_bag, flat_bags
 from deeprec.nn._nested import flat_nested_pair
-from deeprec.nn._rows import catch_up, clip_row_norms_, scale_grad_by_frequency
+from deeprec.nn._rows import WholeTables, catch_up, clip_row_norms_, scale_grad_by_frequency
 from deeprec.nn.embedding import check_table
 from deeprec.nn.layer import check_device, layer_forward
 
 
-class EmbeddingBag(nn.EmbeddingBag):
+class EmbeddingBag(WholeTables, nn.EmbeddingBag):
     """Sums, means or maxima of bags of rows.
 
     A `torch.nn.EmbeddingBag` in every respect (constructor, call, isinstance, state dict, from_pretrained, DDP).

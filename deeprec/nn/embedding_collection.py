@@ -12,7 +12,7 @@ from deeprec.kernels.embedding_bag import embedding_bags
 from deeprec.nn._bag_inputs import BagInputs, Ids, bag_inputs
 from deeprec.nn._in_backward import InBackward, OptimizerFactory
 from deeprec.nn._nested import like_nested
-from deeprec.nn._rows import catch_up_tables
+from deeprec.nn._rows import WholeTables, catch_up_tables
 from deeprec.nn._torchrec import classes, jagged_tensor, keyed_tensor, parts_of_collection
 from deeprec.nn.layer import layer_forward
 from deeprec.nn.tables import AnyTable, Table, TableDict, as_table, dtype_of_tables, features_of_tables, make_tables
@@ -23,7 +23,7 @@ __all__ = ["EmbeddingCollection", "Table"]
 _PLACES = ("tables", "embedding_bags", "embeddings", "")
 
 
-class EmbeddingCollection(nn.Module):
+class EmbeddingCollection(WholeTables):
     """Embedding tables whose lookups, gradients and steps are one call each.
 
     Takes the place of a loop over `nn.Embedding` and `nn.EmbeddingBag`s: `EmbeddingCollection.of(modules)` takes over
@@ -40,7 +40,8 @@ class EmbeddingCollection(nn.Module):
     no table ever has a gradient, and `layer.optimizer` is there for schedules, `state_dict` and `flush`; leave these
     parameters out of your other optimizers. Each call is then a step of its own, on the gradient as it comes: leave it
     out to accumulate gradients, to call the layer twice for one loss, to scale the loss (torch.amp.GradScaler), or to
-    train with DistributedDataParallel. Frozen tables (`requires_grad_(False)`) stand still.
+    train with DistributedDataParallel. Frozen tables (`requires_grad_(False)`) stand still. The optimizer follows the
+    tables wherever `.to`, `to_empty`, `load_state_dict` (assign=True too), a copy or your own hand puts them.
 
     Args:
         tables: `Table`s, any number >= 1, any widths, or TorchRec's EmbeddingBagConfigs and EmbeddingConfigs (mode
@@ -105,7 +106,7 @@ class EmbeddingCollection(nn.Module):
         Raises:
             TypeError: factory makes another kind of optimizer.
         """
-        self._in_backward = None if factory is None else InBackward("EmbeddingCollection", factory, self.weights())
+        self._in_backward = None if factory is None else InBackward("EmbeddingCollection", factory, self.weights)
 
     @property
     def optimizer(self) -> Any:
@@ -245,7 +246,7 @@ class EmbeddingCollection(nn.Module):
             sparse_grad=self.sparse,
             plan=plan,
             names=lookups.tables,
-            **({} if self._in_backward is None else self._in_backward.arguments()),
+            **({} if self._in_backward is None else self._in_backward.arguments(weights)),
         )
         if self.keyed:
             return self._keyed(pooled, rows, inputs)
@@ -292,7 +293,7 @@ class EmbeddingCollection(nn.Module):
         return {name: parts[number] for number, name in enumerate(dims)}  # by number: torch.fx cannot run over them
 
     def _apply(self, fn: Any, recurse: bool = True) -> EmbeddingCollection:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self._in_backward is not None:
             self._in_backward.bind()
         return self

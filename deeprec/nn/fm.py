@@ -12,7 +12,7 @@ from deeprec.kernels.embedding_fm import embedding_fm
 from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
 from deeprec.nn._bag_inputs import Ids, bag_inputs
 from deeprec.nn._in_backward import InBackward, OptimizerFactory
-from deeprec.nn._rows import catch_up_tables
+from deeprec.nn._rows import WholeTables, catch_up_tables
 from deeprec.nn.layer import layer_forward
 from deeprec.nn.tables import AnyTable, as_table, dtype_of_tables, features_of_tables, make_tables
 
@@ -57,7 +57,7 @@ class BiInteraction(nn.Module):
         return bi_interaction(x)
 
 
-class FactorizationMachine(nn.Module):
+class FactorizationMachine(WholeTables):
     """Lookup, linear term and pairwise interactions of a sample's entries (id, x) in one call.
 
         logit = w_0 + sum_p x_p w_p + sum_{p<q} x_p x_q v_p . v_q
@@ -146,8 +146,11 @@ class FactorizationMachine(nn.Module):
         Raises:
             TypeError: factory makes another kind of optimizer.
         """
-        params = [*self.weights(), *self.linear_weights()]
-        self._in_backward = None if factory is None else InBackward("FactorizationMachine", factory, params)
+        owner = "FactorizationMachine"
+        self._in_backward = None if factory is None else InBackward(owner, factory, self._all_tables)
+
+    def _all_tables(self) -> list[nn.Parameter]:
+        return [*self.weights(), *self.linear_weights()]
 
     @property
     def optimizer(self) -> Any:
@@ -200,7 +203,7 @@ class FactorizationMachine(nn.Module):
             sparse_grad=self.sparse,
             plan=plan,
             names=lookups.tables,
-            **({} if self._in_backward is None else self._in_backward.arguments()),
+            **({} if self._in_backward is None else self._in_backward.arguments([*weights, *linear])),
         )
         logit, embeddings = found if self.return_embeddings else (found, None)
         if self.bias is not None:
@@ -208,7 +211,7 @@ class FactorizationMachine(nn.Module):
         return (logit, embeddings) if self.return_embeddings else logit
 
     def _apply(self, fn: Any, recurse: bool = True) -> FactorizationMachine:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self._in_backward is not None:
             self._in_backward.bind()
         return self

@@ -81,6 +81,8 @@ class StepHistory:
     def catch_up(self, rows: Tensor | None) -> None:
         """Bring rows (any, repeated ones too; None: all) to the last step taken."""
         state = self.state
+        if state["step"] == self.start:
+            return
         torch.ops.deeprec.adam_catch_up_(
             self.param.data,
             state["exp_avg"],
@@ -95,9 +97,8 @@ class StepHistory:
 
     def flush(self) -> None:
         """Bring all rows to the last step taken, and forget the steps before it."""
-        if self.state["step"] > self.start:
-            self.catch_up(None)
-            self.start = self.state["step"]
+        self.catch_up(None)
+        self.start = self.state["step"]
 
     def change_rule(self, rule: Rule) -> None:
         """Flush, and take the coming steps by another rule."""
@@ -177,9 +178,15 @@ class CatchUp:
                 hook(some)
             return
         first = histories[0]
+        if first.state["step"] == first.start:
+            return
         torch.ops.deeprec.adam_catch_up_tables_(
             *table_lists(histories), rows, first.rates.values, first.start, first.state["step"], *first.rule
         )
+
+    def finish(self) -> None:
+        """Bring all rows up to date: the table is about to be read, or written to, as a whole."""
+        self._history.flush()
 
     def release(self) -> None:
         """Bring all rows up to date and leave the parameter alone."""

@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from deeprec.kernels import sparse_update  # noqa: F401  (declares the operators that are called by name)
-from deeprec.kernels.embedding import embedding_plan
-from deeprec.kernels.embedding_bag import GradStep, RowUpdate, mark_changed
+from deeprec.kernels.embedding_bag import mark_changed
 from deeprec.kernels.sparse_update.reference import rounding_seed
+from deeprec.train._dense_step import (
+    State,
+    check_memory,
+    make_flat,
+    state_dtype,
+    step_dense,
+    step_rows_apart,
+)
+from deeprec.train._options import ABSENT, SHARED, Shared, check_names, check_options, require
+from deeprec.train._row_grad import RowGrad, clipped
+from deeprec.train._row_step import RowStep, Tables
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
-_ops = torch.ops.deeprec
-
-
-def require(condition: bool, owner: str, requirement: str, value: object) -> None:
-    """Raise ValueError(owner: requirement, got value) unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{owner}: {requirement}, got {value}")
-
-
-def is_at_least(value: object, low: float) -> bool:
-    """Whether value is a finite number (or a tensor of one) of at least `low`."""
-    if isinstance(value, Tensor):
-        value = float(value) if value.numel() == 1 else None
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= low
-
-
-def state_dtype(param: Tensor) -> torch.dtype:
-    """float32, float64 for a float64 table."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-class RowGrad(NamedTuple):
-    """The gradient of the touched rows of one parameter.
-
-    Attributes:
-        place: number of the parameter in its group.
-        param: the table, [R, D].
-        rows: [U].
-        values: [U, D].
-    """
-
-    place: int
-    param: Tensor
-    rows: Tensor
-    values: Tensor
-
-    def coalesced(self) -> RowGrad:
-        """The same with strictly ascending rows."""
-        if bool((self.rows[1:] > self.rows[:-1]).all()):
-            return self
-        plan = embedding_plan(self.rows, self.param.shape[0])
-        values = _ops.embedding_grad(self.values, plan.rows, plan.offsets, plan.order)
-        return self._replace(rows=plan.rows, values=values)
-
-    def square_sum(self) -> Tensor:
-        """Sum of the squares, a scalar in float64."""
-        return self.values.to(state_dtype(self.values)).square().sum(dtype=torch.float64)
-
-    def scaled(self, factor: float) -> RowGrad:
-        """The gradient times a factor."""
-        values = self.values.to(state_dtype(self.values)) * factor
-        return self._replace(values=values.to(self.values.dtype))
-
-
-def clipped(grads: list[RowGrad], max_norm: float) -> list[RowGrad]:
-    """Coalesced gradients whose norm together is at most max_norm."""
-    grads = [grad.coalesced() for grad in grads]
-    norm = sum(float(grad.square_sum()) for grad in grads) ** 0.5
-    return [grad.scaled(max_norm / norm) for grad in grads] if norm > max_norm else grads
 
 
 class RowOptimizer(Optimizer):
@@ -82,47 +32,47 @@ class RowOptimizer(Optimizer):
 
     Attributes:
         RULE: number of the rule in `deeprec.kernels.embedding_bag.RowUpdate`.
+        STATES: the tensors that a parameter's state must have once it has a state.
+        FIRST: a tensor that the state of a table has, if it has any.
+        DENSE: all tensors that the state of a parameter with dense gradients may have.
     """
 
     RULE: int
+    STATES: ClassVar[tuple[str, ...]]
+    FIRST: ClassVar[str]
+    DENSE: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        params: Params,
-        defaults: dict[str, Any],
-        max_grad_norm: float | None,
-        stochastic_rounding: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any], shared: Shared) -> None:
         self._row_steps: list[RowStep] = []
-        shared = {"max_grad_norm": max_grad_norm, "stochastic_rounding": stochastic_rounding, "seed": seed}
-        super().__init__(params, {**defaults, **shared})
+        known = {**defaults, **SHARED}
+        check_names(type(self).__name__, shared, known)
+        super().__init__(params, {**known, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with options of its own, as in torch.optim; options are checked.
 
         Raises:
-            ValueError: an option is out of range.
+            ValueError: an option is unknown or out of range, or a parameter is complex.
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
+        params = self.param_groups[-1]["params"]
+        unreal = next((param.dtype for param in params if param.is_complex()), None)
+        if unreal is not None:
+            self.param_groups.pop()
+            raise ValueError(
+                f"{type(self).__name__}: parameters must be real, got one of {unreal}; use torch.view_as_real of it as "
+                "parameter, or torch.optim"
+            )
+        for param in params:
             hook = getattr(param, "_deeprec_catch_up", None)
             if hook is not None:  # left by an optimizer that served before this one
                 hook.release()
 
     def _check(self, options: dict[str, Any]) -> None:
         owner = type(self).__name__
-        for key in ("lr", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"):
-            if key in options:
-                require(is_at_least(options[key], 0), owner, f"{key} must be a finite number >= 0", options[key])
-        if "eps" in options:
-            positive = is_at_least(options["eps"], 0) and options["eps"] > 0
-            require(positive, owner, "eps must be a finite number > 0", options["eps"])
-        norm, seed = options["max_grad_norm"], options["seed"]
-        positive = norm is None or (is_at_least(norm, 0) and norm > 0)
-        require(positive, owner, "max_grad_norm must be None or a finite number > 0", norm)
-        require(isinstance(seed, int) and 0 <= seed < 2**63, owner, "seed must be an integer in [0, 2^63)", seed)
+        check_names(owner, options, self.defaults)
+        check_options(owner, options)
 
     @overload
     def step(self, closure: None = ...) -> None: ...
@@ -138,7 +88,8 @@ class RowOptimizer(Optimizer):
         Returns:
             What closure returned, or None.
         Raises:
-            ValueError: a sparse gradient is not [R, D] with rows as its one sparse dimension.
+            ValueError: a sparse gradient is not [R, D] with rows as its one sparse dimension, or elements of a
+                parameter share memory.
             RuntimeError: a table that is updated in the backward pass has a `.grad` as well.
         """
         loss = None
@@ -162,6 +113,8 @@ class RowOptimizer(Optimizer):
         """One step on the parameters of a group that have gradients by row, clipped as the group says."""
         if group["max_grad_norm"]:
             grads = clipped(grads, group["max_grad_norm"])
+        if group["maximize"]:
+            grads = [grad._replace(values=-grad.values) for grad in grads]
         self._step_tables(grads, group)
         mark_changed(grad.param for grad in grads)
 
@@ -173,11 +126,12 @@ class RowOptimizer(Optimizer):
     def _gradients(self, group: dict[str, Any]) -> tuple[list[RowGrad], list[Tensor]]:
         """The gradients by row, and the parameters with dense ones."""
         by_row, dense = [], []
+        in_backward = {id(param) for step in self._row_steps for param in step.params}
         for index, param in enumerate(group["params"]):
-            grad, state = param.grad, self.state.get(param, {})
+            grad = param.grad
             if grad is None:
                 continue
-            if isinstance(state.get("step"), Tensor):
+            if id(param) in in_backward:
                 raise RuntimeError(
                     f"{type(self).__name__}: a table that is updated in the backward pass must have no .grad, got one "
                     f"of {tuple(grad.shape)}; use its rows through its layer only, or leave optimizer_in_backward out"
@@ -189,43 +143,84 @@ class RowOptimizer(Optimizer):
                         f"got {tuple(grad.shape)} with {grad.sparse_dim()} sparse dimensions; use a dense gradient"
                     )
                 by_row.append(RowGrad(index, param, grad._indices()[0], grad._values()))
-            elif "is_sparse" in state:
+            elif "is_sparse" in self.state.get(param, {}):
                 every = torch.arange(param.shape[0], device=param.device)
                 by_row.append(RowGrad(index, param, every, grad.contiguous()))
             else:
                 dense.append(param)
         return by_row, dense
 
-    def start_rows(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def start_rows(self, param: Tensor, group: dict[str, Any]) -> State:
         """The state of a parameter with gradients by row, made if need be."""
-        state: dict[str, Any] = self.state[param]
-        if "is_sparse" not in state:
+        state: State = self.state[param]
+        if "is_sparse" not in state or not self._is_started(state, group):
+            check_memory(type(self).__name__, param)
             self._start_rows(param, state, group)
             state["is_sparse"] = True
+        moments = state.get(self.FIRST)
+        if moments is not None and (moments.dtype != state_dtype(param) or moments.device != param.device):
+            self.move_state(param)  # the model has been moved since
         return state
+
+    def _is_started(self, state: State, group: dict[str, Any]) -> bool:
+        """Whether a state by row has all that the options of the moment ask for."""
+        return True
 
     def _step_rows(self, grad: RowGrad, group: dict[str, Any]) -> None:
         state = self.start_rows(grad.param, group)
         seed = rounding_seed(group["seed"], state["step"] + 1, grad.place) if group["stochastic_rounding"] else -1
+        if self._has_no_kernel(group):
+            grad = grad.coalesced()
+            step_rows_apart(grad.param, state, grad.rows, grad.values, group, self._step_flat, seed)
+            return
+        weight = grad.param.data.contiguous()
         try:
             # Autograd drops the coalesced flag of gradients that are; the kernel checks, which is cheaper than sorting.
-            self._update_rows(grad.param, state, grad.rows, grad.values, group, seed)
+            self._update_rows(grad.param, weight, state, grad.rows, grad.values, group, seed)
         except RuntimeError as error:
             if "strictly ascending" not in str(error):
                 raise
             grad = grad.coalesced()
-            self._update_rows(grad.param, state, grad.rows, grad.values, group, seed)
+            self._update_rows(grad.param, weight, state, grad.rows, grad.values, group, seed)
+        if not grad.param.is_contiguous():
+            grad.param.data.copy_(weight)
 
-    def _start_rows(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _has_no_kernel(self, group: dict[str, Any]) -> bool:
+        """Whether rows must be stepped by `_step_flat`, because the kernels lack an option of this group."""
+        return False
+
+    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
         """Create (or widen, after dense steps) the states of a parameter with sparse gradients."""
         raise NotImplementedError
 
     def _update_rows(
-        self, param: Tensor, state: dict[str, Any], rows: Tensor, grads: Tensor, group: dict[str, Any], seed: int
+        self,
+        param: Tensor,
+        weight: Tensor,
+        state: State,
+        rows: Tensor,
+        grads: Tensor,
+        group: dict[str, Any],
+        seed: int,
     ) -> None:
+        """One step of the fused kernel on rows of `weight`, what is in param in contiguous memory; counts the step."""
         raise NotImplementedError
 
     def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            self._start_dense(param, state, group)
+        grads = [param.grad for param in params if param.grad is not None]
+        step_dense(type(self).__name__, params, grads, states, group, self._step_flat, self.DENSE)
+
+    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+        """Create what is missing of the states of a parameter with dense gradients."""
+        raise NotImplementedError
+
+    def _step_flat(
+        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
+        """The rule for dense parameters, a `FlatRule`; `maximize` is in the gradients already."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -235,56 +230,145 @@ class RowOptimizer(Optimizer):
         """`RowUpdate.options` of a group; None where its options have no fused rule."""
         raise NotImplementedError
 
-    def row_states(self, states: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
+    def row_states(self, states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
         """`RowUpdate.first` and `.second` of the tables with these states."""
         raise NotImplementedError
 
-    def row_step(self, params: Sequence[Tensor]) -> RowStep | UnfusedStep:
-        """The step on tables that are updated in the backward pass, their states created.
-
-        Where the options have a fused rule, the learning rate stands in its group as a tensor from here on, and the
-        tables share one count of steps. Adam in dense mode and Adagrad with lr_decay have none: their step is taken on
-        the gradients by row, which live for as long as the step takes.
+    def row_step(self, tables: Tables) -> RowStep:
+        """The step on tables that are updated in the backward pass.
 
         Args:
-            params: tables [R, D] of one parameter group.
+            tables: gives the tables [R, D] as they are now; all of one parameter group.
         Returns:
             A callable that gives what `embedding_bags` takes as `update`, by the options of the moment.
         Raises:
-            ValueError: the parameters are not of one group of this optimizer.
+            ValueError: the tables are not of one group of this optimizer.
         """
-        groups = {
-            number
-            for number, group in enumerate(self.param_groups)
-            for param in group["params"]
-            if any(param is wanted for wanted in params)
-        }
-        if len(groups) != 1 or sum(len(group["params"]) for group in self.param_groups) < len(params):
-            raise ValueError(
-                f"{type(self).__name__}: tables that are updated together must be of one parameter group, got "
-                f"{len(groups)} groups; use a layer for each group"
-            )
-        number = groups.pop()
-        self._opt_called = True  # or torch's schedulers warn that step() never was
-        if self.rule_options(self.param_groups[number]) is None:
-            return UnfusedStep(self, number, list(params))
-        step = RowStep(self, number, list(params))
+        step = RowStep(self, tables)
         self._row_steps.append(step)
+        self._opt_called = True  # or torch's schedulers warn that step() never was
         return step
 
+    def number_of_group(self, params: Iterable[Tensor]) -> int:
+        """The one group that has all these parameters.
+
+        Raises:
+            ValueError: the parameters are not of one group of this optimizer.
+        """
+        members = [{id(param) for param in group["params"]} for group in self.param_groups]
+        places = {next((n for n, ids in enumerate(members) if id(param) in ids), None) for param in params}
+        if len(places) != 1 or None in places:
+            raise ValueError(
+                f"{type(self).__name__}: tables that are updated together must be of one parameter group, got "
+                f"{len(places)} groups; use a layer for each group"
+            )
+        return next(place for place in places if place is not None)
+
+    def replace_params(self, before: list[Tensor], after: list[Tensor]) -> None:
+        """Go on with other tensors of the same shapes in place of parameters; states stay with them."""
+        states = [self.state.pop(old, None) for old in before]
+        for new, state in zip(after, states, strict=True):
+            if state is not None:
+                self.state[new] = state
+        by_id = {id(old): new for old, new in zip(before, after, strict=True)}
+        for group in self.param_groups:
+            group["params"] = [by_id.get(id(param), param) for param in group["params"]]
+
+    def move_state(self, param: Tensor) -> None:
+        """Bring the state of a table to the device and the dtype of the table."""
+        make_flat(self.state[param], param)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state: `load_state_dict` of ours and, where the rule is torch's, of torch.optim's take it."""
+        self._follow()
+        saved = super().state_dict()
+        # Of tables that are updated in the backward pass these are tensors, the step one that they share.
+        for group in saved["param_groups"]:
+            group["lr"] = float(group["lr"])
+        for key, state in saved["state"].items():
+            if isinstance(state.get("step"), Tensor):
+                saved["state"][key] = {**state, "step": int(state["step"])}
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state; unlike torch.optim, float32 states of bfloat16 weights and integers keep their dtype."""
-        super().load_state_dict(state_dict)
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
+        """Restore a state: one of this class, or of the optimizer of torch.optim that has the rule.
+
+        Unlike torch.optim, float32 states of 16-bit weights and integers keep their dtype. Options that the state lacks
+        have the value that they had where it was saved: off.
+
+        Raises:
+            ValueError: the state is of another rule, has an option that is unknown or out of range, or its tensors are
+                not of the shape of the parameters; nothing has been changed then.
+        """
+        self._follow()
+        saved: dict[str, Any] = {}
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:
+            saved.update(given)
+            self._check_saved(given)
+
+        hook = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        for key, param in self._by_key(saved):
+            state = self.state[param]
+            for name, value in saved["state"].get(key, {}).items():
                 if name == "step":  # torch.optim keeps a tensor
-                    self.state[param][name] = int(value)
+                    state[name] = int(value)
+                elif value is None:  # torch's SGD before a first step
+                    del state[name]
                 elif isinstance(value, Tensor):
-                    self.state[param][name] = value.detach().to(param.device, copy=True)
+                    value = value.detach().to_dense() if value.is_sparse else value.detach()
+                    state[name] = value.to(param.device, copy=True)
+            if state:
+                make_flat(state, param)
         for step in self._row_steps:
             step.bind()
+
+    def _by_key(self, saved: dict[str, Any]) -> list[tuple[Any, Tensor]]:
+        """The parameter of each key of a saved state."""
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        return list(zip(keys, (param for group in self.param_groups for param in group["params"]), strict=False))
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        for group in saved["param_groups"]:
+            self._check(self._completed(group))
+        for key, param in self._by_key(saved):
+            state = saved["state"].get(key, {})
+            require(
+                not (state and param.is_meta),
+                owner,
+                "a state must be loaded for parameters that have memory; use to_empty or load_state_dict(assign=True) "
+                "of the module first",
+                param.device,
+            )
+            missing = [name for name in self.STATES if state and name not in state]
+            require(not missing, owner, f"the state of a parameter must have {', '.join(self.STATES)}", sorted(state))
+            for name, value in state.items():
+                shape = self._shape_of(name, param, state)
+                if isinstance(value, Tensor) and shape is not None:
+                    require(
+                        value.shape == shape,
+                        owner,
+                        f"{name} in the state of a parameter must be {tuple(shape)}, as the rule and the parameter ask",
+                        tuple(value.shape),
+                    )
+
+    def _shape_of(self, name: str, param: Tensor, state: Mapping[str, Any]) -> torch.Size | None:
+        """The shape of a tensor in the state of a parameter; None: any."""
+        return None if name == "step" else param.shape
+
+    def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved group, with the options that it lacks."""
+        return {**self.defaults, **{key: ABSENT[key] for key in self.defaults if key in ABSENT}, **group}
+
+    def _follow(self) -> None:
+        """Take up the parameters that layers with steps in the backward pass have now."""
+        for step in self._row_steps:
+            step.follow()
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -292,109 +376,7 @@ class RowOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for key, value in SHARED.items():  # pickled before the option existed
+            self.defaults.setdefault(key, value)
         for group in self.param_groups:
-            for key, value in self.defaults.items():  # saved by torch.optim or before the option existed
-                group.setdefault(key, value)
-
-
-class RowStep:
-    """The step that the backward pass takes on some tables, see `RowOptimizer.row_step`.
-
-    Calling it is traced by torch.compile: the options of the group are guarded on, the learning rate is a tensor.
-    """
-
-    def __init__(self, optimizer: RowOptimizer, group: int, params: list[Tensor]) -> None:
-        self.optimizer = optimizer
-        self.group = group
-        self.params = params
-        self.step = torch.zeros((), dtype=torch.int64)
-        self.bind()
-
-    def bind(self) -> None:
-        """Take up the states as the optimizer has them, on the device and in the dtype of the tables.
-
-        Raises:
-            ValueError: the tables are at different steps.
-        """
-        group = self.optimizer.param_groups[self.group]
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu")
-        states = [self.optimizer.start_rows(param, group) for param in self.params]
-        steps = {int(state["step"]) for state in states}
-        owner = type(self.optimizer).__name__
-        require(len(steps) == 1, owner, "tables that are updated together must be at one step", sorted(steps))
-        self.step.fill_(steps.pop())
-        for param, state in zip(self.params, states, strict=True):
-            state["step"] = self.step
-            for name, value in state.items():
-                if isinstance(value, Tensor) and name != "step":
-                    state[name] = value.to(param.device, state_dtype(param))
-        self.first, self.second = self.optimizer.row_states(states)
-
-    def __call__(self) -> RowUpdate:
-        """The update by the options that the parameter group has now."""
-        group = self.optimizer.param_groups[self.group]
-        lr = group["lr"]
-        if not isinstance(lr, Tensor):
-            lr = torch.tensor(lr, dtype=torch.float64)
-        options = self.optimizer.rule_options(group)
-        if options is None or (self.optimizer.RULE == 0 and options[2] and not self.first):
-            raise ValueError(
-                f"{type(self.optimizer).__name__}: mode, lr_decay and momentum 0 must stay what they were when the "
-                "layer was made; make the layer with the option set"
-            )
-        return RowUpdate(
-            self.optimizer.RULE,
-            self.first,
-            self.second,
-            lr,
-            self.step,
-            options,
-            group["max_grad_norm"] or 0.0,
-            group["seed"] if group["stochastic_rounding"] else -1,
-        )
-
-
-class UnfusedStep:
-    """The step on the gradients by row in the backward pass, see `RowOptimizer.row_step`."""
-
-    def __init__(self, optimizer: RowOptimizer, group: int, params: list[Tensor]) -> None:
-        self.optimizer = optimizer
-        self.group = group
-        self.params = params
-        members = optimizer.param_groups[group]["params"]
-        self.places = [next(i for i, member in enumerate(members) if member is param) for param in params]
-
-    def bind(self) -> None:
-        """Nothing is held here that the optimizer could replace."""
-
-    def __call__(self) -> GradStep:
-        return self.take
-
-    @torch.no_grad()
-    def take(self, rows: list[Tensor], values: list[Tensor]) -> None:
-        """One step; rows [U_t], ascending, and gradients [U_t, D_t] of each table."""
-        given = zip(self.places, self.params, rows, values, strict=True)
-        self.optimizer.update_rows([RowGrad(*some) for some in given], self.optimizer.param_groups[self.group])
-
-
-def by_kind(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    """Groups of one device and dtype, as torch's fused updates want them."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        kinds.setdefault((param.device, param.dtype), []).append(param)
-    return kinds.values()
-
-
-def grads_of(params: list[Tensor]) -> list[Tensor]:
-    """The dense gradients."""
-    return [param.grad for param in params if param.grad is not None]
-
-
-def step_tensors(states: list[dict[str, Any]], device: torch.device) -> list[Tensor]:
-    """The step of each state as torch's fused updates want it; one tensor for all that agree."""
-    made: dict[int, Tensor] = {}
-    for state in states:
-        step = state["step"]
-        if step not in made:
-            made[step] = torch.full((), step, dtype=torch.float32, device=device)
-    return [made[state["step"]] for state in states]
+            group.update(self._completed(group))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from deeprec.nn import BiInteraction, FactorizationMachine, FMInteraction, Table
 from deeprec.train import optim
+from deeprec.train._replay import CatchUp
 
 TABLES = (
     Table("user", 50, 8),
@@ -398,9 +399,9 @@ def test_dense_adam_catches_up_in_one_call_and_equals_torchs(linear: bool, monke
     plain.sparse = False
     mine, torchs = optim.Adam(fm.parameters(), lr=0.1, mode="dense"), torch.optim.Adam(plain.parameters(), lr=0.1)
     calls: list[int] = []
-    together = optim.CatchUp.together
+    together = CatchUp.together
     monkeypatch.setattr(
-        optim.CatchUp, "together", staticmethod(lambda hooks, rows: calls.append(len(hooks)) or together(hooks, rows))
+        CatchUp, "together", staticmethod(lambda hooks, rows: calls.append(len(hooks)) or together(hooks, rows))
     )
     for _ in range(6):
         ids = torch.stack([torch.randint(50, (3,)), torch.randint(7, (3,)), torch.randint(7, (3,))], 1)

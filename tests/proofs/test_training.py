@@ -208,6 +208,16 @@ PAIRS = {
     "SGD, momentum, dense": Pair(
         partial(optim.SGD, lr=0.05, momentum=0.9), partial(torch.optim.SGD, lr=0.05, momentum=0.9), (False, False)
     ),
+    "SGD, nesterov, dense": Pair(
+        partial(optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        (False, False),
+    ),
+    "SGD, dampening, dense": Pair(
+        partial(optim.SGD, lr=0.1, momentum=0.9, dampening=0.5),
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.5),
+        (False, False),
+    ),
     "SGD, momentum by row": Pair(
         partial(optim.SGD, lr=0.05, momentum=0.9), partial(ByRow, lr=0.05, momentum=0.9), (True, True)
     ),
@@ -226,6 +236,13 @@ PAIRS = {
     ),
     "Adam": Pair(partial(optim.Adam, lr=0.02, mode="dense"), partial(torch.optim.Adam, lr=0.02), (True, False)),
     "Adam, dense": Pair(partial(optim.Adam, lr=0.02), partial(torch.optim.Adam, lr=0.02), (False, False)),
+    "Adam, amsgrad": Pair(
+        partial(optim.Adam, lr=0.02, amsgrad=True, mode="dense"),
+        partial(torch.optim.Adam, lr=0.02, amsgrad=True),
+        (True, False),
+    ),
+    "AdamW": Pair(partial(optim.AdamW, lr=0.02, mode="dense"), partial(torch.optim.AdamW, lr=0.02), (True, False)),
+    "AdamW, dense": Pair(partial(optim.AdamW, lr=0.02), partial(torch.optim.AdamW, lr=0.02), (False, False)),
 }
 
 
