@@ -18,11 +18,11 @@ inline Tensor rows_adjacent(const Tensor& t) {
 }
 
 inline void check_features(const char* op, const Ints& tables, const Ints& padding, size_t num_tables) {
-  STD_TORCH_CHECK(padding.size() == tables.size(), "ValueError: ", op,
-                  ": tables and padding must have one entry a feature, got ", tables.size(), " and ", padding.size());
+  DEEPREC_CHECK(padding.size() == tables.size(), "ValueError: ", op,
+                ": tables and padding must have one entry a feature, got ", tables.size(), " and ", padding.size());
   for (const int64_t table : tables) {
-    STD_TORCH_CHECK(table >= 0 && table < static_cast<int64_t>(num_tables), "ValueError: ", op,
-                    ": tables must be in [0, ", num_tables, "), got ", table);
+    DEEPREC_CHECK(table >= 0 && table < static_cast<int64_t>(num_tables), "ValueError: ", op,
+                  ": tables must be in [0, ", num_tables, "), got ", table);
   }
 }
 
@@ -35,24 +35,25 @@ struct Layout {
 
   Layout(const char* op, const Tensor& ids_in, const std::optional<Tensor>& offsets_in, size_t features)
       : ids(ids_in), num_features(static_cast<int64_t>(features)), nnz(ids_in.numel()) {
-    STD_TORCH_CHECK(is_index(ids.scalar_type()) && ids.is_cpu(), "TypeError: ", op,
-                    ": ids must be int32 or int64 on the CPU");
+    DEEPREC_CHECK(is_index(ids.scalar_type()) && ids.is_cpu(), "TypeError: ", op,
+                  ": ids must be int32 or int64 on the CPU");
     wide = ids.scalar_type() == ScalarType::Long;
     if (!offsets_in) {
-      STD_TORCH_CHECK(ids.dim() == 2 && ids.size(0) == num_features, op, ": ids must be [", num_features, ", B]");
+      DEEPREC_CHECK(ids.dim() == 2 && ids.size(0) == num_features, "ValueError: ", op, ": ids must be [", num_features,
+                    ", B]");
       batch = ids.size(1);
       feature_stride = ids.stride(0);
       bag_stride = ids.stride(1);
       return;
     }
-    STD_TORCH_CHECK(ids.dim() == 1, op, ": ids with offsets must have one dimension");
+    DEEPREC_CHECK(ids.dim() == 1, "ValueError: ", op, ": ids with offsets must have one dimension");
     ids = ids.is_contiguous() ? ids : torch::stable::contiguous(ids);
     offsets = offsets_in->is_contiguous() ? *offsets_in : torch::stable::contiguous(*offsets_in);
     const int64_t bounds = offsets->numel();
-    STD_TORCH_CHECK(offsets->scalar_type() == ids.scalar_type() && offsets->dim() == 1 && bounds >= 1 &&
-                        (num_features == 0 ? bounds == 1 : (bounds - 1) % num_features == 0),
-                    "ValueError: ", op, ": offsets must be [", num_features, " * B + 1] in the dtype of ids, got ",
-                    bounds);
+    DEEPREC_CHECK(offsets->scalar_type() == ids.scalar_type() && offsets->dim() == 1 && bounds >= 1 &&
+                      (num_features == 0 ? bounds == 1 : (bounds - 1) % num_features == 0),
+                  "ValueError: ", op, ": offsets must be [", num_features, " * B + 1] in the dtype of ids, got ",
+                  bounds);
     batch = num_features == 0 ? 0 : (bounds - 1) / num_features;
     feature_stride = 0;
     bag_stride = 1;
@@ -64,9 +65,9 @@ struct Layout {
     const Id* o = static_cast<const Id*>(offsets->data_ptr());
     const int64_t last = offsets->numel() - 1;
     const bool ascending = DEEPREC_DISPATCH(steps_of_offsets)(o, last + 1, wide, nnz).ascend;
-    STD_TORCH_CHECK(ascending && o[0] == 0 && o[last] == nnz, "ValueError: ", op,
-                    ": offsets must ascend from 0 to the number of ids (", nnz, "), got ", static_cast<int64_t>(o[0]),
-                    " to ", static_cast<int64_t>(o[last]));
+    DEEPREC_CHECK(ascending && o[0] == 0 && o[last] == nnz, "ValueError: ", op,
+                  ": offsets must ascend from 0 to the number of ids (", nnz, "), got ", static_cast<int64_t>(o[0]),
+                  " to ", static_cast<int64_t>(o[last]));
   }
 
   int64_t bound(int64_t bag) const {

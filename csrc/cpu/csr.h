@@ -21,27 +21,26 @@ struct Csr {
         nnz(indices_in.numel()),
         num_columns(num_columns_in),
         wide_ids(indices_in.scalar_type() == ScalarType::Long) {
-    STD_TORCH_CHECK(indptr.dim() == 1 && indices.dim() == 1 && is_index(indices.scalar_type()) && indices.is_cpu() &&
-                        indptr.scalar_type() == indices.scalar_type() && indptr.size(0) == batch + 1 && batch >= 0,
-                    "ValueError: ", op, ": indptr must be [", batch + 1,
-                    "] and indices [nnz], both int32 or both int64");
+    DEEPREC_CHECK(indptr.dim() == 1 && indices.dim() == 1 && is_index(indices.scalar_type()) && indices.is_cpu() &&
+                      indptr.scalar_type() == indices.scalar_type() && indptr.size(0) == batch + 1 && batch >= 0,
+                  "ValueError: ", op, ": indptr must be [", batch + 1, "] and indices [nnz], both int32 or both int64");
     wide_ids ? check<int64_t>(op) : check<int32_t>(op);
   }
 
   template <class Id>
   void check(const char* op) const {
     const Id *bounds = static_cast<const Id*>(indptr.data_ptr()), *columns = static_cast<const Id*>(indices.data_ptr());
-    STD_TORCH_CHECK(bounds[0] == 0 && bounds[batch] == nnz, "ValueError: ", op,
-                    ": indptr must begin with 0 and end with the number of indices, ", nnz, ", got ", bounds[0],
-                    " and ", bounds[batch]);
+    DEEPREC_CHECK(bounds[0] == 0 && bounds[batch] == nnz, "ValueError: ", op,
+                  ": indptr must begin with 0 and end with the number of indices, ", nnz, ", got ", bounds[0], " and ",
+                  bounds[batch]);
     for (int64_t b = 0; b < batch; ++b) {
-      STD_TORCH_CHECK(bounds[b] <= bounds[b + 1], "ValueError: ", op, ": indptr must ascend, got ", bounds[b + 1],
-                      " after ", bounds[b], " at position ", b + 1);
+      DEEPREC_CHECK(bounds[b] <= bounds[b + 1], "ValueError: ", op, ": indptr must ascend, got ", bounds[b + 1],
+                    " after ", bounds[b], " at position ", b + 1);
     }
     const bool bad = outside(columns, 0, nnz, 0, num_columns);
     for (int64_t p = 0; bad && p < nnz; ++p) {
-      STD_TORCH_CHECK(columns[p] >= 0 && columns[p] < num_columns, "IndexError: ", op, ": indices must be in [0, ",
-                      num_columns, "), got ", columns[p], " at position ", p);
+      DEEPREC_CHECK(columns[p] >= 0 && columns[p] < num_columns, "IndexError: ", op, ": indices must be in [0, ",
+                    num_columns, "), got ", columns[p], " at position ", p);
     }
   }
 

@@ -140,9 +140,9 @@ namespace {
 constexpr int64_t kGrainBytes = 1 << 16;  // below this much a second thread costs more than it brings
 
 Tensor embedding(const Tensor& weight_in, const Tensor& ids_in) {
-  STD_TORCH_CHECK(weight_in.dim() == 2, "embedding: weight must be [R, D], got ", weight_in.dim(), " dimensions");
-  STD_TORCH_CHECK(is_index(ids_in.scalar_type()), "embedding: ids must be int32 or int64");
-  STD_TORCH_CHECK(ids_in.is_cpu(), "embedding: ids must be on the CPU like the weight");
+  DEEPREC_CHECK(weight_in.dim() == 2, "embedding: weight must be [R, D], got ", weight_in.dim(), " dimensions");
+  DEEPREC_CHECK(is_index(ids_in.scalar_type()), "embedding: ids must be int32 or int64");
+  DEEPREC_CHECK(ids_in.is_cpu(), "embedding: ids must be on the CPU like the weight");
   const int64_t dim = weight_in.size(1);
   const Tensor weight = dim <= 1 || weight_in.stride(1) == 1 ? weight_in : torch::stable::contiguous(weight_in);
   const Tensor ids = ids_in.is_contiguous() ? ids_in : torch::stable::contiguous(ids_in);
@@ -178,8 +178,8 @@ Tensor embedding(const Tensor& weight_in, const Tensor& ids_in) {
   const auto value = [&](int64_t i) -> int64_t {
     return args.wide_ids ? static_cast<const int64_t*>(args.ids)[i] : static_cast<const int32_t*>(args.ids)[i];
   };
-  STD_TORCH_CHECK(bad == nnz, "embedding: ids must be in [0, ", args.num_rows, "), got ", value(bad), " at position ",
-                  bad.load());
+  DEEPREC_CHECK(bad == nnz, "embedding: ids must be in [0, ", args.num_rows, "), got ", value(bad), " at position ",
+                bad.load());
   return out;
 }
 
@@ -192,8 +192,8 @@ bool groups(const void* offsets, const void* order, int64_t unique, int64_t nnz)
 }
 
 Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& offsets, const Tensor& order) {
-  STD_TORCH_CHECK(grad_in.dim() == 2, "embedding_grad: grad must be [nnz, D], got ", grad_in.dim(), " dimensions");
-  STD_TORCH_CHECK(
+  DEEPREC_CHECK(grad_in.dim() == 2, "embedding_grad: grad must be [nnz, D], got ", grad_in.dim(), " dimensions");
+  DEEPREC_CHECK(
       offsets.numel() == rows.numel() + 1 && order.numel() == grad_in.size(0) &&
           offsets.scalar_type() == order.scalar_type() && is_index(order.scalar_type()) && offsets.is_contiguous() &&
           order.is_contiguous() && grad_in.is_cpu() && offsets.is_cpu() && order.is_cpu(),
@@ -216,8 +216,8 @@ Tensor embedding_grad(const Tensor& grad_in, const Tensor& rows, const Tensor& o
                       unique};
   const bool is_safe = args.wide_positions ? groups<int64_t>(args.offsets, args.order, unique, nnz)
                                            : groups<int32_t>(args.offsets, args.order, unique, nnz);
-  STD_TORCH_CHECK(is_safe, "ValueError: embedding_grad: offsets must rise from 0 to ", nnz,
-                  " and order be positions in [0, ", nnz, "); make them with embedding_plan");
+  DEEPREC_CHECK(is_safe, "ValueError: embedding_grad: offsets must rise from 0 to ", nnz,
+                " and order be positions in [0, ", nnz, "); make them with embedding_plan");
   const int64_t chunks = threads_for((nnz + unique) * dim * static_cast<int64_t>(grad.element_size()), kGrainBytes);
   const auto sum = DEEPREC_DISPATCH(segment_sum);
   // Threads share the positions evenly, not the rows: one popular row may hold most of them.

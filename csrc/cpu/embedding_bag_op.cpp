@@ -17,19 +17,19 @@ namespace deeprec {
 namespace {
 
 void check_modes(const char* op, const Ints& modes, size_t num_features) {
-  STD_TORCH_CHECK(modes.size() == num_features, "ValueError: ", op, ": modes must have one entry a feature (",
-                  num_features, "), got ", modes.size());
+  DEEPREC_CHECK(modes.size() == num_features, "ValueError: ", op, ": modes must have one entry a feature (",
+                num_features, "), got ", modes.size());
   for (const int64_t mode : modes) {
-    STD_TORCH_CHECK(mode >= 0 && mode <= 3, "ValueError: ", op,
-                    ": modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none), got ", mode);
+    DEEPREC_CHECK(mode >= 0 && mode <= 3, "ValueError: ", op,
+                  ": modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none), got ", mode);
   }
 }
 
 void check_tables(const char* op, const Tensors& weights) {
-  STD_TORCH_CHECK(!weights.empty(), op, ": weights must hold at least one table");
+  DEEPREC_CHECK(!weights.empty(), "ValueError: ", op, ": weights must hold at least one table");
   for (const Tensor& w : weights) {
-    STD_TORCH_CHECK(w.dim() == 2 && w.is_cpu() && w.scalar_type() == weights[0].scalar_type(), op,
-                    ": weights must be [R, D] tables of one dtype on the CPU");
+    DEEPREC_CHECK(w.dim() == 2 && w.is_cpu() && w.scalar_type() == weights[0].scalar_type(), "ValueError: ", op,
+                  ": weights must be [R, D] tables of one dtype on the CPU");
   }
 }
 
@@ -53,9 +53,9 @@ bool has_max(const Layout& layout, const Ints& modes) {
 }
 
 Tensor check_scale(const char* op, const Layout& layout, const std::optional<Tensor>& scale, ScalarType dtype) {
-  STD_TORCH_CHECK(scale->scalar_type() == dtype && scale->numel() == layout.nnz && scale->dim() == layout.ids.dim() &&
-                      scale->size(0) == layout.ids.size(0) && scale->is_cpu(),
-                  op, ": per_sample_weights must have the shape of ids and the dtype of the tables");
+  DEEPREC_CHECK(scale->scalar_type() == dtype && scale->numel() == layout.nnz && scale->dim() == layout.ids.dim() &&
+                    scale->size(0) == layout.ids.size(0) && scale->is_cpu(),
+                "ValueError: ", op, ": per_sample_weights must have the shape of ids and the dtype of the tables");
   return layout.offsets && !scale->is_contiguous() ? torch::stable::contiguous(*scale) : *scale;
 }
 
@@ -75,8 +75,8 @@ void raise_bad(const char* op, const Layout& layout, const Tensors* weights, con
   }
   const int64_t table = tables[static_cast<size_t>(f)];
   const int64_t rows = weights ? (*weights)[static_cast<size_t>(table)].size(0) : (*sizes)[static_cast<size_t>(table)];
-  STD_TORCH_CHECK(false, "IndexError: ", op, ": ids of table ", table, " must be in [0, ", rows, "), got ",
-                  layout.id(f, position - layout.first_entry(f)), " at position ", position);
+  DEEPREC_CHECK(false, "IndexError: ", op, ": ids of table ", table, " must be in [0, ", rows, "), got ",
+                layout.id(f, position - layout.first_entry(f)), " at position ", position);
 }
 
 // Pools every feature on as many threads as `work` is worth; returns the first bad entry, whoever finds it, or -1.
@@ -209,9 +209,9 @@ void set_bags(PoolArgs* args, const void* offsets, int64_t count, bool include_l
   const auto [ascend, length] = DEEPREC_DISPATCH(steps_of_offsets)(o, count, sizeof(Id) == 8, args->num_entries);
   const int64_t first = count ? static_cast<int64_t>(o[0]) : 0, last = count ? static_cast<int64_t>(o[count - 1]) : 0;
   const int64_t rest = args->num_entries - last;
-  STD_TORCH_CHECK(ascend && first == 0 && (include_last_offset || count == 0 ? rest == 0 : rest >= 0),
-                  "ValueError: embedding_bag: offsets must ascend from 0 to the number of ids (", args->num_entries,
-                  "), got ", first, " to ", last);
+  DEEPREC_CHECK(ascend && first == 0 && (include_last_offset || count == 0 ? rest == 0 : rest >= 0),
+                "ValueError: embedding_bag: offsets must ascend from 0 to the number of ids (", args->num_entries,
+                "), got ", first, " to ", last);
   if (length >= 0 && (include_last_offset || rest == length)) {
     args->length = length;
   } else {
@@ -226,12 +226,14 @@ Tensor embedding_bag(const Tensor& weight_in, const Tensor& ids_in, const std::o
                      const std::optional<Tensor>& per_sample_weights, int64_t mode, int64_t padding,
                      bool include_last_offset) {
   const char* op = "embedding_bag";
-  STD_TORCH_CHECK(weight_in.dim() == 2 && weight_in.is_cpu(), op, ": weight must be a [R, D] table on the CPU");
-  STD_TORCH_CHECK(mode >= 0 && mode <= 2, op, ": mode must be 0 (sum), 1 (mean) or 2 (max), got ", mode);
-  STD_TORCH_CHECK(padding >= -1 && padding < weight_in.size(0), op, ": padding must be -1 or a row, got ", padding);
+  DEEPREC_CHECK(weight_in.dim() == 2 && weight_in.is_cpu(), "ValueError: ", op,
+                ": weight must be a [R, D] table on the CPU");
+  DEEPREC_CHECK(mode >= 0 && mode <= 2, "ValueError: ", op, ": mode must be 0 (sum), 1 (mean) or 2 (max), got ", mode);
+  DEEPREC_CHECK(padding >= -1 && padding < weight_in.size(0), "ValueError: ", op, ": padding must be -1 or a row, got ",
+                padding);
   const ScalarType dtype = weight_in.scalar_type(), index = ids_in.scalar_type();
-  STD_TORCH_CHECK(is_index(index) && ids_in.is_cpu() && ids_in.dim() == (offsets_in ? 1 : 2), "ValueError: ", op,
-                  ": ids must be [B, L], or [nnz] with offsets; int32 or int64");
+  DEEPREC_CHECK(is_index(index) && ids_in.is_cpu() && ids_in.dim() == (offsets_in ? 1 : 2), "ValueError: ", op,
+                ": ids must be [B, L], or [nnz] with offsets; int32 or int64");
   const Tensor weight = rows_adjacent(weight_in), ids = as_contiguous(ids_in);
   const int64_t element = static_cast<int64_t>(weight.element_size());
   PoolArgs args{};
@@ -251,8 +253,8 @@ Tensor embedding_bag(const Tensor& weight_in, const Tensor& ids_in, const std::o
     offsets = as_contiguous(*offsets_in);
     const int64_t count = offsets->numel();
     args.end = count - include_last_offset;
-    STD_TORCH_CHECK(offsets->dim() == 1 && offsets->scalar_type() == index && args.end >= 0, "ValueError: ", op,
-                    ": offsets must be [B], or [B + 1] with include_last_offset, in the dtype of ids");
+    DEEPREC_CHECK(offsets->dim() == 1 && offsets->scalar_type() == index && args.end >= 0, "ValueError: ", op,
+                  ": offsets must be [B], or [B + 1] with include_last_offset, in the dtype of ids");
     args.wide_ids ? set_bags<int64_t>(&args, offsets->data_ptr(), count, include_last_offset)
                   : set_bags<int32_t>(&args, offsets->data_ptr(), count, include_last_offset);
   } else {
@@ -260,10 +262,10 @@ Tensor embedding_bag(const Tensor& weight_in, const Tensor& ids_in, const std::o
     args.length = ids.size(1);
   }
   if (per_sample_weights) {
-    STD_TORCH_CHECK(mode == 0 && per_sample_weights->scalar_type() == dtype && per_sample_weights->is_cpu() &&
-                        per_sample_weights->dim() == ids.dim() && per_sample_weights->numel() == args.num_entries &&
-                        per_sample_weights->size(0) == ids.size(0),
-                    "ValueError: ", op, ": per_sample_weights must have the shape of ids and the dtype of weight");
+    DEEPREC_CHECK(mode == 0 && per_sample_weights->scalar_type() == dtype && per_sample_weights->is_cpu() &&
+                      per_sample_weights->dim() == ids.dim() && per_sample_weights->numel() == args.num_entries &&
+                      per_sample_weights->size(0) == ids.size(0),
+                  "ValueError: ", op, ": per_sample_weights must have the shape of ids and the dtype of weight");
     scale = as_contiguous(*per_sample_weights);
     args.scale = static_cast<const char*>(scale->data_ptr());
     args.scale_stride = 1;
@@ -276,8 +278,8 @@ Tensor embedding_bag(const Tensor& weight_in, const Tensor& ids_in, const std::o
   if (bad >= 0) {
     const int64_t id = args.wide_ids ? static_cast<const int64_t*>(args.ids)[bad]
                                      : static_cast<int64_t>(static_cast<const int32_t*>(args.ids)[bad]);
-    STD_TORCH_CHECK(false, "IndexError: ", op, ": ids of table 0 must be in [0, ", args.num_rows, "), got ", id,
-                    " at position ", bad);
+    DEEPREC_CHECK(false, "IndexError: ", op, ": ids of table 0 must be in [0, ", args.num_rows, "), got ", id,
+                  " at position ", bad);
   }
   return out;
 }
@@ -417,7 +419,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embedding_bags_plan(const Ten
   const Layout layout(op, ids, offsets, tables.size());
   int64_t largest = 0;
   for (const int64_t size : num_embeddings) {
-    STD_TORCH_CHECK(size >= 0, op, ": num_embeddings must be >= 0, got ", size);
+    DEEPREC_CHECK(size >= 0, "ValueError: ", op, ": num_embeddings must be >= 0, got ", size);
     largest = std::max(largest, size);
   }
   const bool small = layout.nnz < int64_t{1} << 31 && layout.num_features * layout.batch < int64_t{1} << 31;
@@ -471,13 +473,13 @@ struct Backward {
     const ScalarType dtype = weights[0].scalar_type();
     require_safe(op, plan, layout, weights, tables);
     const auto [columns, width] = columns_of(layout, weights, tables, modes);
-    STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == layout.batch && grad.size(1) == width &&
-                        grad.scalar_type() == dtype && grad.is_cpu(),
-                    op, ": grad must be [", layout.batch, ", ", width, "] in the dtype of the tables");
+    DEEPREC_CHECK(grad.dim() == 2 && grad.size(0) == layout.batch && grad.size(1) == width &&
+                      grad.scalar_type() == dtype && grad.is_cpu(),
+                  "ValueError: ", op, ": grad must be [", layout.batch, ", ", width, "] in the dtype of the tables");
     const bool maxima = has_max(layout, modes);
-    STD_TORCH_CHECK(!maxima || (argmax.dim() == 2 && argmax.size(0) == layout.batch && argmax.size(1) == width &&
-                                argmax.scalar_type() == layout.ids.scalar_type()),
-                    op, ": argmax must be the second result of embedding_bags");
+    DEEPREC_CHECK(!maxima || (argmax.dim() == 2 && argmax.size(0) == layout.batch && argmax.size(1) == width &&
+                              argmax.scalar_type() == layout.ids.scalar_type()),
+                  "ValueError: ", op, ": argmax must be the second result of embedding_bags");
     args.element = element_of(op, dtype);
     args.grad = static_cast<const char*>(grad.data_ptr());
     args.grad_stride = grad.stride(0);
@@ -520,21 +522,22 @@ struct Backward {
       FeatureGrad feature{columns[i], nullptr, layout.first_entry(f), static_cast<BagMode>(modes[i])};
       if (columns[i] < 0) {
         const int64_t dim = weights[static_cast<size_t>(tables[i])].size(1);
-        STD_TORCH_CHECK(sequences.size() < sequence_grads.size(), op, ": one gradient for each unpooled feature");
+        DEEPREC_CHECK(sequences.size() < sequence_grads.size(), "ValueError: ", op,
+                      ": one gradient for each unpooled feature");
         Tensor g = sequence_grads[sequences.size()];
-        STD_TORCH_CHECK(g.dim() == 2 && g.size(0) == layout.num_entries(f) && g.size(1) == dim &&
-                            g.scalar_type() == weights[0].scalar_type() && g.is_cpu(),
-                        op, ": the gradient of unpooled feature ", f, " must be [", layout.num_entries(f), ", ", dim,
-                        "]");
+        DEEPREC_CHECK(g.dim() == 2 && g.size(0) == layout.num_entries(f) && g.size(1) == dim &&
+                          g.scalar_type() == weights[0].scalar_type() && g.is_cpu(),
+                      "ValueError: ", op, ": the gradient of unpooled feature ", f, " must be [", layout.num_entries(f),
+                      ", ", dim, "]");
         g = g.is_contiguous() ? g : torch::stable::contiguous(g);
         feature.sequence = static_cast<const char*>(g.data_ptr());
         sequences.push_back(g);
       }
       features.push_back(feature);
     }
-    STD_TORCH_CHECK(!layout.offsets || sequences.size() == sequence_grads.size(), "ValueError: ", op,
-                    ": sequence_grads must be ", sequences.size(), ", one for each unpooled feature, got ",
-                    sequence_grads.size());
+    DEEPREC_CHECK(!layout.offsets || sequences.size() == sequence_grads.size(), "ValueError: ", op,
+                  ": sequence_grads must be ", sequences.size(), ", one for each unpooled feature, got ",
+                  sequence_grads.size());
     args.features = features.data();
     for (size_t t = 0; t < weights.size(); ++t) {
       args.weight = static_cast<const char*>(weights[t].data_ptr());

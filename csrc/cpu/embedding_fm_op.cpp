@@ -24,24 +24,24 @@ struct FmTables {
 
   FmTables(const char* op, const Tensors& weights_in, const Tensors& linear_in, const Ints& tables, const Ints& padding)
       : weights(weights_in), linear(linear_in), dim(0) {
-    STD_TORCH_CHECK(!weights.empty(), op, ": weights must hold at least one table");
+    DEEPREC_CHECK(!weights.empty(), "ValueError: ", op, ": weights must hold at least one table");
     const ScalarType dtype = weights[0].scalar_type();
     for (Tensor& w : weights) {
-      STD_TORCH_CHECK(w.dim() == 2 && w.is_cpu() && w.scalar_type() == dtype && w.size(1) == weights[0].size(1), op,
-                      ": weights must be [R, D] tables of one D and dtype on the CPU");
+      DEEPREC_CHECK(w.dim() == 2 && w.is_cpu() && w.scalar_type() == dtype && w.size(1) == weights[0].size(1),
+                    "ValueError: ", op, ": weights must be [R, D] tables of one D and dtype on the CPU");
       w = rows_adjacent(w);
     }
-    STD_TORCH_CHECK(linear.empty() || linear.size() == weights.size(), op, ": linear must be empty or have ",
-                    weights.size(), " tables, got ", linear.size());
+    DEEPREC_CHECK(linear.empty() || linear.size() == weights.size(), "ValueError: ", op,
+                  ": linear must be empty or have ", weights.size(), " tables, got ", linear.size());
     for (size_t t = 0; t < linear.size(); ++t) {
       const Tensor& w = linear[t];
-      STD_TORCH_CHECK(w.is_cpu() && w.scalar_type() == dtype && w.size(0) == weights[t].size(0) &&
-                          (w.dim() == 1 || (w.dim() == 2 && w.size(1) == 1)),
-                      op, ": linear must be [R] or [R, 1] beside each table, in its dtype");
+      DEEPREC_CHECK(w.is_cpu() && w.scalar_type() == dtype && w.size(0) == weights[t].size(0) &&
+                        (w.dim() == 1 || (w.dim() == 2 && w.size(1) == 1)),
+                    "ValueError: ", op, ": linear must be [R] or [R, 1] beside each table, in its dtype");
     }
     check_features(op, tables, padding, weights.size());
     dim = weights[0].size(1);
-    STD_TORCH_CHECK(dim >= 1, op, ": weights must have at least one column");
+    DEEPREC_CHECK(dim >= 1, "ValueError: ", op, ": weights must have at least one column");
     const int64_t element = static_cast<int64_t>(weights[0].element_size());
     for (size_t f = 0; f < tables.size(); ++f) {
       const size_t t = static_cast<size_t>(tables[f]);
@@ -72,9 +72,9 @@ struct FmTables {
 };
 
 Tensor check_values(const char* op, const Layout& layout, const Tensor& values, ScalarType dtype) {
-  STD_TORCH_CHECK(values.scalar_type() == dtype && values.is_cpu() && values.dim() == layout.ids.dim() &&
-                      values.numel() == layout.nnz && values.size(0) == layout.ids.size(0),
-                  op, ": values must have the shape of ids and the dtype of the tables");
+  DEEPREC_CHECK(values.scalar_type() == dtype && values.is_cpu() && values.dim() == layout.ids.dim() &&
+                    values.numel() == layout.nnz && values.size(0) == layout.ids.size(0),
+                "ValueError: ", op, ": values must have the shape of ids and the dtype of the tables");
   return layout.offsets && !values.is_contiguous() ? torch::stable::contiguous(values) : values;
 }
 
@@ -84,8 +84,8 @@ void raise_bad(const char* op, const Layout& layout, const FmTables& all, const 
     const int64_t num_rows = all.features[static_cast<size_t>(f)].num_rows;
     for (int64_t i = 0; i < layout.num_entries(f); ++i) {
       const int64_t id = layout.id(f, i);
-      STD_TORCH_CHECK(id >= 0 && id < num_rows, "IndexError: ", op, ": ids of table ", tables[static_cast<size_t>(f)],
-                      " must be in [0, ", num_rows, "), got ", id, " at position ", layout.first_entry(f) + i);
+      DEEPREC_CHECK(id >= 0 && id < num_rows, "IndexError: ", op, ": ids of table ", tables[static_cast<size_t>(f)],
+                    " must be in [0, ", num_rows, "), got ", id, " at position ", layout.first_entry(f) + i);
     }
   }
 }
@@ -195,12 +195,12 @@ struct FmBackward {
         values_grad(empty_cpu({0}, all.dtype())) {
     const int64_t batch = layout.batch, num_features = layout.num_features;
     require_safe(op, plan, layout, weights, tables);
-    STD_TORCH_CHECK(
-        grad_in.dim() == 1 && grad_in.size(0) == batch && grad_in.scalar_type() == all.dtype() && grad_in.is_cpu(), op,
-        ": grad must be [", batch, "] in the dtype of the tables");
-    STD_TORCH_CHECK(sums.dim() == 2 && sums.size(0) == batch && sums.size(1) == all.dim &&
-                        sums.scalar_type() == all.wide() && sums.is_cpu(),
-                    op, ": sums must be the second result of embedding_fm, [", batch, ", ", all.dim, "]");
+    DEEPREC_CHECK(
+        grad_in.dim() == 1 && grad_in.size(0) == batch && grad_in.scalar_type() == all.dtype() && grad_in.is_cpu(),
+        "ValueError: ", op, ": grad must be [", batch, "] in the dtype of the tables");
+    DEEPREC_CHECK(sums.dim() == 2 && sums.size(0) == batch && sums.size(1) == all.dim &&
+                      sums.scalar_type() == all.wide() && sums.is_cpu(),
+                  "ValueError: ", op, ": sums must be the second result of embedding_fm, [", batch, ", ", all.dim, "]");
     FmGradArgs args{};
     args.element = element_of(op, all.dtype());
     args.dim = all.dim;
@@ -216,11 +216,11 @@ struct FmBackward {
     args.sums = sums.data_ptr();
     if (embeddings_grad_in) {
       embeddings_grad = *embeddings_grad_in;
-      STD_TORCH_CHECK(embeddings_grad->dim() == 3 && embeddings_grad->size(0) == batch &&
-                          embeddings_grad->size(1) == num_features && embeddings_grad->size(2) == all.dim &&
-                          embeddings_grad->scalar_type() == all.dtype() && embeddings_grad->is_cpu(),
-                      op, ": embeddings_grad must be [", batch, ", ", num_features, ", ", all.dim,
-                      "] in the dtype of the tables");
+      DEEPREC_CHECK(embeddings_grad->dim() == 3 && embeddings_grad->size(0) == batch &&
+                        embeddings_grad->size(1) == num_features && embeddings_grad->size(2) == all.dim &&
+                        embeddings_grad->scalar_type() == all.dtype() && embeddings_grad->is_cpu(),
+                    "ValueError: ", op, ": embeddings_grad must be [", batch, ", ", num_features, ", ", all.dim,
+                    "] in the dtype of the tables");
       if (all.dim > 1 && embeddings_grad->stride(2) != 1) {
         embeddings_grad = torch::stable::contiguous(*embeddings_grad);
       }

@@ -10,8 +10,8 @@ namespace deeprec {
 namespace {
 
 void check_id(int64_t id, int64_t position, int64_t num_embeddings) {
-  STD_TORCH_CHECK(static_cast<uint64_t>(id) < static_cast<uint64_t>(num_embeddings),
-                  "embedding_plan: ids must be in [0, ", num_embeddings, "), got ", id, " at position ", position);
+  DEEPREC_CHECK(static_cast<uint64_t>(id) < static_cast<uint64_t>(num_embeddings),
+                "embedding_plan: ids must be in [0, ", num_embeddings, "), got ", id, " at position ", position);
 }
 
 template <class Id, class Key>
@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> plan(const Tensor& ids, int64_t nnz, int64_t 
 }
 
 std::tuple<Tensor, Tensor, Tensor> embedding_plan(const Tensor& ids_in, int64_t num_embeddings) {
-  STD_TORCH_CHECK(is_index(ids_in.scalar_type()), "embedding_plan: ids must be int32 or int64");
-  STD_TORCH_CHECK(num_embeddings >= 0, "embedding_plan: num_embeddings must be >= 0, got ", num_embeddings);
+  DEEPREC_CHECK(is_index(ids_in.scalar_type()), "embedding_plan: ids must be int32 or int64");
+  DEEPREC_CHECK(num_embeddings >= 0, "embedding_plan: num_embeddings must be >= 0, got ", num_embeddings);
   const Tensor ids = ids_in.is_contiguous() ? ids_in : torch::stable::contiguous(ids_in);
   const int64_t nnz = ids.numel();
   const bool wide = ids.scalar_type() == ScalarType::Long;

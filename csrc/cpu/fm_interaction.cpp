@@ -149,7 +149,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // values of x a thread should have
 
 Tensor columns_adjacent(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 3, op, ": x must be [B, F, D], got ", x.dim(), " dimensions");
+  DEEPREC_CHECK(x.dim() == 3, op, ": x must be [B, F, D], got ", x.dim(), " dimensions");
   return x.size(2) <= 1 || x.stride(2) == 1 ? x : torch::stable::contiguous(x);
 }
 
@@ -191,10 +191,10 @@ Tensor bi_interaction(const Tensor& x) { return interaction("bi_interaction", x,
 
 Tensor fm_interaction_grad(const Tensor& grad, const Tensor& x_in) {
   const Tensor x = columns_adjacent("fm_interaction_grad", x_in);
-  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type() && (grad.dim() == 1 || grad.dim() == 2) &&
-                      grad.size(0) == x.size(0) && (grad.dim() == 1 || grad.size(1) == x.size(2)),
-                  "fm_interaction_grad: grad must be [", x.size(0), "] or [", x.size(0), ", ", x.size(2),
-                  "] on the device and in the dtype of x");
+  DEEPREC_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type() && (grad.dim() == 1 || grad.dim() == 2) &&
+                    grad.size(0) == x.size(0) && (grad.dim() == 1 || grad.size(1) == x.size(2)),
+                "fm_interaction_grad: grad must be [", x.size(0), "] or [", x.size(0), ", ", x.size(2),
+                "] on the device and in the dtype of x");
   Tensor out = empty_cpu({x.size(0), x.size(1), x.size(2)}, x.scalar_type());
   FmArgs args = fm_args("fm_interaction_grad", x);
   args.grad = grad.data_ptr();

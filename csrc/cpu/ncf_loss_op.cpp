@@ -70,8 +70,8 @@ const float* data(const Tensor& t) { return static_cast<const float*>(t.const_da
 float* mutable_data(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 Tensor checked(const Tensor& t, int64_t dim, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "ncf_loss: ", name, " must be float32 for the CPU kernel");
-  STD_TORCH_CHECK(t.dim() == dim, "ncf_loss: ", name, " must have ", dim, " dimensions, got ", t.dim());
+  DEEPREC_CHECK(t.scalar_type() == ScalarType::Float, "ncf_loss: ", name, " must be float32 for the CPU kernel");
+  DEEPREC_CHECK(t.dim() == dim, "ncf_loss: ", name, " must have ", dim, " dimensions, got ", t.dim());
   return as_contiguous(t);
 }
 
@@ -86,14 +86,14 @@ void copy_indices(const Tensor& t, T* out, int64_t limit, const char* name) {
       out[i] = static_cast<T>(from[i]);
     }
     for (int64_t i = 0; is_bad && i < n; ++i) {
-      STD_TORCH_CHECK(from[i] >= 0 && from[i] < limit, "ncf_loss: ", name, "[", i, "] must be in [0, ", limit,
-                      "), got ", static_cast<int64_t>(from[i]), "; make the plan with embedding_plan");
+      DEEPREC_CHECK(from[i] >= 0 && from[i] < limit, "ncf_loss: ", name, "[", i, "] must be in [0, ", limit, "), got ",
+                    static_cast<int64_t>(from[i]), "; make the plan with embedding_plan");
     }
   };
   if (c.scalar_type() == ScalarType::Int) {
     copy(static_cast<const int32_t*>(c.const_data_ptr()));
   } else {
-    STD_TORCH_CHECK(c.scalar_type() == ScalarType::Long, "ncf_loss: ", name, " must be int32 or int64");
+    DEEPREC_CHECK(c.scalar_type() == ScalarType::Long, "ncf_loss: ", name, " must be int32 or int64");
     copy(static_cast<const int64_t*>(c.const_data_ptr()));
   }
 }
@@ -113,8 +113,8 @@ void read_plan(const Tensor& rows, const Tensor& offsets, const Tensor& order, i
   for (int64_t r = 0; is_valid && r < num_rows; ++r) {
     is_valid = to.offsets[r] < to.offsets[r + 1];
   }
-  STD_TORCH_CHECK(is_valid, "ncf_loss: ", name, "' offsets must rise from 0 to ", positions,
-                  "; make the plan with embedding_plan");
+  DEEPREC_CHECK(is_valid, "ncf_loss: ", name, "' offsets must rise from 0 to ", positions,
+                "; make the plan with embedding_plan");
   // Offsets rise from 0 to the number of positions, so `order` names each position once when none is left out.
   std::fill_n(to.inverse, positions, -1);
   for (int64_t r = 0; r < num_rows; ++r) {
@@ -126,8 +126,8 @@ void read_plan(const Tensor& rows, const Tensor& offsets, const Tensor& order, i
   for (int64_t i = 0; i < positions; ++i) {
     all |= to.inverse[i];
   }
-  STD_TORCH_CHECK(all >= 0, "ncf_loss: ", name,
-                  "' order must name every position once; make the plan with embedding_plan");
+  DEEPREC_CHECK(all >= 0, "ncf_loss: ", name,
+                "' order must name every position once; make the plan with embedding_plan");
 }
 
 // Everything the passes need; `arrange` is walked twice, to measure and to place.
@@ -315,8 +315,8 @@ Result ncf_loss(Tensor gmf_user, Tensor gmf_item, Tensor mlp_user, Tensor mlp_it
   Call call;
   NcfProblem& p = call.p;
   const int64_t num_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(num_layers <= kNcfMaxLayers && biases.size() == weights.size(), "ncf_loss: needs as many biases as ",
-                  "weights and at most ", kNcfMaxLayers, " of them, got ", num_layers, " and ", biases.size());
+  DEEPREC_CHECK(num_layers <= kNcfMaxLayers && biases.size() == weights.size(), "ncf_loss: needs as many biases as ",
+                "weights and at most ", kNcfMaxLayers, " of them, got ", num_layers, " and ", biases.size());
   p.gmf_width = gmf_user.size(1);
   p.num_groups = labels.size(0);
   p.group_size = labels.size(1);
@@ -332,29 +332,29 @@ Result ncf_loss(Tensor gmf_user, Tensor gmf_item, Tensor mlp_user, Tensor mlp_it
   read_side(p.user, gmf_user, mlp_user, user_rows, user_order);
   read_side(p.item, gmf_item, mlp_item, item_rows, item_order);
   const int64_t examples = p.num_groups * p.group_size;
-  STD_TORCH_CHECK(p.group_size > 0 || p.num_groups == 0, "ncf_loss: labels must be [groups, 1 + n]");
-  STD_TORCH_CHECK(examples < INT32_MAX, "ncf_loss: needs fewer than 2^31 examples in a batch, got ", examples);
-  STD_TORCH_CHECK(p.user.num_positions == p.num_groups && p.item.num_positions == examples &&
-                      user_offsets.numel() == p.user.num_rows + 1 && item_offsets.numel() == p.item.num_rows + 1,
-                  "ncf_loss: the plans must cover ", p.num_groups, " users and ", examples, " items");
-  STD_TORCH_CHECK(gmf_item.size(1) == p.gmf_width, "ncf_loss: GMF tables must be equally wide");
-  STD_TORCH_CHECK(
+  DEEPREC_CHECK(p.group_size > 0 || p.num_groups == 0, "ncf_loss: labels must be [groups, 1 + n]");
+  DEEPREC_CHECK(examples < INT32_MAX, "ncf_loss: needs fewer than 2^31 examples in a batch, got ", examples);
+  DEEPREC_CHECK(p.user.num_positions == p.num_groups && p.item.num_positions == examples &&
+                    user_offsets.numel() == p.user.num_rows + 1 && item_offsets.numel() == p.item.num_rows + 1,
+                "ncf_loss: the plans must cover ", p.num_groups, " users and ", examples, " items");
+  DEEPREC_CHECK(gmf_item.size(1) == p.gmf_width, "ncf_loss: GMF tables must be equally wide");
+  DEEPREC_CHECK(
       !p.gmf_width || !num_layers || (gmf_user.size(0) == mlp_user.size(0) && gmf_item.size(0) == mlp_item.size(0)),
       "ncf_loss: the GMF and MLP tables must have equally many rows");
   for (int64_t l = 0; l < num_layers; ++l) {
     weights[l] = checked(weights[l], 2, "weights");
     biases[l] = checked(biases[l], 1, "biases");
     const int64_t in = l ? call.layers[l - 1].out : p.user.width + p.item.width;
-    STD_TORCH_CHECK(weights[l].size(1) == in && weights[l].size(0) == biases[l].numel() && biases[l].numel() > 0,
-                    "ncf_loss: weights[", l, "] must be [", biases[l].numel(), ", ", in, "]");
+    DEEPREC_CHECK(weights[l].size(1) == in && weights[l].size(0) == biases[l].numel() && biases[l].numel() > 0,
+                  "ncf_loss: weights[", l, "] must be [", biases[l].numel(), ", ", in, "]");
     NcfLayer& layer = call.layers.emplace_back();
     layer.in = in;
     layer.out = weights[l].size(0);
     layer.weight = data(weights[l]);
   }
   const int64_t last = num_layers ? call.layers.back().out : 0;
-  STD_TORCH_CHECK(out_weight.numel() == p.gmf_width + last && out_bias.numel() == 1, "ncf_loss: out_weight must be [",
-                  p.gmf_width + last, "] and out_bias [1]");
+  DEEPREC_CHECK(out_weight.numel() == p.gmf_width + last && out_bias.numel() == 1, "ncf_loss: out_weight must be [",
+                p.gmf_width + last, "] and out_bias [1]");
   choose_chunks(p);
   p.layers = call.layers.data();
   p.labels = data(labels);

@@ -108,9 +108,9 @@ inline void require_safe(const char* op, const BagPlan& plan, const Layout& layo
   for (const Tensor& w : weights) {
     sizes.push_back(w.size(0));
   }
-  STD_TORCH_CHECK((PlanChecker{plan, layout, sizes, tables}.is_safe()), "ValueError: ", op,
-                  ": plan must be the one of these ids and offsets, got one that names other entries, bags or rows; "
-                  "make it with embedding_bags_plan");
+  DEEPREC_CHECK((PlanChecker{plan, layout, sizes, tables}.is_safe()), "ValueError: ", op,
+                ": plan must be the one of these ids and offsets, got one that names other entries, bags or rows; "
+                "make it with embedding_bags_plan");
 }
 
 }  // namespace deeprec

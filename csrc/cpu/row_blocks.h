@@ -117,7 +117,7 @@ inline int64_t rounding_seed(int64_t seed, int64_t step, int64_t table) {
 inline void check_options(const char* op, Rule rule, double lr, const std::vector<double>& options) {
   if (rule == Rule::ftrl) {
     check_ftrl(op, lr, options[2], options[3], options[0]);
-    STD_TORCH_CHECK(options[1] == 0, op, ": FTRL takes no weight_decay but l2, got ", options[1]);
+    DEEPREC_CHECK(options[1] == 0, op, ": FTRL takes no weight_decay but l2, got ", options[1]);
     return;
   }
   check_rates(op, lr, options[1]);
@@ -135,19 +135,19 @@ inline void check_options(const char* op, Rule rule, double lr, const std::vecto
 inline Optimizer optimizer_of(const char* op, const std::vector<Tensor>& weights, const std::vector<Tensor>& first,
                               const std::vector<Tensor>& second, int64_t rule, const Tensor& lr, const Tensor& step,
                               const std::vector<double>& options, double max_norm, int64_t seed) {
-  STD_TORCH_CHECK(rule >= 0 && rule <= 4, op,
-                  ": rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got ", rule);
-  STD_TORCH_CHECK(lr.numel() == 1 && lr.scalar_type() == ScalarType::Double && lr.is_cpu(), op,
-                  ": lr must be one float64 on the CPU");
-  STD_TORCH_CHECK(step.numel() == 1 && step.scalar_type() == ScalarType::Long && step.is_cpu(), op,
-                  ": step must be one int64 on the CPU");
-  STD_TORCH_CHECK(options.size() == 4, op, ": options must be eps, weight_decay, beta1, beta2");
+  DEEPREC_CHECK(rule >= 0 && rule <= 4, op,
+                ": rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got ", rule);
+  DEEPREC_CHECK(lr.numel() == 1 && lr.scalar_type() == ScalarType::Double && lr.is_cpu(), op,
+                ": lr must be one float64 on the CPU");
+  DEEPREC_CHECK(step.numel() == 1 && step.scalar_type() == ScalarType::Long && step.is_cpu(), op,
+                ": step must be one int64 on the CPU");
+  DEEPREC_CHECK(options.size() == 4, op, ": options must be eps, weight_decay, beta1, beta2");
   const auto kind = static_cast<Rule>(rule);
   const bool has_first = kind != Rule::sgd || !first.empty();
   const bool has_second = kind == Rule::adam || kind == Rule::ftrl;
-  STD_TORCH_CHECK(
-      first.size() == (has_first ? weights.size() : 0) && second.size() == (has_second ? weights.size() : 0), op,
-      ": this rule needs other states for ", weights.size(), " tables, got ", first.size(), " and ", second.size());
+  DEEPREC_CHECK(first.size() == (has_first ? weights.size() : 0) && second.size() == (has_second ? weights.size() : 0),
+                op, ": this rule needs other states for ", weights.size(), " tables, got ", first.size(), " and ",
+                second.size());
   Optimizer out{{}, nullptr, kind == Rule::rowwise_adagrad, static_cast<int64_t*>(step.data_ptr()), max_norm};
   out.kernel = kind == Rule::sgd       ? DEEPREC_DISPATCH(sgd_rows)
                : kind == Rule::adagrad ? DEEPREC_DISPATCH(adagrad_rows)

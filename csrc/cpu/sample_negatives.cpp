@@ -123,12 +123,13 @@ void sample_negatives_rows(const NegativeJob& job, int64_t begin, int64_t end) {
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <optional>
+
+#include "../check.h"
 
 namespace deeprec {
 namespace {
@@ -148,14 +149,14 @@ void check_users(const NegativeJob& job, int64_t num_rows, int64_t num_users, in
   const NegativeSource& s = job.source;
   for (int64_t row = 0; row < num_rows; ++row) {
     const int64_t user = user_at(job, row);
-    STD_TORCH_CHECK(user >= 0 && user < num_users, "IndexError: sample_negatives: users must lie in [0, ", num_users,
-                    "), got ", user, " at position ", row);
+    DEEPREC_CHECK(user >= 0 && user < num_users, "IndexError: sample_negatives: users must lie in [0, ", num_users,
+                  "), got ", user, " at position ", row);
     const int64_t first = s.indptr[user], last = s.indptr[user + 1];
-    STD_TORCH_CHECK(0 <= first && first <= last && last <= nnz,
-                    "ValueError: sample_negatives: indptr must rise from 0 to ", nnz, " (the length of indices), got ",
-                    first, " and ", last, " for user ", user);
-    STD_TORCH_CHECK(last - first < s.num_items, "ValueError: sample_negatives: user ", user, " has seen all ",
-                    s.num_items, " items, so no negative exists; leave the user out");
+    DEEPREC_CHECK(0 <= first && first <= last && last <= nnz,
+                  "ValueError: sample_negatives: indptr must rise from 0 to ", nnz, " (the length of indices), got ",
+                  first, " and ", last, " for user ", user);
+    DEEPREC_CHECK(last - first < s.num_items, "ValueError: sample_negatives: user ", user, " has seen all ",
+                  s.num_items, " items, so no negative exists; leave the user out");
   }
 }
 
@@ -202,9 +203,9 @@ void check_drawn(const NegativeJob& job, int64_t num_rows) {
   for (int64_t row = 0; row < num_rows; ++row) {
     const int64_t k = row * job.num_negatives;
     const int64_t item = job.wide ? static_cast<const int64_t*>(job.out)[k] : static_cast<const int32_t*>(job.out)[k];
-    STD_TORCH_CHECK(item != kNoNegative, "ValueError: sample_negatives: user ", user_at(job, row),
-                    " has seen every item of positive weight, so no negative exists; leave the user out or give every "
-                    "item some weight");
+    DEEPREC_CHECK(item != kNoNegative, "ValueError: sample_negatives: user ", user_at(job, row),
+                  " has seen every item of positive weight, so no negative exists; leave the user out or give every "
+                  "item some weight");
   }
 }
 
@@ -212,16 +213,15 @@ Tensor sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor&
                         int64_t num_negatives, int64_t seed, int64_t offset, const std::optional<Tensor>& threshold,
                         const std::optional<Tensor>& alias, const std::optional<Tensor>& cumulative) {
   const int64_t num_rows = users.numel();
-  STD_TORCH_CHECK((users.scalar_type() == ScalarType::Long || users.scalar_type() == ScalarType::Int) &&
-                      indptr.scalar_type() == ScalarType::Long && indices.scalar_type() == ScalarType::Int,
-                  "TypeError: sample_negatives: users must be int32 or int64, indptr int64 and indices int32");
-  STD_TORCH_CHECK(offset >= 0, "ValueError: sample_negatives: offset must be >= 0, got ", offset);
-  STD_TORCH_CHECK(
-      num_items > 0 && num_items < (int64_t{1} << 31) && num_negatives >= 0 && num_negatives < (int64_t{1} << 31) &&
-          indptr.numel() > 0,
-      "ValueError: sample_negatives: num_items must lie in [1, 2^31), num_negatives in [0, 2^31), and indptr "
-      "needs num_users + 1 entries, got ",
-      num_items, ", ", num_negatives, " and ", indptr.numel());
+  DEEPREC_CHECK((users.scalar_type() == ScalarType::Long || users.scalar_type() == ScalarType::Int) &&
+                    indptr.scalar_type() == ScalarType::Long && indices.scalar_type() == ScalarType::Int,
+                "TypeError: sample_negatives: users must be int32 or int64, indptr int64 and indices int32");
+  DEEPREC_CHECK(offset >= 0, "ValueError: sample_negatives: offset must be >= 0, got ", offset);
+  DEEPREC_CHECK(num_items > 0 && num_items < (int64_t{1} << 31) && num_negatives >= 0 &&
+                    num_negatives < (int64_t{1} << 31) && indptr.numel() > 0,
+                "ValueError: sample_negatives: num_items must lie in [1, 2^31), num_negatives in [0, 2^31), and indptr "
+                "needs num_users + 1 entries, got ",
+                num_items, ", ", num_negatives, " and ", indptr.numel());
   const Tensor users_c = torch::stable::contiguous(users), indptr_c = torch::stable::contiguous(indptr),
                indices_c = torch::stable::contiguous(indices);
   Tensor out = torch::stable::new_empty(users, {num_rows, num_negatives});
@@ -238,13 +238,13 @@ Tensor sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor&
   s.reject_below = static_cast<uint32_t>((uint64_t{1} << 32) % static_cast<uint64_t>(num_items));
   std::optional<Tensor> kept[3];
   if (threshold) {
-    STD_TORCH_CHECK(alias && cumulative && threshold->numel() == num_items && alias->numel() == num_items &&
-                        cumulative->numel() == num_items + 1,
-                    "ValueError: sample_negatives: the alias table must describe ", num_items, " items, got ",
-                    threshold->numel(), "; build it with alias_table(weights)");
-    STD_TORCH_CHECK(threshold->scalar_type() == ScalarType::Long && alias->scalar_type() == ScalarType::Int &&
-                        cumulative->scalar_type() == ScalarType::Long,
-                    "TypeError: sample_negatives: the alias table must be int64, int32 and int64");
+    DEEPREC_CHECK(alias && cumulative && threshold->numel() == num_items && alias->numel() == num_items &&
+                      cumulative->numel() == num_items + 1,
+                  "ValueError: sample_negatives: the alias table must describe ", num_items, " items, got ",
+                  threshold->numel(), "; build it with alias_table(weights)");
+    DEEPREC_CHECK(threshold->scalar_type() == ScalarType::Long && alias->scalar_type() == ScalarType::Int &&
+                      cumulative->scalar_type() == ScalarType::Long,
+                  "TypeError: sample_negatives: the alias table must be int64, int32 and int64");
     kept[0] = torch::stable::contiguous(*threshold);
     kept[1] = torch::stable::contiguous(*alias);
     kept[2] = torch::stable::contiguous(*cumulative);

@@ -381,14 +381,14 @@ constexpr const char* kOp = "sampled_linear_loss";
 constexpr int64_t kGrain = 1 << 15;  // multiplications a thread should have
 
 Tensor columns_adjacent(const char* name, const Tensor& x, ScalarType dtype) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.is_cpu() && x.scalar_type() == dtype, kOp, ": ", name,
-                  " must be a matrix on the CPU in the dtype of hidden");
+  DEEPREC_CHECK(x.dim() == 2 && x.is_cpu() && x.scalar_type() == dtype, kOp, ": ", name,
+                " must be a matrix on the CPU in the dtype of hidden");
   return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
 }
 
 const void* entry_values(const char* name, const Tensor& t, int64_t nnz, ScalarType wide) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == nnz && t.scalar_type() == wide && t.is_cpu() && t.is_contiguous(), kOp,
-                  ": ", name, " must be [", nnz, "], contiguous, float32 (float64 beside float64)");
+  DEEPREC_CHECK(t.dim() == 1 && t.size(0) == nnz && t.scalar_type() == wide && t.is_cpu() && t.is_contiguous(), kOp,
+                ": ", name, " must be [", nnz, "], contiguous, float32 (float64 beside float64)");
   return t.data_ptr();
 }
 
@@ -403,10 +403,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
   const Tensor hidden = columns_adjacent("hidden", hidden_in, dtype);
   const Tensor weight = columns_adjacent("weight", weight_in, dtype);
   const int64_t batch = hidden.size(0), dim = hidden.size(1), num_columns = weight.size(0);
-  STD_TORCH_CHECK(weight.size(1) == dim, kOp, ": weight must be [N, ", dim, "], got [", num_columns, ", ",
-                  weight.size(1), "]");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2 && loss >= 0 && loss <= 3 && (loss != 1 || activation == 1), kOp,
-                  ": activation must be 0 to 2, loss 0 to 3, and loss 1 goes with activation 1");
+  DEEPREC_CHECK(weight.size(1) == dim, kOp, ": weight must be [N, ", dim, "], got [", num_columns, ", ", weight.size(1),
+                "]");
+  DEEPREC_CHECK(activation >= 0 && activation <= 2 && loss >= 0 && loss <= 3 && (loss != 1 || activation == 1), kOp,
+                ": activation must be 0 to 2, loss 0 to 3, and loss 1 goes with activation 1");
   const Csr csr(kOp, indptr_in, indices_in, batch, num_columns);
   const int64_t nnz = csr.nnz;
   SampledArgs args{};
@@ -418,8 +418,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hid
   args.dim = dim;
   std::optional<Tensor> adjacent_bias, weights;
   if (bias) {
-    STD_TORCH_CHECK(bias->numel() == num_columns && bias->scalar_type() == dtype && bias->is_cpu(), kOp,
-                    ": bias must be [", num_columns, "] in the dtype of hidden");
+    DEEPREC_CHECK(bias->numel() == num_columns && bias->scalar_type() == dtype && bias->is_cpu(), kOp,
+                  ": bias must be [", num_columns, "] in the dtype of hidden");
     adjacent_bias = as_contiguous(*bias);
     args.bias = adjacent_bias->data_ptr();
   }

@@ -18,7 +18,6 @@ DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, in
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -27,6 +26,8 @@ DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, in
 #include <optional>
 #include <tuple>
 #include <vector>
+
+#include "../check.h"
 
 namespace deeprec {
 namespace {
@@ -57,13 +58,12 @@ struct OwnedJob {
 };
 
 void check_rows(const char* what, const Tensor& t, int64_t rows, int64_t columns) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, "ValueError: score_topk: ", what,
-                  " must be [", rows, ", ", columns, "]");
+  DEEPREC_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, "ValueError: score_topk: ", what,
+                " must be [", rows, ", ", columns, "]");
 }
 
 OwnedJob dot_job(const Tensor& users, const Tensor& items, const std::optional<Tensor>& item_bias) {
-  STD_TORCH_CHECK(users.dim() == 2 && items.dim() == 2,
-                  "ValueError: score_topk: users must be [B, D] and items [N, D]");
+  DEEPREC_CHECK(users.dim() == 2 && items.dim() == 2, "ValueError: score_topk: users must be [B, D] and items [N, D]");
   check_rows("items", items, items.size(0), users.size(1));
   OwnedJob owned;
   ScoreJob& job = owned.job;
@@ -73,8 +73,8 @@ OwnedJob dot_job(const Tensor& users, const Tensor& items, const std::optional<T
   job.user_factors = owned.keep(users);
   job.item_factors = owned.keep(items);
   if (item_bias) {
-    STD_TORCH_CHECK(item_bias->numel() == job.num_items, "ValueError: score_topk: item_bias must be [", job.num_items,
-                    "], got ", item_bias->numel(), " values");
+    DEEPREC_CHECK(item_bias->numel() == job.num_items, "ValueError: score_topk: item_bias must be [", job.num_items,
+                  "], got ", item_bias->numel(), " values");
     job.item_bias = owned.keep(*item_bias);
   }
   return owned;
@@ -82,14 +82,14 @@ OwnedJob dot_job(const Tensor& users, const Tensor& items, const std::optional<T
 
 void add_layers(OwnedJob& owned, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
   ScoreJob& job = owned.job;
-  STD_TORCH_CHECK(weights.size() == biases.size(), "ValueError: score_topk: each weight needs its bias, got ",
-                  weights.size(), " and ", biases.size());
+  DEEPREC_CHECK(weights.size() == biases.size(), "ValueError: score_topk: each weight needs its bias, got ",
+                weights.size(), " and ", biases.size());
   int64_t width = job.num_hidden;
   for (size_t l = 0; l < weights.size(); ++l) {
-    STD_TORCH_CHECK(weights[l].dim() == 2, "ValueError: score_topk: weights must be [out, in]");
+    DEEPREC_CHECK(weights[l].dim() == 2, "ValueError: score_topk: weights must be [out, in]");
     const int64_t out = weights[l].size(0);
     check_rows("a hidden weight", weights[l], out, width);
-    STD_TORCH_CHECK(biases[l].numel() == out, "ValueError: score_topk: a hidden bias must be [", out, "]");
+    DEEPREC_CHECK(biases[l].numel() == out, "ValueError: score_topk: a hidden bias must be [", out, "]");
     owned.layers.push_back({owned.keep(weights[l]), nullptr, owned.keep(biases[l]), width, out});
     width = out;
   }
@@ -109,7 +109,7 @@ OwnedJob ncf_job(const Tensor& user_hidden, const Tensor& item_hidden, const Ten
                  const Tensor& out_weight, const std::optional<Tensor>& out_bias, bool use_bfloat16) {
   OwnedJob owned = dot_job(user_factors, item_factors, std::nullopt);
   ScoreJob& job = owned.job;
-  STD_TORCH_CHECK(user_hidden.dim() == 2, "ValueError: score_topk: user_hidden must be [B, H1]");
+  DEEPREC_CHECK(user_hidden.dim() == 2, "ValueError: score_topk: user_hidden must be [B, H1]");
   job.num_hidden = user_hidden.size(1);
   job.use_bfloat16 = use_bfloat16;
   check_rows("user_hidden", user_hidden, job.num_users, job.num_hidden);
@@ -118,12 +118,12 @@ OwnedJob ncf_job(const Tensor& user_hidden, const Tensor& item_hidden, const Ten
   job.item_hidden = owned.keep(item_hidden);
   add_layers(owned, weights, biases);
   const int64_t last = owned.layers.empty() ? job.num_hidden : owned.layers.back().out;
-  STD_TORCH_CHECK(out_weight.numel() == job.num_factors + last, "ValueError: score_topk: out_weight must be [",
-                  job.num_factors + last, "], got ", out_weight.numel(), " values");
+  DEEPREC_CHECK(out_weight.numel() == job.num_factors + last, "ValueError: score_topk: out_weight must be [",
+                job.num_factors + last, "], got ", out_weight.numel(), " values");
   const float* weight = owned.keep(out_weight);
   job.hidden_weight = weight + job.num_factors;
   if (out_bias) {
-    STD_TORCH_CHECK(out_bias->numel() == 1, "ValueError: score_topk: out_bias must be one value");
+    DEEPREC_CHECK(out_bias->numel() == 1, "ValueError: score_topk: out_bias must be one value");
     job.bias = owned.keep(*out_bias)[0];
   }
   owned.scaled_factors.resize(static_cast<size_t>(job.num_users * job.num_factors));
@@ -143,31 +143,31 @@ void add_seen(OwnedJob& owned, const std::optional<Tensor>& indptr, const std::o
     return;
   }
   ScoreJob& job = owned.job;
-  STD_TORCH_CHECK(indices && indptr->numel() > 0, "ValueError: score_topk: seen_indptr needs seen_indices beside it");
-  STD_TORCH_CHECK(indptr->scalar_type() == ScalarType::Long && indices->scalar_type() == ScalarType::Int &&
-                      (!rows || rows->scalar_type() == ScalarType::Long),
-                  "TypeError: score_topk: seen_indptr and seen_rows must be int64 and seen_indices int32");
+  DEEPREC_CHECK(indices && indptr->numel() > 0, "ValueError: score_topk: seen_indptr needs seen_indices beside it");
+  DEEPREC_CHECK(indptr->scalar_type() == ScalarType::Long && indices->scalar_type() == ScalarType::Int &&
+                    (!rows || rows->scalar_type() == ScalarType::Long),
+                "TypeError: score_topk: seen_indptr and seen_rows must be int64 and seen_indices int32");
   owned.kept.push_back(torch::stable::contiguous(*indptr));
   job.seen_indptr = owned.kept.back().const_data_ptr<int64_t>();
   owned.kept.push_back(torch::stable::contiguous(*indices));
   job.seen_indices = owned.kept.back().const_data_ptr<int32_t>();
   const int64_t num_rows = indptr->numel() - 1, nnz = indices->numel();
   if (rows) {
-    STD_TORCH_CHECK(rows->numel() == job.num_users, "ValueError: score_topk: seen_rows must be [", job.num_users, "]");
+    DEEPREC_CHECK(rows->numel() == job.num_users, "ValueError: score_topk: seen_rows must be [", job.num_users, "]");
     owned.kept.push_back(torch::stable::contiguous(*rows));
     job.seen_rows = owned.kept.back().const_data_ptr<int64_t>();
   } else {
-    STD_TORCH_CHECK(num_rows == job.num_users, "ValueError: score_topk: seen_indptr must have ", job.num_users + 1,
-                    " entries, got ", num_rows + 1, "; or name the rows with seen_rows");
+    DEEPREC_CHECK(num_rows == job.num_users, "ValueError: score_topk: seen_indptr must have ", job.num_users + 1,
+                  " entries, got ", num_rows + 1, "; or name the rows with seen_rows");
   }
   for (int64_t u = 0; u < job.num_users; ++u) {
     const int64_t row = job.seen_rows ? job.seen_rows[u] : u;
-    STD_TORCH_CHECK(row >= 0 && row < num_rows, "IndexError: score_topk: seen_rows must lie in [0, ", num_rows,
-                    "), got ", row, " at position ", u);
+    DEEPREC_CHECK(row >= 0 && row < num_rows, "IndexError: score_topk: seen_rows must lie in [0, ", num_rows, "), got ",
+                  row, " at position ", u);
     const int64_t first = job.seen_indptr[row], last = job.seen_indptr[row + 1];
-    STD_TORCH_CHECK(0 <= first && first <= last && last <= nnz,
-                    "ValueError: score_topk: seen_indptr must rise from 0 to ", nnz,
-                    " (the length of seen_indices), got ", first, " and ", last, " in row ", row);
+    DEEPREC_CHECK(0 <= first && first <= last && last <= nnz,
+                  "ValueError: score_topk: seen_indptr must rise from 0 to ", nnz,
+                  " (the length of seen_indices), got ", first, " and ", last, " in row ", row);
   }
 }
 
@@ -244,7 +244,7 @@ Tensor score_all(const ScoreJob& job, const Tensor& like) {
 }
 
 std::tuple<Tensor, Tensor> best_of(const ScoreJob& job, int64_t k, const Tensor& like) {
-  STD_TORCH_CHECK(k >= 0 && k < int64_t{1} << 31, "ValueError: score_topk: k must be in [0, 2^31), got ", k);
+  DEEPREC_CHECK(k >= 0 && k < int64_t{1} << 31, "ValueError: score_topk: k must be in [0, 2^31), got ", k);
   Tensor values = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Float);
   Tensor ids = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Long);
   if (values.numel() == 0) {

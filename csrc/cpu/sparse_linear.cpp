@@ -235,23 +235,23 @@ constexpr int64_t kGrain = 1 << 15;  // multiplications a thread should have
 Tensor sparse_linear(const Tensor& indptr, const Tensor& indices, const Tensor& values_in, const Tensor& weight_in,
                      const std::optional<Tensor>& bias_in, int64_t activation) {
   const char* op = "sparse_linear";
-  STD_TORCH_CHECK(weight_in.dim() == 2 && weight_in.is_cpu() && indptr.dim() == 1 && indptr.numel() >= 1, op,
-                  ": weight must be [N, H] on the CPU and indptr [B + 1]");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation must be 0 to 2, got ", activation);
+  DEEPREC_CHECK(weight_in.dim() == 2 && weight_in.is_cpu() && indptr.dim() == 1 && indptr.numel() >= 1, op,
+                ": weight must be [N, H] on the CPU and indptr [B + 1]");
+  DEEPREC_CHECK(activation >= 0 && activation <= 2, op, ": activation must be 0 to 2, got ", activation);
   const ScalarType dtype = weight_in.scalar_type();
   const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const Tensor weight =
       weight_in.size(1) <= 1 || weight_in.stride(1) == 1 ? weight_in : torch::stable::contiguous(weight_in);
   const Csr csr(op, indptr, indices, indptr.numel() - 1, weight.size(0));
   const Tensor values = as_contiguous(values_in);
-  STD_TORCH_CHECK(values.dim() == 1 && values.numel() == csr.nnz && values.scalar_type() == dtype && values.is_cpu(),
-                  op, ": values must be [", csr.nnz, "] in the dtype of weight");
+  DEEPREC_CHECK(values.dim() == 1 && values.numel() == csr.nnz && values.scalar_type() == dtype && values.is_cpu(), op,
+                ": values must be [", csr.nnz, "] in the dtype of weight");
   const int64_t dim = weight.size(1);
   const int64_t element = static_cast<int64_t>(weight.element_size());
   std::optional<Tensor> bias;
   if (bias_in) {
-    STD_TORCH_CHECK(bias_in->numel() == dim && bias_in->scalar_type() == dtype && bias_in->is_cpu(), op,
-                    ": bias must be [", dim, "] in the dtype of weight");
+    DEEPREC_CHECK(bias_in->numel() == dim && bias_in->scalar_type() == dtype && bias_in->is_cpu(), op,
+                  ": bias must be [", dim, "] in the dtype of weight");
     bias = as_contiguous(*bias_in);
   }
   Tensor out = empty_cpu({csr.batch, dim}, dtype);

@@ -65,11 +65,11 @@ inline ScalarType state_type(ScalarType weight) {
 }
 
 inline void check_weight(const char* op, const Tensor& weight) {
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, D]");
+  DEEPREC_CHECK(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, D]");
 }
 
 inline void* state_data(const char* op, const char* name, const Tensor& state, const Tensor& weight, int64_t numel) {
-  STD_TORCH_CHECK(
+  DEEPREC_CHECK(
       state.is_contiguous() && state.numel() == numel && state.scalar_type() == state_type(weight.scalar_type()), op,
       ": ", name, " must be contiguous with ", numel, " values in float32 (float64 for a float64 weight), got ",
       state.numel());
@@ -78,7 +78,7 @@ inline void* state_data(const char* op, const char* name, const Tensor& state, c
 
 // The numbers of a rule, as check_number and its kin in kernels/sparse_update/reference.py; NaN is in no domain.
 inline void check_number(const char* op, const char* name, double value, bool holds, const char* requirement) {
-  STD_TORCH_CHECK(holds && std::isfinite(value), op, ": ", name, " must be ", requirement, ", got ", value);
+  DEEPREC_CHECK(holds && std::isfinite(value), op, ": ", name, " must be ", requirement, ", got ", value);
 }
 
 inline void check_rates(const char* op, double lr, double weight_decay) {
@@ -98,17 +98,16 @@ inline void check_betas(const char* op, double beta1, double beta2) {
 }
 
 inline void check_step(const char* op, int64_t step) {
-  STD_TORCH_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
-                  step);
+  DEEPREC_CHECK(step >= 1 && step <= std::numeric_limits<int32_t>::max(), op, ": step must be in [1, 2^31), got ",
+                step);
 }
 
 // The rule divides by lr.
 inline void check_ftrl(const char* op, double lr, double l1, double l2, double beta) {
-  STD_TORCH_CHECK(lr > 0 && l1 >= 0 && l2 >= 0 && beta >= 0 && std::isfinite(lr) && std::isfinite(l1) &&
-                      std::isfinite(l2) && std::isfinite(beta),
-                  op,
-                  ": FTRL needs lr > 0 and l1, l2, beta >= 0, all finite; a schedule of lr must not reach 0, got lr ",
-                  lr, ", l1 ", l1, ", l2 ", l2, ", beta ", beta);
+  DEEPREC_CHECK(lr > 0 && l1 >= 0 && l2 >= 0 && beta >= 0 && std::isfinite(lr) && std::isfinite(l1) &&
+                    std::isfinite(l2) && std::isfinite(beta),
+                op, ": FTRL needs lr > 0 and l1, l2, beta >= 0, all finite; a schedule of lr must not reach 0, got lr ",
+                lr, ", l1 ", l1, ", l2 ", l2, ", beta ", beta);
 }
 
 template <class Id>
@@ -119,8 +118,8 @@ void check_rows_are(const char* op, const Id* rows, int64_t count, int64_t num_r
     ascending &= rows[i] > before;
     before = rows[i];
   }
-  STD_TORCH_CHECK(ascending && before < num_rows, op, ": rows must be strictly ascending in [0, ", num_rows,
-                  "); coalesce the gradient with embedding_plan");
+  DEEPREC_CHECK(ascending && before < num_rows, op, ": rows must be strictly ascending in [0, ", num_rows,
+                "); coalesce the gradient with embedding_plan");
 }
 
 // Fills what every update has in common after checking it; throws before anything is changed.
@@ -128,11 +127,11 @@ void check_rows_are(const char* op, const Id* rows, int64_t count, int64_t num_r
 inline RowUpdateArgs row_update_args(const char* op, const Tensor& weight, const Tensor& rows, const Tensor* grads) {
   check_weight(op, weight);
   const int64_t count = rows.numel(), dim = weight.size(1);
-  STD_TORCH_CHECK(is_index(rows.scalar_type()) && rows.dim() == 1 && (count <= 1 || rows.stride(0) == 1), op,
-                  ": rows must be one contiguous dimension of int32 or int64");
-  STD_TORCH_CHECK(!grads || (grads->dim() == 2 && grads->size(0) == count && grads->size(1) == dim &&
-                             grads->scalar_type() == weight.scalar_type() && (dim <= 1 || grads->stride(1) == 1)),
-                  op, ": grads must be [", count, ", ", dim, "] in the dtype of weight, columns adjacent");
+  DEEPREC_CHECK(is_index(rows.scalar_type()) && rows.dim() == 1 && (count <= 1 || rows.stride(0) == 1), op,
+                ": rows must be one contiguous dimension of int32 or int64");
+  DEEPREC_CHECK(!grads || (grads->dim() == 2 && grads->size(0) == count && grads->size(1) == dim &&
+                           grads->scalar_type() == weight.scalar_type() && (dim <= 1 || grads->stride(1) == 1)),
+                op, ": grads must be [", count, ", ", dim, "] in the dtype of weight, columns adjacent");
   RowUpdateArgs args{};
   args.element = element_of(op, weight.scalar_type());
   args.weight = weight.data_ptr();

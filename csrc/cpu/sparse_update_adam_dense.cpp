@@ -386,15 +386,15 @@ int64_t longest_absence(const char* op, const DenseAdamArgs& a, const Id* rows, 
   const bool skips_untouched = a.row.weight_decay == 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = rows ? static_cast<int64_t>(rows[i]) : i;
-    STD_TORCH_CHECK(row >= 0 && row < num_rows, op, ": rows must be in [0, ", num_rows, "), got ", row, " at position ",
-                    i);
+    DEEPREC_CHECK(row >= 0 && row < num_rows, op, ": rows must be in [0, ", num_rows, "), got ", row, " at position ",
+                  i);
     const int64_t last = a.last_step[row];
     if (last < oldest && !(skips_untouched && last == 0)) {
       oldest = last;
     }
   }
-  STD_TORCH_CHECK(oldest >= a.history_start, op, ": a row reached step ", oldest,
-                  " only, but lr_history begins after step ", a.history_start);
+  DEEPREC_CHECK(oldest >= a.history_start, op, ": a row reached step ", oldest,
+                " only, but lr_history begins after step ", a.history_start);
   return a.step - oldest;
 }
 
@@ -475,7 +475,7 @@ void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::v
   int64_t work = 0, looks = 0;
   bool has_grads = false;
   for (size_t t = 0; t < tables.size(); ++t) {
-    STD_TORCH_CHECK(tables[t].row.element == tables[0].row.element, op, ": tables must have one dtype");
+    DEEPREC_CHECK(tables[t].row.element == tables[0].row.element, op, ": tables must have one dtype");
     work += tables[t].row.end * tables[t].row.dim;
     looks += tables[t].row.end;
     has_grads = has_grads || tables[t].row.grads;
@@ -544,13 +544,13 @@ void set_states(const char* op, DenseAdamArgs& a, const Tensor& weight, const Te
                 const Tensor& last_step, const Tensor& lr_history, int64_t history_start, int64_t steps) {
   a.row.first_state = state_data(op, "exp_avg", exp_avg, weight, weight.numel());
   a.row.second_state = state_data(op, "exp_avg_sq", exp_avg_sq, weight, weight.numel());
-  STD_TORCH_CHECK(
+  DEEPREC_CHECK(
       last_step.scalar_type() == ScalarType::Int && last_step.is_contiguous() && last_step.numel() == weight.size(0),
       op, ": last_step must be int32 [", weight.size(0), "]");
-  STD_TORCH_CHECK(lr_history.scalar_type() == ScalarType::Double && lr_history.is_contiguous() &&
-                      lr_history.numel() >= steps - history_start && steps >= history_start && history_start >= 0,
-                  op, ": lr_history must be float64 with the learning rate of each step from ", history_start + 1,
-                  " to ", steps, ", got ", lr_history.numel());
+  DEEPREC_CHECK(lr_history.scalar_type() == ScalarType::Double && lr_history.is_contiguous() &&
+                    lr_history.numel() >= steps - history_start && steps >= history_start && history_start >= 0,
+                op, ": lr_history must be float64 with the learning rate of each step from ", history_start + 1, " to ",
+                steps, ", got ", lr_history.numel());
   a.last_step = static_cast<int32_t*>(last_step.data_ptr());
   a.lr = static_cast<const double*>(lr_history.data_ptr());
   a.history_start = history_start;
@@ -568,7 +568,7 @@ void set_rule(const char* op, DenseAdamArgs& a, double beta1, double beta2, doub
 
 // The gradient is that of step `step`; before it, rows catch up to the step before.
 void set_step(const char* op, DenseAdamArgs& a, int64_t step) {
-  STD_TORCH_CHECK(step > a.history_start, op, ": step must be after history_start, got ", step);
+  DEEPREC_CHECK(step > a.history_start, op, ": step must be after history_start, got ", step);
   a.step = step - 1;
   const double lr = a.lr[step - 1 - a.history_start];
   check_number(op, "lr_history", lr, true, "finite in every step");
@@ -589,14 +589,11 @@ void adam_catch_up_(const Tensor& weight, const Tensor& exp_avg, const Tensor& e
   a.row.dim = weight.size(1);
   a.row.end = weight.size(0);
   if (rows) {
-    STD_TORCH_CHECK(is_index(rows->scalar_type()), op, ": rows must be int32 or int64");
+    DEEPREC_CHECK(is_index(rows->scalar_type()), op, ": rows must be int32 or int64");
     ids = rows->is_contiguous() ? *rows : torch::stable::contiguous(*rows);
     a.row.rows = ids.data_ptr();
     a.row.wide_rows = ids.scalar_type() == ScalarType::Long;
     a.row.end = ids.numel();
-    if (a.row.end == 0) {
-      return;
-    }
   }
   a.step = step;
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
@@ -616,8 +613,7 @@ DenseAdamArgs table_args(const char* op, const Tensor& weight, const Tensor& exp
 
 void check_same_length(const char* op, size_t tables, std::initializer_list<size_t> others) {
   for (const size_t other : others) {
-    STD_TORCH_CHECK(other == tables, op, ": needs one tensor of each kind for each of ", tables, " tables, got ",
-                    other);
+    DEEPREC_CHECK(other == tables, op, ": needs one tensor of each kind for each of ", tables, " tables, got ", other);
   }
 }
 
@@ -668,9 +664,6 @@ void adam_dense_update_(const Tensor& weight, const Tensor& exp_avg, const Tenso
   a.row = row_update_args(op, weight, rows, &grads);
   check_step(op, step);
   set_rule(op, a, beta1, beta2, eps, weight_decay);
-  if (a.row.end == 0) {
-    return;
-  }
   set_states(op, a, weight, exp_avg, exp_avg_sq, last_step, lr_history, history_start, step);
   set_step(op, a, step);
   run(op, a, weight.size(0));

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../check.h"
 #include "element.h"
 
 namespace deeprec {
@@ -52,7 +52,7 @@ inline Element element_of(const char* op, ScalarType type) {
     case ScalarType::Half:
       return Element::f16;
     default:
-      STD_TORCH_CHECK(false, "TypeError: ", op, ": values must be float32, float64, bfloat16 or float16");
+      DEEPREC_CHECK(false, "TypeError: ", op, ": values must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -7,11 +7,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <optional>
 
+#include "../check.h"
 #include "../sample_negatives.h"
 
 namespace deeprec {
@@ -68,7 +68,7 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
   s.reject_below = static_cast<uint32_t>((uint64_t{1} << 32) % static_cast<uint64_t>(num_items));
   std::optional<Tensor> kept[3];
   if (threshold) {
-    STD_TORCH_CHECK(alias && cumulative, "sample_negatives: the alias table has three parts");
+    DEEPREC_CHECK(alias && cumulative, "sample_negatives: the alias table has three parts");
     kept[0] = torch::stable::contiguous(*threshold);
     kept[1] = torch::stable::contiguous(*alias);
     kept[2] = torch::stable::contiguous(*cumulative);
@@ -92,7 +92,7 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
     launch(out.mutable_data_ptr<int32_t>(), users_c.const_data_ptr<int32_t>());
   }
   const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "sample_negatives: ", cudaGetErrorString(error));
+  DEEPREC_CHECK(error == cudaSuccess, "sample_negatives: ", cudaGetErrorString(error));
   return out;
 }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from deeprec.kernels._checks import check_float, check_index, kind_of
 
 _U32 = 0xFFFFFFFF
 
@@ -45,16 +47,71 @@ def _store(weight: Tensor, rows: Tensor, w: Tensor, seed: int) -> None:
     weight[index] = round_stochastically(w, index, seed) if is_stochastic else w.to(weight.dtype)
 
 
-def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The touched rows and their gradients in the accumulator's dtype; checks what the kernels check."""
+def _refuse(op: str, requirement: str, given: object) -> NoReturn:
+    raise RuntimeError(f"{op}: {requirement}, got {kind_of(given)}")
+
+
+def _wide_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _check_table(op: str, weight: Tensor, states: dict[str, Tensor | None], is_by_row: bool = False) -> None:
+    """A table and its states, of which one with a number a row is [R]."""
+    check_float(op, "weight", weight)
+    if weight.dim() != 2 or not weight.is_contiguous():
+        _refuse(op, "weight must be contiguous [R, D]", weight)
+    count, wide = weight.shape[0] if is_by_row else weight.numel(), _wide_dtype(weight)
+    for name, state in states.items():
+        if state is not None and (state.numel() != count or state.dtype != wide or not state.is_contiguous()):
+            _refuse(op, f"{name} must be contiguous with {count} values of {wide}", state)
+
+
+def _check_rows(op: str, weight: Tensor, rows: Tensor, grads: Tensor | None) -> None:
+    """Distinct rows of a table in order, and a gradient for each."""
+    check_index(op, "rows", rows)
+    count, dim = rows.numel(), weight.shape[1]
+    if rows.dim() != 1 or not (count <= 1 or rows.stride(0) == 1):
+        _refuse(op, "rows must be one contiguous dimension", rows)
+    if grads is not None:
+        has_shape = grads.shape == (count, dim) and grads.dtype == weight.dtype
+        if not has_shape or not (dim <= 1 or grads.stride(1) == 1):
+            _refuse(op, f"grads must be [{count}, {dim}] of {weight.dtype}, columns adjacent", grads)
     index = rows.to(torch.int64)
-    if index.numel() and not (
-        bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < weight.shape[0]
-    ):
-        raise RuntimeError(f"rows must be strictly ascending in [0, {weight.shape[0]}); coalesce the gradient")
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    w = weight[index].to(dtype)
+    if count and not (bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < weight.shape[0]):
+        requirement = f"rows must be strictly ascending in [0, {weight.shape[0]}); coalesce the gradient"
+        raise RuntimeError(f"{op}: {requirement}")
+
+
+def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The touched rows and their gradients in the accumulator's dtype."""
+    dtype = _wide_dtype(weight)
+    w = weight[rows.to(torch.int64)].to(dtype)
     return w, grads.to(dtype) + weight_decay * w
+
+
+def _check_history(
+    op: str,
+    weight: Tensor,
+    last_step: Tensor,
+    rows: Tensor | None,
+    lr_history: Tensor,
+    weight_decay: float,
+    history_start: int,
+    step: int,
+) -> None:
+    """What a replay up to `step` reads: the last step of each row, and the learning rates since."""
+    count = weight.shape[0]
+    if last_step.numel() != count or last_step.dtype != torch.int32 or not last_step.is_contiguous():
+        _refuse(op, f"last_step must be int32 [{count}]", last_step)
+    if lr_history.dtype != torch.float64 or not lr_history.is_contiguous():
+        _refuse(op, "lr_history must be contiguous float64", lr_history)
+    last = last_step.reshape(-1) if rows is None else last_step.reshape(-1)[rows.reshape(-1).to(torch.int64)]
+    if weight_decay == 0:
+        last = last[last != 0]
+    oldest = min(int(last.min()), step) if last.numel() else step
+    if oldest < history_start:
+        _refuse(op, f"a row reached step {oldest} only, but lr_history begins after step {history_start}", oldest)
+    _check_finite(op, lr_history.reshape(-1)[oldest - history_start : step - history_start])
 
 
 def check_number(op: str, name: str, value: float, holds: bool, requirement: str) -> None:
@@ -176,10 +233,13 @@ def sgd_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """buffer <- momentum buffer + g; w <- w - lr buffer."""
+    _check_table("sgd_update_", weight, {"momentum_buffer": momentum_buffer})
+    _check_rows("sgd_update_", weight, rows, grads)
     check_rates("sgd_update_", lr, weight_decay)
     check_momentum("sgd_update_", momentum)
     w, g = _wide(weight, rows, grads, weight_decay)
     if momentum_buffer is not None:
+        momentum_buffer = momentum_buffer.view(weight.shape)
         g = momentum * momentum_buffer[rows.to(torch.int64)] + g
         momentum_buffer[rows.to(torch.int64)] = g
     _store(weight, rows, w - lr * g, rounding_seed)
@@ -196,9 +256,12 @@ def adagrad_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps)."""
+    _check_table("adagrad_update_", weight, {"sum": sum})
+    _check_rows("adagrad_update_", weight, rows, grads)
     check_rates("adagrad_update_", lr, weight_decay)
     check_eps("adagrad_update_", eps)
     w, g = _wide(weight, rows, grads, weight_decay)
+    sum = sum.view(weight.shape)
     index = rows.to(torch.int64)
     sum[index] += g * g
     _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps), rounding_seed)
@@ -215,9 +278,12 @@ def rowwise_adagrad_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """sum <- sum + mean_d g^2, one number a row; w <- w - lr g / (sqrt(sum) + eps)."""
+    _check_table("rowwise_adagrad_update_", weight, {"sum": sum}, is_by_row=True)
+    _check_rows("rowwise_adagrad_update_", weight, rows, grads)
     check_rates("rowwise_adagrad_update_", lr, weight_decay)
     check_eps("rowwise_adagrad_update_", eps)
     w, g = _wide(weight, rows, grads, weight_decay)
+    sum = sum.view(-1)
     index = rows.to(torch.int64)
     sum[index] += (g * g).mean(1)
     _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps)[:, None], rounding_seed)
@@ -247,8 +313,11 @@ def adam_update_reference(
     rounding_seed: int = -1,
 ) -> None:
     """One step of Adam on the touched rows; the moments of the others stand still."""
+    _check_table("adam_update_", weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    _check_rows("adam_update_", weight, rows, grads)
     check_adam("adam_update_", step, lr, beta1, beta2, eps, weight_decay)
     w, g = _wide(weight, rows, grads, weight_decay)
+    exp_avg, exp_avg_sq = exp_avg.view(weight.shape), exp_avg_sq.view(weight.shape)
     index = rows.to(torch.int64)
     w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, beta1, beta2, eps)
     exp_avg[index], exp_avg_sq[index] = m, v
@@ -271,8 +340,11 @@ def ftrl_update_reference(
 
     A weight without a gradient so far (n = 0) stands, and its z is the one that gives this weight: 0 for w = 0.
     """
+    _check_table("ftrl_update_", weight, {"sum": sum, "linear": linear})
+    _check_rows("ftrl_update_", weight, rows, grads)
     check_ftrl("ftrl_update_", lr, l1, l2, beta)
     w, g = _wide(weight, rows, grads, 0.0)
+    sum, linear = sum.view(weight.shape), linear.view(weight.shape)
     index = rows.to(torch.int64)
     before = sum[index]
     n = before + g * g
@@ -298,13 +370,18 @@ def adam_catch_up_reference(
     weight_decay: float,
 ) -> None:
     """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another."""
-    check_replay("adam_catch_up_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
-    _check_finite("adam_catch_up_", lr_history[: step - history_start])
+    op = "adam_catch_up_"
+    _check_table(op, weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    check_replay(op, lr_history, history_start, step, beta1, beta2, eps, weight_decay)
     if rows is not None:
+        check_index(op, "rows", rows)
         bad = ((rows < 0) | (rows >= weight.shape[0])).flatten().nonzero().flatten()
         if bad.numel():
             value, position = int(rows.flatten()[bad[0]]), int(bad[0])
-            raise RuntimeError(f"rows must be in [0, {weight.shape[0]}), got {value} at position {position}")
+            raise RuntimeError(f"{op}: rows must be in [0, {weight.shape[0]}), got {value} at position {position}")
+    _check_history(op, weight, last_step, rows, lr_history, weight_decay, history_start, step)
+    exp_avg, exp_avg_sq = exp_avg.view(weight.shape), exp_avg_sq.view(weight.shape)
+    last_step, lr_history = last_step.view(-1), lr_history.view(-1)
     index = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows.to(torch.int64).unique()
     if weight_decay == 0:
         index = index[last_step[index] > 0]  # before its first gradient a row does not move
@@ -338,13 +415,60 @@ def adam_dense_update_reference(
 ) -> None:
     """Catch up to step - 1, then take the gradient of step `step`."""
     rule = (beta1, beta2, eps, weight_decay)
-    check_replayed_step("adam_dense_update_", lr_history, history_start, step, *rule)
-    _check_finite("adam_dense_update_", lr_history[: step - history_start])
-    _wide(weight, rows, grads, weight_decay)
+    _check_dense_step(
+        "adam_dense_update_",
+        weight,
+        exp_avg,
+        exp_avg_sq,
+        last_step,
+        rows,
+        grads,
+        lr_history,
+        history_start,
+        step,
+        *rule,
+    )
     adam_catch_up_reference(weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step - 1, *rule)
-    lr = float(lr_history[step - 1 - history_start])
+    lr = float(lr_history.view(-1)[step - 1 - history_start])
     adam_update_reference(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, *rule)
-    last_step[rows.to(torch.int64)] = step
+    last_step.view(-1)[rows.to(torch.int64)] = step
+
+
+def _check_dense_step(
+    op: str,
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last_step: Tensor,
+    rows: Tensor,
+    grads: Tensor | None,
+    lr_history: Tensor,
+    history_start: int,
+    step: int,
+    *rule: float,
+) -> None:
+    """One table of a replay up to `step`, or with gradients of step `step` after a replay up to the one before."""
+    _check_table(op, weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    _check_rows(op, weight, rows, grads)
+    if grads is None:
+        check_replay(op, lr_history, history_start, step, *rule)
+    else:
+        check_replayed_step(op, lr_history, history_start, step, *rule)
+        _check_finite(op, lr_history.reshape(-1)[step - 1 - history_start : step - history_start])
+    _check_history(op, weight, last_step, rows, lr_history, rule[-1], history_start, step - (grads is not None))
+
+
+def _check_each_table(op: str, tables: Sequence[Sequence[Tensor]], *history_and_rule: Any) -> None:
+    """All tables of one call, before any is changed; `tables` are the operator's lists."""
+    count = len(tables[0])
+    for others in tables:
+        if len(others) != count:
+            _refuse(op, f"needs one tensor of each kind for each of {count} tables", len(others))
+    for weight, *rest in zip(*tables, strict=True):
+        if weight.dtype != tables[0][0].dtype:
+            _refuse(op, f"tables must have one dtype ({tables[0][0].dtype})", weight)
+        grads = rest[4] if len(rest) > 4 else None
+        _check_dense_step(op, weight, *rest[:4], grads, *history_and_rule)
 
 
 def adam_catch_up_tables_reference(
@@ -356,6 +480,7 @@ def adam_catch_up_tables_reference(
     *history_and_rule: Any,
 ) -> None:
     """`adam_catch_up_` on each table."""
+    _check_each_table("adam_catch_up_tables_", (weights, exp_avgs, exp_avg_sqs, last_steps, rows), *history_and_rule)
     for table in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, strict=True):
         torch.ops.deeprec.adam_catch_up_(*table, *history_and_rule)
 
@@ -370,5 +495,7 @@ def adam_dense_update_tables_reference(
     *history_and_rule: Any,
 ) -> None:
     """`adam_dense_update_` on each table."""
+    tables = (weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads)
+    _check_each_table("adam_dense_update_tables_", tables, *history_and_rule)
     for table in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True):
         torch.ops.deeprec.adam_dense_update_(*table, *history_and_rule)

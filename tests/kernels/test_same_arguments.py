@@ -103,7 +103,9 @@ def _outcome(function: Callable[..., Any], arguments: list[Any]) -> tuple[Any, E
 def _is_close(mine: Any, other: Any) -> bool:
     if isinstance(mine, Tensor):
         has_shape = mine.shape == other.shape and mine.dtype == other.dtype
-        return has_shape and torch.allclose(mine.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
+        # A kernel rounds a 16-bit weight once, after all steps of a replay.
+        rtol, atol = (2e-2, 1e-2) if mine.dtype in (torch.float16, torch.bfloat16) else (1e-3, 1e-4)
+        return has_shape and torch.allclose(mine.double(), other.double(), rtol=rtol, atol=atol, equal_nan=True)
     if isinstance(mine, (list, tuple)):
         return len(mine) == len(other) and all(map(_is_close, mine, other))
     return bool(mine == other or (mine != mine and other != other))
