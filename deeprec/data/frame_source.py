@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
 from deeprec.data import separated
+from deeprec.data.arrays import columns_of, require_pool, rows_of, without_nulls
 from deeprec.data.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, Progress, Source, Wanted, in_order
 from deeprec.data.hashing import as_series, buffers, hash_series
 from deeprec.data.reading import check_file, checksum, reading
@@ -100,7 +101,7 @@ class TableSource(Source):
         if bad and self.on_bad == "skip":
             keep = np.ones(part.height, dtype=np.bool_)
             keep[[row - start for row in bad]] = False
-            chunk = self._read(part.filter(pl.Series(keep)), wanted, start, {})
+            chunk = self._read(rows_of(part, keep), wanted, start, {})
         return start, part.height, chunk, bad
 
     def _read(self, part: pl.DataFrame, wanted: Wanted, start: int, bad: dict[int, BadRow]) -> Chunk:
@@ -126,7 +127,7 @@ class TableSource(Source):
         known = self.codes.get(series.name)
         if known is not None and not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
             return _decode(series, known, self.dialect)
-        values = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        values = series.cast(pl.Float64).to_numpy()  # a null is NaN
         return values, np.flatnonzero(np.isinf(values))
 
     def _report(self, bad: dict[int, BadRow]) -> None:
@@ -150,6 +151,7 @@ class FrameSource(TableSource):
 
     def __init__(self, frame: Any, **options: Any) -> None:
         if isinstance(frame, pl.LazyFrame):
+            require_pool("open_source: collecting a LazyFrame")
             frame = frame.collect()
         if not isinstance(frame, pl.DataFrame):
             twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
@@ -165,7 +167,7 @@ class FrameSource(TableSource):
 
     def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         for start in range(0, self.size, rows):
-            yield start, self.frame.slice(start, rows).select(columns)
+            yield start, columns_of(self.frame.slice(start, rows), columns)
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
@@ -174,7 +176,7 @@ class FrameSource(TableSource):
             series = self.frame.get_column(column)
             if isinstance(series.dtype, _LISTS):
                 lists = series.cast(pl.List(series.dtype.inner))
-                digest.update(lists.list.len().fill_null(0).to_numpy().astype("<i8").tobytes())
+                digest.update(without_nulls(lists.list.len(), 0)[0].astype("<i8").tobytes())
                 series = lists.explode()
             digest.update(hash_series(series).astype("<u8").tobytes())
         return digest.hexdigest()
@@ -186,6 +188,7 @@ class ParquetSource(TableSource):
 
     def __init__(self, path: Path, **options: Any) -> None:
         check_file(path, "open_source")
+        require_pool(f"open_source: reading {path}")
         self.path = path
         with self._reading():
             self._scan = pl.scan_parquet(path, glob=False)
@@ -217,7 +220,10 @@ def _decode(
     series: pl.Series, known: Mapping[str, float], dialect: Dialect
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Numbers of texts, and the rows whose text is not known."""
-    hashes = separated.blank_missing(hash_series(series.cast(pl.String).str.strip_chars(" \t")), dialect)
+    texts = series.cast(pl.String)
+    _, first, place = np.unique(hash_series(texts), return_index=True, return_inverse=True)
+    distinct = [None if text is None else text.strip(" \t") for text in texts.gather(first).to_list()]
+    hashes = separated.blank_missing(hash_series(pl.Series(distinct, dtype=pl.String)), dialect)[place]
     values = np.full(len(series), np.nan)
     wrong = hashes != 0
     for code, number in zip(hashes_of(list(known)), known.values(), strict=True):
@@ -234,7 +240,7 @@ def _bags(series: pl.Series, bag: BagColumn, dialect: Dialect) -> tuple[BagChunk
         made, rows, _ = separated.parse_bags(offsets, data, (bag.separator.encode(), weight), dialect)
         return made, rows, series.gather(rows).to_list()
     lists = series.cast(pl.List(series.dtype.inner)) if isinstance(series.dtype, pl.Array) else series
-    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    lengths = without_nulls(lists.list.len(), 0)[0].astype(np.int64)
     flat = lists.filter(pl.Series(lengths > 0)).explode()
     ends = np.zeros(len(series) + 1, dtype=np.int64)
     np.cumsum(lengths, out=ends[1:])

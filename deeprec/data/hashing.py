@@ -34,6 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data._compiled import host as _host
+from deeprec.data.arrays import without_nulls
 
 TEXT_HASH_VERSION = 1
 
@@ -41,6 +42,7 @@ Hashes = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _INTEGRAL_FLOAT = re.compile(rb"(-?[1-9][0-9]*|0)\.0")
+_FEW = 256
 _LARGEST_EXACT = float(1 << 53)  # from here on a float stands for several integers
 
 
@@ -99,10 +101,11 @@ def hash_series(series: pl.Series) -> Hashes:
         return hash_buffers(*buffers(series.cast(pl.String)))
     if kind == pl.Boolean:
         false, true = hash_text(["false", "true"])
-        hashes = np.where(series.fill_null(False).to_numpy(), true, false)
-        return _blank(hashes, series.is_null())
+        values, known = without_nulls(series, False)
+        return _blank(np.where(values, true, false), ~known)
     if kind.is_integer():
-        return _blank(_hash_integers(series.fill_null(0)), series.is_null())
+        values, known = without_nulls(series, 0)
+        return _blank(_hash_integers(values), ~known)
     if kind.is_float():
         return _hash_floats(series)
     if kind == pl.Null:
@@ -115,26 +118,24 @@ def hash_series(series: pl.Series) -> Hashes:
     )
 
 
-def _blank(hashes: Any, missing: pl.Series) -> Hashes:
+def _blank(hashes: Any, missing: NDArray[np.bool_]) -> Hashes:
     out: Hashes = np.ascontiguousarray(hashes, dtype=np.uint64)
-    if missing.any():
-        out = np.where(missing.to_numpy(), np.uint64(0), out)
-    return out
+    return np.where(missing, np.uint64(0), out) if missing.any() else out
 
 
-def _hash_integers(series: pl.Series) -> Hashes:
-    values = series.to_numpy()
+def _hash_integers(values: NDArray[Any]) -> Hashes:
     if _host is not None and values.dtype.kind in "iu":
         wide = values.astype(np.uint64 if values.dtype == np.uint64 else np.int64, copy=False)
         return np.asarray(_host.hash_integers(wide))
-    return hash_buffers(*buffers(series.cast(pl.String)))
+    return hash_buffers(*buffers(pl.Series(values).cast(pl.String)))
 
 
 def _hash_floats(series: pl.Series) -> Hashes:
-    missing = series.is_null() | series.is_nan().fill_null(True)
-    values = series.fill_null(0).fill_nan(0).to_numpy()
+    values = series.to_numpy()  # a null is NaN
+    missing = np.isnan(values)
+    values = np.where(missing, np.zeros((), values.dtype), values)
     integral = (np.abs(values) < _LARGEST_EXACT) & (values == np.floor(values))
-    hashes = _hash_integers(pl.Series(np.where(integral, values, 0).astype(np.int64)))
+    hashes = _hash_integers(np.where(integral, values, 0).astype(np.int64))
     others = np.flatnonzero(~integral)
     if len(others):
         hashes = hashes.copy()
@@ -144,12 +145,12 @@ def _hash_floats(series: pl.Series) -> Hashes:
 
 def buffers(series: pl.Series) -> tuple[NDArray[np.int64], bytes]:
     """Arrow's form of a column of text or bytes: offsets [n + 1], int64, and all bytes; null as empty text."""
-    if series.dtype == pl.Binary:
-        parts = [part or b"" for part in series.to_list()]
+    if series.dtype == pl.Binary or len(series) <= _FEW:  # an expression of polars costs as much as many of Python
+        parts = [part.encode() if isinstance(part, str) else part or b"" for part in series.to_list()]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         data = b"".join(parts)
     else:
-        lengths = series.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
+        lengths = without_nulls(series.str.len_bytes(), 0)[0].astype(np.int64)
         data = (series.str.join("").item() or "").encode() if len(series) else b""
     offsets = np.zeros(len(series) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])

@@ -6,13 +6,15 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from deeprec._files import replacing
+from deeprec.data.arrays import require_pool, without_nulls
+from deeprec.data.hashing import Vocabulary, hash_series
 
 Int32Array = NDArray[np.int32]
 
@@ -24,21 +26,26 @@ class UnknownIdError(ValueError):
 def to_series(values: Any, name: str) -> pl.Series:
     """One-dimensional ids as a polars Series named `name`; a single id counts as a list of one.
 
-    Raises TypeError for a mixture of types or for Python objects polars cannot compare.
+    Raises TypeError for None, a frame, a mixture of types, or Python objects polars cannot compare.
     """
+    if values is None or (hasattr(values, "columns") and hasattr(values, "shape")):
+        got = "None" if values is None else f"a frame with columns {list(values.columns)}"
+        raise TypeError(f"{name} ids: one id or a sequence of them is required, got {got}; pass a list or a column")
     if type(values).__module__.partition(".")[0] == "pandas":
         values = pl.from_pandas(values)
-    if isinstance(values, (str, bytes, int, np.generic)):
-        values = [values]
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__") or getattr(values, "shape", None) == ():
+        values = [values.item() if isinstance(values, np.ndarray) else values]
     if isinstance(values, pl.Series):
         return values.alias(name)
     if not isinstance(values, np.ndarray):
         values = np.asarray(values) if hasattr(values, "__array__") else list(values)
-    if isinstance(values, np.ndarray) and values.ndim != 1:
-        raise ValueError(f"{name} ids: one dimension is required, got shape {values.shape}; pass values.ravel()")
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise ValueError(f"{name} ids: one dimension is required, got shape {values.shape}; pass values.ravel()")
+        values = values.tolist() if values.dtype == object else values
     try:
         return pl.Series(name, values, strict=True)
-    except (TypeError, pl.exceptions.PolarsError) as error:
+    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
         raise TypeError(f"{name} ids: one type for all ids is required, got {error}; convert them with str") from None
 
 
@@ -50,10 +57,10 @@ def normalise_ids(series: pl.Series) -> pl.Series:
         text: pl.Series = series.cast(pl.String)
         return text
     if dtype.is_float():
-        filled = series.fill_nan(None)
-        whole = filled.drop_nulls()
-        if ((whole == whole.floor()) & (whole.abs() < 2.0**53)).all():
-            integers: pl.Series = filled.cast(pl.Int64)
+        numbers = series.to_numpy()  # a null is NaN
+        whole = numbers[~np.isnan(numbers)]
+        if ((whole == np.floor(whole)) & (np.abs(whole) < 2.0**53)).all():
+            integers: pl.Series = pl.Series(series.name, numbers, nan_to_null=True).cast(pl.Int64)
             return integers
         raise TypeError(
             f"{series.name} ids: whole numbers or strings are required, got {dtype} with fractions; "
@@ -90,11 +97,13 @@ class IdMap:
             )
         self.name = name
         self._values = series
-        # Built by the first encode: ascending ids and their indices; for integers in a narrow range, a direct table.
-        self._positions: Int32Array | None = None
-        self._ordered: NDArray[Any] = np.empty(0, dtype=np.int64)
-        self._table: Int32Array | None = None
-        self._sorted: pl.Series | None = None
+        self._index: _Index | None = None  # built by the first encode
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "_values": self._values}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _index=None)
 
     @classmethod
     def from_values(cls, values: Any, name: str, *, sort: bool = False) -> IdMap:
@@ -182,6 +191,7 @@ class IdMap:
     @classmethod
     def read_parquet(cls, path: str | os.PathLike[str], name: str) -> IdMap:
         """The map written by `write_parquet`; ValueError when the file is not one."""
+        require_pool(f"IdMap.read_parquet: reading {path}")
         try:
             frame = pl.read_parquet(Path(path), columns=[f"{name}_id"], glob=False)
         except FileNotFoundError:
@@ -222,49 +232,89 @@ class IdMap:
         """Indices int32 [n], -1 for null or unknown."""
         if len(self) == 0 or len(query) == 0:
             return np.full(len(query), -1, dtype=np.int32)
-        known = query.is_not_null().to_numpy()
-        if self._values.dtype.is_integer():
-            numbers = query.fill_null(self._values[0]).to_numpy()
-            codes = self._lookup_integers(numbers)
-            codes[~known] = -1
-            return codes
-        if self._sorted is None or self._positions is None:
-            order = self._values.arg_sort()
-            self._sorted = self._values.gather(order)
-            self._positions = order.to_numpy().astype(np.int32)
-        filled = query.fill_null(self._values[0])
-        at = np.minimum(self._sorted.search_sorted(filled).to_numpy(), len(self) - 1)
-        found = (self._sorted.gather(at) == filled).to_numpy() & known
-        return np.where(found, self._positions[at], -1).astype(np.int32)
-
-    def _lookup_integers(self, numbers: NDArray[Any]) -> Int32Array:
-        wide = np.uint64 if self._values.dtype == pl.UInt64 else np.int64  # narrow types would overflow below
-        numbers = numbers.astype(wide, copy=False)
-        if self._positions is None:
-            ids = self._values.to_numpy().astype(wide, copy=False)
-            self._positions = np.argsort(ids, kind="stable").astype(np.int32)
-            self._ordered = ids[self._positions]
-            low, high = int(self._ordered[0]), int(self._ordered[-1])
-            if high - low < max(8 * len(ids), 1 << 20):
-                self._table = np.full(high - low + 1, -1, dtype=np.int32)
-                self._table[(ids - wide(low)).astype(np.int64)] = np.arange(len(ids), dtype=np.int32)
-        if self._table is not None:
-            inside = (numbers >= self._ordered[0]) & (numbers <= self._ordered[-1])
-            offset = np.where(inside, numbers, self._ordered[0]) - self._ordered[0]
-            from_table: Int32Array = np.where(inside, self._table[offset.astype(np.int64)], np.int32(-1))
-            return from_table
-        at = np.minimum(np.searchsorted(self._ordered, numbers), len(self) - 1)
-        found: Int32Array = np.where(self._ordered[at] == numbers, self._positions[at], np.int32(-1))
-        return found
+        index = self._index
+        if index is None:  # two threads may build it, each for itself
+            kind = _NumberIndex if _is_number(self._values.dtype) else _TextIndex
+            index = self._index = kind(self._values)
+        return index.find(query)
 
     def _unknown(self, given: pl.Series, missing: NDArray[np.bool_]) -> UnknownIdError:
-        values = given.filter(pl.Series(missing)).unique(maintain_order=True).to_list()
+        values = list(dict.fromkeys(given.gather(np.flatnonzero(missing)).to_list()))
         shown = ", ".join(repr(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
         example = f" (an example of a known one is {self._values[0]!r})" if len(self) else ""
         return UnknownIdError(
             f"IdMap.encode: every {self.name} id must be among the {len(self)} known ones, "
             f"got {len(values)} unknown: {shown}; drop them, or pass unknown=-1{example}"
         )
+
+
+class _NumberIndex:
+    """Where each of distinct integers, booleans or times is: by a table, or by bisection where that would be large."""
+
+    def __init__(self, values: pl.Series) -> None:
+        self._wide = np.uint64 if values.dtype == pl.UInt64 else np.int64  # narrow types would overflow below
+        ids, _ = self._numbers(values)
+        self._positions = np.argsort(ids, kind="stable").astype(np.int32)
+        self._ordered = ids[self._positions]
+        self._table: Int32Array | None = None
+        low, high = int(self._ordered[0]), int(self._ordered[-1])
+        if high - low < max(8 * len(ids), 1 << 20):
+            self._table = np.full(high - low + 1, -1, dtype=np.int32)
+            self._table[(ids - self._ordered[0]).astype(np.int64)] = np.arange(len(ids), dtype=np.int32)
+
+    def find(self, query: pl.Series) -> Int32Array:
+        """Indices int32 [n] of ids of the same type, -1 for null or unknown."""
+        numbers, known = self._numbers(query)
+        if self._table is not None:
+            inside = (numbers >= self._ordered[0]) & (numbers <= self._ordered[-1]) & known
+            offset = np.where(inside, numbers, self._ordered[0]) - self._ordered[0]
+            from_table: Int32Array = np.where(inside, self._table[offset.astype(np.int64)], np.int32(-1))
+            return from_table
+        at = np.minimum(np.searchsorted(self._ordered, numbers), len(self._ordered) - 1)
+        found: Int32Array = np.where((self._ordered[at] == numbers) & known, self._positions[at], np.int32(-1))
+        return found
+
+    def _numbers(self, series: pl.Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        physical = series.cast(pl.UInt8) if series.dtype == pl.Boolean else series.to_physical()
+        numbers, known = without_nulls(physical, 0)
+        return numbers.astype(self._wide, copy=False), known
+
+
+class _TextIndex:
+    """Where each of distinct texts is, by their 64-bit hashes; a few that share theirs are kept in a dict."""
+
+    def __init__(self, values: pl.Series) -> None:
+        self._values = values
+        hashes = hash_series(values)
+        self._positions: Int32Array | None = None  # of the hashes in the table; None: each is at its own place
+        self._others: dict[Any, int] = {}
+        try:
+            self._table = Vocabulary(hashes)
+        except ValueError:  # "12" and "12.0" have one hash
+            first = np.unique(hashes, return_index=True)[1]
+            self._table, self._positions = Vocabulary(hashes[first]), first.astype(np.int32)
+            others = np.setdiff1d(np.arange(len(hashes)), first)
+            self._others = dict(zip(values.gather(others).to_list(), others.tolist(), strict=True))
+
+    def find(self, query: pl.Series) -> Int32Array:
+        """Indices int32 [n] of ids of the same type, -1 for null or unknown."""
+        found = self._table.lookup(hash_series(query)) - np.int32(1)
+        found[query.is_null().to_numpy()] = -1
+        rows = np.flatnonzero(found >= 0)
+        if self._positions is not None:
+            found[rows] = self._positions[found[rows]]
+        # A hash is no proof: the text itself is.
+        is_other = (self._values.gather(found[rows]) != query.gather(rows)).to_numpy()
+        for row in rows[is_other].tolist():
+            found[row] = self._others.get(query[row], -1)
+        return found
+
+
+_Index: TypeAlias = _NumberIndex | _TextIndex
+
+
+def _is_number(dtype: pl.DataType) -> bool:
+    return dtype.is_integer() or dtype.is_temporal() or dtype == pl.Boolean
 
 
 def _kind(dtype: pl.DataType) -> str:

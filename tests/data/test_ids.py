@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,34 @@ def test_indices_go_by_first_appearance(values: list[object]) -> None:
 def test_unknown_integers_are_told_from_known(known: list[int], asked: list[int]) -> None:
     codes = IdMap(known, "item").encode(asked, unknown=-1)
     assert codes.tolist() == [known.index(value) if value in known else -1 for value in asked]
+
+
+def test_texts_of_one_hash_are_told_apart() -> None:
+    texts = ["12", "12.0", "True", "true", "", "a", "-3.0", "-3"]  # hash_text makes one value of some of these
+    ids = IdMap(texts, "item")
+    assert ids.encode(texts).tolist() == list(range(8))
+    assert ids.encode([*reversed(texts), "12.00", None, "False"], unknown=-1).tolist() == [
+        *range(7, -1, -1),
+        -1,
+        -1,
+        -1,
+    ]
+    assert IdMap(texts[1:], "item").encode(["12", "12.0"], unknown=-1).tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [1, 2**40], [dt.date(2020, 1, 1), dt.date(2021, 1, 1)], [False, True]])
+def test_missing_ids_are_unknown(values: list[object]) -> None:
+    ids = IdMap(values, "user")
+    assert ids.encode([*values, None, values[0]], unknown=-1).tolist() == [0, 1, -1, 0]
+    assert ids.encode([None, None], unknown=-7).tolist() == [-7, -7]
+
+
+def test_threads_build_the_index_together() -> None:
+    for values in (np.arange(50_000)[::-1], [f"id-{i}" for i in range(50_000)], np.arange(50_000) * 10**12):
+        ids = IdMap(values, "user")
+        with ThreadPoolExecutor(8) as pool:
+            for codes in pool.map(ids.encode, [values] * 8):
+                assert np.array_equal(codes, np.arange(50_000))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64])
