@@ -21,7 +21,7 @@ from deeprec.data import Interactions
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
-from deeprec.models.base import Batches, Recommender, Schema, Seen
+from deeprec.models.base import Batches, Recommender, Schema, Seen, check_pairs
 from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
 from deeprec.models.history import topk_of_scores
 from deeprec.nn.embedding import catch_up
@@ -445,8 +445,14 @@ class RatingAutoencoder(Recommender):
         self._is_stale, self._vectors = self._rows is not None, None
         return result
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._vectors = None  # they go to no other type or device by themselves
+        result: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return result
+
     # -- predictions -------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _columns(self) -> Tensor:
         """[columns, C + 1]: the vectors with their biases."""
@@ -481,7 +487,8 @@ class RatingAutoencoder(Recommender):
 
     @torch.no_grad()
     def predict_ratings(self, users: Tensor, items: Tensor) -> Tensor:
-        """Ratings [n] of pairs of internal ids, in the units of the data."""
+        """Ratings [n] of pairs of internal ids, each [n], in the units of the data."""
+        check_pairs("predict_ratings", users, items, self.require_built())
         blocks = zip(users.split(_RATED_AT_ONCE), items.split(_RATED_AT_ONCE), strict=True)
         return torch.cat([self(*block) for block in blocks]) if len(users) else torch.empty(0)
 
@@ -507,6 +514,7 @@ class RatingAutoencoder(Recommender):
         self.require_built()
         self._check_range(ratings)
         self._refresh()
+        ratings = ratings.clamp(*self.limits.tolist())
         if side == self.config.side:
             code, mean = self._encode_new(others.long(), ratings)
             return torch.cat([code, code.new_ones(1, 1)], 1), mean

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deeprec.data import IdMap, Interactions
 from deeprec.models.config import TrainConfig, make_config, require_keywords
+from deeprec.models.surroundings import trained
 from deeprec.nn._rows import WholeTables
 
 if TYPE_CHECKING:
@@ -96,6 +97,27 @@ def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items:
         raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
 
 
+def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
+    """Raise TypeError, ValueError or IndexError unless users and items are internal ids [n] of pairs."""
+    for name, given, size in (("users", users, schema.num_users), ("items", items, schema.num_items)):
+        if not isinstance(given, Tensor) or given.dtype not in (torch.int32, torch.int64):
+            got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"{function}: {name} must be a tensor of internal ids, int32 or int64, got {got}; external "
+                            "ids go into score")  # fmt: skip
+        if given.dim() != 1 or len(given) != len(users):
+            raise ValueError(
+                f"{function}: {name} must be [n] with as many users as items, got {tuple(users.shape)} and "
+                f"{tuple(items.shape)}; pass one of each for a pair"
+            )
+        wrong = (given < 0) | (given >= size)
+        if wrong.any():
+            place = int(wrong.int().argmax())
+            raise IndexError(
+                f"{function}: {name} must be in [0, {size}), got {int(given[place])} at position {place}; external ids "
+                "go into score"
+            )
+
+
 class Recommender(WholeTables):
     """Base of every model.
 
@@ -131,6 +153,7 @@ class Recommender(WholeTables):
         if schema is not None:
             self.build(schema, generator)
 
+    @trained
     def build(self, schema: Schema, generator: torch.Generator | None = None) -> Self:
         """Create the parameters for `schema`, replacing any there were."""
         self._build(schema, generator)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from deeprec.data.inputs import Encoded, Inputs
 from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
+from deeprec.models.surroundings import trained
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
 
@@ -189,14 +190,25 @@ class ClickModel(nn.Module):
         if inputs is not None:
             self.build(inputs, generator)
 
+    @trained
     def build(self, inputs: Inputs, generator: torch.Generator | None = None) -> Self:
         """Create the parameters for `inputs`, replacing any there were."""
         self._build(inputs, generator)
         self.inputs = inputs
+        self._hold_embeddings_small()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Neither a copy nor a pickle of a parameter has its hooks."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.inputs is not None:
+            self._hold_embeddings_small()
+
+    def _hold_embeddings_small(self) -> None:
+        """From now on the gradients of the tables hold that of `embedding_l2` too."""
         if self.config.embedding_l2:
             for table in self.embedding_tables():
                 table.register_hook(partial(_with_l2, table=weakref.ref(table), l2=self.config.embedding_l2))
-        return self
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         raise NotImplementedError

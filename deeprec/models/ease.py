@@ -72,7 +72,7 @@ class EASE(HistoryRecommender):
         self.weights.copy_(inverse)
 
     def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
-        return sparse_linear(offsets, items, torch.ones(len(items)), self.weights)
+        return sparse_linear(offsets, items, torch.ones(len(items), dtype=self.weights.dtype), self.weights)
 
     def item_vectors(self) -> Tensor:
         """[num_items, num_items] B transposed: what each item is predicted from."""

@@ -68,12 +68,12 @@ class HistoryRecommender(Recommender):
         self.require_built()
         users, items = torch.broadcast_tensors(users.long(), items.long())
         distinct, places = users.flatten().unique(return_inverse=True)
-        scores = torch.empty(len(places))
+        scores = torch.empty(len(places), dtype=torch.float32)
         wanted = items.flatten()
         for start in range(0, len(distinct), self._users_a_block):
             block = self.score_items_from_rows(self.user_rows(distinct[start : start + self._users_a_block]))
             here = (places >= start) & (places < start + self._users_a_block)
-            scores[here] = block[places[here] - start, wanted[here]]
+            scores[here] = block[places[here] - start, wanted[here]].float()
         return scores.view(users.shape)
 
     @property

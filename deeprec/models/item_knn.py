@@ -75,7 +75,7 @@ class ItemKNN(HistoryRecommender):
 
     def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
         num_items, width = self.neighbors.shape
-        users = torch.zeros(num_items, len(offsets) - 1)
+        users = torch.zeros(num_items, len(offsets) - 1, dtype=self.similarities.dtype)
         users[items, torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())] = 1.0
         bounds = torch.arange(num_items + 1, dtype=torch.int32) * width
         scores = sparse_linear(bounds, self.neighbors.view(-1), self.similarities.view(-1), users)

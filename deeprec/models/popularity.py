@@ -56,7 +56,7 @@ class Popularity(Recommender):
     def topk_from_rows(
         self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(len(user_rows[0]), 1)
+        ones = torch.ones(len(user_rows[0]), 1, dtype=self.counts.dtype)
         if seen is None:
             return score_topk(DotScorer(ones, self.counts.unsqueeze(1)), k)
         return score_topk(

@@ -25,6 +25,7 @@ from deeprec.evaluate import Card, ClickProtocol
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
 from deeprec.evaluate.metrics import gain
 from deeprec.models.click import ClickBatch, ClickModel, OptimizerOptions
+from deeprec.models.surroundings import served, trained
 from deeprec.train import optim
 from deeprec.train._row_optimizer import RowOptimizer
 from deeprec.train.checkpoint import (
@@ -171,6 +172,7 @@ def make_optimizer(options: OptimizerOptions, parameters: list[torch.nn.Paramete
 
 
 @then_resume()
+@trained
 def fit_clicks(
     model: ClickModel,
     log: ClickLog,
@@ -260,6 +262,7 @@ def predict_rows(model: ClickModel, rows: Encoded) -> NDArray[np.float32]:
     return correct_for_sampling(logits, model.negative_rate)
 
 
+@served
 def evaluate_clicks(model: ClickModel, part: ClickPart, metrics: tuple[str, ...] | None = None) -> dict[str, float]:
     """The figures of a part, by name."""
     chosen = ClickProtocol().metrics if metrics is None else metrics

@@ -26,6 +26,7 @@ from deeprec.evaluate.metrics import gain
 from deeprec.models.base import Batches, Recommender, Seen
 from deeprec.models.config import TrainConfig
 from deeprec.models.registry import require_taken
+from deeprec.models.surroundings import served, trained
 from deeprec.train import optim
 from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
@@ -146,6 +147,7 @@ class _BestOnTest:
 
 
 @then_resume()
+@trained
 def fit(
     model: Recommender,
     data: Any,
@@ -178,7 +180,7 @@ def fit(
         ValueError: unusable data or options, or `out` belongs to another run.
     """
     interactions = as_interactions(data)
-    chosen = (protocol_by_name(protocol) if isinstance(protocol, str) else protocol).resolve(interactions)
+    chosen = as_protocol(protocol).resolve(interactions)
     require_ratings(model, chosen)
     require_out(resume, out)
     given = {"select": "select"} if select is not None else {}
@@ -258,6 +260,20 @@ def _features_checksums(model: Recommender, data: Interactions) -> dict[str, str
     return {f"{name}_sha256": features_sha256(table) for name, table in tables.items() if table is not None}
 
 
+def as_protocol(protocol: Any) -> Protocol:
+    """A protocol for models that rank or rate, from its name or itself.
+
+    Raises:
+        TypeError: something else, that of click models too. ValueError: an unknown name.
+    """
+    chosen = protocol_by_name(protocol) if isinstance(protocol, str) else protocol
+    if not isinstance(chosen, Protocol):
+        raise TypeError(
+            f"fit: protocol must be a name or a Protocol of models that rank or rate, got {protocol!r}; pass 'full'"
+        )
+    return chosen
+
+
 def as_interactions(data: Any) -> Interactions:
     """Interactions from whatever `fit` accepts."""
     if isinstance(data, Interactions):
@@ -267,6 +283,7 @@ def as_interactions(data: Any) -> Interactions:
     return from_frame(data)
 
 
+@served
 def evaluate_model(model: Recommender, protocol: Protocol | str | None = None, data: Any = None) -> dict[str, float]:
     """Test metrics of a trained model; by default with the protocol, data and seed it was fitted with.
 
@@ -279,8 +296,7 @@ def evaluate_model(model: Recommender, protocol: Protocol | str | None = None, d
     if data is None and fitted is None:
         raise ValueError(f"{model.name}: evaluate needs data; pass data=, e.g. data='ml-1m'")
     source = as_interactions(data) if data is not None else fitted.data  # type: ignore[union-attr]
-    chosen = protocol if isinstance(protocol, Protocol) else protocol_by_name(protocol or "full")
-    chosen = chosen.resolve(source)
+    chosen = as_protocol("full" if protocol is None else protocol).resolve(source)
     _same_ids(model, source)
     return evaluate(model, chosen.split(source), chosen, part="test")
 
@@ -518,7 +534,7 @@ def _adopt(model: Recommender, run: _Run) -> None:
     """Give the model its id maps and every item each user has met, held-out ones too, so that it can recommend."""
     model.user_ids, model.item_ids = run.data.user_ids, run.data.item_ids
     model.seen = Seen(*run.data.csr())
-    model._fitted_on = run
+    model._fitted_on = replace(run, on_progress=None)  # a callback need not be one that can be pickled
     model.eval()
 
 
