@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ from deeprec.data import IdMap
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.score_topk import DotScorer, score_topk
 from deeprec.models.base import Recommender, Seen
+from deeprec.models.surroundings import served
+from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 
 _USERS_A_BLOCK = 1024
 _FOLD_IN_STEPS = 100
@@ -22,31 +25,31 @@ _FOLD_IN_LR = 0.05
 _FOLD_IN_NEGATIVES = 4
 
 
+@served
 def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
     """The k best items for each user.
 
     Args:
-        user_ids: one external id or a sequence of them.
+        user_ids: one external id or a sequence of them; none gives an empty frame, a repeated one a list each time.
         k: list length, >= 1.
         exclude_seen: leave out the items each user has met in the data the model was fitted on.
     Returns:
         user_id, rank (from 1), item_id, score; fewer than k rows for a user who has seen nearly everything.
     Raises:
         ValueError: an unknown user (for a new one use `recommend_for_history`) or k < 1.
+        TypeError: ids of another type than the data's, a k that is no whole number, or no flag.
     """
     users_map, items_map = id_maps(model)
-    _require_k(k)
-    wanted = _as_list(user_ids)
-    users = torch.from_numpy(users_map.encode(wanted)).long()
-    k = min(k, len(items_map))
-    blocks = [
-        model.topk(block, k, model.seen if exclude_seen else None)
-        for block in users.split(_USERS_A_BLOCK)
-        if len(block)
-    ]
-    return _ranked("user_id", pl.Series(wanted), blocks, items_map, "item_id", k)
+    k = min(require_k("recommend", k), len(items_map))
+    seen = model.seen if require_flag("recommend", "exclude_seen", exclude_seen) else None
+    users = codes_of("recommend", "user_ids", user_ids, users_map)
+    starts = range(0, len(users), _USERS_A_BLOCK)
+    blocks = [model.topk(torch.from_numpy(users[at : at + _USERS_A_BLOCK]).long(), k, seen) for at in starts]
+    places, ranked = _ranked(blocks, k, items_map, "item_id")
+    return pl.DataFrame([users_map.values.gather(users[places]).alias("user_id"), *ranked])
 
 
+@served
 def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
@@ -56,28 +59,30 @@ def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, rat
     Args:
         item_ids: external ids of the items the user liked (without ratings) or rated, at least one.
         k: list length, >= 1.
-        ratings: what the user gave each item, in the units of the data; for models that predict ratings.
+        ratings: what the user gave each item, in the units of the data; for models that predict ratings, which hold
+            them to the range of the training ratings.
     Returns:
         rank (from 1), item_id, score.
     Raises:
         ValueError: an empty history, an unknown item, ratings that do not fit, or k < 1.
+        TypeError: ids of another type than the data's, ratings that are no numbers, or a k that is no whole number.
     """
     _, items_map = id_maps(model)
-    _require_k(k)
-    wanted = _as_list(item_ids)
-    if not wanted:
-        raise ValueError("recommend_for_history: item_ids must hold at least one item, got none; try popularity")
+    k = min(require_k("recommend_for_history", k), len(items_map))
     if ratings is None:
-        history = np.unique(items_map.encode(wanted))
+        history = np.unique(codes_of("recommend_for_history", "item_ids", item_ids, items_map))
+        if not len(history):
+            raise ValueError("recommend_for_history: item_ids must hold at least one item, got none; try popularity")
         rows = fold_in(model, torch.from_numpy(history).long())
     else:
-        items, given = _rated("recommend_for_history", wanted, ratings, items_map)
+        items, given = _rated("recommend_for_history", "item_ids", item_ids, ratings, items_map)
         rows, history = model.rows_for_ratings(items, given), items.numpy()
     seen = Seen(np.array([0, len(history)], dtype=np.int64), history.astype(np.int32))
-    top = model.topk_from_rows(rows, min(k, len(items_map)), seen)
-    return _ranked("user_id", pl.Series([0]), [top], items_map, "item_id", k).drop("user_id")
+    _, ranked = _ranked([model.topk_from_rows(rows, k, seen)], k, items_map, "item_id")
+    return pl.DataFrame(ranked)
 
 
+@served
 def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings of every item by a user whom the model never saw, nothing trained anew.
 
@@ -90,10 +95,11 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
         ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
     """
     _, items_map = id_maps(model)
-    rows = model.rows_for_ratings(*_rated("predict_for_user", _as_list(item_ids), ratings, items_map))
+    rows = model.rows_for_ratings(*_rated("predict_for_user", "item_ids", item_ids, ratings, items_map))
     return _all_ratings(model, "item_id", items_map, model.score_items_from_rows(rows)[0])
 
 
+@served
 def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings by every user of an item that the model never saw, nothing trained anew.
 
@@ -106,30 +112,33 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
         ValueError: an unknown user, ratings that do not fit, or a model that predicts no ratings.
     """
     users_map, _ = id_maps(model)
-    given = _rated("predict_for_item", _as_list(user_ids), ratings, users_map)
+    given = _rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
     return _all_ratings(model, "user_id", users_map, model.rate_new_item(*given))
 
 
-def _rated(function: str, ids: list[Any], ratings: Any, known: IdMap) -> tuple[Tensor, Tensor]:
+def _rated(function: str, argument: str, ids: Any, ratings: Any, known: IdMap) -> tuple[Tensor, Tensor]:
     """Internal ids in ascending order with their ratings."""
-    given = np.asarray(_as_list(ratings), dtype=np.float32)
-    if not ids or given.shape != (len(ids),) or not np.isfinite(given).all():
+    codes = codes_of(function, argument, ids, known)
+    given = ratings_of(function, ratings, len(codes), known.name)
+    if not len(codes):
         raise ValueError(
-            f"{function}: ratings must be one finite number for each {known.name}, at least one, got {len(ids)} "
-            f"{known.name}s and ratings {given[:5].tolist()}"
+            f"{function}: {argument} must hold at least one {known.name}, got none; pass one with its rating"
         )
-    indices, places = np.unique(known.encode(ids), return_index=True)
-    if len(indices) < len(ids):
-        raise ValueError(f"{function}: each {known.name} may be rated once, got {len(ids)} ratings of {len(indices)}")
+    indices, places = np.unique(codes, return_index=True)
+    if len(indices) < len(codes):
+        raise ValueError(
+            f"{function}: each {known.name} may be rated once, got {len(codes)} ratings of {len(indices)}; keep one"
+        )
     return torch.from_numpy(indices).long(), torch.from_numpy(given[places])
 
 
 def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
     limits: Tensor | None = getattr(model, "limits", None)
     ratings = ratings if limits is None else ratings.clamp(*limits.tolist())
-    return pl.DataFrame({column: known.decode(np.arange(len(known))), "rating": ratings.numpy()})
+    return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.numpy())])
 
 
+@served
 def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
     """User rows [1, D] for a new user, fitted to `history` [n] (item indices) with the model frozen."""
     schema = model.require_built()
@@ -164,6 +173,7 @@ def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
     return tuple(row.detach() for row in rows)
 
 
+@served
 def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFrame:
     """The k nearest items to each item by the cosine of the model's item vectors, the item itself left out.
 
@@ -171,21 +181,19 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
         item_id, rank (from 1), similar_item_id, score in [-1, 1].
     """
     _, items_map = id_maps(model)
-    _require_k(k)
-    wanted = _as_list(item_ids)
-    items = items_map.encode(wanted)
+    k = min(require_k("similar_items", k), len(items_map))
+    codes = codes_of("similar_items", "item_ids", item_ids, items_map)
     vectors = F.normalize(model.item_vectors().float(), dim=1)
-    own = Seen(np.arange(len(items) + 1, dtype=np.int64), items.astype(np.int32))
-    k = min(k, len(items_map))
-    top = score_topk(
-        DotScorer(vectors[torch.from_numpy(items).long()], vectors),
-        k,
-        seen_indptr=torch.from_numpy(own.offsets),
-        seen_indices=torch.from_numpy(own.items),
-    )
-    return _ranked("item_id", pl.Series(wanted), [top], items_map, "similar_item_id", k)
+    blocks = []
+    if len(codes):
+        scorer = DotScorer(vectors[torch.from_numpy(codes).long()], vectors)
+        own = torch.arange(len(codes) + 1), torch.from_numpy(codes)
+        blocks.append(score_topk(scorer, k, seen_indptr=own[0], seen_indices=own[1]))
+    places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
+    return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
 
 
+@served
 def score(model: Recommender, pairs: Any) -> np.ndarray:
     """Scores of (user, item) pairs.
 
@@ -197,40 +205,30 @@ def score(model: Recommender, pairs: Any) -> np.ndarray:
         ValueError: an unknown user or item, or something that is not pairs.
     """
     users_map, items_map = id_maps(model)
-    if hasattr(pairs, "columns"):
-        missing = [name for name in ("user_id", "item_id") if name not in pairs.columns]
-        if missing:
-            raise ValueError(f"score: pairs must have columns user_id and item_id, got {list(pairs.columns)}")
-        users, items = list(pairs["user_id"]), list(pairs["item_id"])
-    else:
-        listed = [tuple(pair) for pair in pairs]
-        if any(len(pair) != 2 for pair in listed):
-            raise ValueError("score: pairs must be (user id, item id) tuples, or a frame with user_id and item_id")
-        users, items = [pair[0] for pair in listed], [pair[1] for pair in listed]
-    if not users:
+    users, items = pairs_of("score", pairs)
+    user_codes = codes_of("score", "user_id", users, users_map)
+    item_codes = codes_of("score", "item_id", items, items_map)
+    if not len(user_codes):
         return np.zeros(0, dtype=np.float32)
-    scores = model.score_pairs(
-        torch.from_numpy(users_map.encode(users)).long(), torch.from_numpy(items_map.encode(items)).long()
-    )
-    return scores.numpy()
+    scores = model.score_pairs(torch.from_numpy(user_codes).long(), torch.from_numpy(item_codes).long())
+    found: np.ndarray = scores.numpy()
+    return found
 
 
 def _ranked(
-    key: str, keys: pl.Series, blocks: Sequence[tuple[Tensor, Tensor]], items_map: IdMap, column: str, k: int
-) -> pl.DataFrame:
-    """Top-k blocks as one long frame; empty places (-1) are left out."""
-    scores = torch.cat([values for values, _ in blocks]).numpy()
-    items = torch.cat([indices for _, indices in blocks]).numpy()
+    blocks: Sequence[tuple[Tensor, Tensor]], k: int, items_map: IdMap, column: str
+) -> tuple[NDArray[np.int64], list[pl.Series]]:
+    """Top-k blocks as long columns without empty places (-1): which list each row is of; rank, `column` and score."""
+    scores = np.concatenate([np.empty((0, k), np.float32), *(values.numpy() for values, _ in blocks)])
+    items = np.concatenate([np.empty((0, k), np.int64), *(indices.numpy() for _, indices in blocks)])
     found = items >= 0
-    ranks = np.broadcast_to(np.arange(1, items.shape[1] + 1), items.shape)
-    return pl.DataFrame(
-        {
-            key: keys.gather(np.nonzero(found)[0]),
-            "rank": ranks[found],
-            column: items_map.decode(items[found]),
-            "score": scores[found].astype(np.float32),
-        }
-    )
+    places, ranks = np.nonzero(found)
+    columns = [
+        pl.Series("rank", ranks + 1),
+        items_map.values.gather(items[found]).alias(column),
+        pl.Series("score", scores[found].astype(np.float32)),
+    ]
+    return places, columns
 
 
 def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
@@ -238,14 +236,3 @@ def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")
     return model.user_ids, model.item_ids
-
-
-def _as_list(values: Any) -> list[Any]:
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        return [values]
-    return list(values)
-
-
-def _require_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"recommend: k must be >= 1, got {k}")
