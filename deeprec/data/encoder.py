@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -92,6 +93,10 @@ class Encoder:
     def _lookup(self) -> dict[str, VocabularyLike]:
         """Made for the first row that is encoded: who trains on converted rows has none, and needs the memory."""
         return {name: Vocabulary(hashes) for name, hashes in self.hashes.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled tables, which are made again where rows are encoded."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lookup"}
 
     @classmethod
     def fit(
@@ -252,7 +257,12 @@ class Encoder:
             kept = place < feature.max_length
             hashes, weights = hashes[kept], None if weights is None else weights[kept]
             offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, feature.max_length))])
-        return Bags(self._ids(feature, hashes), offsets.astype(np.int64), weights if feature.is_weighted else None)
+        if not feature.is_weighted:
+            return Bags(self._ids(feature, hashes), offsets.astype(np.int64))
+        seen = self.numbers.get(feature.name, NumberState())
+        assert weights is not None
+        bounded = weights.clip(np.float32(seen.low), np.float32(seen.high))
+        return Bags(self._ids(feature, hashes), offsets.astype(np.int64), bounded)
 
     def _groups(self, chunk: Chunk) -> NDArray[np.int64] | None:
         if self.schema.group is None:
@@ -278,6 +288,7 @@ class _Fitting:
         numeric = [f for f in schema.features if isinstance(f, Numeric)]
         self.moments = {f.name: Moments() for f in numeric}
         self.sample = Sample([f for f in numeric if f.quantiles], seed)
+        self.weights = {f.name: (math.inf, -math.inf) for f in schema.features if isinstance(f, Bag) and f.is_weighted}
 
     def add(self, chunk: Chunk, rows: Rows | None) -> None:
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
@@ -302,6 +313,12 @@ class _Fitting:
             if isinstance(feature, Numeric):
                 x = numbers_of(chunk, feature)
                 self.moments[feature.name].add(logarithm(feature, x if rows is None else x[rows]))
+            elif isinstance(feature, Bag) and feature.is_weighted:
+                bag = column_of(chunk, feature.column, "bags")
+                some = slice(None) if rows is None else np.repeat(rows, np.diff(bag.offsets))
+                if bag.weights is not None and len(seen := bag.weights[some]):
+                    low, high = self.weights[feature.name]
+                    self.weights[feature.name] = min(low, float(seen.min())), max(high, float(seen.max()))
         self.sample.add(chunk, rows, count)
         self.rows += count
         self.positives += int(labels[chosen].sum())
@@ -330,6 +347,8 @@ class _Fitting:
             for f in self.schema.features
             if isinstance(f, Numeric)
         }
+        for name, (low, high) in self.weights.items():
+            numbers[name] = NumberState(low=low, high=high) if low <= high else NumberState(low=0.0, high=0.0)
         return Encoder(self.schema, kept, numbers, self.negative_label)
 
 

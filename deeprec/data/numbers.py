@@ -19,6 +19,8 @@ _SAMPLE_STREAM = 0x51  # of the seed: the rows that quantiles are taken from
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_NUMBER = 1e100
 _ROUNDING = 1e-13  # of float64 sums, relative
+# Older encoders kept no range. A standardised number of n train rows is at most sqrt(n).
+_WIDEST_STANDARDISED = 1e6
 
 Rows = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -30,7 +32,10 @@ class NumberState:
 
     Attributes:
         shift, scale: the value is (x - shift) * scale, x being the logarithm where the transform has one.
-        low, high: bounds of that value, for "min-max"; infinite otherwise.
+        low, high: the smallest and the largest such value of the train rows, to which all others are held: models are
+            polynomials of high degree in some places, and what was never seen must not overflow there. 0 and 1 for
+            "min-max". Infinite in encoders that kept no range: standardised values are then held to +-1e6, others to
+            float32. Of a weighted bag: of its weights.
         boundaries: between quantiles, or of buckets; () otherwise.
         fill: the value that stands for a missing one.
     """
@@ -148,9 +153,10 @@ def number_state(feature: Numeric, moments: Moments, sample: Floats) -> NumberSt
     """What a feature learned, from its moments (of the logarithm where the transform has one) and its sample."""
     if feature.is_bucketised:
         return NumberState(boundaries=feature.boundaries or tuple(np.unique(_quantiles(feature, sample)).tolist()))
-    shift, scale, low, high, boundaries, fill = 0.0, 1.0, -math.inf, math.inf, (), moments.mean
+    shift, scale, boundaries, fill = 0.0, 1.0, (), moments.mean
+    low, high = moments.low, moments.high
     if feature.transform == "quantile":
-        boundaries = tuple(_quantiles(feature, sample).tolist())
+        boundaries, low, high = tuple(_quantiles(feature, sample).tolist()), 0.0, 1.0
         fill = float(_quantile_of(sample, boundaries).mean()) if len(sample) else 0.0
     elif feature.transform in ("standardise", "log-standardise"):
         shift, scale, fill = moments.mean, moments.inverse(moments.deviation), 0.0
@@ -158,11 +164,16 @@ def number_state(feature: Numeric, moments: Moments, sample: Floats) -> NumberSt
         scale, low, high = moments.inverse(moments.high - moments.low), 0.0, 1.0
         shift = moments.low if scale else 0.0
         fill = (moments.mean - shift) * scale
-    state = NumberState(shift, scale, low, high, boundaries, fill)
     if isinstance(feature.missing, float):
+        # What stands for a missing number may lie outside of the numbers that were seen.
+        unbounded = NumberState(shift, scale, -math.inf, math.inf, boundaries, fill)
+        bounded = NumberState(shift, scale, low, high, boundaries, fill)
+        state = bounded if feature.transform == "min-max" else unbounded
         fill = float(transformed(feature, state, np.array([feature.missing]))[0])
-        state = NumberState(shift, scale, low, high, boundaries, fill)
-    return state
+    if feature.transform in ("none", "log", "standardise", "log-standardise"):
+        # The same arithmetic as in `transformed`, so that no train row is changed; nothing seen: nothing but the fill.
+        low, high = ((low - shift) * scale, (high - shift) * scale) if moments.count else (0.0, 0.0)
+    return NumberState(shift, scale, low, high, boundaries, fill)
 
 
 def _quantiles(feature: Numeric, sample: Floats) -> Floats:
@@ -189,8 +200,14 @@ def transformed(feature: Numeric, state: NumberState, x: Floats) -> NDArray[np.f
         y = _quantile_of(x, state.boundaries)
     else:
         y = (logarithm(feature, x) - state.shift) * state.scale
-        y = np.clip(y, state.low, state.high)
+        y = np.clip(y, *_bounds(feature, state))
     return np.clip(np.where(np.isnan(x), state.fill, y), -_LARGEST, _LARGEST).astype(np.float32)
+
+
+def _bounds(feature: Numeric, state: NumberState) -> tuple[float, float]:
+    if math.isinf(state.low) and feature.transform in ("standardise", "log-standardise"):
+        return -_WIDEST_STANDARDISED, _WIDEST_STANDARDISED
+    return state.low, state.high
 
 
 def buckets(x: Floats, state: NumberState) -> NDArray[np.int32]:

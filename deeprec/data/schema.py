@@ -67,10 +67,10 @@ class Numeric:
     """A number a row, as a field's value; with transform "bucketise" as an id (one-hot).
 
     With x the column's number, log(x) standing for sign(x) ln(1 + |x|), and all statistics those of the train rows:
-    "standardise" (x - mean) / deviation; "log" log(x); "log-standardise" both; "min-max" (x - min) / (max - min), later
-    values held to [0, 1]; "quantile" (i - 1) / (n_q - 1) for x in the i-th of n_q quantiles; "none" x. A column that is
+    "standardise" (x - mean) / deviation; "log" log(x); "log-standardise" both; "min-max" (x - min) / (max - min);
+    "quantile" (i - 1) / (n_q - 1) for x in the i-th of n_q quantiles; "none" x. A column that is
     constant in train becomes 0 where it would be divided by nothing. "bucketise": id 0 is missing, id i is the i-th
-    interval [b_(i-1), b_i).
+    interval [b_(i-1), b_i). Later numbers outside of the range of the train rows are held to it.
 
     Attributes:
         name, column: as of a `Categorical`.
@@ -144,7 +144,8 @@ class Bag:
     Attributes:
         name, column, min_count (rows or repeats within one both count), max_size, num_buckets: as of a `Categorical`.
         separator: between the values of a text cell; lists do not need it.
-        weight_separator: between a value and its weight, as in "news:0.7|sport:0.3"; None: no weights.
+        weight_separator: between a value and its weight, as in "news:0.7|sport:0.3"; None: no weights. Later ones are
+            held to the range of those in the train rows.
         pooling: "sum" or "mean" of the embeddings; an empty bag is zeros.
         max_length: keep the first so many values of a row, >= 1; None: all.
     """

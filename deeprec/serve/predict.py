@@ -21,6 +21,7 @@ from deeprec.data.text import OnBad
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
+from deeprec.models.surroundings import served
 from deeprec.serve.recommend import id_maps
 from deeprec.train.clicks import predict_rows
 
@@ -30,6 +31,7 @@ _PAIR = ("user_id", "item_id")
 _WRITERS = (".parquet", ".csv", ".tsv")
 
 
+@served
 def predict(
     model: ClickModel,
     source: Any,
@@ -53,7 +55,8 @@ def predict(
     Returns:
         [n], float32, in the order of the rows; 4 bytes a row and one chunk are held.
     Raises:
-        ValueError: the model was not fitted, or a column is missing, of another type or infinite.
+        ValueError: the model was not fitted, a column is missing, of another type or infinite, or a row has no
+            probability, as its numbers are too large for the model.
     """
     encoder = _encoder(model)
     opened = open_source(source, on_bad=on_bad, **options)
@@ -64,7 +67,14 @@ def predict(
             rows = encoder.encode(chunk, with_labels=False)
         for start in range(0, len(rows), _BATCH_ROWS):
             some = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
-            found.append(probabilities(predict_rows(model, some)).astype(np.float32))
+            logits = predict_rows(model, some)
+            if np.isnan(logits).any():
+                row = chunk.first_row + start + int(np.isnan(logits).argmax())
+                raise ValueError(
+                    f"predict: row {row} (from 0) must have numbers that the model can work with, got NaN from "
+                    f"{model.name}; correct the row, or fit the model anew with standardised numbers"
+                )
+            found.append(probabilities(logits).astype(np.float32))
     return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
 
 
@@ -99,6 +109,7 @@ def predict_file(
     return len(scores)
 
 
+@served
 def predict_pairs_file(
     model: Recommender, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
 ) -> tuple[int, str]:
