@@ -156,6 +156,8 @@ class Recommender(WholeTables):
     @trained
     def build(self, schema: Schema, generator: torch.Generator | None = None) -> Self:
         """Create the parameters for `schema`, replacing any there were."""
+        if not isinstance(schema, Schema):
+            raise TypeError(f"{self.name}: schema must be a Schema, got {schema!r}; pass Schema(num_users, num_items)")
         self._build(schema, generator)
         self.schema = schema
         return self

@@ -193,6 +193,8 @@ class ClickModel(nn.Module):
     @trained
     def build(self, inputs: Inputs, generator: torch.Generator | None = None) -> Self:
         """Create the parameters for `inputs`, replacing any there were."""
+        if not isinstance(inputs, Inputs):
+            raise TypeError(f"{self.name}: inputs must be Inputs, got {inputs!r}; pass those of an encoder or a log")
         self._build(inputs, generator)
         self.inputs = inputs
         self._hold_embeddings_small()

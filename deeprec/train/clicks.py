@@ -37,7 +37,7 @@ from deeprec.train.checkpoint import (
     write_checkpoint,
 )
 from deeprec.train.curves import plot_curves
-from deeprec.train.fit import FitResult, Progress, writable_directory
+from deeprec.train.fit import FitResult, Progress, require_seed, writable_directory
 from deeprec.train.folder import save
 from deeprec.train.identity import (
     adopt_finished,
@@ -202,7 +202,7 @@ def fit_clicks(
     Raises:
         ValueError: a part without rows or with one kind of label only, or `out` belongs to another run.
     """
-    rule = ClickProtocol() if protocol is None else protocol
+    seed, rule = require_seed(seed), _rule(protocol)
     require_out(resume, out)
     _require_parts(log)
     _require_split(log, rule)
@@ -239,7 +239,7 @@ def as_click_log(data: Any, schema: FeatureSchema | None, protocol: ClickProtoco
     """A log from whatever `ClickModel.fit` accepts, cut by the protocol."""
     if isinstance(data, ClickLog):
         return data
-    rule = ClickProtocol() if protocol is None else protocol
+    rule = _rule(protocol)
     shares = (rule.validation_share, rule.test_share)
     return load_clicks(data, schema, holdout=rule.holdout, shares=shares, seed=rule.seed)
 
@@ -267,6 +267,15 @@ def evaluate_clicks(model: ClickModel, part: ClickPart, metrics: tuple[str, ...]
     """The figures of a part, by name."""
     chosen = ClickProtocol().metrics if metrics is None else metrics
     return click_figures(predict_part(model, part), part.labels, part.groups, chosen)
+
+
+def _rule(protocol: Any) -> ClickProtocol:
+    """The protocol, or the default one; TypeError for something else."""
+    if protocol is not None and not isinstance(protocol, ClickProtocol):
+        raise TypeError(
+            f"fit: protocol must be a ClickProtocol, got {protocol!r}; pass deeprec.evaluate.protocol('click')"
+        )
+    return ClickProtocol() if protocol is None else protocol
 
 
 def _require_parts(log: ClickLog) -> None:

@@ -179,6 +179,7 @@ def fit(
     Raises:
         ValueError: unusable data or options, or `out` belongs to another run.
     """
+    seed = require_seed(seed)
     interactions = as_interactions(data)
     chosen = as_protocol(protocol).resolve(interactions)
     require_ratings(model, chosen)
@@ -258,6 +259,15 @@ def _features_checksums(model: Recommender, data: Interactions) -> dict[str, str
     """Checksums of the side information that the model takes."""
     tables = {name: getattr(data, name) for name in model.features_taken()}
     return {f"{name}_sha256": features_sha256(table) for name, table in tables.items() if table is not None}
+
+
+def require_seed(seed: Any) -> int:
+    """A seed as an int; TypeError or ValueError unless it is a whole number in [0, 2^63)."""
+    if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"fit: seed must be a whole number >= 0, got {seed!r}; pass an int, seed=0")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"fit: seed must be in [0, 2^63), got {seed}; pass seed=0")
+    return int(seed)
 
 
 def as_protocol(protocol: Any) -> Protocol:

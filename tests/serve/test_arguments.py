@@ -13,8 +13,10 @@ import polars as pl
 import pytest
 import torch
 
+from deeprec.data import Interactions
 from deeprec.data.click_log import ClickLog
-from deeprec.models import click_models, recommenders
+from deeprec.evaluate import protocol as protocol_by_name
+from deeprec.models import click_models, create, is_click_model, names, recommenders
 from deeprec.models.registry import model_class
 
 RATERS = [name for name in recommenders() if hasattr(model_class(name), "predict_ratings")]
@@ -287,6 +289,20 @@ def test_evaluation_and_training(name: str, fitted: Callable[[str], Any]) -> Non
             model.evaluate("full", data)
         with pytest.raises((TypeError, ValueError), match="frame"):
             type(model)(config=model.config).fit(data)
+
+
+@pytest.mark.parametrize("name", names())
+def test_seeds_protocols_and_sizes(name: str, ratings: Interactions, log: ClickLog) -> None:
+    data = log if is_click_model(name) else ratings
+    for seed in ("x", 1.5, True, None, -1, 2**70, [1]):
+        with pytest.raises((TypeError, ValueError), match="fit: seed must be"):
+            create(name).fit(data, seed=seed)
+    for protocol in (3, [], protocol_by_name("full" if is_click_model(name) else "click")):
+        with pytest.raises(TypeError, match="fit: protocol must be"):
+            create(name).fit(data, protocol=protocol)
+    for sizes in (None, (3, 4), 3, "x"):
+        with pytest.raises(TypeError, match="inputs must be Inputs" if is_click_model(name) else "schema must be"):
+            create(name).build(sizes)
 
 
 @pytest.mark.parametrize("name", click_models())
