@@ -166,9 +166,8 @@ def number_state(feature: Numeric, moments: Moments, sample: Floats) -> NumberSt
         fill = (moments.mean - shift) * scale
     if isinstance(feature.missing, float):
         # What stands for a missing number may lie outside of the numbers that were seen.
-        unbounded = NumberState(shift, scale, -math.inf, math.inf, boundaries, fill)
-        bounded = NumberState(shift, scale, low, high, boundaries, fill)
-        state = bounded if feature.transform == "min-max" else unbounded
+        bounds = (low, high) if feature.transform == "min-max" else (-_LARGEST, _LARGEST)
+        state = NumberState(shift, scale, *bounds, boundaries, fill)
         fill = float(transformed(feature, state, np.array([feature.missing]))[0])
     if feature.transform in ("none", "log", "standardise", "log-standardise"):
         # The same arithmetic as in `transformed`, so that no train row is changed; nothing seen: nothing but the fill.

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import deeprec
 from deeprec.data.chunks import open_source
 from deeprec.data.click_log import ClickLog
-from deeprec.data.schema import TRANSFORMS
+from deeprec.data.encoder import Encoder
+from deeprec.data.schema import TRANSFORMS, FeatureSchema, Numeric
 from deeprec.models import click_models, names, recommenders
 from deeprec.models.registry import model_class
 
@@ -83,9 +84,6 @@ def test_weights_of_a_bag_are_held_to_those_of_the_training(rows: pl.DataFrame, 
 
 
 def test_what_stands_for_a_missing_number_may_lie_outside() -> None:
-    from deeprec.data.encoder import Encoder
-    from deeprec.data.schema import FeatureSchema, Numeric
-
     frame = pl.DataFrame({"y": [0, 1, 0, 1], "x": [5.0, 6.0, None, 8.0]})
     schema = FeatureSchema((Numeric("x", transform="none", missing=-1.0),), "y")
     (chunk,) = open_source(frame).chunks(schema.wanted())
@@ -93,6 +91,15 @@ def test_what_stands_for_a_missing_number_may_lie_outside() -> None:
     assert encoder.encode(chunk).values.ravel().tolist() == [5.0, 6.0, -1.0, 8.0]
     (chunk,) = open_source(pl.DataFrame({"x": [-1.0, None, 1e9]})).chunks(schema.wanted(with_label=False))
     assert encoder.encode(chunk, with_labels=False).values.ravel().tolist() == [5.0, -1.0, 8.0]
+
+
+def test_what_stands_for_a_missing_number_is_not_held_to_anything() -> None:
+    frame = pl.DataFrame({"y": [0, 1, 0, 1], "x": [0.0, 1e-3, None, 0.0]})
+    schema = FeatureSchema((Numeric("x", missing=-1e6),), "y")
+    (chunk,) = open_source(frame).chunks(schema.wanted())
+    x = np.array([0.0, 1e-3, 0.0])
+    found = Encoder.fit(schema, [(chunk, None)]).encode(chunk).values[2]
+    assert found == pytest.approx((-1e6 - x.mean()) / x.std())
 
 
 @pytest.mark.parametrize("name", click_models())
