@@ -26,7 +26,12 @@ def answers(model: Any, rows: pl.DataFrame) -> dict[str, Any]:
         calls["predict a polars frame"] = lambda: model.predict(rows)
         calls["predict a pandas frame"] = lambda: model.predict(rows.to_pandas() if PANDAS is None else PANDAS)
         calls["predict a text file"] = lambda: model.predict(TEXT)
-        calls["predict and skip"] = lambda: model.predict(rows, on_bad="skip")
+        odd = rows.with_columns(pl.Series("x-none", [float("inf"), *[1.0] * (len(rows) - 1)]))
+        calls["predict and skip"] = lambda: model.predict(odd, on_bad="skip")
+        calls["predict texts by codes"] = lambda: model.predict(
+            rows.with_columns(pl.Series("x-log", ["low", " high "] * (len(rows) // 2))),
+            codes={"x-log": {"low": 0.5, "high": 2.0}},
+        )
         calls["evaluate"] = lambda: model.evaluate(LOG)
     else:
         users, items = model.user_ids.values, model.item_ids.values
