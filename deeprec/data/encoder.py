@@ -353,13 +353,14 @@ class _Fitting:
 
 
 def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> None:
-    """Raise ValueError unless there is a usable state for each numeric feature."""
+    """Raise ValueError unless there is a usable state for each numeric feature; older files have none of weights."""
     features = [f.name for f in schema.features if isinstance(f, Numeric)]
-    if set(features) != set(numbers):
+    weighted = {f.name for f in schema.features if isinstance(f, Bag) and f.is_weighted}
+    if set(features) != set(numbers) - weighted:
         raise ValueError(f"numbers must be those of {sorted(features)}, got {sorted(numbers)}")
     for name, state in numbers.items():
         is_finite = np.isfinite([state.shift, state.scale, state.fill, *state.boundaries]).all()
-        if not is_finite or (np.diff(state.boundaries) < 0).any() or not state.low < state.high:
+        if not is_finite or (np.diff(state.boundaries) < 0).any() or not state.low <= state.high:
             raise ValueError(f"numbers.{name} must be finite with ascending bounds, got {state}")
 
 

@@ -14,6 +14,7 @@ from deeprec.data.click_datasets import load_clicks
 from deeprec.data.click_log import ClickLog
 from deeprec.data.schema import TRANSFORMS, Bag, Categorical, Cross, FeatureSchema, Numeric
 from deeprec.models import config_class, create, is_click_model
+from deeprec.models.config import taken_options
 
 NUMERICS = tuple(f"x-{transform}" for transform in TRANSFORMS)
 SMALL = {"epochs": 2, "factors": 4, "hidden": 4}
@@ -22,7 +23,7 @@ SMALL_CLICKS = {"epochs": 2, "factors": 4, "hidden": (8,), "batch_size": 128, "p
 
 def options_of(name: str) -> dict[str, Any]:
     """Small sizes of a model, where it has them."""
-    known = config_class(name).__dataclass_fields__
+    known = taken_options(config_class(name))
     return {key: value for key, value in (SMALL_CLICKS if is_click_model(name) else SMALL).items() if key in known}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -107,13 +107,13 @@ def test_a_folder_without_ranges_still_serves(
     name: str, fitted: Callable[[str], Any], rows: pl.DataFrame, tmp_path: Path
 ) -> None:
     model = fitted(name)
-    model.save(tmp_path)
-    path = tmp_path / "encoder" / "encoder.json"
-    state = json.loads(path.read_text())
-    for number in [name for name in state["numbers"] if "min-max" not in name]:
-        state["numbers"][number] |= {"low": -math.inf, "high": math.inf}
-    del state["numbers"]["likes"]
-    path.write_text(json.dumps(state))
+    older = copy.deepcopy(model)
+    older.encoder.numbers = {
+        number: dataclasses.replace(state, low=-math.inf, high=math.inf) if "min-max" not in number else state
+        for number, state in model.encoder.numbers.items()
+        if number != "likes"
+    }
+    older.save(tmp_path)
     old = deeprec.load(tmp_path)
     # These are the train rows and a few more, which the encoder now bounds.
     assert (np.abs(old.predict(rows) - model.predict(rows)) < 1e-7).mean() > 0.9
