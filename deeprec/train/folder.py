@@ -33,6 +33,7 @@ from deeprec._files import (
 from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data import IdMap
+from deeprec.data.arrays import require_pool
 from deeprec.data.encoder import FILES as ENCODER_FILES
 from deeprec.data.encoder import Encoder
 from deeprec.data.inputs import Inputs
@@ -284,6 +285,7 @@ def _require_finite(weights: dict[str, Tensor], what: str, remedy: str) -> None:
 
 
 def _id_map(path: Path, content: bytes, name: str, count: int) -> IdMap:
+    require_pool(f"load: reading {path}")
     try:
         frame = pl.read_parquet(io.BytesIO(content))
         if frame.columns != [f"{name}_id"] or len(frame) != count:
