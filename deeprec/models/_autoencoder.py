@@ -447,7 +447,7 @@ class RatingAutoencoder(Recommender):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._vectors = None  # they go to no other type or device by themselves
-        result: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        result: Self = super()._apply(fn, recurse)
         return result
 
     # -- predictions -------------------------------------------------------------------------------------------------

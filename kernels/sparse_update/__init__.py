@@ -44,24 +44,24 @@ _MOMENTS = "Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq"
 _library.define(
     "sgd_update_(Tensor(a!) weight, Tensor(b!)? momentum_buffer, Tensor rows, Tensor grads, float lr, float momentum, "
     "float weight_decay, int rounding_seed=-1) -> ()",
-    reference.sgd_update_reference,
+    reference.of_one_dtype("sgd_update_", 3, reference.sgd_update_reference),
     _nothing,
 )
 _library.define(
     "adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
     "float weight_decay, int rounding_seed=-1) -> ()",
-    reference.adagrad_update_reference,
+    reference.of_one_dtype("adagrad_update_", 3, reference.adagrad_update_reference),
     _nothing,
 )
 _library.define(
     "rowwise_adagrad_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grads, float lr, float eps, "
     "float weight_decay, int rounding_seed=-1) -> ()",
-    reference.rowwise_adagrad_update_reference,
+    reference.of_one_dtype("rowwise_adagrad_update_", 3, reference.rowwise_adagrad_update_reference),
     _nothing,
 )
 _library.define(
     f"adam_update_({_MOMENTS}, Tensor rows, Tensor grads, int step, float lr, {_ADAM}, int rounding_seed=-1) -> ()",
-    reference.adam_update_reference,
+    reference.of_one_dtype("adam_update_", 4, reference.adam_update_reference),
     _nothing,
 )
 _library.define(
@@ -73,7 +73,7 @@ _library.define(
 _library.define(
     f"adam_dense_update_({_MOMENTS}, Tensor(d!) last_step, Tensor rows, Tensor grads, Tensor lr_history, "
     f"int history_start, int step, {_ADAM}) -> ()",
-    reference.adam_dense_update_reference,
+    reference.of_one_dtype("adam_dense_update_", 5, reference.adam_dense_update_reference),
     _nothing,
 )
 _TABLES = (
@@ -85,13 +85,13 @@ _library.define(
 )
 _library.define(
     f"adam_dense_update_tables_({_TABLES}, Tensor[] grads, {_HISTORY}) -> ()",
-    reference.adam_dense_update_tables_reference,
+    reference.of_one_dtype("adam_dense_update_tables_", 5, reference.adam_dense_update_tables_reference),
     _nothing,
 )
 _library.define(
     "ftrl_update_(Tensor(a!) weight, Tensor(b!) sum, Tensor(c!) linear, Tensor rows, Tensor grads, float lr, float l1, "
     "float l2, float beta, int rounding_seed=-1) -> ()",
-    reference.ftrl_update_reference,
+    reference.of_one_dtype("ftrl_update_", 4, reference.ftrl_update_reference),
     _nothing,
 )
 _library.implement_triton("sparse_update", tuple(name for name in __all__ if name != "adam_catch_up_tables_"))

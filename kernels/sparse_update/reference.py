@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -72,14 +72,28 @@ def _check_rows(op: str, weight: Tensor, rows: Tensor, grads: Tensor | None) -> 
     count, dim = rows.numel(), weight.shape[1]
     if rows.dim() != 1 or not (count <= 1 or rows.stride(0) == 1):
         _refuse(op, "rows must be one contiguous dimension", rows)
-    if grads is not None:
-        has_shape = grads.shape == (count, dim) and grads.dtype == weight.dtype
-        if not has_shape or not (dim <= 1 or grads.stride(1) == 1):
-            _refuse(op, f"grads must be [{count}, {dim}] of {weight.dtype}, columns adjacent", grads)
+    if grads is not None and (grads.shape != (count, dim) or not (dim <= 1 or grads.stride(1) == 1)):
+        _refuse(op, f"grads must be [{count}, {dim}], columns adjacent", grads)
     index = rows.to(torch.int64)
     if count and not (bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < weight.shape[0]):
         requirement = f"rows must be strictly ascending in [0, {weight.shape[0]}); coalesce the gradient"
         raise RuntimeError(f"{op}: {requirement}")
+
+
+def of_one_dtype(op: str, place: int, reference: Callable[..., None]) -> Callable[..., None]:
+    """A reference as the operator takes its arguments: gradients, number `place`, in the dtype of the weight.
+
+    The references themselves take others: a step in the backward pass does not round its gradients before it.
+    """
+
+    def call(weight: Any, *args: Any, **options: Any) -> None:
+        pairs = zip(weight, args[place - 1], strict=False) if isinstance(weight, list) else [(weight, args[place - 1])]
+        for table, grads in pairs:
+            if grads.dtype != table.dtype:
+                _refuse(op, f"grads must be of {table.dtype} like the weight", grads)
+        reference(weight, *args, **options)
+
+    return call
 
 
 def _wide(weight: Tensor, rows: Tensor, grads: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
@@ -467,8 +481,9 @@ def _check_each_table(op: str, tables: Sequence[Sequence[Tensor]], *history_and_
     for weight, *rest in zip(*tables, strict=True):
         if weight.dtype != tables[0][0].dtype:
             _refuse(op, f"tables must have one dtype ({tables[0][0].dtype})", weight)
-        grads = rest[4] if len(rest) > 4 else None
-        _check_dense_step(op, weight, *rest[:4], grads, *history_and_rule)
+        exp_avg, exp_avg_sq, last_step, rows, *grads = rest
+        table = (weight, exp_avg, exp_avg_sq, last_step, rows, grads[0] if grads else None)
+        _check_dense_step(op, *table, *history_and_rule)
 
 
 def adam_catch_up_tables_reference(
