@@ -16,12 +16,13 @@
 namespace deeprec {
 namespace {
 
-void check_modes(const char* op, const Ints& modes, size_t num_features) {
+void check_modes(const char* op, const Ints& modes, size_t num_features, bool has_scale) {
   DEEPREC_CHECK(modes.size() == num_features, "ValueError: ", op, ": modes must have one entry a feature (",
                 num_features, "), got ", modes.size());
   for (const int64_t mode : modes) {
     DEEPREC_CHECK(mode >= 0 && mode <= 3, "ValueError: ", op,
                   ": modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none), got ", mode);
+    DEEPREC_CHECK(!has_scale || mode != 3, "ValueError: ", op, ": per_sample_weights go with pooled features only");
   }
 }
 
@@ -124,7 +125,7 @@ Tensors embedding_bags(Tensors weights, const Tensor& ids, const std::optional<T
   const char* op = "embedding_bags";
   check_tables(op, weights);
   check_features(op, tables, padding, weights.size());
-  check_modes(op, modes, tables.size());
+  check_modes(op, modes, tables.size(), per_sample_weights.has_value());
   const Layout layout(op, ids, offsets, tables.size());
   for (Tensor& w : weights) {
     w = rows_adjacent(w);
@@ -469,7 +470,7 @@ struct Backward {
         scale_grad(empty_cpu({0}, weights_in.empty() ? ScalarType::Float : weights_in[0].scalar_type())) {
     check_tables(op, weights);
     check_features(op, tables, padding, weights.size());
-    check_modes(op, modes, tables.size());
+    check_modes(op, modes, tables.size(), per_sample_weights.has_value());
     const ScalarType dtype = weights[0].scalar_type();
     require_safe(op, plan, layout, weights, tables);
     const auto [columns, width] = columns_of(layout, weights, tables, modes);

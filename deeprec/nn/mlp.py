@@ -58,8 +58,8 @@ class MLP(nn.Module):
     a step of 624-400-400-400 with 4096 rows takes 41.7 ms on two cores, with torch.autocast 44.3, in float32 84.8).
     It holds for float32 parameters; others are computed in their own dtype.
 
-    A row alone and the same row in a batch may differ in the last bits (about 5e-7 in float32): torch adds up products of
-    other shapes in another order. Batches of one size give the same bits.
+    A row alone and the same row in a batch may differ in the last bits (about 5e-7 in float32): torch adds up products
+    of other shapes in another order. Batches of one size give the same bits.
 
     Args:
         in_features: width of the input, >= 1.

@@ -520,7 +520,7 @@ def _features(
     for word in words:
         if word not in MODES:
             raise ValueError(f"{function}: mode must be one of {', '.join(MODES)}, got {word!r}")
-        if has_scale and has_offsets and word != "sum":
+        if has_scale and word != "sum" and (has_offsets or word == "none"):
             raise ValueError(f"{function}: per_sample_weights need mode 'sum', got {word!r}")
     return Call(tuple(tables), tuple(MODES.index(w) for w in words), tuple(pads), tuple(names))
 

@@ -42,6 +42,7 @@ def check_call(
     require(len(modes) == len(tables), function, f"modes must have one entry a feature ({len(tables)})", list(modes))
     for mode in modes:
         require(0 <= mode <= NONE, function, "modes must be 0 (sum), 1 (mean), 2 (max) or 3 (none)", mode)
+        require(scale is None or mode != NONE, function, "per_sample_weights go with pooled features only", mode)
     check_entries(function, "per_sample_weights", scale, ids, weights[0].dtype)
 
 
