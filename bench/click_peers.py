@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from deeprec.data import ClickLog, load_clicks
-from deeprec.data.click_part import ClickPart
+from deeprec.data.clicks.part import ClickPart
 from deeprec.evaluate.click_metrics import click_figures
 
 ROOT = Path(__file__).resolve().parent.parent / "results"

@@ -138,9 +138,9 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
 
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     """The converted log."""
-    from deeprec.data.click_datasets import criteo_schema
-    from deeprec.data.click_log import Split
-    from deeprec.data.click_log import convert as convert_log
+    from deeprec.data.clicks.log import Split
+    from deeprec.data.clicks.log import convert as convert_log
+    from deeprec.data.sets.click_datasets import criteo_schema
 
     memory = Memory("fit")
     started = time.perf_counter()
@@ -234,7 +234,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     memory = Memory("build")
     import torch
 
-    from deeprec.data.click_log import ClickLog
+    from deeprec.data.clicks.log import ClickLog
     from deeprec.models.deepfm import DeepFM
     from deeprec.train import clicks
 

@@ -34,8 +34,8 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     from click_rows import FIELDS, NUMERICS, Rows, log_loss, of_arguments
 
     from deeprec import __version__
-    from deeprec.data.click_part import ClickPart
-    from deeprec.data.inputs import Encoded, Field, Inputs
+    from deeprec.data.clicks.part import ClickPart
+    from deeprec.data.columns.inputs import Encoded, Field, Inputs
     from deeprec.models.click import ClickBatch
     from deeprec.models.deepfm import DeepFM
     from deeprec.train.clicks import Optimizers

@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import machine, versions
-from deeprec.data import separated
-from deeprec.data.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Source, Wanted, open_source
-from deeprec.data.hashing import Vocabulary, mix
+from deeprec.data.reading import separated
+from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Source, Wanted
+from deeprec.data.reading.hashing import Vocabulary, mix
+from deeprec.data.reading.sources import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = "deeprec-read-log/1"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.data import load
-from deeprec.data.click_datasets import load_clicks
+from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.evaluate import Card, ClickProtocol, protocol
 from deeprec.models import create
 from deeprec.models.config import config_from_dict

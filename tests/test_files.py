@@ -16,8 +16,9 @@ import pytest
 
 import deeprec
 from deeprec._files import WriteError, write_atomically
-from deeprec.data import IdMap, click_log, synthetic
-from deeprec.data.click_datasets import synthetic_clicks
+from deeprec.data import IdMap, synthetic
+from deeprec.data.clicks import log as click_log
+from deeprec.data.sets.click_datasets import synthetic_clicks
 from deeprec.evaluate.click_metrics import plot_reliability, reliability
 from deeprec.models import GMF, create
 from deeprec.serve.predict import predict_file, predict_pairs_file

@@ -35,5 +35,5 @@ import sys, deeprec.kernels._library as library
 assert library.__file__.startswith(sys.argv[1]) and not library.load_error(), (library.__file__, library.load_error())
 ' "$tree"
 cd ../..
-LD_PRELOAD=$preload "$(command -v python)" "$pytest" tests/kernels tests/data/test_separated.py tests/data/test_hashing.py \
-  -q -m "not slow" -p no:cacheprovider "$@"
+LD_PRELOAD=$preload "$(command -v python)" "$pytest" tests/kernels \
+  tests/data/reading/test_separated.py tests/data/reading/test_hashing.py -q -m "not slow" -p no:cacheprovider "$@"

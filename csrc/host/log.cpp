@@ -1,5 +1,5 @@
 // Blocks of text to columns of hashes, numbers and bags, one pass, no Python object a field. What each function means
-// is said, and done more slowly, in deeprec/data/separated.py and deeprec/data/hashing.py.
+// is said, and done more slowly, in deeprec/data/reading/separated.py and deeprec/data/reading/hashing.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -984,16 +984,16 @@ py::tuple parse_bags(const Offsets& offsets, const py::buffer& data, const std::
 }  // namespace
 
 void bind_log(py::module_& module) {
-  module.attr("LOG_VERSION") = 1;  // that of deeprec/data/_compiled.py
+  module.attr("LOG_VERSION") = 1;  // that of deeprec/data/reading/compiled.py
   module.def("parse_log", &parse_log, py::arg("data"), py::arg("separator"), py::arg("quote"), py::arg("missing"),
              py::arg("kinds"), py::arg("bag_separators"), py::arg("codes"),
-             "Columns of separated text; see deeprec.data.separated.parse_log.");
+             "Columns of separated text; see deeprec.data.reading.separated.parse_log.");
   module.def("cut_log", &cut_log, py::arg("data"), py::arg("separator"), py::arg("quote"),
              "Length of the whole rows at the beginning of a text.");
   module.def("parse_pairs", &parse_pairs, py::arg("data"), py::arg("mode"), py::arg("fields"),
              "Labels and bags of libsvm (mode 0), libffm (1) or libsvm by place (2).");
   module.def("hash_buffers", &hash_buffers, py::arg("offsets"), py::arg("data"),
-             "Hash of each text of an Arrow string buffer; see deeprec.data.hashing.");
+             "Hash of each text of an Arrow string buffer; see deeprec.data.reading.hashing.");
   module.def("hash_integers", &hash_integers<int64_t>, py::arg("values").noconvert(), "Hash of each integer's text.");
   module.def("hash_integers", &hash_integers<uint64_t>, py::arg("values").noconvert());
   module.def("parse_bags", &parse_bags, py::arg("offsets"), py::arg("data"), py::arg("separator"),

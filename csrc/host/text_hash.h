@@ -1,4 +1,4 @@
-// The 64-bit hash of text of deeprec/data/hashing.py, where it is defined: version 1, never to be changed.
+// The 64-bit hash of text of deeprec/data/reading/hashing.py, where it is defined: version 1, never to be changed.
 #pragma once
 
 #include <cstddef>

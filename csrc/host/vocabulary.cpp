@@ -1,6 +1,6 @@
 // Distinct 64-bit values with their counts, or their ids: an open-addressing table with 16 bytes a slot, asked a batch
 // at a time so that the cache misses of a batch overlap. What it means, and more slowly: PythonVocabulary in
-// deeprec/data/hashing.py.
+// deeprec/data/reading/hashing.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -243,7 +243,7 @@ class Vocabulary {
 }  // namespace
 
 void bind_vocabulary(py::module_& module) {
-  py::class_<Vocabulary>(module, "Vocabulary", "Counts of distinct values, or their ids; see deeprec.data.hashing.")
+  py::class_<Vocabulary>(module, "Vocabulary", "Counts of distinct values, or their ids; see deeprec.data.reading.hashing.")
       .def(py::init<>())
       .def(py::init<const Keys&>(), py::arg("hashes"))
       .def("__len__", &Vocabulary::size)

@@ -13,11 +13,11 @@ from deeprec.cli import folder
 from deeprec.cli.console import command, console, figure, print_json, progress, say, seconds, table
 from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import read_settings
-from deeprec.data.chunks import open_source
-from deeprec.data.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
-from deeprec.data.click_log import ClickLog
-from deeprec.data.schema import FeatureSchema
-from deeprec.data.schema_inference import infer
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.columns.schema_inference import infer
+from deeprec.data.reading.sources import open_source
+from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
 from deeprec.evaluate import Card, ClickProtocol
 from deeprec.models.click import ClickModel
 from deeprec.train.checkpoint import has_checkpoint

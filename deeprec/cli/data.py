@@ -11,7 +11,7 @@ from rich.progress import DownloadColumn
 
 from deeprec import data
 from deeprec.cli.console import Rows, Words, command, console, print_error, print_json, progress, say, table, text
-from deeprec.data.click_datasets import find_clicks, list_click_datasets
+from deeprec.data.sets.click_datasets import find_clicks, list_click_datasets
 
 Result = TypeVar("Result")
 

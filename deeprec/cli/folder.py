@@ -20,8 +20,8 @@ from deeprec._files import read_json, sha256_of, write_atomically
 from deeprec._record import RecordError, check_fields
 from deeprec._suggest import did_you_mean
 from deeprec.data import Interactions
-from deeprec.data.selection import SELECTION
-from deeprec.data.tables import read_parquet, read_separated, typed
+from deeprec.data.interactions.selection import SELECTION
+from deeprec.data.reading.tables import read_parquet, read_separated, typed
 
 _RUN, _TITLES = "run.json", "titles.parquet"
 _REMEDY = "pass --data NAME or --data PATH"

@@ -18,7 +18,7 @@ from typing import Any
 
 from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
-from deeprec.data.reading import naming
+from deeprec.data.reading.errors import naming
 from deeprec.evaluate import Protocol
 from deeprec.models.config import unknown_option
 

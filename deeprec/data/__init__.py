@@ -1,21 +1,26 @@
-"""Interactions and click logs: readers, schemas, data sets, splits, candidates. Knows no model, needs no torch."""
+"""Interactions and click logs: readers, schemas, data sets, splits, candidates. Knows no model, needs no torch.
+
+Rooms, each of which knows those before it alone: `reading` (files to columns), `columns` (what they mean) and
+`interactions` (who met what, divided), `clicks` (encoded logs), `sets` (by name, fetched, synthetic).
+"""
 
 from __future__ import annotations
 
-from deeprec.data.build import from_frame
-from deeprec.data.chunks import open_source
-from deeprec.data.click_datasets import load_clicks
-from deeprec.data.click_log import ClickLog
-from deeprec.data.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
-from deeprec.data.encoder import Encoder
-from deeprec.data.features import with_features
-from deeprec.data.fetch import SOURCES, fetch
-from deeprec.data.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
-from deeprec.data.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.schema_inference import infer as infer_schema
-from deeprec.data.selection import positives
-from deeprec.data.splits import leave_one_out, official, random_holdout, sampled_negatives
-from deeprec.data.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.encoder import Encoder
+from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.columns.schema_inference import infer as infer_schema
+from deeprec.data.interactions.build import from_frame
+from deeprec.data.interactions.features import with_features
+from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
+from deeprec.data.interactions.selection import positives
+from deeprec.data.interactions.splits import leave_one_out, official, random_holdout, sampled_negatives
+from deeprec.data.reading.sources import open_source
+from deeprec.data.sets.click_datasets import load_clicks
+from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
+from deeprec.data.sets.fetch import fetch
+from deeprec.data.sets.publishers import SOURCES
+from deeprec.data.sets.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
 
 __all__ = [
     "SOURCES",

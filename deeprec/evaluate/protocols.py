@@ -301,7 +301,7 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
 
 def _split(protocol: Protocol, data: Interactions) -> Split:
     """The parts of `data` under a resolved protocol."""
-    from deeprec.data import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
+    from deeprec.data.interactions import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
     if protocol.holdout in _RANDOM:

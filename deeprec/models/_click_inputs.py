@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from deeprec.data.inputs import BagField, Inputs
+from deeprec.data.columns.inputs import BagField, Inputs
 from deeprec.kernels.fm_interaction import fm_interaction
 from deeprec.nn import EmbeddingCollection, FactorizationMachine, Table
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.data.inputs import Inputs
+from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig
 from deeprec.models.config import Only, one_of

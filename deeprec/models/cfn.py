@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data import Interactions
-from deeprec.data.features import feature_matrix
+from deeprec.data.interactions.features import feature_matrix
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.data.inputs import Encoded, Inputs
+from deeprec.data.columns.inputs import Encoded, Inputs
 from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
 from deeprec.models.surroundings import trained
 from deeprec.nn import EmbeddingCollection, FactorizationMachine

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from deeprec._suggest import did_you_mean
+from deeprec.models.registry import config_class, names
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
 FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data in one step
@@ -146,8 +147,6 @@ def ineffective(config_class: type[TrainConfig], values: Any) -> Iterator[tuple[
 
 def _users_of(option: str) -> str:
     """The remedy for an option that other models have; "" where none has it."""
-    from deeprec.models.registry import config_class, names  # which knows all models, and they know this module
-
     classes = {name: config_class(name) for name in names()}
     users = [name for name, kind in classes.items() if option in taken_options(kind)]
     return f"leave it out ({', '.join(users)} {'takes' if len(users) == 1 else 'take'} it)" if users else ""

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deeprec.data.inputs import Inputs
+from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FMTerms
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel

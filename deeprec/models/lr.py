@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.data.inputs import Inputs
+from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import LinearTerms, everything
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deeprec.data.inputs import Inputs
+from deeprec.data.columns.inputs import Inputs
 from deeprec.kernels.fm_interaction import bi_interaction
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything, require_width, without_crosses
 from deeprec.models._deep import NetworkConfig, network

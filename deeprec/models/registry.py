@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprec._suggest import did_you_mean
-from deeprec.models.config import TrainConfig
+
+if TYPE_CHECKING:
+    from deeprec.models.config import TrainConfig
 
 _RECOMMENDERS = {
     "autorec": "deeprec.models.autorec:AutoRec",

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from deeprec._files import replacing
 from deeprec._suggest import did_you_mean, listed
-from deeprec.data.chunks import open_source
-from deeprec.data.reading import check_file, reading
-from deeprec.data.rows import take
-from deeprec.data.tables import read_separated
-from deeprec.data.text import OnBad
+from deeprec.data.columns.rows import take
+from deeprec.data.reading.errors import check_file, reading
+from deeprec.data.reading.sources import open_source
+from deeprec.data.reading.tables import read_separated
+from deeprec.data.reading.text import OnBad
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
@@ -47,7 +47,7 @@ def predict(
 
     Args:
         model: fitted or loaded.
-        source: what `deeprec.data.chunks.open_source` takes: a file, a frame, a list of files; no label is needed, and
+        source: what `deeprec.data.open_source` takes: a file, a frame, a list of files; no label is needed, and
             columns may stand in any order.
         on_bad: "raise" at a malformed row, or "skip" it: then there are fewer probabilities than rows.
         on_progress: called with (done, total), bytes of a file or rows of a frame.

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from deeprec._files import then_resume
-from deeprec.data.click_datasets import load_clicks
-from deeprec.data.click_log import ClickLog
-from deeprec.data.click_part import ClickPart
-from deeprec.data.inputs import Encoded
-from deeprec.data.schema import FeatureSchema
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.clicks.part import ClickPart
+from deeprec.data.columns.inputs import Encoded
+from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.evaluate import Card, ClickProtocol
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
 from deeprec.evaluate.metrics import gain

@@ -18,7 +18,7 @@ import torch
 from deeprec._files import remove_unfinished, then_resume
 from deeprec.data import Interactions, Split, from_frame
 from deeprec.data import load as load_data
-from deeprec.data.features import features_sha256
+from deeprec.data.interactions.features import features_sha256
 from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.evaluate.evaluator import require_ratings

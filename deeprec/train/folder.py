@@ -33,10 +33,10 @@ from deeprec._files import (
 from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
 from deeprec.data import IdMap
-from deeprec.data.arrays import require_pool
-from deeprec.data.encoder import FILES as ENCODER_FILES
-from deeprec.data.encoder import Encoder
-from deeprec.data.inputs import Inputs
+from deeprec.data.columns.encoder import FILES as ENCODER_FILES
+from deeprec.data.columns.encoder import Encoder
+from deeprec.data.columns.inputs import Inputs
+from deeprec.data.reading.arrays import require_pool
 from deeprec.evaluate import Card
 from deeprec.models.base import Recommender, Schema, Seen, check_rows
 from deeprec.models.click import ClickModel

@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from deeprec.data.chunks import CRITEO_COLUMNS, Wanted, open_source
+from deeprec.data.reading.chunks import CRITEO_COLUMNS, Wanted
+from deeprec.data.reading.sources import open_source
 from deeprec.evaluate.click_metrics import auc
 
 ROWS = 20_000  # more than a block

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from deeprec.data.click_datasets import synthetic_clicks
+from deeprec.data.sets.click_datasets import synthetic_clicks
 
 SMALL = ("epochs=2", "batch_size=512", "factors=4", "hidden=16", "data.rows=3000", "data.fields=3")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import deeprec
 from deeprec.data import Interactions, from_frame, load
-from deeprec.data.datasets import find
+from deeprec.data.sets.datasets import find
 from deeprec.evaluate import evaluate, protocol
 from deeprec.models import AutoRec, Schema
 from deeprec.models._autoencoder import RatingRows

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import deeprec
 from deeprec.data import Interactions, from_frame, load, with_features
-from deeprec.data.datasets import find
-from deeprec.data.features import feature_matrix
+from deeprec.data.interactions.features import feature_matrix
+from deeprec.data.sets.datasets import find
 from deeprec.evaluate import protocol
 from deeprec.models import CFN
 from deeprec.models.cfn import CFNConfig, Corruption

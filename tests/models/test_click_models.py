@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from deeprec.data.inputs import BagField, Field, Inputs
+from deeprec.data.columns.inputs import BagField, Field, Inputs
 from deeprec.models import ClickBatch, ClickModel, click_models, config_class, create, is_click_model, recommenders
 from deeprec.train import optim
 from deeprec.train.clicks import Optimizers

@@ -11,7 +11,7 @@ import pytest
 
 from deeprec import models
 from deeprec.data import synthetic
-from deeprec.data.click_datasets import load_clicks, synthetic_clicks
+from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import ClickProtocol, read_card
 from deeprec.models.config import config_from_dict, ineffective, taken_options
 from deeprec.train import fit

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from deeprec.data import Interactions, from_frame
-from deeprec.data.click_datasets import load_clicks
-from deeprec.data.click_log import ClickLog
-from deeprec.data.schema import TRANSFORMS, Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.schema import TRANSFORMS, Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.models import config_class, create, is_click_model
 from deeprec.models.config import taken_options
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deeprec.data import Interactions
-from deeprec.data.click_log import ClickLog
+from deeprec.data.clicks.log import ClickLog
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.models import click_models, create, is_click_model, names, recommenders
 from deeprec.models.registry import model_class

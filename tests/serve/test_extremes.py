@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deeprec
-from deeprec.data.chunks import open_source
-from deeprec.data.click_log import ClickLog
-from deeprec.data.encoder import Encoder
-from deeprec.data.schema import TRANSFORMS, FeatureSchema, Numeric
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.encoder import Encoder
+from deeprec.data.columns.schema import TRANSFORMS, FeatureSchema, Numeric
+from deeprec.data.reading.sources import open_source
 from deeprec.models import click_models, names, recommenders
 from deeprec.models.registry import model_class
 

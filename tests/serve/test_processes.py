@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from deeprec.data.click_log import ClickLog
+from deeprec.data.clicks.log import ClickLog
 from deeprec.models import is_click_model, names
 
 WORKER = Path(__file__).with_name("fork_worker.py")
@@ -46,7 +46,7 @@ import os, signal, sys
 import numpy as np
 import polars as pl
 import deeprec
-from deeprec.data.chunks import open_source
+from deeprec.data.reading.sources import open_source
 frame = pl.DataFrame({"x": np.arange(1000)})
 frame.write_parquet(sys.argv[2])
 if os.fork() == 0:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deeprec.data import Interactions
-from deeprec.data.click_log import ClickLog
+from deeprec.data.clicks.log import ClickLog
 from deeprec.models import create, is_click_model, names
 
 

@@ -14,8 +14,8 @@ import torch
 
 import deeprec
 from deeprec import models
-from deeprec.data.click_datasets import load_clicks, synthetic_clicks
-from deeprec.data.click_log import ClickLog
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import ClickProtocol, read_card
 from deeprec.evaluate.click_metrics import log_loss, probabilities
 from deeprec.models.config import taken_options

@@ -23,7 +23,7 @@ from deeprec import models
 from deeprec.cli.app import app
 from deeprec.cli.folder import remember, titles_of
 from deeprec.data import synthetic
-from deeprec.data.click_datasets import load_clicks, synthetic_clicks
+from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.train import fit
 from deeprec.train.clicks import fit_clicks
 from deeprec.train.folder import _checksum

@@ -17,8 +17,8 @@ import torch
 
 from deeprec import models
 from deeprec.data import Interactions, synthetic, with_features
-from deeprec.data.click_datasets import load_clicks, synthetic_clicks
-from deeprec.data.features import features_sha256
+from deeprec.data.interactions.features import features_sha256
+from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import read_card
 from deeprec.evaluate.card import check_comparable
 from deeprec.train import fit
@@ -238,7 +238,7 @@ def test_click_models_read_finished_runs_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_a_converted_log_is_that_of_all_its_sources(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deeprec.data import click_datasets
+    from deeprec.data.sets import click_datasets
 
     frames = {name: synthetic_clicks(rows=200, fields=2, numerics=1, seed=seed)[0] for seed, name in
               enumerate(("train", "validation", "test"))}  # fmt: skip

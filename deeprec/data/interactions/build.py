@@ -1,0 +1,287 @@
+"""Raw columns to checked Interactions: missing values, duplicates, id maps, repairs counted and logged once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deeprec._suggest import listed
+from deeprec.data.interactions.ids import IdMap, normalise_ids, to_series
+from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.reading.errors import did_you_mean
+from deeprec.data.reading.text import OnBad, check_on_bad, first_few
+
+_log = logging.getLogger("deeprec")
+
+Duplicates = Literal["latest", "keep", "raise"]
+
+_WANTED = {"user": "an id", "item": "an id", "rating": "a number", "timestamp": "a time", "label": "0 or 1"}
+
+DEFAULT_COLUMNS = {
+    "user": "user_id",
+    "item": "item_id",
+    "rating": "rating",
+    "timestamp": "timestamp",
+    "label": "label",
+}
+
+
+def from_frame(
+    frame: Any,
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
+    timestamp: str | None = None,
+    label: str | None = None,
+    *,
+    name: str = "frame",
+    on_bad: OnBad = "raise",
+    duplicates: Duplicates = "latest",
+    first_row: int = 0,
+    row_word: str = "row",
+) -> Interactions:
+    """Interactions from a pandas or polars frame.
+
+    Args:
+        frame: pandas or polars DataFrame (or LazyFrame).
+        user, item: columns of external ids of any type; default user_id and item_id.
+        rating: column of finite numbers; default "rating" where there is one.
+        timestamp: integers, floats, dates or ISO text, later is larger; default "timestamp" where there is one.
+        label: column of 0 and 1; rows with 0 are not interactions and are dropped (counted); default "label" where
+            there is one.
+        name: for messages and cards.
+        on_bad: rows with a missing id, or with a rating, time or label that is not a number: "raise" names the first
+            ones, "skip" drops and counts them.
+        duplicates: rows with the same user and item: "latest" keeps the latest by timestamp, then by row; "keep"
+            keeps all; "raise" refuses.
+        first_row, row_word: how messages number rows: of the frame from 0, or of a file by line.
+    Raises:
+        ValueError: an empty frame, a missing column, bad rows, duplicates when refused. TypeError: not a frame.
+    """
+    return from_table(
+        _to_polars(frame),
+        user,
+        item,
+        rating,
+        timestamp,
+        label,
+        name=name,
+        on_bad=on_bad,
+        duplicates=duplicates,
+        place=lambda row: f"{row_word} {row + first_row}",
+    )
+
+
+def from_table(
+    table: pl.DataFrame,
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
+    timestamp: str | None = None,
+    label: str | None = None,
+    *,
+    name: str,
+    on_bad: OnBad = "raise",
+    duplicates: Duplicates = "latest",
+    place: Callable[[int], str] = "row {}".format,
+    dropped: int = 0,
+) -> Interactions:
+    """`from_frame` of a polars frame that may come from a file.
+
+    Args:
+        place: what messages call a row of the frame, such as "line 7".
+        dropped: malformed rows of the file that are not in the frame, for the count of repairs.
+    """
+    check_on_bad(on_bad)
+    given = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "label": label}
+    columns = {role: _find_column(role, column, table.columns, name) for role, column in given.items()}
+    if table.height == 0:
+        raise ValueError(f"from_frame: at least one row is required, got an empty frame ({name})")
+    picked = {role: table.get_column(column) for role, column in columns.items() if column is not None}
+    raw = {role: _normalise(role, column) for role, column in picked.items()}
+
+    bad = np.zeros(table.height, dtype=np.bool_)
+    for role, column in raw.items():
+        wrong = column.is_null().to_numpy()
+        if on_bad == "raise" and wrong.any():
+            rows = np.flatnonzero(wrong)
+            places = first_few([place(row) for row in rows[:6].tolist()])
+            raise ValueError(
+                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {_WANTED[role]}, "
+                f"got {picked[role][int(rows[0])]!r:.100} ({len(rows):,} bad: {places}); "
+                "correct them or pass on_bad='skip'"
+            )
+        bad |= wrong
+    repairs = {"bad_rows_dropped": int(bad.sum()) + dropped}
+    keep = ~bad
+    if "label" in raw:
+        positive = (raw["label"].fill_null(0) > 0).to_numpy()
+        repairs["rows_with_label_0_dropped"] = int((keep & ~positive).sum())
+        keep &= positive
+    if not keep.any():
+        raise ValueError(f"from_frame: at least one good row is required, got none of {table.height} in {name}")
+    chosen = {role: column.filter(pl.Series(keep)) for role, column in raw.items()}
+    return build(
+        chosen["user"],
+        chosen["item"],
+        ratings=chosen["rating"].to_numpy() if "rating" in chosen else None,
+        order=chosen["timestamp"].to_numpy() if "timestamp" in chosen else None,
+        name=name,
+        duplicates=duplicates,
+        repairs=repairs,
+    )
+
+
+def build(
+    users: Any,
+    items: Any,
+    *,
+    ratings: NDArray[Any] | None = None,
+    order: NDArray[Any] | None = None,
+    order_kind: Literal["time", "rank"] | None = "time",
+    name: str,
+    user_ids: IdMap | None = None,
+    item_ids: IdMap | None = None,
+    duplicates: Duplicates = "latest",
+    repairs: dict[str, int] | None = None,
+) -> Interactions:
+    """Interactions from clean columns of equal length: external ids, numbers.
+
+    Internal ids go by first appearance unless a map is given. Duplicate rows as in `from_frame`.
+    """
+    if duplicates not in ("latest", "keep", "raise"):
+        raise ValueError(f"duplicates must be 'latest', 'keep' or 'raise', got {duplicates!r}")
+    user_series, item_series = to_series(users, "user"), to_series(items, "item")
+    user_ids = user_ids or IdMap.from_values(user_series, "user")
+    item_ids = item_ids or IdMap.from_values(item_series, "item")
+    data = Interactions(
+        users=user_ids.encode(user_series),
+        items=item_ids.encode(item_series),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        ratings=None if ratings is None else ratings.astype(np.float32),
+        order=None if order is None else order.astype(np.int64),
+        order_kind=None if order is None else order_kind,
+        name=name,
+        repairs={kind: count for kind, count in (repairs or {}).items() if count},
+    )
+    if duplicates != "keep":
+        keep = _latest_of_duplicates(data)
+        dropped = len(data) - len(keep)
+        if dropped and duplicates == "raise":
+            again = np.setdiff1d(np.arange(len(data)), keep)[0]
+            pair = (user_ids.values[int(data.users[again])], item_ids.values[int(data.items[again])])
+            raise ValueError(
+                f"build: each user and item may meet once in {name}, got {pair} again ({dropped:,} rows "
+                "too many); pass duplicates='latest' or 'keep'"
+            )
+        if dropped:
+            data = data.take(keep)
+            data.repairs["duplicate_rows_dropped"] = dropped
+    if data.repairs:
+        _log.warning("%s: %s", name, ", ".join(f"{kind} {count:,}" for kind, count in data.repairs.items()))
+    return data
+
+
+def _latest_of_duplicates(data: Interactions) -> NDArray[np.int64]:
+    """Rows to keep, ascending: of equal (user, item) the one with the largest order, then the last."""
+    keys = data.pair_keys()
+    ascending = np.sort(keys)
+    if not (ascending[1:] == ascending[:-1]).any():
+        return np.arange(len(keys))
+    rows = np.arange(len(keys))
+    ordered = np.lexsort((rows, keys) if data.order is None else (rows, data.order, keys))
+    last = np.append(keys[ordered][1:] != keys[ordered][:-1], np.True_)
+    return np.sort(ordered[last])
+
+
+def _to_polars(frame: Any) -> pl.DataFrame:
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if type(frame).__module__.partition(".")[0] == "pandas":
+        try:
+            return pl.DataFrame({str(column): pl.from_pandas(frame[column]) for column in frame.columns})
+        except ImportError as error:
+            raise ImportError(f"from_frame: pandas frames need pyarrow ({error}); pip install pyarrow") from None
+        except Exception as error:  # pyarrow's own error types, which are not imported here
+            raise TypeError(f"from_frame: every column must hold one type, got {error}; convert it first") from None
+    raise TypeError(
+        f"from_frame: a pandas or polars DataFrame is required, got {type(frame).__name__}; "
+        "build one from your columns: polars.DataFrame({'user_id': ..., 'item_id': ...})"
+    )
+
+
+def _find_column(role: str, given: str | None, present: list[str], name: str) -> str | None:
+    column = given or DEFAULT_COLUMNS[role]
+    if column in present:
+        return column
+    if given is None and role not in ("user", "item"):
+        return None
+    raise ValueError(
+        f"from_frame: {name} needs a column {column!r} for the {role}, got {listed(present)}"
+        f"{did_you_mean(column, present)} Name it by {role}=..."
+    )
+
+
+def _normalise(role: str, column: pl.Series) -> pl.Series:
+    """The column in its final type, null where it has no valid value."""
+    rules: dict[str, Callable[[pl.Series], pl.Series]] = {
+        "user": lambda series: normalise_ids(series.alias("user")),
+        "item": lambda series: normalise_ids(series.alias("item")),
+        "rating": _numbers,
+        "timestamp": _times,
+        "label": _labels,
+    }
+    return rules[role](column)
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    if column.dtype in (pl.Categorical, pl.Enum):
+        column = column.cast(pl.String)
+    if column.dtype == pl.String:
+        column = column.str.strip_chars()
+    numbers: pl.Series = column.cast(pl.Float64, strict=False)
+    # float32 is what the models see: a number beyond it would turn infinite later.
+    numbers = numbers.set(~(numbers.abs() <= np.finfo(np.float32).max).fill_null(False), None)
+    return numbers
+
+
+def _labels(column: pl.Series) -> pl.Series:
+    numbers = _numbers(column)
+    numbers = numbers.set(~numbers.is_in([0.0, 1.0]), None)
+    return numbers
+
+
+def _times(column: pl.Series) -> pl.Series:
+    """int64, later is larger: integers as they are, dates in microseconds, fractions times 1e6."""
+    if column.dtype == pl.String:
+        numbers = column.str.strip_chars().cast(pl.Int64, strict=False)
+        if numbers.null_count() > column.null_count():
+            numbers = _numbers(column)
+        if numbers.null_count() > column.null_count():
+            numbers = _parse_dates(column)
+        column = numbers
+    elif column.dtype == pl.Date or column.dtype == pl.Datetime:
+        column = column.cast(pl.Datetime("us"))
+    elif not column.dtype.is_integer():
+        column = _numbers(column)
+    if column.dtype.is_float():
+        known = column.drop_nulls()
+        column = (column * (1.0 if (known == known.floor()).all() else 1e6)).round()
+    times: pl.Series = column.cast(pl.Int64, strict=False)
+    return times
+
+
+def _parse_dates(column: pl.Series) -> pl.Series:
+    try:
+        dates: pl.Series = column.str.to_datetime(time_unit="us", strict=False)
+    except pl.exceptions.ComputeError:  # no format fits the first values
+        dates = pl.Series(column.name, [None] * len(column), dtype=pl.Int64)
+    return dates

@@ -1,0 +1,215 @@
+"""Interactions: who met what, when and how it was rated, with internal ids and a hash of the content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deeprec.data.interactions.ids import IdMap, Int32Array, UnknownIdError
+
+__all__ = ["IdMap", "Int32Array", "Int64Array", "Interactions", "OfficialSplit", "Split", "UnknownIdError"]
+
+Int64Array = NDArray[np.int64]
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialSplit:
+    """A published split: row numbers of the Interactions it belongs to.
+
+    Args:
+        train_index, test_index: int64, disjoint row numbers.
+        test_negatives: int32 [num_test, n] internal item ids to rank against each test row, or None.
+        source: where the split comes from, for cards and messages.
+    """
+
+    train_index: Int64Array
+    test_index: Int64Array
+    test_negatives: Int32Array | None
+    source: str = "official"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the row numbers and negatives."""
+        return _hash(self.train_index, self.test_index, self.test_negatives)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Interactions:
+    """One row per interaction; columns of equal length n.
+
+    Args:
+        users, items: int32 [n], internal ids, indices of `user_ids` and `item_ids`.
+        user_ids, item_ids: the external ids.
+        ratings: float32 [n], finite, or None.
+        order: int64 [n], later is larger (timestamp or rank within the user), or None when unknown.
+        order_kind: "time" (a timestamp), "rank" (a place in the user's own sequence, 0 = unknown, taken as earliest).
+        name: for messages and cards.
+        repairs: what was mended while reading, by kind: rows dropped or changed.
+        official: the published split, where there is one.
+        user_features, item_features: frames whose row i describes internal id i, for display and side information.
+    Raises:
+        ValueError: columns of unequal length, ids out of range, ratings not finite.
+    """
+
+    users: Int32Array
+    items: Int32Array
+    user_ids: IdMap
+    item_ids: IdMap
+    ratings: Float32Array | None = None
+    order: Int64Array | None = None
+    order_kind: Literal["time", "rank"] | None = None
+    name: str = "interactions"
+    repairs: dict[str, int] = field(default_factory=dict)
+    official: OfficialSplit | None = None
+    user_features: pl.DataFrame | None = None
+    item_features: pl.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        columns: dict[str, tuple[NDArray[Any] | None, type]] = {
+            "users": (self.users, np.int32),
+            "items": (self.items, np.int32),
+            "ratings": (self.ratings, np.float32),
+            "order": (self.order, np.int64),
+        }
+        for label, (column, dtype) in columns.items():
+            if column is not None and (column.dtype != dtype or column.shape != (len(self.users),)):
+                raise ValueError(
+                    f"Interactions: {label} must be {np.dtype(dtype)} [{len(self.users)}], "
+                    f"got {column.dtype} {list(column.shape)}"
+                )
+        for label, column, count in (("users", self.users, self.num_users), ("items", self.items, self.num_items)):
+            if len(column) and (column.min() < 0 or column.max() >= count):
+                raise ValueError(f"Interactions: {label} must be in [0, {count}), got {column.min()}..{column.max()}")
+        if self.ratings is not None and not np.isfinite(self.ratings).all():
+            at = int(np.flatnonzero(~np.isfinite(self.ratings))[0])
+            raise ValueError(f"Interactions: ratings must be finite, got {self.ratings[at]} at row {at}; drop the row")
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __repr__(self) -> str:
+        extras = [label for label in ("ratings", "order", "official") if getattr(self, label) is not None]
+        return (
+            f"Interactions({self.name}: {len(self):,} rows, {self.num_users:,} users, {self.num_items:,} items"
+            f"{', ' + ', '.join(extras) if extras else ''})"
+        )
+
+    @property
+    def num_users(self) -> int:
+        """Users in the id map; a part of a split counts all of them."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """Items in the id map (the catalogue); a part of a split counts all of them."""
+        return len(self.item_ids)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of ids, rows, ratings and order; the same whatever kind of file they came from."""
+        maps = f"{self.user_ids.sha256()} {self.item_ids.sha256()} ".encode()
+        return _hash(np.frombuffer(maps, dtype=np.uint8), self.users, self.items, self.ratings, self.order)
+
+    def take(self, index: Any) -> Interactions:
+        """The chosen rows, in the order given, with the same id maps; the official split is left behind.
+
+        Args:
+            index: boolean mask [n] or integer row numbers [m].
+        Raises:
+            ValueError: a mask of another length. IndexError: a row number out of range.
+        """
+        rows = np.asarray(index)
+        if rows.dtype == np.bool_:
+            if rows.shape != (len(self),):
+                raise ValueError(f"Interactions.take: a mask needs {len(self)} values, got {list(rows.shape)}")
+            rows = np.flatnonzero(rows)
+        rows = rows.astype(np.int64) if rows.size == 0 else rows
+        return replace(
+            self,
+            users=self.users[rows],
+            items=self.items[rows],
+            ratings=None if self.ratings is None else self.ratings[rows],
+            order=None if self.order is None else self.order[rows],
+            official=None,
+        )
+
+    def csr(self) -> tuple[Int64Array, Int32Array]:
+        """Each user's items: (indptr int64 [num_users + 1], indices int32), ascending and distinct per user."""
+        return self._csr
+
+    @cached_property
+    def _csr(self) -> tuple[Int64Array, Int32Array]:
+        keys = self.pair_keys()
+        keys.sort()
+        if len(keys) and not (keys[1:] > keys[:-1]).all():
+            keys = np.unique(keys)
+        width = max(self.num_items, 1)
+        users, items = np.divmod(keys, width)
+        indptr = np.zeros(self.num_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(users, minlength=self.num_users), out=indptr[1:])
+        return indptr, items.astype(np.int32)
+
+    def pair_keys(self) -> Int64Array:
+        """user * num_items + item of each row: one int64 per (user, item) pair."""
+        return self.users.astype(np.int64) * max(self.num_items, 1) + self.items
+
+    def item_counts(self) -> Int64Array:
+        """Rows of each item, int64 [num_items]."""
+        return np.bincount(self.items, minlength=self.num_items).astype(np.int64)
+
+    def user_counts(self) -> Int64Array:
+        """Rows of each user, int64 [num_users]."""
+        return np.bincount(self.users, minlength=self.num_users).astype(np.int64)
+
+    def to_frame(self) -> pl.DataFrame:
+        """The rows with external ids: user_id, item_id and, where known, rating and timestamp."""
+        columns = {
+            "user_id": self.user_ids.values.gather(self.users),
+            "item_id": self.item_ids.values.gather(self.items),
+            "rating": self.ratings,
+            "timestamp": self.order,
+        }
+        return pl.DataFrame({label: column for label, column in columns.items() if column is not None})
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Train, validation and test rows over the same id maps.
+
+    Args:
+        validation: empty when none was asked for.
+        test_negatives, validation_negatives: int32 [len(part), n] items to rank against each row, or None.
+        notes: counts worth reporting, e.g. users too short to be tested.
+    """
+
+    train: Interactions
+    validation: Interactions
+    test: Interactions
+    test_negatives: Int32Array | None = None
+    validation_negatives: Int32Array | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the three parts and the negatives."""
+        parts = "".join(part.sha256 for part in (self.train, self.validation, self.test)).encode()
+        return _hash(np.frombuffer(parts, dtype=np.uint8), self.test_negatives, self.validation_negatives)
+
+
+def _hash(*columns: NDArray[Any] | None) -> str:
+    digest = hashlib.sha256()
+    for column in columns:
+        if column is None:
+            digest.update(b"none;")
+        else:
+            little = column.astype(column.dtype.newbyteorder("<"), copy=False)
+            digest.update(f"{little.dtype.str}{list(little.shape)};".encode())
+            digest.update(np.ascontiguousarray(little).data)
+    return digest.hexdigest()

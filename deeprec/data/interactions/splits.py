@@ -1,0 +1,277 @@
+"""Splits of interactions into train, validation and test, and the items a held-out row is ranked against.
+
+Each split is a pure function of the data and the seed (see random_bits.py), so it can be named on a result card.
+
+A user always keeps one training row: users with a single interaction are trained on and not tested, users with two
+have a test row but no validation row. How many there were stands in `Split.notes`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprec.data.interactions.interactions import Int32Array, Int64Array, Interactions, Split
+from deeprec.data.random_bits import random_below, random_bits
+
+_log = logging.getLogger("deeprec")
+
+Validation = Literal["random", "last", "none"]
+
+_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES = range(1, 6)  # streams of a seed
+
+
+def leave_one_out(
+    data: Interactions,
+    validation: Validation | bool = "random",
+    seed: int = 0,
+    *,
+    num_negatives: int = 0,
+) -> Split:
+    """Hold out each user's last interaction for testing and one more for choosing the epoch.
+
+    Last is by `data.order`, among equals by row order; where no order is known, one at random.
+
+    Args:
+        validation: "random" (one of the rest, as He et al. 2017), "last" (the latest of the rest; random where no
+            order is known) or "none"; True is "random", False "none".
+        seed: of every random choice.
+        num_negatives: items sampled for each test and validation row, none of them met by the user anywhere; 0: none.
+    Returns:
+        Split; users with one interaction are in train only (notes["users_without_test"]).
+    Raises:
+        ValueError: no rows, or fewer than `num_negatives` items a user has not met.
+    Reference: He et al. 2017 (arXiv 1708.05031), section 4.1.
+    """
+    mode = _validation_mode("leave_one_out", validation)
+    _need_rows("leave_one_out", data)
+    counts = data.user_counts()
+    if data.order is None:
+        _log.info("leave_one_out: %s has no order, so one interaction of each user is held out at random", data.name)
+    test = _pick_per_user(data, np.arange(len(data)), "last", seed, _TEST)
+    test = test[counts[data.users[test]] > 1]
+    return _finish(data, _without(len(data), test), test, mode, seed, num_negatives, None)
+
+
+def official(
+    data: Interactions,
+    seed: int = 0,
+    *,
+    validation: Validation | bool = "random",
+    num_negatives: int | None = None,
+) -> Split:
+    """The split published with the data set; validation is taken from its training rows.
+
+    Args:
+        seed: of the validation rows and their negatives; the test part does not depend on it.
+        validation: one training row per user, as in `leave_one_out`.
+        num_negatives: for each validation row; None: as many as the published test rows have. A published list is
+            used as it is; test rows without one get this many sampled items.
+    Raises:
+        ValueError: the data carries no official split.
+    """
+    mode = _validation_mode("official", validation)
+    if data.official is None:
+        raise ValueError(
+            f"official: a data set with a published split is required, got {data.name} without; "
+            "use leave_one_out or random_holdout, or add the authors' files to the data folder"
+        )
+    given = data.official.test_negatives
+    if num_negatives is None:
+        num_negatives = 0 if given is None else given.shape[1]
+    train = np.sort(data.official.train_index)
+    test = np.asarray(data.official.test_index)
+    return _finish(data, train, test, mode, seed, num_negatives, given)
+
+
+def random_holdout(
+    data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0, *, by_user: bool = False
+) -> Split:
+    """Hold out a random share of all rows; a row that would leave its user without training rows stays in train.
+
+    Args:
+        test, validation: shares of the rows, each in [0, 1), together below 1.
+        by_user: hold out these shares of the rows of each user (to the nearest whole number) instead.
+    Returns:
+        Split; notes["rows_kept_for_training"] counts the rows that stayed.
+    """
+    _need_rows("random_holdout", data)
+    if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
+        raise ValueError(
+            "random_holdout: test and validation must be shares in [0, 1) with a sum below 1, "
+            f"got {test} and {validation}; the usual are 0.1 and 0.1"
+        )
+    shuffled = np.argsort(random_bits(seed, _HOLDOUT, np.arange(len(data))), kind="stable")
+    if by_user:
+        return _holdout_by_user(data, shuffled, test, validation)
+    num_test, num_validation = round(len(data) * test), round(len(data) * validation)
+    pinned = np.zeros(len(data), dtype=np.bool_)
+    last = np.zeros(data.num_users, dtype=np.int64)
+    last[data.users[shuffled]] = shuffled  # of repeated users the last assignment stays
+    pinned[last[data.users]] = True
+    parts = np.split(shuffled, [num_test, num_test + num_validation])
+    kept = np.concatenate([part[pinned[part]] for part in parts[:2]])
+    test_rows, validation_rows = (np.sort(part[~pinned[part]]) for part in parts[:2])
+    train_rows = np.sort(np.concatenate([parts[2], kept]))
+    notes = {"rows_kept_for_training": len(kept)}
+    return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
+
+
+def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, validation: float) -> Split:
+    """The first shares of each user's rows in the order of `shuffled`; the last row of a user is never held out."""
+    ordered = shuffled[np.argsort(data.users[shuffled], kind="stable")]
+    counts = data.user_counts()
+    place = np.arange(len(data)) - np.repeat(np.cumsum(counts) - counts, counts)
+    num_test = np.floor(counts * test + 0.5).astype(np.int64)
+    num_held = num_test + np.floor(counts * validation + 0.5).astype(np.int64)
+    ends = [np.minimum(bound, np.maximum(counts - 1, 0))[data.users[ordered]] for bound in (num_test, num_held)]
+    parts = (ordered[place >= ends[1]], ordered[(place >= ends[0]) & (place < ends[1])], ordered[place < ends[0]])
+    kept = int((num_held - np.minimum(num_held, np.maximum(counts - 1, 0))).sum())
+    train_rows, validation_rows, test_rows = (np.sort(part) for part in parts)
+    notes = {"rows_kept_for_training": kept}
+    return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
+
+
+def sampled_negatives(
+    data: Interactions, users: NDArray[np.integer], num_negatives: int, seed: int = 0, *, stream: int = _TEST_NEGATIVES
+) -> Int32Array:
+    """Distinct items, uniform among those a user has not met in `data`.
+
+    Args:
+        data: every interaction to avoid: pass the whole data, not only the training part.
+        users: internal user ids [b]; a repeated user gets the same items.
+        num_negatives: n >= 1.
+        seed, stream: of the choice; it depends on nothing else but the user and the user's items.
+    Returns:
+        int32 [b, n].
+    Raises:
+        ValueError: a user has met so much that fewer than n items are left.
+
+    Floyd's sampling without replacement on the ranks of the unmet items: n steps over all users at once, and no
+    rejection, so it works for users who have met nearly everything.
+    """
+    if num_negatives < 1:
+        raise ValueError(f"sampled_negatives: num_negatives must be at least 1, got {num_negatives}")
+    indptr, indices = data.csr()
+    users = np.asarray(users, dtype=np.int64)
+    unmet = data.num_items - (indptr[users + 1] - indptr[users])
+    if len(users) and unmet.min() < num_negatives:
+        worst = int(users[np.argmin(unmet)])
+        raise ValueError(
+            f"sampled_negatives: each user needs {num_negatives} items not yet met, "
+            f"got {unmet.min()} for user {data.user_ids.values[worst]!r} of {data.num_items} items; "
+            "ask for fewer negatives or use the full protocol"
+        )
+    distinct, where = np.unique(users, return_inverse=True)
+    blocks = [
+        _ranks_to_items(ranks, rows, indptr, indices)
+        for rows in np.array_split(distinct, max(1, len(distinct) * num_negatives // (1 << 20)))
+        for ranks in (_floyd(rows, data.num_items - (indptr[rows + 1] - indptr[rows]), num_negatives, seed, stream),)
+    ]
+    return np.concatenate(blocks)[where] if len(distinct) else np.empty((0, num_negatives), dtype=np.int32)
+
+
+def _floyd(users: Int64Array, limits: Int64Array, count: int, seed: int, stream: int) -> Int64Array:
+    """`count` distinct integers in [0, limit) for each user: [b, count]."""
+    steps = np.arange(count)
+    bits = random_bits(seed, stream, (users[:, None] << 20) + steps)
+    draws = random_below(bits, limits[:, None] - count + 1 + steps)
+    chosen = np.empty_like(draws)
+    for step in range(count):
+        taken = (chosen[:, :step] == draws[:, step : step + 1]).any(axis=1)
+        chosen[:, step] = np.where(taken, limits - count + step, draws[:, step])
+    # Floyd puts large ranks last; shuffled (by the bits not yet used), any part of the list is a fair sample too.
+    shuffled: Int64Array = np.take_along_axis(chosen, np.argsort(bits << np.uint64(32), axis=1, kind="stable"), axis=1)
+    return shuffled
+
+
+def _ranks_to_items(ranks: Int64Array, users: Int64Array, indptr: Int64Array, indices: Int32Array) -> Int32Array:
+    """Item of each rank among the items a user has not met: rank + number of met items below it."""
+    counts = indptr[users + 1] - indptr[users]
+    start = np.repeat(indptr[users], counts)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    # A met item with p met items before it has indices[p] - p unmet ones before it; a rank passes it when >= that.
+    unmet_before = indices[start + place] - place
+    row = np.arange(len(users))
+    width = max(int(unmet_before.max(initial=0)), int(ranks.max(initial=0))) + 1
+    keys = np.repeat(row, counts) * width + unmet_before  # ascending
+    passed = np.searchsorted(keys, row[:, None] * width + ranks, side="right") - (np.cumsum(counts) - counts)[:, None]
+    items: Int64Array = ranks + passed
+    return items.astype(np.int32)
+
+
+def _finish(
+    data: Interactions,
+    train: Int64Array,
+    test: Int64Array,
+    mode: Validation,
+    seed: int,
+    num_negatives: int,
+    test_negatives: Int32Array | None,
+) -> Split:
+    """Take a validation row per user out of `train`, sample what is asked for, and count who was left out."""
+    validation = np.empty(0, dtype=np.int64)
+    if mode != "none" and len(train):
+        validation = _pick_per_user(data, train, mode, seed, _VALIDATION)
+        counts = np.bincount(data.users[train], minlength=data.num_users)
+        validation = validation[counts[data.users[validation]] > 1]
+        held = np.zeros(len(data), dtype=np.bool_)
+        held[validation] = True
+        train = train[~held[train]]
+    validation_negatives = None
+    if num_negatives:
+        if test_negatives is None:
+            test_negatives = sampled_negatives(data, data.users[test], num_negatives, seed)
+        if len(validation):
+            validation_negatives = sampled_negatives(
+                data, data.users[validation], num_negatives, seed, stream=_VALIDATION_NEGATIVES
+            )
+    active = int((data.user_counts() > 0).sum())
+    notes = {"users_without_test": active - len(np.unique(data.users[test]))}
+    if mode != "none":
+        notes["users_without_validation"] = active - len(validation)
+    if any(notes.values()):
+        _log.info("split of %s: %s (too few interactions; they stay in training)", data.name, notes)
+    return Split(
+        data.take(train),
+        data.take(validation),
+        data.take(test),
+        test_negatives=test_negatives,
+        validation_negatives=validation_negatives,
+        notes=notes,
+    )
+
+
+def _pick_per_user(data: Interactions, rows: Int64Array, mode: Validation, seed: int, stream: int) -> Int64Array:
+    """One of `rows` (ascending: the sort is stable, so the last row wins a tie) for each user that has any."""
+    users = data.users[rows]
+    if mode == "last" and data.order is not None:
+        ordered = rows[np.lexsort((data.order[rows], users))]
+    else:
+        ordered = rows[np.lexsort((random_bits(seed, stream, rows), users))]
+    sorted_users = data.users[ordered]
+    is_last = np.append(sorted_users[1:] != sorted_users[:-1], np.True_)[: len(ordered)]
+    picked: Int64Array = ordered[is_last]
+    return picked
+
+
+def _without(count: int, rows: Int64Array) -> Int64Array:
+    keep = np.ones(count, dtype=np.bool_)
+    keep[rows] = False
+    return np.flatnonzero(keep)
+
+
+def _need_rows(function: str, data: Interactions) -> None:
+    if len(data) == 0:
+        raise ValueError(f"{function}: at least one interaction is required, got none in {data.name}")
+
+
+def _validation_mode(function: str, validation: Validation | bool) -> Validation:
+    if isinstance(validation, bool):
+        return "random" if validation else "none"
+    if validation not in ("random", "last", "none"):
+        raise ValueError(f"{function}: validation must be 'random', 'last' or 'none', got {validation!r}")
+    return validation

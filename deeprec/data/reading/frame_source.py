@@ -1,0 +1,255 @@
+"""Logs that are frames or Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deeprec._suggest import did_you_mean
+from deeprec.data.reading import separated
+from deeprec.data.reading.arrays import columns_of, require_pool, rows_of, without_nulls
+from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, Progress, Source, Wanted, in_order
+from deeprec.data.reading.errors import check_file, checksum, reading
+from deeprec.data.reading.hashing import as_series, buffers, hash_series
+from deeprec.data.reading.separated import BagChunk, Dialect
+from deeprec.data.reading.text import OnBad
+from deeprec.data.reading.text_source import hashes_of
+
+_LISTS = (pl.List, pl.Array)
+_READ_BYTES = 64 << 20
+
+
+class TableSource(Source):
+    """What frames and Parquet files share: slices of rows, converted by threads."""
+
+    schema: pl.Schema
+
+    def __init__(
+        self,
+        name: str,
+        schema: pl.Schema,
+        *,
+        missing: Sequence[str] = (),
+        codes: Mapping[str, Mapping[str, float]] | None = None,
+        on_bad: OnBad = "raise",
+        threads: int = 2,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        super().__init__(name, list(schema), on_bad)
+        self.schema, self.threads, self.block_bytes = schema, threads, block_bytes
+        self.dialect = Dialect(b"", b"", hashes_of(missing))
+        self.codes = codes or {}
+        for column in self.codes:
+            if column not in schema:
+                raise ValueError(
+                    f"open_source: codes must be of columns of {name}, got {column!r}; {did_you_mean(column, schema)}"
+                )
+
+    def check(self, wanted: Wanted) -> None:
+        super().check(wanted)
+        for column in wanted.numeric:
+            kind = self.schema[column]
+            if column not in self.codes and not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+                raise TypeError(
+                    f"chunks: column {column!r} of {self.name} must hold numbers, got {kind}; declare it categorical, "
+                    "pass codes= for texts that mean numbers, or cast it"
+                )
+        for column in wanted.categorical:
+            kind = self.schema[column]
+            if kind.is_nested() or kind == pl.Object:
+                raise TypeError(
+                    f"chunks: column {column!r} of {self.name} must hold one value a row, got {kind}; declare it a bag"
+                )
+        for bag in wanted.bags:
+            kind = self.schema[bag.name]
+            inner = getattr(kind, "inner", kind)
+            if inner.is_nested() or inner == pl.Object or (kind.is_nested() and not isinstance(kind, _LISTS)):
+                raise TypeError(
+                    f"chunks: column {bag.name!r} of {self.name} must hold lists of values or text, got {kind}"
+                )
+
+    def _rows(self, wanted: Wanted) -> int:
+        """Rows in a slice whose columns take about `block_bytes`."""
+        columns = len(wanted.categorical) + len(wanted.numeric) + 4 * len(wanted.bags)
+        return max(1, self.block_bytes // (16 * max(1, columns)))
+
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """(first row, slice of at most so many rows), in order."""
+        raise NotImplementedError
+
+    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+        names = [*wanted.categorical, *wanted.numeric, *(bag.name for bag in wanted.bags)]
+        columns = list(dict.fromkeys(names))
+        parts = self._parts(self._rows(wanted), columns)
+        for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, wanted), self.threads):
+            if bad:
+                self._report(bad)
+            progress(start + height, self.size)
+            yield chunk
+
+    def _convert(self, start: int, part: pl.DataFrame, wanted: Wanted) -> tuple[int, int, Chunk, dict[int, BadRow]]:
+        """(start, rows in all, the good ones, the bad ones by row) of a slice."""
+        bad: dict[int, BadRow] = {}
+        chunk = self._read(part, wanted, start, bad)
+        if bad and self.on_bad == "skip":
+            keep = np.ones(part.height, dtype=np.bool_)
+            keep[[row - start for row in bad]] = False
+            chunk = self._read(rows_of(part, keep), wanted, start, {})
+        return start, part.height, chunk, bad
+
+    def _read(self, part: pl.DataFrame, wanted: Wanted, start: int, bad: dict[int, BadRow]) -> Chunk:
+        def note(rows: Any, column: str, texts: Any) -> None:
+            for row, text in zip(rows, texts, strict=True):
+                bad.setdefault(start + int(row), BadRow(start + int(row), column, str(text)[:60], self.name))
+
+        chunk = Chunk(part.height, 0)
+        for column in wanted.categorical:
+            chunk.hashes[column] = separated.blank_missing(hash_series(part.get_column(column)), self.dialect)
+        for column in wanted.numeric:
+            series = part.get_column(column)
+            numbers, wrong = self._numbers(series)
+            chunk.numbers[column] = numbers
+            note(wrong, column, series.gather(wrong).to_list())
+        for bag in wanted.bags:
+            chunk.bags[bag.name], wrong, texts = _bags(part.get_column(bag.name), bag, self.dialect)
+            note(wrong, bag.name, texts)
+        return chunk
+
+    def _numbers(self, series: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """([n], rows that hold no number)."""
+        known = self.codes.get(series.name)
+        if known is not None and not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+            return _decode(series, known, self.dialect)
+        values = series.cast(pl.Float64).to_numpy()  # a null is NaN
+        return values, np.flatnonzero(np.isinf(values))
+
+    def _report(self, bad: dict[int, BadRow]) -> None:
+        rows = [bad[row] for row in sorted(bad)]
+        self.bad.add(len(rows), rows[: separated.KEPT_BAD])
+        if self.on_bad == "raise":
+            row = rows[0]
+            wanted = "finite"
+            if row.column in self.codes:
+                wanted = f"one of the texts in codes ({did_you_mean(row.text, self.codes[row.column])})"
+            elif self.schema[row.column] == pl.String or self.schema[row.column].is_nested():
+                wanted = "values with a finite weight each"
+            raise ValueError(
+                f"read: {self.name}, row {row.line}: {row.column} must be {wanted}, got {row.text!r}; "
+                "correct it or pass on_bad='skip'"
+            )
+
+
+class FrameSource(TableSource):
+    """A polars or pandas frame; a LazyFrame is collected."""
+
+    def __init__(self, frame: Any, **options: Any) -> None:
+        if isinstance(frame, pl.LazyFrame):
+            require_pool("open_source: collecting a LazyFrame")
+            frame = frame.collect()
+        if not isinstance(frame, pl.DataFrame):
+            twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
+            if twice:
+                raise ValueError(f"open_source: each column of a frame must have a name of its own, got {twice} twice")
+            frame = pl.DataFrame([as_series(frame[column], str(column)) for column in frame.columns])
+        self.frame: pl.DataFrame = frame
+        super().__init__("frame", frame.schema, **options)
+        self.size = frame.height
+
+    def head(self, rows: int = 1000) -> pl.DataFrame:
+        return self.frame.head(rows)
+
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        for start in range(0, self.size, rows):
+            yield start, columns_of(self.frame.slice(start, rows), columns)
+
+    def _checksum(self) -> str:
+        digest = hashlib.sha256()
+        for column in self.columns:
+            digest.update(column.encode() + b"\0")
+            series = self.frame.get_column(column)
+            if isinstance(series.dtype, _LISTS):
+                lists = series.cast(pl.List(series.dtype.inner))
+                digest.update(without_nulls(lists.list.len(), 0)[0].astype("<i8").tobytes())
+                series = lists.explode()
+            digest.update(hash_series(series).astype("<u8").tobytes())
+        return digest.hexdigest()
+
+
+class ParquetSource(TableSource):
+    """A Parquet file. Rows whose columns take some 64 MiB are read at once, whatever `block_bytes` is: each reading
+    decodes the row groups that it touches from their beginning."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        check_file(path, "open_source")
+        require_pool(f"open_source: reading {path}")
+        self.path = path
+        with self._reading():
+            self._scan = pl.scan_parquet(path, glob=False)
+            schema = self._scan.collect_schema()
+            rows = int(self._scan.select(pl.len()).collect().item())
+        super().__init__(str(path), schema, **options)
+        self.size = rows
+
+    def head(self, rows: int = 1000) -> pl.DataFrame:
+        with self._reading():
+            return self._scan.head(rows).collect()
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.path, "a whole Parquet file")
+
+    def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        read = rows * -(-_READ_BYTES // self.block_bytes)
+        for start in range(0, self.size, read):
+            with self._reading():
+                table = self._scan.select(columns).slice(start, read).collect()
+            for part in range(0, table.height, rows):
+                yield start + part, table.slice(part, rows)
+
+    def _checksum(self) -> str:
+        return checksum(self.path)
+
+
+def _decode(
+    series: pl.Series, known: Mapping[str, float], dialect: Dialect
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Numbers of texts, and the rows whose text is not known."""
+    texts = series.cast(pl.String)
+    _, first, place = np.unique(hash_series(texts), return_index=True, return_inverse=True)
+    distinct = [None if text is None else text.strip(" \t") for text in texts.gather(first).to_list()]
+    hashes = separated.blank_missing(hash_series(pl.Series(distinct, dtype=pl.String)), dialect)[place]
+    values = np.full(len(series), np.nan)
+    wrong = hashes != 0
+    for code, number in zip(hashes_of(list(known)), known.values(), strict=True):
+        values[hashes == code] = number
+        wrong &= hashes != code
+    return values, np.flatnonzero(wrong)
+
+
+def _bags(series: pl.Series, bag: BagColumn, dialect: Dialect) -> tuple[BagChunk, NDArray[np.int64], list[str]]:
+    """Bags of a column of texts or lists; the rows whose weights are bad, and their texts."""
+    weight = (bag.weight_separator or "").encode()
+    if not isinstance(series.dtype, _LISTS):
+        offsets, data = buffers(series if series.dtype == pl.String else series.cast(pl.String))
+        made, rows, _ = separated.parse_bags(offsets, data, (bag.separator.encode(), weight), dialect)
+        return made, rows, series.gather(rows).to_list()
+    lists = series.cast(pl.List(series.dtype.inner)) if isinstance(series.dtype, pl.Array) else series
+    lengths = without_nulls(lists.list.len(), 0)[0].astype(np.int64)
+    flat = lists.filter(pl.Series(lengths > 0)).explode()
+    ends = np.zeros(len(series) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    if not weight:
+        hashes = hash_series(flat)
+        kept = np.zeros(len(flat) + 1, dtype=np.int64)
+        np.cumsum(hashes != 0, out=kept[1:])  # empty and null values are passed over
+        return BagChunk(kept[ends], hashes[hashes != 0]), np.empty(0, dtype=np.int64), []
+    offsets, data = buffers(flat.cast(pl.String))
+    made, wrong, _ = separated.parse_bags(offsets, data, (b"", weight), dialect._replace(missing=()))
+    rows = np.unique(np.searchsorted(ends, wrong, side="right") - 1)
+    return made._replace(offsets=made.offsets[ends]), rows, [str(text) for text in series.gather(rows).to_list()]

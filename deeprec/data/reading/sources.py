@@ -1,0 +1,114 @@
+"""A click log of any form by what it is: a file by its name or first row, a frame, or a list of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from deeprec._suggest import did_you_mean
+from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Files, Source
+from deeprec.data.reading.frame_source import FrameSource, ParquetSource
+from deeprec.data.reading.text import OnBad, check_on_bad
+from deeprec.data.reading.text_source import PairSource, SeparatedSource, guess_format
+
+# Format by the end of a file's name, without .gz.
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".libsvm": "libsvm",
+    ".svm": "libsvm",
+    ".libffm": "libffm",
+    ".ffm": "libffm",
+    ".libfm": "libfm",
+}
+FORMATS = ("csv", "tsv", "criteo", "libsvm", "libffm", "libfm", "parquet")
+
+
+def open_source(
+    source: Any,
+    *,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    separator: str | None = None,
+    quote: str | None = '"',
+    missing: Sequence[str] = (),
+    codes: Mapping[str, Mapping[str, float]] | None = None,
+    on_bad: OnBad = "raise",
+    threads: int = 2,
+    block_bytes: int = BLOCK_BYTES,
+) -> Source:
+    """A click log of any form.
+
+    Args:
+        source: path of a file (text plain or gzip), a polars or pandas frame, or a list of such with the same columns.
+        format: None: by the name of the file, or else by its first row.
+            "csv", "tsv": separated text, quoted as RFC 4180 says.
+            "criteo": label, I1..I13, C1..C26 between tabs, no header, no quoting; without a label where rows have 39
+            fields.
+            "libsvm": rows "label index:value ...": columns "label" (-1 is 0) and "features", a weighted bag.
+            "libffm": rows "label field:index:value ...": a column "field_N" for each field N, in the first MiB or in
+            `columns`: a weighted bag; or categorical, where each row has at most one entry and its value is 1; or
+            numeric (the value), where each row has at most one.
+            "libfm": rows of libsvm that have as many entries each: a column "field_N" for the Nth place, from 0.
+            "parquet".
+        columns: names of the columns of a text without a header row; a first row that is the same names is passed over.
+        separator: between the fields of a csv, one or more characters; None: the one of `,` `;` `|` and tab that the
+            first row has most of, with a space where one always follows.
+        quote: of a csv or tsv; None: a quote is a character like others.
+        missing: texts that mean a missing value beside the empty one, ("?",) for Adult; in a column of bags, no bag.
+        codes: numeric columns that are written as texts, and the number of each: {"income": {"<=50K": 0, ">50K": 1}}.
+        on_bad: rows with another number of fields, or with text or infinity in a numeric column: "raise" names the
+            first one, "skip" leaves them out and counts them in `Source.bad`.
+        threads: that parse, >= 1; another one reads and unpacks. The result does not depend on it.
+        block_bytes: that are read at once, >= 1.
+    Raises:
+        FileNotFoundError, ValueError: no such file, an empty or damaged one, an unknown format, no names of its own.
+        TypeError: neither path nor frame.
+    """
+    check_on_bad(on_bad)
+    if threads < 1 or block_bytes < 1:
+        raise ValueError(f"open_source: threads and block_bytes must be >= 1, got {threads} and {block_bytes}")
+    options: dict[str, Any] = {"on_bad": on_bad, "threads": threads, "block_bytes": block_bytes}
+    values: dict[str, Any] = {"missing": missing, "codes": codes or {}}
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("open_source: a list of files must hold at least one, got []")
+        same: dict[str, Any] = {"format": format, "columns": columns, "separator": separator, "quote": quote}
+        return Files([open_source(one, **same, **values, **options) for one in source], on_bad)
+    if isinstance(source, (pl.DataFrame, pl.LazyFrame)) or hasattr(source, "iloc"):
+        return FrameSource(source, **values, **options)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            "open_source: source must be a path, a polars or pandas frame or a list of these, "
+            f"got {type(source).__name__}"
+        )
+    path = Path(source)
+    kind = _format_of(path, format)
+    if kind == "parquet":
+        return ParquetSource(path, **values, **options)
+    if kind in ("libsvm", "libffm", "libfm"):
+        return PairSource(path, kind, columns=columns, **options)
+    if kind == "criteo":
+        return SeparatedSource(path, columns=columns or CRITEO_COLUMNS, separator="\t", quote=None, **values, **options)
+    separator = "\t" if kind == "tsv" and separator is None else separator
+    return SeparatedSource(path, columns=columns, separator=separator, quote=quote, **values, **options)
+
+
+def _format_of(path: Path, given: str | None) -> str:
+    if given is not None and given not in FORMATS:
+        raise ValueError(f"open_source: format must be known, got {given!r}; {did_you_mean(given, FORMATS)}")
+    known = given or SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix) or guess_format(path)
+    if known is None:
+        raise ValueError(
+            f"open_source: {path} must end in one of {', '.join(SUFFIXES)} (and .gz) or look like Criteo's or libsvm's "
+            f"rows; pass format= one of {', '.join(FORMATS)}"
+        )
+    return known

@@ -1,0 +1,494 @@
+"""Logs that are text files, plain or gzip: separated fields, libsvm, libffm."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import polars as pl
+
+from deeprec._suggest import did_you_mean
+from deeprec.data.reading import separated
+from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, BadRow, Chunk, Progress, Source, Wanted, in_order
+from deeprec.data.reading.errors import START_BYTES, check_file, checksum, reading, text_start
+from deeprec.data.reading.hashing import Hashes, hash_bytes
+from deeprec.data.reading.separated import (
+    BAG,
+    BY_FIELD,
+    BY_PLACE,
+    HASH,
+    NUMBER,
+    ONE_BAG,
+    BagChunk,
+    Data,
+    Dialect,
+    Pairs,
+    Parsed,
+)
+from deeprec.data.reading.tables import names_of, typed
+from deeprec.data.reading.text import OnBad
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
+_LONGEST_ROW = 64 << 20
+
+ParsedBlock = TypeVar("ParsedBlock", Parsed, Pairs)
+
+
+class Block(NamedTuple):
+    """Whole rows of a file, and how many of its bytes have been read up to them."""
+
+    text: memoryview
+    done: int
+
+
+class TextSource(Source):
+    """What all text files share: blocks of whole rows, read ahead and parsed by threads, and messages by line."""
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        *,
+        header_bytes: int = 0,
+        on_bad: OnBad = "raise",
+        threads: int = 2,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        super().__init__(str(path), columns, on_bad)
+        self.path, self.threads, self.block_bytes = path, threads, block_bytes
+        self.size = path.stat().st_size
+        self._header_bytes = header_bytes
+
+    def _cut(self, text: Data) -> int:
+        return separated.cut_log(text, Dialect(b" "))
+
+    def _checksum(self) -> str:
+        return checksum(self.path)
+
+    def _blocks(self) -> Iterator[Block]:
+        """The file in blocks of whole rows; a header stays as blank lines, so that lines can be counted."""
+        with open_text(self.path) as (file, raw):
+            rest = file.read(len(_BOM)).removeprefix(_BOM)
+            if self._header_bytes:
+                header = rest + file.read(self._header_bytes - len(rest))
+                rest = b"\n" * header.count(b"\n") + header[self._header_bytes :]
+            while True:
+                text = memoryview(np.empty(len(rest) + self.block_bytes, dtype=np.uint8))
+                text[: len(rest)] = rest
+                read = file.readinto(text[len(rest) :])
+                text = text[: len(rest) + read]
+                end = self._cut(text) if read else len(text)
+                if end == 0 and len(text) > max(_LONGEST_ROW, 4 * self.block_bytes):
+                    raise ValueError(
+                        f"read: {self.path}: a row must be shorter than {_LONGEST_ROW >> 20} MiB, got one that begins "
+                        f"with {bytes(text[:40])!r} and does not end; is a quote not closed? (pass quote=None)"
+                    )
+                if end:
+                    yield Block(text[:end], raw.tell())
+                rest = bytes(text[end:])
+                if not read:
+                    return
+
+    def _parsed(self, parse: Callable[[memoryview], ParsedBlock], progress: Progress) -> Iterator[ParsedBlock]:
+        """All blocks parsed, in order; bad rows noted, or raised."""
+        line = 1
+        for done, parsed in in_order(self._blocks(), lambda block: (block.done, parse(block.text)), self.threads):
+            if parsed.num_bad:
+                self._report(parsed.num_bad, parsed.bad, line)
+            line += parsed.lines
+            progress(done, self.size)
+            yield parsed
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Any]:
+        """What parses a block."""
+        raise NotImplementedError
+
+    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
+        parse, line = self._parser(wanted), 1
+        for block in self._blocks():
+            parsed = parse(block.text)
+            if row < parsed.rows:
+                # The shortest beginning of the block that holds the row; what ends before it is not the row's.
+                low, high = 0, len(block.text)
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    cut = self._cut(block.text[:middle])
+                    low, high = (low, middle) if cut and parse(block.text[:cut]).rows > row else (middle, high)
+                before = self._cut(block.text[:low])
+                return self.name, f"line {line + (parse(block.text[:before]).lines if before else 0)}"
+            row -= parsed.rows
+            line += parsed.lines
+        return super()._place(row, wanted)
+
+    def _report(self, count: int, bad: list[separated.Bad], line: int) -> None:
+        rows = [
+            BadRow(line + one.line, self._column(one.column), one.text.decode("utf-8", "replace"), str(self.path))
+            for one in bad
+        ]
+        self.bad.add(count, rows)
+        if self.on_bad == "raise":
+            raise ValueError(
+                f"read: {self.path}, line {rows[0].line}: {self._complaint(bad[0].reason, rows[0])}; "
+                "correct it or pass on_bad='skip'"
+            )
+
+    def _column(self, at: int) -> str:
+        return self.columns[at] if at < len(self.columns) else ""
+
+    def _complaint(self, reason: int, row: BadRow) -> str:
+        if reason == separated.BAD_WEIGHT:
+            return f"{row.column} must hold values with a finite weight each, got {row.text!r}"
+        if reason == separated.INFINITE:
+            return f"{row.column} must be finite, got {row.text!r}"
+        return f"{row.column} must be a number, got {row.text!r}"
+
+
+class SeparatedSource(TextSource):
+    """Separated text, with a header row or names of columns."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        columns: Sequence[str] | None = None,
+        separator: str | None = None,
+        quote: str | None = '"',
+        missing: Sequence[str] = (),
+        codes: Mapping[str, Mapping[str, float]] | None = None,
+        **options: Any,
+    ) -> None:
+        start = read_start(path)
+        self.dialect = _dialect(separator or _guess_separator(start), quote, missing)
+        header = next(separated.split_rows(start, self.dialect), None)
+        if header is None or not header.is_closed:
+            raise ValueError(
+                f"open_source: {path} must begin with a row of fields, got {start[:60]!r}; "
+                "pass quote=None if a quote is a character like others"
+            )
+        first = (
+            names_of(path, header.fields)
+            if columns is None
+            else [text.decode("utf-8", "replace") for text in header.fields]
+        )
+        if columns is CRITEO_COLUMNS and len(first) == len(CRITEO_COLUMNS) - 1:
+            columns = CRITEO_COLUMNS[1:]
+        has_header = columns is None or first == list(columns)
+        names = first if columns is None else columns
+        super().__init__(path, names, header_bytes=header.end if has_header else 0, **options)
+        self._is_named_by_caller = columns is not None
+        self._code_texts = codes or {}
+        self._codes = _coded(self._code_texts, self.columns, str(path))
+
+    def head(self, rows: int = 1000) -> pl.DataFrame:
+        found: list[list[bytes]] = []
+        text = read_start(self.path, max(START_BYTES, 2000 * rows))
+        end = self._cut(text)
+        for row in separated.split_rows(text[self._header_bytes : end or None], self.dialect):
+            if row.is_closed and len(row.fields) == len(self.columns):
+                found.append(row.fields)
+            if len(found) == rows:
+                break
+        missing = set(self.dialect.missing)
+        return typed(
+            pl.DataFrame(
+                [
+                    pl.Series(name, [_text_or_none(row[at], missing) for row in found], dtype=pl.String)
+                    for at, name in enumerate(self.columns)
+                ]
+            )
+        )
+
+    def _cut(self, text: Data) -> int:
+        return separated.cut_log(text, self.dialect)
+
+    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+        for parsed in self._parsed(self._parser(wanted), progress):
+            yield Chunk(
+                parsed.rows,
+                0,
+                {self.columns[at]: values for at, values in parsed.hashes.items()},
+                {self.columns[at]: values for at, values in parsed.numbers.items()},
+                {self.columns[at]: values for at, values in parsed.bags.items()},
+            )
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Parsed]:
+        categorical, numeric = frozenset(wanted.categorical), frozenset(wanted.numeric)
+        bags = {bag.name: bag for bag in wanted.bags}
+        kinds = bytes(
+            HASH * (name in categorical) | NUMBER * (name in numeric) | BAG * (name in bags) for name in self.columns
+        )
+        separators = [
+            (bags[name].separator.encode(), (bags[name].weight_separator or "").encode())
+            for name in self.columns
+            if name in bags
+        ]
+
+        def parse(text: memoryview) -> Parsed:
+            return separated.parse_log(text, self.dialect, kinds, separators, self._codes)
+
+        return parse
+
+    def _complaint(self, reason: int, row: BadRow) -> str:
+        count = len(self.columns)
+        if reason == separated.TOO_FEW:
+            text = f"a row must have {count} fields, got {row.text} ({row.column} is missing)"
+        elif reason == separated.TOO_MANY:
+            text = f"a row must have {count} fields, got more, the first of them {row.text!r}"
+        elif reason == separated.UNCLOSED:
+            text = f"a quoted field must end in a quote, got {row.text[:40]!r} and no more quote (pass quote=None?)"
+        elif reason == separated.NOT_A_CODE:
+            known = self._code_texts[row.column]
+            text = f"{row.column} must be one of the texts in codes, got {row.text!r}; {did_you_mean(row.text, known)}"
+        else:
+            text = super()._complaint(reason, row)
+        if row.line == 1 and self._is_named_by_caller:
+            text += " (if it is a header, leave columns out)"
+        return text
+
+
+class PairSource(TextSource):
+    """libsvm, libffm, and libsvm whose rows are as long each ("libfm"); see `open_source`."""
+
+    def __init__(self, path: Path, kind: str, *, columns: Sequence[str] | None = None, **options: Any) -> None:
+        start = read_start(path)
+        whole = start[: start.rfind(b"\n") + 1 or None]
+        self.mode = {"libsvm": ONE_BAG, "libffm": BY_FIELD, "libfm": BY_PLACE}[kind]
+        self._fields = _fields_of(whole, self.mode, columns)
+        names = ["features"] if self.mode == ONE_BAG else [f"field_{number}" for number in self._fields]
+        super().__init__(path, ["label", *names], **options)
+        bags = separated.parse_pairs(whole, self.mode, self._fields).bags
+        self.weighted = tuple(
+            name for name, bag in zip(names, bags, strict=True) if bag.weights is not None and (bag.weights != 1).any()
+        )
+
+    def head(self, rows: int = 1000) -> pl.DataFrame:
+        text = read_start(self.path, max(START_BYTES, 2000 * rows))
+        tokens = [separated.split_pairs(line) for line in text[: self._cut(text) or None].split(b"\n")]
+        tokens = [row for row in tokens if row]
+        found: list[list[list[tuple[str, float]]]] = []
+        labels: list[float] = []
+        for row in tokens:
+            parsed = separated.parse_pairs(b" ".join(row), self.mode, self._fields)
+            if parsed.rows:
+                labels.append(float(parsed.labels[0]))
+                found.append(_pairs_of(row[1:], self.mode, self._fields))
+            if len(found) == rows:
+                break
+        series = {
+            name: _series_of_pairs([row[slot] for row in found], self.mode == ONE_BAG)
+            for slot, name in enumerate(self.columns[1:])
+        }
+        return pl.DataFrame({"label": pl.Series(labels, dtype=pl.Float64), **series})
+
+    def check(self, wanted: Wanted) -> None:
+        super().check(wanted)
+        wrong = [name for name in (*wanted.categorical, *(bag.name for bag in wanted.bags)) if name == "label"]
+        if wrong:
+            raise TypeError(f"chunks: column 'label' of {self.name} is numeric; take it out of categorical and bags")
+
+    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+        weighted = {bag.name: bag.weight_separator is not None for bag in wanted.bags}
+        for pairs in self._parsed(self._parser(wanted), progress):
+            bags = dict(zip(self.columns[1:], pairs.bags, strict=True))
+            numbers = {
+                name: pairs.labels if name == "label" else _single_values(bags[name], name, self.name)
+                for name in wanted.numeric
+            }
+            hashes = {name: _single_hashes(bags[name], name, self.name) for name in wanted.categorical}
+            taken = {name: _bag_of(bags[name], has_weights, name, self.name) for name, has_weights in weighted.items()}
+            yield Chunk(pairs.rows, 0, hashes, numbers, taken)
+
+    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Pairs]:
+        return lambda text: separated.parse_pairs(text, self.mode, self._fields)
+
+    def _complaint(self, reason: int, row: BadRow) -> str:
+        if reason in (separated.TOO_FEW, separated.TOO_MANY):
+            return (
+                f"rows of libfm must have as many entries each, {len(self._fields)}, got {row.text} "
+                "(pass format='libsvm' for rows of any length)"
+            )
+        if reason == separated.UNKNOWN_FIELD:
+            return (
+                f"fields must be among those of the first MiB, got {row.text!r}; "
+                "pass columns=['label', 'field_0', ...] with all of them"
+            )
+        if reason == separated.NOT_AN_INDEX:
+            wanted = "field:index:value" if self.mode == BY_FIELD else "index:value"
+            return f"entries must be {wanted} with integers from 0, got {row.text!r}"
+        return super()._complaint(reason, row)
+
+
+def _fields_of(text: bytes, mode: int, columns: Sequence[str] | None) -> list[int]:
+    """Numbers of the fields: of `columns`, or seen in `text`."""
+    if columns is not None:
+        numbers = [re.fullmatch(r"field_([0-9]{1,18})", name) for name in columns[1:]]
+        is_good = list(columns) == ["label", "features"] if mode == ONE_BAG else columns[0] == "label" and all(numbers)
+        if not is_good:
+            wanted = "features" if mode == ONE_BAG else "field_0, field_1, ..."
+            raise ValueError(f"open_source: columns must be label, {wanted} in this format, got {list(columns)}")
+        return [int(number[1]) for number in numbers if number]
+    if mode == BY_FIELD:
+        return sorted({int(found) for found in re.findall(rb"[ \t]([0-9]{1,18}):[0-9]+:", text)})
+    first = next((tokens for tokens in map(separated.split_pairs, text.split(b"\n")) if tokens), [])
+    return list(range(len(first) - 1)) if mode == BY_PLACE else []
+
+
+def _single_hashes(bag: BagChunk, name: str, source: str) -> Hashes:
+    """A bag of at most one entry of value 1 a row as a categorical column."""
+    lengths = np.diff(bag.offsets)
+    if (lengths > 1).any() or (bag.weights is not None and (bag.weights != 1).any()):
+        raise ValueError(
+            f"chunks: column {name!r} of {source} must have at most one entry a row, of value 1, to be categorical; "
+            "declare it a bag, or numeric"
+        )
+    out = np.zeros(len(lengths), dtype=np.uint64)
+    out[lengths == 1] = bag.hashes
+    return out
+
+
+def _single_values(bag: BagChunk, name: str, source: str) -> Any:
+    """A bag of at most one entry a row as a numeric column: its value."""
+    lengths = np.diff(bag.offsets)
+    if (lengths > 1).any():
+        raise ValueError(
+            f"chunks: column {name!r} of {source} must have at most one entry a row to be numeric; declare it a bag"
+        )
+    out = np.full(len(lengths), np.nan)
+    out[lengths == 1] = bag.weights
+    return out
+
+
+def _bag_of(bag: BagChunk, has_weights: bool, name: str, source: str) -> BagChunk:
+    if has_weights:
+        return bag
+    if bag.weights is not None and (bag.weights != 1).any():
+        raise ValueError(
+            f"chunks: column {name!r} of {source} has values other than 1, which a bag without weights would lose; "
+            "declare it with weight_separator=':'"
+        )
+    return BagChunk(bag.offsets, bag.hashes)
+
+
+def _pairs_of(tokens: list[bytes], mode: int, fields: list[int]) -> list[list[tuple[str, float]]]:
+    """(index, value) of good tokens, by column."""
+    slots = {field: slot for slot, field in enumerate(fields)}
+    out: list[list[tuple[str, float]]] = [[] for _ in (fields if mode != ONE_BAG else (0,))]
+    for place, token in enumerate(tokens):
+        parts = token.decode().split(":")
+        slot = 0 if mode == ONE_BAG else place if mode == BY_PLACE else slots[int(parts[0])]
+        out[slot].append((str(int(parts[-2])), float(parts[-1])))
+    return out
+
+
+def _series_of_pairs(rows: list[list[tuple[str, float]]], is_bag: bool) -> pl.Series:
+    """Text where each row has at most one entry of value 1, numbers where it has one of other values, else lists."""
+    if is_bag or any(len(row) > 1 for row in rows):
+        return pl.Series([[index for index, _ in row] for row in rows], dtype=pl.List(pl.String))
+    if all(value == 1 for row in rows for _, value in row):
+        return pl.Series([row[0][0] if row else None for row in rows], dtype=pl.String)
+    return pl.Series([row[0][1] if row else None for row in rows], dtype=pl.Float64)
+
+
+class TextFile:
+    """A file that unpacks itself where it is gzip; `raw` is the file as it lies on the disk."""
+
+    def __init__(self, path: Path, raw: BinaryIO) -> None:
+        self._path = path
+        magic = raw.read(2)
+        raw.seek(0)
+        if magic != _GZIP_MAGIC and path.suffix == ".gz" and magic:
+            raise ValueError(
+                f"open_source: {path} must be a gzip file, got bytes {magic!r}; "
+                "drop the .gz from its name if it is plain text, or download it again"
+            )
+        self._file: Any = gzip.GzipFile(fileobj=raw) if magic == _GZIP_MAGIC else raw
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes."""
+        with reading(self._path):
+            data: bytes = self._file.read(max(size, 0))
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills `buffer` or as much of it as there is; returns how much."""
+        done = 0
+        with reading(self._path):
+            while done < len(buffer) and (read := self._file.readinto(buffer[done:])):
+                done += read
+        return done
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[tuple[TextFile, BinaryIO]]:
+    """(the text, the file as it lies on the disk)."""
+    with reading(path):
+        raw = path.open("rb")
+    with raw:
+        yield TextFile(path, raw), raw
+
+
+def read_start(path: Path, size: int = START_BYTES) -> bytes:
+    """The first bytes of a text; raises for a file that is missing or empty."""
+    check_file(path, "open_source")
+    with open_text(path) as (file, _):
+        start = file.read(size)
+    return text_start(path, start, "open_source")
+
+
+def guess_format(path: Path) -> str | None:
+    """Criteo's, libsvm's or libffm's format by the first row, or None."""
+    row = read_start(path).split(b"\n", 1)[0].rstrip(b"\r")
+    if row.count(b"\t") + 1 in (len(CRITEO_COLUMNS) - 1, len(CRITEO_COLUMNS)):
+        return "criteo"
+    number = rb"[0-9.eE+-]+"
+    if re.fullmatch(rb"[ \t]*%s([ \t]+[0-9]+:%s)+[ \t]*" % (number, number), row):
+        return "libsvm"
+    if re.fullmatch(rb"[ \t]*%s([ \t]+[0-9]+:[0-9]+:%s)+[ \t]*" % (number, number), row):
+        return "libffm"
+    return None
+
+
+def _dialect(separator: str, quote: str | None, missing: Sequence[str]) -> Dialect:
+    bad = set("\r\n\0" + (quote or "")) & set(separator)
+    if bad or len((quote or "").encode()) > 1 or quote in ("\r", "\n", "\0"):
+        raise ValueError(
+            "open_source: separator must be free of line ends and of the quote, and quote one byte or None, "
+            f"got {separator!r} and {quote!r}"
+        )
+    return Dialect(separator.encode(), (quote or "").encode(), hashes_of(missing))
+
+
+def hashes_of(texts: Sequence[str]) -> tuple[int, ...]:
+    """The hash of each text that is not empty."""
+    return tuple(hash_bytes(text.encode()) for text in texts if text)
+
+
+def _coded(codes: Mapping[str, Mapping[str, float]], columns: list[str], source: str) -> dict[int, separated.Codes]:
+    for column in codes:
+        if column not in columns:
+            raise ValueError(
+                f"open_source: codes must be of columns of {source}, got {column!r}; {did_you_mean(column, columns)}"
+            )
+    places = {column: at for at, column in enumerate(columns)}
+    return {
+        places[column]: [(hash_bytes(text.encode()), float(number)) for text, number in known.items()]
+        for column, known in codes.items()
+    }
+
+
+def _guess_separator(start: bytes) -> str:
+    lines = start.split(b"\n")[:20]
+    found = max(b",\t;|", key=lambda byte: lines[0].count(bytes([byte])))
+    separator = bytes([found])
+    is_spaced = all(line.count(separator) == line.count(separator + b" ") for line in lines) and separator in lines[0]
+    return separator.decode() + (" " if is_spaced and separator != b"\t" else "")
+
+
+def _text_or_none(text: bytes, missing: set[int]) -> str | None:
+    return None if not text or (missing and hash_bytes(text) in missing) else text.decode("utf-8", "replace")

@@ -1,0 +1,279 @@
+"""Data sets by name: where they are looked for, and how they are read.
+
+A name is looked for in `data_dir`, then in $DEEPREC_DATA, then in the user's cache ($XDG_CACHE_HOME/deeprec/data or
+~/.cache/deeprec/data, where `fetch` puts things). Nothing is downloaded unless `fetch` is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from deeprec.data.interactions import features
+from deeprec.data.interactions.build import Duplicates
+from deeprec.data.interactions.ids import IdMap
+from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.interactions.readers import (
+    ncf_split_of_movielens,
+    read_fold,
+    read_movielens,
+    read_path,
+    read_triple,
+)
+from deeprec.data.interactions.selection import SELECTION, positives
+from deeprec.data.reading.errors import did_you_mean, reading
+from deeprec.data.reading.text import OnBad, with_gz
+from deeprec.data.sets.publishers import SOURCES
+from deeprec.data.sets.synthetic import synthetic
+
+_log = logging.getLogger("deeprec")
+
+_MOVIELENS_TERMS = (
+    "GroupLens: research use; no redistribution without separate permission; no commercial use without "
+    "permission; cite Harper & Konstan 2015 (doi 10.1145/2827872)"
+)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known about a data set before it is read.
+
+    Args:
+        folder: folder below a data directory. files: any of these tells that the data set is there.
+        rows, users, items: of the whole data set, train and test.
+    """
+
+    name: str
+    title: str
+    folder: str
+    files: tuple[str, ...]
+    rows: int
+    users: int
+    items: int
+    terms: str
+    homepage: str
+    read: Callable[..., Interactions]
+
+
+def cache_dir() -> Path:
+    """Where `fetch` puts data sets: $XDG_CACHE_HOME/deeprec/data, by default ~/.cache/deeprec/data."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "deeprec" / "data"
+
+
+def search_dirs(data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The directories a name is looked for in, first come first served."""
+    given = [data_dir, os.environ.get("DEEPREC_DATA"), cache_dir()]
+    return [Path(place).expanduser() for place in given if place]
+
+
+def list_datasets() -> list[DatasetInfo]:
+    """Every data set known by name, except `synthetic`, which needs no files."""
+    return [_REGISTRY[name] for name in sorted(_REGISTRY)]
+
+
+def info(name: str) -> DatasetInfo:
+    """What is known about `name`; ValueError with the closest name where there is none."""
+    if name not in _REGISTRY:
+        raise ValueError(
+            f"info: a data set must be one of {sorted(_REGISTRY)}, got {name!r}{did_you_mean(name, _REGISTRY)}"
+        )
+    return _REGISTRY[name]
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """The folder that holds the files of `name`, or None."""
+    entry = info(name)
+    for place in search_dirs(data_dir):
+        folders = [place / entry.folder, *([place] if place.name == entry.folder else [])]
+        for folder in folders:
+            if any(with_gz(folder / file) for file in entry.files):
+                return folder
+    return None
+
+
+def load(
+    name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, **options: Any
+) -> Interactions:
+    """Interactions by name, or from a file or folder.
+
+    Args:
+        name_or_path: a name of `list_datasets()`, "synthetic", or a path (see `readers.read_path`).
+        data_dir: looked in first for a name.
+        options: for files on_bad and duplicates (see `from_frame`), and for tables the columns user, item, rating,
+            timestamp, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With
+            min_rating or min_interactions the data is made binary, see `positives`.
+    Raises:
+        FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
+        ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.
+    """
+    selection = {key: options.pop(key) for key in SELECTION if key in options}
+    if selection:
+        return positives(load(name_or_path, data_dir, **options), **selection)
+    text = os.fspath(name_or_path)
+    if text == "synthetic":
+        return synthetic(**options)
+    if text in _REGISTRY:
+        folder = find(text, data_dir)
+        if folder is None:
+            places = ", ".join(str(place / _REGISTRY[text].folder) for place in search_dirs(data_dir))
+            raise FileNotFoundError(
+                f"load: {text} is {' or '.join(_REGISTRY[text].files)} (or .gz), not found in: "
+                f"{places}; {_how_to_get(text)}"
+            )
+        return _call(_REGISTRY[text].read, folder, {"name": text, **options})
+    path = Path(text).expanduser()
+    with reading(path, function="load"):
+        return _load_path(text, path, options)
+
+
+def _load_path(text: str, path: Path, options: dict[str, Any]) -> Interactions:
+    if path.is_dir():
+        return _read_folder(path, options)
+    if os.path.lexists(path) or with_gz(path):
+        return _call(read_path, with_gz(path) or path, options)
+    names = [*_REGISTRY, "synthetic"]
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if path.parent != Path() or path.suffix:
+        hint = did_you_mean(path.name, [*siblings, *names])
+        raise FileNotFoundError(f"load: no file or folder {text}{hint}; known names are {sorted(names)}")
+    raise ValueError(
+        f"load: a data set must be one of {sorted(names)} or a path, got {text!r}"
+        f"{did_you_mean(text, [*names, *siblings])}"
+    )
+
+
+def _call(read: Callable[..., Interactions], path: Path, options: dict[str, Any]) -> Interactions:
+    known = {"name", "on_bad", "duplicates", "user", "item", "rating", "timestamp", "label", "separator", "fold"}
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"load: an option must be one of {sorted(known)}, got {option!r}{did_you_mean(option, known)}"
+            )
+    try:
+        return read(path, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        option = str(error).rpartition("argument ")[2]
+        raise TypeError(f"load: {path.name} is read without the option {option}; leave it out") from None
+
+
+def _how_to_get(name: str) -> str:
+    if name in SOURCES:
+        return f"run `deeprec data fetch {name}`, or pass data_dir or set DEEPREC_DATA"
+    return f"get it from {_REGISTRY[name].homepage} and pass data_dir or set DEEPREC_DATA"
+
+
+def _read_folder(folder: Path, options: dict[str, Any]) -> Interactions:
+    """A folder that holds one known data set."""
+    for entry in list_datasets():
+        if folder.name == entry.folder and any(with_gz(folder / file) for file in entry.files):
+            return _call(entry.read, folder, {"name": entry.name, **options})
+    triples = sorted({path.name.partition(".train.rating")[0] for path in folder.glob("*.train.rating*")})
+    if len(triples) == 1:
+        return read_triple(folder, triples[0], **{"name": triples[0], **options})
+    found = sorted(path.name for path in folder.iterdir())[:10]
+    raise ValueError(
+        f"load: a folder must hold one known data set, got {folder} with {found}; name one of its files instead"
+    )
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path:
+    return next(found for found in (with_gz(folder / name) for name in names) if found)
+
+
+def _with_features(
+    data: Interactions,
+    folder: Path,
+    user: tuple[str, Callable[[Path], pl.DataFrame]],
+    item: tuple[str, Callable[[Path], pl.DataFrame]],
+) -> Interactions:
+    def aligned(file: str, read: Callable[[Path], pl.DataFrame], ids: IdMap) -> pl.DataFrame | None:
+        path = with_gz(folder / file)
+        return features.align(read(path), ids) if path else None
+
+    return replace(data, user_features=aligned(*user, data.user_ids), item_features=aligned(*item, data.item_ids))
+
+
+def _read_ml_1m(folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest") -> Interactions:
+    data = read_movielens(_first_file(folder, _ML_1M_FILES), name=name, on_bad=on_bad, duplicates=duplicates)
+    data = _with_features(data, folder, ("users.dat", features.users_1m), ("movies.dat", features.movies_1m))
+    for place in (folder.parent / "ncf", folder):
+        test, negative = (with_gz(place / f"ml-1m.{part}") for part in ("test.rating", "test.negative"))
+        if test and negative:
+            try:
+                return replace(data, official=ncf_split_of_movielens(data, test, negative))
+            except ValueError as error:  # another edition of the ratings: usable, but not with this split
+                _log.warning("%s: the NCF authors' split is left out: %s", name, error)
+    return data
+
+
+def _read_ml_100k(
+    folder: Path, *, name: str, fold: str | None = None, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
+) -> Interactions:
+    if fold is None:
+        data = read_movielens(_first_file(folder, ("u.data",)), name=name, on_bad=on_bad, duplicates=duplicates)
+    else:
+        base, test = (with_gz(folder / f"{fold}.{part}") for part in ("base", "test"))
+        folds = ["u1", "u2", "u3", "u4", "u5", "ua", "ub"]
+        if fold not in folds:
+            raise ValueError(f"load: fold must be one of {folds}, got {fold!r}{did_you_mean(fold, folds)}")
+        if base is None or test is None:
+            raise FileNotFoundError(f"load: {fold}.base and {fold}.test must both be in {folder}; fetch ml-100k again")
+        data = read_fold(base, test, name=f"{name}/{fold}", on_bad=on_bad, duplicates=duplicates)
+    return _with_features(data, folder, ("u.user", features.users_100k), ("u.item", features.items_100k))
+
+
+def _read_douban(
+    folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
+) -> Interactions:
+    train, test = (with_gz(folder / f"{part}.tsv") for part in ("train", "test"))
+    if train is None or test is None:
+        raise FileNotFoundError(f"load: train.tsv and test.tsv (or .gz) must both be in {folder}; get them both")
+    return read_fold(train, test, name=name, on_bad=on_bad, duplicates=duplicates, has_time=False)
+
+
+def _triple_reader(prefix: str) -> Callable[..., Interactions]:
+    def read(folder: Path, **options: Any) -> Interactions:
+        return read_triple(folder, prefix, **options)
+
+    return read
+
+
+_ML_1M_FILES = ("ratings.dat", "ratings_rank.dat")
+_NCF = "https://github.com/hexiangnan/neural_collaborative_filtering"
+_DEEP_CF = "https://github.com/familyld/DeepCF"
+
+# fmt: off
+_REGISTRY = {
+    entry.name: entry
+    for entry in (
+        DatasetInfo("ml-100k", "MovieLens 100K: ratings 1-5 with time, users, movies, folds",
+                    "ml-100k", ("u.data",), 100_000, 943, 1_682, _MOVIELENS_TERMS,
+                    "https://grouplens.org/datasets/movielens/100k/", _read_ml_100k),
+        DatasetInfo("ml-1m", "MovieLens 1M: ratings 1-5 with time, users, movies; NCF's split where ncf/ is there",
+                    "ml-1m", _ML_1M_FILES, 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
+                    "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m),
+        DatasetInfo("douban", "Douban: ratings 1-5 of 3,000 users and films with the split of GC-MC",
+                    "gc-mc/douban", ("train.tsv",), 136_891, 2_999, 3_000,
+                    "terms not stated by the source: research only",
+                    "https://github.com/riannevdberg/gc-mc", _read_douban),
+        DatasetInfo("ncf-ml-1m", "MovieLens 1M as the NCF authors' triple, 99 negatives a user",
+                    "ncf", ("ml-1m.train.rating",), 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
+                    _NCF, _triple_reader("ml-1m")),
+        DatasetInfo("ncf-lastfm", "Last.fm as an NCF triple (DeepCF), 99 negatives a user",
+                    "ncf", ("lastfm.train.rating",), 69_149, 1_741, 2_665,
+                    "terms not stated by the source: research only", _DEEP_CF, _triple_reader("lastfm")),
+        DatasetInfo("ncf-amusic", "Amazon Music as an NCF triple (DeepCF), 99 negatives a user",
+                    "ncf", ("AMusic.train.rating",), 46_087, 1_776, 12_929,
+                    "Amazon reviews (McAuley, UCSD): academic research", _DEEP_CF, _triple_reader("AMusic")),
+    )
+}
+# fmt: on
