@@ -12,8 +12,9 @@ import polars as pl
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Files, Source
 from deeprec.data.reading.frame_source import FrameSource, ParquetSource
+from deeprec.data.reading.pair_source import PairSource
 from deeprec.data.reading.text import OnBad, check_on_bad
-from deeprec.data.reading.text_source import PairSource, SeparatedSource, guess_format
+from deeprec.data.reading.text_source import SeparatedSource, guess_format
 
 # Format by the end of a file's name, without .gz.
 SUFFIXES = {
