@@ -243,7 +243,8 @@ class Vocabulary {
 }  // namespace
 
 void bind_vocabulary(py::module_& module) {
-  py::class_<Vocabulary>(module, "Vocabulary", "Counts of distinct values, or their ids; see deeprec.data.reading.hashing.")
+  py::class_<Vocabulary>(module, "Vocabulary",
+                         "Counts of distinct values, or their ids; see deeprec.data.reading.hashing.")
       .def(py::init<>())
       .def(py::init<const Keys&>(), py::arg("hashes"))
       .def("__len__", &Vocabulary::size)

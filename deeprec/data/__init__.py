@@ -1,6 +1,6 @@
 """Interactions and click logs: readers, schemas, data sets, splits, candidates. Knows no model, needs no torch.
 
-Rooms, each of which knows those before it alone: `reading` (files to columns), `columns` (what they mean) and
+Rooms, each of which knows none after it: `reading` (files to columns), `columns` (what they mean) and
 `interactions` (who met what, divided), `clicks` (encoded logs), `sets` (by name, fetched, synthetic).
 """
 
