@@ -103,7 +103,7 @@ class Optimizers:
             if isinstance(one, optim.FTRL):
                 continue
             for group in one.param_groups:
-                group["lr"] = group["first_lr"] * share
+                group["lr"] = group["initial_lr"] * share
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -167,7 +167,7 @@ def make_optimizer(options: OptimizerOptions, parameters: list[torch.nn.Paramete
         mode = "dense" if name == "adam" else "lazy"
         made = optim.Adam(parameters, lr=lr, weight_decay=options.weight_decay, mode=mode)
     for group in made.param_groups:
-        group["first_lr"] = lr
+        group["initial_lr"] = lr
     return made
 
 

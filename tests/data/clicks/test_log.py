@@ -115,9 +115,16 @@ def test_rows_stay_in_parts_that_have_a_share() -> None:
         assert Split().part_of(np.arange(3), 0).tolist() == [2] * 3
 
 
+def numbered(rows: int) -> pl.DataFrame:
+    """`table`, whose first row has the largest number: later ones are held to the range of the train rows."""
+    numbers = np.arange(rows, dtype=np.float64)
+    numbers[0] = rows
+    return table(rows).with_columns(number=numbers)
+
+
 def test_tail_split_takes_the_last_rows() -> None:
-    log = in_memory(table(1000), SCHEMA, Split("tail", (0.7, 0.2, 0.1)))
-    assert_array_equal(log.parts["train"].values[:, 0], np.arange(700))
+    log = in_memory(numbered(1000), SCHEMA, Split("tail", (0.7, 0.2, 0.1)))
+    assert_array_equal(log.parts["train"].values[:, 0], [1000, *range(1, 700)])
     assert_array_equal(log.parts["validation"].values[:, 0], np.arange(700, 900))
     assert_array_equal(log.parts["test"].values[:, 0], np.arange(900, 1000))
 
@@ -125,9 +132,11 @@ def test_tail_split_takes_the_last_rows() -> None:
 def test_split_by_files_keeps_them_apart() -> None:
     frame = table(3000)
     log = in_memory(frame[:2000], SCHEMA, Split("files", (0.8, 0.2, 0), test=frame[2000:]))
-    assert_array_equal(log.parts["test"].values[:, 0], np.arange(2000, 3000))
-    both = np.concatenate([log.parts["train"].values[:, 0], log.parts["validation"].values[:, 0]])
-    assert_array_equal(np.sort(both), np.arange(2000))
+    largest = log.parts["train"].values[:, 0].max()  # numbers are held to the range of the train rows
+    assert_array_equal(log.parts["test"].values[:, 0], [largest] * 1000)
+    assert_array_equal(log.parts["test"].labels, frame["label"][2000:])
+    both = np.concatenate([log.parts[name].values[:, 0] for name in ("train", "validation")])
+    assert_array_equal(np.sort(both), np.minimum(np.arange(2000), largest))
     log = in_memory(frame[:2000], SCHEMA, Split("files", validation=frame[2000:2500], test=frame[2500:]))
     assert log.counts == {"train": 2000, "validation": 500, "test": 500}
 
