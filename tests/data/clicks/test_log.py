@@ -132,11 +132,12 @@ def test_tail_split_takes_the_last_rows() -> None:
 def test_split_by_files_keeps_them_apart() -> None:
     frame = table(3000)
     log = in_memory(frame[:2000], SCHEMA, Split("files", (0.8, 0.2, 0), test=frame[2000:]))
-    largest = log.parts["train"].values[:, 0].max()  # numbers are held to the range of the train rows
-    assert_array_equal(log.parts["test"].values[:, 0], [largest] * 1000)
+    train = log.parts["train"].values[:, 0]
+    held = (train.min(), train.max())  # numbers are held to the range of the train rows
+    assert_array_equal(log.parts["test"].values[:, 0], np.clip(np.arange(2000, 3000), *held))
     assert_array_equal(log.parts["test"].labels, frame["label"][2000:])
     both = np.concatenate([log.parts[name].values[:, 0] for name in ("train", "validation")])
-    assert_array_equal(np.sort(both), np.minimum(np.arange(2000), largest))
+    assert_array_equal(np.sort(both), np.clip(np.arange(2000), *held))
     log = in_memory(frame[:2000], SCHEMA, Split("files", validation=frame[2000:2500], test=frame[2500:]))
     assert log.counts == {"train": 2000, "validation": 500, "test": 500}
 
