@@ -28,12 +28,11 @@ from deeprec.kernels.embedding_bag import (
     Call,
     GradStep,
     RowUpdate,
-    _check_input,
-    _features,
     mark_changed,
     raise_named,
     require_bag_plan,
 )
+from deeprec.kernels.embedding_bag.call import call_of, check_input
 from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_fm.composite import embedding_fm_composite
@@ -431,8 +430,8 @@ def embedding_fm(
         TypeError, ValueError: as the message says.
     Reference: Rendle 2010, Factorization Machines, eq. 1 and lemma 3.1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
     """
-    call = _features("embedding_fm", len(weights), tables, "sum", padding_idx, names, False, offsets is not None)
-    _check_input("embedding_fm", weights, ids, offsets, None, len(call.tables))
+    call = call_of("embedding_fm", len(weights), tables, "sum", padding_idx, names, False, offsets is not None)
+    check_input("embedding_fm", weights, ids, offsets, None, len(call.tables))
     _check(weights, linear, ids, values)
     if offsets is not None and offsets.dtype != ids.dtype:
         offsets = offsets.to(ids.dtype)
