@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,18 +248,3 @@ def test_rows_beyond_2_31_elements_are_read_right() -> None:
     weight[ids] = torch.arange(1, 5, dtype=torch.bfloat16)[:, None].expand(4, dim)
     assert torch.equal(embedding(weight, ids), weight[ids])
     assert embedding_plan(ids, num_embeddings).rows.tolist() == [0, 2**25, num_embeddings - 1]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
-def test_triton_kernels_match_under_the_interpreter() -> None:
-    """In a process of its own: Triton decides on import whether kernels are interpreted."""
-    file = Path(__file__).with_name("triton_embedding.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

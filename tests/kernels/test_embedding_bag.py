@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -393,21 +388,6 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
 def test_tables_of_other_types_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"float32, float64, bfloat16 or float16, got {dtype}"):
         embedding_bags([torch.ones(3, 2).to(dtype)], torch.tensor([[1]]))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
-def test_triton_kernels_match_under_the_interpreter() -> None:
-    """In a process of its own: Triton decides on import whether kernels are interpreted."""
-    file = Path(__file__).with_name("triton_embedding_bag.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def on_gpu(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -574,21 +573,6 @@ def test_rows_beyond_2_31_elements_are_read_right() -> None:
         [weight], [], torch.ones(2, dtype=torch.bfloat16), sums, None, ids, None, None, *plan, [0, 0], [-1, -1], False
     )
     torch.testing.assert_close(grad[1], weight[0])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
-def test_triton_kernels_match_under_the_interpreter() -> None:
-    """In a process of its own: Triton decides on import whether kernels are interpreted."""
-    file = Path(__file__).with_name("triton_embedding_fm.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def on_gpu(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -283,18 +282,3 @@ def test_gpu_captures_in_a_cuda_graph() -> None:
     x.copy_(fields_of(64, 26, 16, seed=5))
     graph.replay()
     torch.testing.assert_close(out, fm_interaction_reference(x), rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
-def test_triton_kernels_match_under_the_interpreter() -> None:
-    """In a process of its own: Triton decides on import whether kernels are interpreted."""
-    file = Path(__file__).with_name("triton_fm_interaction.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -365,21 +360,6 @@ def test_ten_million_columns_need_no_dense_row() -> None:
         grad = table.grad.coalesce()
         assert torch.equal(grad.indices()[0], rows)
         close(grad.values(), exact.grad, 1e-5)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") == "sanitize", reason="sanitizers look at C++ only")
-def test_triton_kernels_match_under_the_interpreter() -> None:
-    """In a process of its own: Triton decides on import whether kernels are interpreted."""
-    file = Path(__file__).with_name("triton_sampled_linear_loss.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=file.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.gpu

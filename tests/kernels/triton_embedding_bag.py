@@ -1,4 +1,4 @@
-"""Triton kernels of embedding_bags under the interpreter; run by test_embedding_bag.py in a process of its own."""
+"""Triton kernels of embedding_bags under the interpreter; run by test_triton.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the FM interaction under the interpreter; run by test_fm_interaction.py in a process of its own."""
+"""Triton kernels of the FM interaction under the interpreter; run by test_triton.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the two sparse layers under the interpreter; run by test_sampled_linear_loss.py, in a process."""
+"""Triton kernels of the two sparse layers under the interpreter; run by test_triton.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the row updates under the interpreter; run by test_sparse_update.py in a process of its own."""
+"""Triton kernels of the row updates under the interpreter; run by test_triton.py."""
 
 from __future__ import annotations
 

@@ -1,12 +1,8 @@
-"""The Triton kernels of score_topk under the interpreter, on the CPU.
-
-TRITON_INTERPRET must be set before triton is imported, so without it this file runs itself in a process of its own.
-"""
+"""Triton kernels of score_topk under the interpreter; run by test_triton.py."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -18,35 +14,17 @@ from deeprec.kernels.score_topk.reference import (
     score_topk_ncf_reference,
     score_topk_reference,
 )
+from deeprec.kernels.score_topk.triton_kernels import score_items_ncf_triton, score_topk_ncf_triton, score_topk_triton
 
 sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120
 from test_score_topk import assert_same_topk, dot_scorer, full_arguments, ncf_scorer, random_seen
 
-pytest.importorskip("triton", reason="triton is not installed: its kernels cannot be interpreted")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_all_under_the_interpreter, TRITON_INTERPRET=1")
-
 NCF_SHAPES = [(2, 70, 8, [33, 17, 9]), (2, 33, 0, [7, 5, 3, 1]), (1, 65, 4, [])]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
-def test_all_under_the_interpreter() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-x", "-p", "no:cacheprovider"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:]
-    assert " passed" in ran.stdout
-
-
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_users", "num_items", "dim", "k"), [(5, 123, 7, 10), (17, 70, 33, 64), (1, 1, 1, 3)])
 def test_dot_topk_matches_reference(num_users: int, num_items: int, dim: int, k: int, dtype: torch.dtype) -> None:
-    from deeprec.kernels.score_topk.triton_kernels import score_topk_triton
-
     scorer = dot_scorer(num_users, num_items, dim, dtype=dtype)
     seen = random_seen(num_users + 2, num_items, most=1.0)
     rows = torch.arange(num_users) + 1
@@ -54,10 +32,7 @@ def test_dot_topk_matches_reference(num_users: int, num_items: int, dim: int, k:
     assert_same_topk(score_topk_triton(*scorer, k, *seen, rows), expected, score_items_reference(*scorer), atol=1e-3)
 
 
-@interpreted
 def test_ties_nan_and_signed_zero_follow_the_rule() -> None:
-    from deeprec.kernels.score_topk.triton_kernels import score_topk_triton
-
     bias = torch.tensor([0.0, float("nan"), -0.0, float("-inf"), float("inf"), -1.0, 0.0])
     values, ids = score_topk_triton(torch.zeros(1, 2), torch.zeros(7, 2), bias, 6)
     assert ids.tolist() == [[4, 0, 2, 6, 5, -1]]
@@ -66,14 +41,11 @@ def test_ties_nan_and_signed_zero_follow_the_rule() -> None:
     assert many[1].tolist() == [[2, 5, 8, 11, 14]] * 2
 
 
-@interpreted
 @pytest.mark.parametrize("use_bfloat16", [False, True])
 @pytest.mark.parametrize(("num_users", "num_items", "dim", "layers"), NCF_SHAPES)
 def test_network_matches_reference(
     num_users: int, num_items: int, dim: int, layers: list[int], use_bfloat16: bool
 ) -> None:
-    from deeprec.kernels.score_topk.triton_kernels import score_items_ncf_triton, score_topk_ncf_triton
-
     arguments = (*full_arguments(ncf_scorer(num_users, num_items, dim, layers)), use_bfloat16)
     scores = score_items_ncf_reference(*arguments)  # type: ignore[arg-type]
     # The interpreter truncates to bfloat16 where hardware rounds.
@@ -85,30 +57,9 @@ def test_network_matches_reference(
     assert_same_topk(got, expected, scores, atol=tolerance)
 
 
-@interpreted
 def test_what_the_kernel_cannot_hold_goes_to_the_reference() -> None:
-    from deeprec.kernels.score_topk.triton_kernels import score_topk_ncf_triton, score_topk_triton
-
     scorer = dot_scorer(3, 100, 4)
     assert torch.equal(score_topk_triton(*scorer, 65)[1], score_topk_reference(*scorer, 65)[1])
     deep = full_arguments(ncf_scorer(2, 30, 4, [8, 7, 6, 5, 4]))
     got = score_topk_ncf_triton(*deep, False, 5)  # type: ignore[arg-type]
     assert torch.equal(got[1], score_topk_ncf_reference(*deep, False, 5)[1])  # type: ignore[arg-type]
-
-
-@pytest.mark.gpu
-def test_gpu_kernels_match_the_cpu() -> None:
-    dot, ncf = dot_scorer(50, 3000, 32), full_arguments(ncf_scorer(20, 3000, 32, [128, 64, 32]))
-    ops = torch.ops.deeprec
-
-    def on_gpu(value: object) -> object:
-        if isinstance(value, list):
-            return [part.cuda() for part in value]
-        return value.cuda() if isinstance(value, torch.Tensor) else value
-
-    seen = random_seen(50, 3000)
-    got = ops.score_topk(*map(on_gpu, dot), 10, *map(on_gpu, seen))
-    assert_same_topk([part.cpu() for part in got], ops.score_topk(*dot, 10, *seen), score_items_reference(*dot))  # type: ignore[arg-type]
-    got = ops.score_topk_ncf(*map(on_gpu, ncf), False, 10)
-    scores = score_items_ncf_reference(*ncf)  # type: ignore[arg-type]
-    assert_same_topk([part.cpu() for part in got], ops.score_topk_ncf(*ncf, False, 10), scores)  # type: ignore[arg-type]
