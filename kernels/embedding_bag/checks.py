@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._checks import check_entries, check_layout, check_tables, require
+from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.plan_check.reference import require_safe
 
 SUM, MEAN, MAX, NONE = range(4)
@@ -46,18 +47,10 @@ def check_call(
     check_entries(function, "per_sample_weights", scale, ids, weights[0].dtype)
 
 
-def check_grads(
-    function: str,
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    tables: Sequence[int],
-    modes: Sequence[int],
-) -> None:
+def check_grads(function: str, weights: Sequence[Tensor], given: BagsBackward) -> None:
     """What the gradients of a checked call must look like."""
+    grad, sequence_grads, argmax, ids, offsets, *_ = given
+    tables, modes = given.tables, given.modes
     batch, dtype = num_bags(ids, offsets, len(tables)), weights[0].dtype
     dims = [weights[table].shape[1] for table in tables]
     width = sum(dim for dim, mode in zip(dims, modes, strict=True) if is_pooled(mode, offsets))
@@ -77,10 +70,10 @@ def check_grads(
         f"sequence_grads must be {count}, one for each unpooled feature",
         len(sequence_grads),
     )
-    for f, given in zip(places, sequence_grads, strict=True):
+    for f, mine in zip(places, sequence_grads, strict=True):
         shape = (bounds[f + 1] - bounds[f], dims[f])
-        has_shape = given.shape == shape and given.dtype == dtype
-        require(has_shape, function, f"the gradient of unpooled feature {f} must be {list(shape)} of {dtype}", given)
+        has_shape = mine.shape == shape and mine.dtype == dtype
+        require(has_shape, function, f"the gradient of unpooled feature {f} must be {list(shape)} of {dtype}", mine)
 
 
 def check_plan(
@@ -100,21 +93,19 @@ def check_update(
     tables: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
+    given: Step,
 ) -> None:
     """What an optimizer's step asks of its states and options; `tables` are [R, D], of linear weights [R, 1]."""
+    rule, options = given.rule, given.options
     require(
         SGD <= rule <= FTRL,
         function,
         "rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL)",
         rule,
     )
-    for name, given, dtype in (("lr", lr, torch.float64), ("step", step, torch.int64)):
-        is_one = given.numel() == 1 and given.dtype == dtype and given.device.type == "cpu"
-        require(is_one, function, f"{name} must be one {dtype} on the CPU", given)
+    for name, number, dtype in (("lr", given.lr, torch.float64), ("step", given.step, torch.int64)):
+        is_one = number.numel() == 1 and number.dtype == dtype and number.device.type == "cpu"
+        require(is_one, function, f"{name} must be one {dtype} on the CPU", number)
     require(len(options) == 4, function, "options must be eps, weight_decay, beta1 and beta2", list(options))
     count = len(tables)
     num_first = count if rule != SGD or first else 0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._checks import check_entries, check_layout, require
+from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import (
     ADAGRAD,
     FTRL,
@@ -32,6 +33,7 @@ from deeprec.kernels.embedding_bag.checks import (
     num_bags,
 )
 from deeprec.kernels.sparse_update import reference as sparse_update
+from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.reference import rounding_seed
 
 
@@ -280,40 +282,23 @@ def planned(
         yield feature, order[mine] - feature.first, row_of[mine] - starts[table]
 
 
-def _wide_grads(
-    function: str,
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
+def _wide_grads(function: str, weights: Sequence[Tensor], given: BagsBackward) -> list[Tensor]:
     """As embedding_bags_grad_reference, the values not yet rounded to the dtype of the tables."""
-    plan = (rows, row_offsets, order, bags, table_starts)
+    grad, sequence_grads, argmax, ids, offsets, per_sample_weights, *_ = given
+    tables, modes, padding = given.tables, given.modes, given.padding
     check_call(function, weights, ids, offsets, per_sample_weights, tables, modes, padding)
-    check_grads(function, weights, grad, sequence_grads, argmax, ids, offsets, tables, modes)
-    check_plan(function, weights, ids, offsets, tables, plan)
+    check_grads(function, weights, given)
+    check_plan(function, weights, ids, offsets, tables, given.plan)
     wide = wide_dtype(weights[0].dtype)
     dims = [w.shape[1] for w in weights]
     features = features_of(ids, offsets, dims, tables, modes, padding)
-    touched = touched_rows(rows, table_starts)
+    touched = touched_rows(given.rows, given.table_starts)
     values = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
     weights_grad = grad.new_zeros(0)
-    if need_weights_grad and per_sample_weights is not None:
+    if given.need_weights_grad and per_sample_weights is not None:
         weights_grad = torch.zeros_like(per_sample_weights)
     sequences = iter(sequence_grads)
-    for f, (feature, named, place) in enumerate(planned(features, tables, plan)):
+    for f, (feature, named, place) in enumerate(planned(features, tables, given.plan)):
         table, mode = tables[f], modes[f]
         sequence_grad = next(sequences).to(wide) if feature.column < 0 else None
         scale = _scale_of(per_sample_weights, feature, f, offsets is None)
@@ -336,30 +321,25 @@ def touched_rows(rows: Tensor, table_starts: Tensor) -> list[Tensor]:
 
 
 def embedding_bags_grad_reference(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
-    """[values [U_t, D_t] for each table, gradient of per_sample_weights (empty unless asked for)]."""
-    return [grad.to(weights[0].dtype) for grad in _wide_grads("embedding_bags_grad", weights, *args)]
+    """[values [U_t, D_t] for each table, gradient of per_sample_weights (empty unless asked for)].
+
+    Args:
+        args: the fields of `BagsBackward`.
+    """
+    grads = _wide_grads("embedding_bags_grad", weights, BagsBackward(*args))
+    return [grad.to(weights[0].dtype) for grad in grads]
 
 
-def embedding_bags_dense_grad_reference(
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
-    """[gradient [R_t, D_t] of each table, gradient of per_sample_weights (empty unless asked for)]."""
+def embedding_bags_dense_grad_reference(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """[gradient [R_t, D_t] of each table, gradient of per_sample_weights (empty unless asked for)].
+
+    Args:
+        args: the fields of `BagsBackward` but for the plan.
+    """
+    (ids, offsets, per_sample_weights), (tables, modes, padding, _) = args[3:6], args[6:]
     check_call("embedding_bags_dense_grad", weights, ids, offsets, per_sample_weights, tables, modes, padding)
     plan = embedding_bags_plan_reference(ids, offsets, [w.shape[0] for w in weights], tables, padding)
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights)
-    *values, weights_grad = embedding_bags_grad_reference(
-        weights, *given, *plan, tables, modes, padding, need_weights_grad
-    )
+    *values, weights_grad = embedding_bags_grad_reference(weights, *args[:6], *plan, *args[6:])
     out = []
     for weight, value, (begin, end) in zip(weights, values, pairwise(plan[-1].tolist()), strict=True):
         dense = torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -375,29 +355,21 @@ def update_rows(
     second: Sequence[Tensor],
     rows: Sequence[Tensor],
     values: Sequence[Tensor],
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
+    given: Step,
 ) -> None:
-    """One step of `rule` on rows [U_t] of each table with gradients values [U_t, D_t]; counts the step.
-
-    options are (eps, weight_decay, beta1 or momentum, beta2); of FTRL (beta, 0, l1, l2). A positive max_norm scales the
-    gradient of all tables together to at most that norm; seed >= 0 rounds bfloat16 weights stochastically.
-    """
-    count, rate = int(step) + 1, float(lr)
-    sparse_update.check_options(op, rule, rate, count, options)
-    step.fill_(count)
-    eps, decay, beta1, beta2 = options
+    """One step on rows [U_t] of each table with gradients values [U_t, D_t]; counts the step."""
+    rule, max_norm = given.rule, given.max_norm
+    count, rate = int(given.step) + 1, float(given.lr)
+    check_options(op, rule, rate, count, given.options)
+    given.step.fill_(count)
+    eps, decay, beta1, beta2 = given.options
     if max_norm > 0:
         squares = [v.to(torch.float64).square().sum() for v in values]
         norm = float(torch.stack(squares).sum().sqrt())
         if norm > max_norm:
             values = [v * (max_norm / norm) for v in values]
     for t, (weight, some, grads) in enumerate(zip(weights, rows, values, strict=True)):
-        salt = rounding_seed(seed, count, t)
+        salt = rounding_seed(given.seed, count, t)
         if rule == SGD:
             buffer = first[t] if first else None
             sparse_update.sgd_update_reference(weight, buffer, some, grads, rate, beta1, decay, salt)
@@ -416,50 +388,15 @@ def update_rows(
 
 
 def embedding_bags_update_reference(
-    weights: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
+    weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], *args: Any
 ) -> Tensor:
-    """The gradient and one optimizer step; returns the gradient of per_sample_weights (empty unless asked for)."""
-    plan = (rows, row_offsets, order, bags, table_starts)
-    check_update("embedding_bags_update_", weights, first, second, rule, lr, step, options)
-    *values, weights_grad = _wide_grads(
-        "embedding_bags_update_",
-        weights,
-        grad,
-        sequence_grads,
-        argmax,
-        ids,
-        offsets,
-        per_sample_weights,
-        *plan,
-        tables,
-        modes,
-        padding,
-        need_weights_grad,
-    )
-    touched = touched_rows(rows, table_starts)
-    how = (rule, lr, step, options, max_norm, seed)
-    update_rows("embedding_bags_update_", weights, first, second, touched, values, *how)
+    """The gradient and one optimizer step; returns the gradient of per_sample_weights (empty unless asked for).
+
+    Args:
+        args: the fields of `BagsBackward`, then those of `Step`.
+    """
+    op, given, step = "embedding_bags_update_", BagsBackward(*args[:-6]), Step(*args[-6:])
+    check_update(op, weights, first, second, step)
+    *values, weights_grad = _wide_grads(op, weights, given)
+    update_rows(op, weights, first, second, touched_rows(given.rows, given.table_starts), values, step)
     return weights_grad

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import MAX, MEAN, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_grad import (
     BAGS,
@@ -25,16 +26,12 @@ from deeprec.kernels.embedding_bag.triton_grad import (
     inverse_lengths,
 )
 from deeprec.kernels.embedding_bag.triton_rows import (
-    NORM,
     PIECES,
-    STORE,
-    UPDATE,
     check_update,
     find_pieces,
     groups_of,
-    rule_of,
-    set_clip,
 )
+from deeprec.kernels.embedding_bag.triton_stages import grad_without_entries, store_grads, take_step
 from deeprec.kernels.embedding_bag.triton_tables import (
     constant,
     is_aligned,
@@ -46,21 +43,13 @@ from deeprec.kernels.embedding_bag.triton_tables import (
 def _pass(
     op: str,
     weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    plan: tuple[Tensor, ...],
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
+    given: BagsBackward,
     first: Sequence[Tensor] = (),
     second: Sequence[Tensor] = (),
 ) -> RowPass:
     """Check the shapes, describe features and tables, sum the pieces of long rows."""
+    grad, sequence_grads, argmax, ids, offsets, per_sample_weights, *_ = given
+    tables, modes, padding, plan = given.tables, given.modes, given.padding, given.plan
     device, dtype = ids.device, weights[0].dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     batch, elements = num_bags(ids, offsets, len(tables)), 16 // grad.element_size()
@@ -103,7 +92,7 @@ def _pass(
     if per_sample_weights is not None:
         entries |= SCALE.value
         scale = per_sample_weights.contiguous()
-        if need_weights_grad:
+        if given.need_weights_grad:
             entries |= SCALE_GRAD.value
             scale_grad = torch.zeros(scale.shape, dtype=wide, device=device)
 
@@ -116,127 +105,65 @@ def _pass(
     groups = groups_of(weights, vecs, [c for c, _ in place], [f for _, f in place], first, second)
     pieces = find_pieces(groups[0].lines, plan[0], plan[1], plan[2], plan[4])
     scratch = grad.new_empty(pieces.most, max(w.shape[1] for w in weights), dtype=wide)
-    given = (ids if offsets is None else offsets.contiguous(), grad, argmax, scale, inverse, scale_grad, scratch)
-    out = RowPass(groups, entries, features, plan, pieces, *given, batch, own)
+    tensors = (ids if offsets is None else offsets.contiguous(), grad, argmax, scale, inverse, scale_grad, scratch)
+    out = RowPass(groups, entries, features, plan, pieces, *tensors, batch, own)
     out.run(PIECES.value)
     return out
 
 
-def _store(op: str, weights: Sequence[Tensor], outs: Sequence[Tensor], is_dense: bool, *rest: Any) -> Tensor:
-    """Fill outs with the gradients of the tables; returns that of the per-sample weights."""
-    done = _pass(op, weights, *rest)
-    addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
-    done.run(STORE.value, outs=addresses, is_dense=is_dense)
-    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
-    return _scale_grad(done, weights[0].dtype)
+def _scale_grad(rows_pass: RowPass, dtype: torch.dtype) -> Tensor:
+    is_needed = rows_pass.entries & SCALE_GRAD.value
+    return rows_pass.scale_grad.to(dtype) if is_needed else rows_pass.grad.new_empty(0)
 
 
-def _scale_grad(done: RowPass, dtype: torch.dtype) -> Tensor:
-    return done.scale_grad.to(dtype) if done.entries & SCALE_GRAD.value else done.grad.new_empty(0)
+def embedding_bags_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """Launch `_bags_rows_kernel`; waits for the GPU once, for the number of rows of each table.
 
-
-def _no_scale_grad(weights: Sequence[Tensor], scale: Tensor | None, is_needed: bool) -> Tensor:
-    """Of a batch without entries."""
-    if scale is None or not is_needed:
-        return weights[0].new_empty(0)
-    return torch.zeros_like(scale, memory_format=torch.contiguous_format)
-
-
-def embedding_bags_grad(
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
-    """Launch `_bags_rows_kernel`; waits for the GPU once, for the number of rows of each table."""
+    Args:
+        args: the fields of `BagsBackward`.
+    """
+    op, given = "embedding_bags_grad", BagsBackward(*args)
     weights = [rows_adjacent(w) for w in weights]
-    bounds = table_starts.tolist()
-    counts = [end - begin for begin, end in itertools.pairwise(bounds)]
+    counts = [end - begin for begin, end in itertools.pairwise(given.table_starts.tolist())]
     outs = [w.new_empty(count, w.shape[1]) for w, count in zip(weights, counts, strict=True)]
-    if rows.shape[0] == 0:
-        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
-    plan = (rows, row_offsets, order, bags, table_starts)
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    return [*outs, _store("embedding_bags_grad", weights, outs, False, *given, need_weights_grad)]
+    if given.rows.shape[0] == 0:
+        return [*outs, grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)]
+    rows_pass = _pass(op, weights, given)
+    store_grads(op, rows_pass, outs, is_dense=False)
+    return [*outs, _scale_grad(rows_pass, weights[0].dtype)]
 
 
-def embedding_bags_dense_grad(
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-) -> list[Tensor]:
-    """As embedding_bags_grad, into tables of zeros."""
+def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """As embedding_bags_grad, into tables of zeros.
+
+    Args:
+        args: the fields of `BagsBackward` but for the plan.
+    """
+    op, (ids, offsets), (tables, _, padding, _) = "embedding_bags_dense_grad", args[3:5], args[6:]
     weights = [rows_adjacent(w) for w in weights]
-    sizes = [w.shape[0] for w in weights]
-    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
+    plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
+    given = BagsBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    if plan[0].shape[0] == 0:
-        return [*outs, _no_scale_grad(weights, per_sample_weights, need_weights_grad)]
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    return [*outs, _store("embedding_bags_dense_grad", weights, outs, True, *given, need_weights_grad)]
+    if given.rows.shape[0] == 0:
+        return [*outs, grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)]
+    rows_pass = _pass(op, weights, given)
+    store_grads(op, rows_pass, outs, is_dense=True)
+    return [*outs, _scale_grad(rows_pass, weights[0].dtype)]
 
 
 def embedding_bags_update_(
-    weights: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    grad: Tensor,
-    sequence_grads: Sequence[Tensor],
-    argmax: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    modes: Sequence[int],
-    padding: Sequence[int],
-    need_weights_grad: bool,
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
+    weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], *args: Any
 ) -> Tensor:
-    """Launch `_bags_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing."""
-    op = "embedding_bags_update_"
-    check_update(op, weights, first, second, rule)
-    plan = (rows, row_offsets, order, bags, table_starts)
-    if rows.shape[0] == 0:
-        step.add_(1)
-        return _no_scale_grad(weights, per_sample_weights, need_weights_grad)
-    given = (grad, sequence_grads, argmax, ids, offsets, per_sample_weights, plan, tables, modes, padding)
-    done = _pass(op, weights, *given, need_weights_grad, first, second)
-    taken = rule_of("embedding_bags_update_", weights[0], bool(first), rule, lr, step, options, seed)
-    step.add_(1)
-    if max_norm > 0:
-        squares = torch.zeros(rows.shape[0], dtype=taken.scalars.dtype, device=rows.device)
-        done.run(NORM.value, taken, squares=squares)
-        set_clip(taken, squares, max_norm)
-    done.run(UPDATE.value, taken)
-    torch._assert_async(done.pieces.ok, f"{op}: the plan must come from embedding_bags_plan of these ids and offsets")
-    return _scale_grad(done, weights[0].dtype)
+    """Launch `_bags_rows_kernel` without waiting for the GPU; a plan of other tables changes nothing.
+
+    Args:
+        args: the fields of `BagsBackward`, then those of `Step`.
+    """
+    op, given, step = "embedding_bags_update_", BagsBackward(*args[:-6]), Step(*args[-6:])
+    check_update(op, weights, first, second, step.rule)
+    if given.rows.shape[0] == 0:
+        step.step.add_(1)
+        return grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)
+    rows_pass = _pass(op, weights, given, first, second)
+    take_step(op, rows_pass, given.rows.shape[0], weights[0], bool(first), step)
+    return _scale_grad(rows_pass, weights[0].dtype)

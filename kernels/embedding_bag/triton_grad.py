@@ -36,6 +36,7 @@ from deeprec.kernels.embedding_bag.triton_rows import (
     warps_of,
     with_decay,
 )
+from deeprec.kernels.embedding_bag.triton_stages import RowsCase
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
     COLUMN,
@@ -44,11 +45,9 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     NUMBER,
     STRIDE,
     acc_of,
-    block_of,
     registers,
     rows_of_tile,
 )
-from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
 BAGS, ONE_FEATURE, SEQUENCE, MAXIMUM, MEANS, SCALE, SCALE_GRAD = (tl.constexpr(1 << i) for i in range(7))
@@ -420,53 +419,30 @@ def compile_cases() -> list[CompileCase]:
     weighted = bags | SCALE.value | SCALE_GRAD.value
     everything = bags | MAXIMUM.value | MEANS.value | SEQUENCE.value
     store, update = STORE.value, UPDATE.value
-    kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
+    kinds: list[RowsCase] = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
-        kinds.append(("grad", element, 16, store, plain, -1))
-        kinds.append(("update_adam", element, 16, update, plain, ADAM))
-    kinds.append(("update_rowwise_adagrad", "bf16", 16, update, plain, ROWWISE_ADAGRAD))
+        kinds.append(RowsCase("bags_grad", element, 16, store, plain, -1))
+        kinds.append(RowsCase("bags_update_adam", element, 16, update, plain, ADAM))
+    kinds.append(RowsCase("bags_update_rowwise_adagrad", "bf16", 16, update, plain, ROWWISE_ADAGRAD))
     for name, rule in (("sgd", SGD), ("momentum", MOMENTUM.value), ("adagrad", ADAGRAD), ("ftrl", FTRL)):
-        kinds.append((f"update_{name}", "fp32", 16, update, plain | bags, rule))
+        kinds.append(RowsCase(f"bags_update_{name}", "fp32", 16, update, plain | bags, rule))
     for dim in (16, 128, 300):
-        kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))
-        kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))
-        kinds.append(("update_rowwise_adagrad", "fp32", dim, update, plain, ROWWISE_ADAGRAD))
+        kinds.append(RowsCase("bags_pieces", "fp32", dim, PIECES.value, plain, -1))
+        kinds.append(RowsCase("bags_norm", "fp32", dim, NORM.value, plain, -1))
+        kinds.append(RowsCase("bags_update_rowwise_adagrad", "fp32", dim, update, plain, ROWWISE_ADAGRAD))
     for dim in (7, 16, 300):
-        kinds.append(("update_rowwise_adagrad_bags", "fp32", dim, update, bags | MEANS.value, ROWWISE_ADAGRAD))
-        kinds.append(("grad_weighted", "fp32", dim, store, weighted, -1))
-        kinds.append(("grad_all", "fp32", dim, store, everything, -1))
-    cases = [_case(*kind) for kind in kinds]
+        means = bags | MEANS.value
+        kinds.append(RowsCase("bags_update_rowwise_adagrad_bags", "fp32", dim, update, means, ROWWISE_ADAGRAD))
+        kinds.append(RowsCase("bags_grad_weighted", "fp32", dim, store, weighted, -1))
+        kinds.append(RowsCase("bags_grad_all", "fp32", dim, store, everything, -1))
     lengths = {"features": "*i64", "ids": "*i64", "offsets": "*i64", "out": "*fp32", "num_bags": "i32", "batch": "i32"}
     lengths |= {"HAS_PADDING": "constexpr", "BLOCK": "constexpr"}
     constants = {"HAS_PADDING": True, "BLOCK": _BLOCK}
-    return [*cases, CompileCase("bags_inverse_lengths", _inverse_lengths_kernel, lengths, constants)]
+    inverse = CompileCase("bags_inverse_lengths", _inverse_lengths_kernel, lengths, constants)
+    return [*map(_case, kinds), inverse]
 
 
-def _case(name: str, element: str, dim: int, stage: int, entries: int, rule: int) -> CompileCase:
-    wide = "fp64" if element == "fp64" else "fp32"
-    vec = 1 if dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
-    block_d = block_of(dim)
-    types = dict.fromkeys(("tables", "features", "table_starts", "outs", "rows", "offsets", "argmax"), "*i64")
-    types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
-    types |= dict.fromkeys(("grad", "scale"), f"*{element}")
-    types |= dict.fromkeys(("inverse", "scale_grad", "scratch", "scalars", "squares"), f"*{wide}")
-    types |= dict.fromkeys(("num_rows", "steps", "batch", "width", "grad_stride", "argmax_stride", *SEEDS), "i32")
-    constants = {
-        "STAGE": stage,
-        "ENTRIES": entries,
-        "RULE": rule,
-        "IS_DENSE": False,
-        "IS_ONE_BLOCK": dim <= block_d,
-        "IS_STOCHASTIC": element == "bf16" and rule >= 0,
-        "ACC": tl.float64 if element == "fp64" else tl.float32,
-        "VEC": vec,
-        "UNROLL": _unroll_of(entries),
-        "BLOCK_R": rows_of_tile(block_d, vec, warps_of(stage), 1),
-        "BLOCK_D": block_d,
-    }
-    types |= dict.fromkeys(constants, "constexpr")
-    signature = {key: types[key] for key in _bags_rows_kernel.arg_names}
-    pointers = [key for key, kind in signature.items() if kind.startswith("*")]
-    aligned = (*pointers, "width", "grad_stride") if vec > 1 else tuple(pointers)
-    more = {"num_warps": warps_of(stage), "aligned": aligned, "max_registers": MAX_REGISTERS}
-    return CompileCase(f"bags_{name}_{element}_d{dim}", _bags_rows_kernel, signature, constants, **more)
+def _case(kind: RowsCase) -> CompileCase:
+    types = dict.fromkeys(("features", "offsets", "argmax"), "*i64") | {"scale": f"*{kind.element}"}
+    types |= dict.fromkeys(("inverse", "scale_grad"), f"*{kind.wide}") | {"argmax_stride": "i32"}
+    return kind.compile_case(_bags_rows_kernel, types, _unroll_of(kind.entries), ("width", "grad_stride"))

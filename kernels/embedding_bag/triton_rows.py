@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_tables import (
     COLUMN,
@@ -29,7 +30,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     new_flag,
     sent,
 )
-from deeprec.kernels.sparse_update.reference import check_options
+from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS, ftrl_step, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
@@ -350,13 +351,12 @@ def check_update(
             raise RuntimeError(f"{op}: weights must be contiguous [R, D]")
 
 
-def rule_of(
-    op: str, weight: Tensor, has_first: bool, rule: int, lr: Tensor, step: Tensor, options: Sequence[float], seed: int
-) -> Rule:
-    """The step after `step`; nothing is counted yet."""
-    count, rate = int(step) + 1, float(lr)
-    check_options(op, rule, rate, count, options)
-    eps, decay, beta1, beta2 = options
+def rule_of(op: str, weight: Tensor, has_first: bool, given: Step) -> Rule:
+    """The step after `given.step`; nothing is counted yet."""
+    rule, seed = given.rule, given.seed
+    count, rate = int(given.step) + 1, float(given.lr)
+    check_options(op, rule, rate, count, given.options)
+    eps, decay, beta1, beta2 = given.options
     size, scale = rate, 1.0
     if rule == ADAM:
         size, scale = rate / (1 - beta1**count), (1 - beta2**count) ** -0.5

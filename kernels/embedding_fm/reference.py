@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deeprec.kernels._checks import check_entries, check_layout, check_tables, require
+from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.checks import check_plan, check_update, num_bags
 from deeprec.kernels.embedding_bag.reference import (
     Feature,
@@ -20,6 +21,7 @@ from deeprec.kernels.embedding_bag.reference import (
     update_rows,
     wide_dtype,
 )
+from deeprec.kernels.embedding_fm.backward import FMBackward
 
 
 class _Entries(NamedTuple):
@@ -63,15 +65,10 @@ def _check(
     check_entries(function, "values", values, ids, first.dtype)
 
 
-def _check_grads(
-    function: str,
-    weights: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    batch: int,
-    num_features: int,
-) -> None:
+def _check_grads(function: str, weights: Sequence[Tensor], given: FMBackward) -> None:
+    grad, sums, embeddings_grad, ids, offsets, *_ = given
+    num_features = len(given.tables)
+    batch = num_bags(ids, offsets, num_features)
     dtype, wide, dim = weights[0].dtype, wide_dtype(weights[0].dtype), weights[0].shape[1]
     requirement = f"grad must be [{batch}] of {dtype}"
     require(grad.shape == (batch,) and grad.dtype == dtype, function, requirement, grad)
@@ -139,38 +136,25 @@ def embedding_fm_reference(
     return out.to(dtype), sums, embeddings.contiguous() if need_embeddings else weights[0].new_empty(0)
 
 
-def embedding_fm_grad_reference(
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-) -> list[Tensor]:
+def embedding_fm_grad_reference(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
     """[values [U_t, D] a table, [U_t] or [U_t, 1] a linear table, gradient of `values` (empty unless asked for)].
 
     v: sum_p g x (S - x v) + x e;  w: sum_p g x;  x: g (w + v . S - x |v|^2) + v . e.
+
+    Args:
+        args: the fields of `FMBackward`.
     """
-    wide = wide_dtype(weights[0].dtype)
-    plan, function = (rows, row_offsets, order, bags, table_starts), "embedding_fm_grad"
+    function, given, wide = "embedding_fm_grad", FMBackward(*args), wide_dtype(weights[0].dtype)
+    grad, sums, embeddings_grad, ids, offsets, values, *_ = given
+    tables, padding, plan = given.tables, given.padding, given.plan
     _check(function, weights, linear, ids, offsets, values, tables, padding)
-    _check_grads(function, weights, grad, sums, embeddings_grad, num_bags(ids, offsets, len(tables)), len(tables))
+    _check_grads(function, weights, given)
     check_plan(function, weights, ids, offsets, tables, plan)
-    touched = touched_rows(rows, table_starts)
+    touched = touched_rows(given.rows, given.table_starts)
     grads = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
     linear_grads = [w.new_zeros(r.shape[0], dtype=wide) for w, r in zip(linear, touched, strict=False)]
     values_grad = weights[0].new_zeros(0)
-    if need_values_grad and values is not None:
+    if given.need_values_grad and values is not None:
         values_grad = torch.zeros_like(values, memory_format=torch.contiguous_format)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, [0] * len(tables), padding)
     for f, (feature, named, place) in enumerate(planned(features, tables, plan)):
@@ -198,26 +182,17 @@ def embedding_fm_grad_reference(
     return [*out, values_grad]
 
 
-def embedding_fm_dense_grad_reference(
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-) -> list[Tensor]:
-    """[gradient of each table, of each linear table, of `values` (empty unless asked for)]."""
+def embedding_fm_dense_grad_reference(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    """[gradient of each table, of each linear table, of `values` (empty unless asked for)].
+
+    Args:
+        args: the fields of `FMBackward` but for the plan.
+    """
+    (ids, offsets, values), (tables, padding, _) = args[3:6], args[6:]
     _check("embedding_fm_dense_grad", weights, linear, ids, offsets, values, tables, padding)
     sizes = [w.shape[0] for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
-    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
-        weights, linear, grad, sums, embeddings_grad, ids, offsets, values, *plan, tables, padding, need_values_grad
-    )
+    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *args[:6], *plan, *args[6:])
     bounds = list(pairwise(plan[-1].tolist()))
     out = []
     for weight, value, (begin, end) in zip([*weights, *linear], some, bounds * (2 if linear else 1), strict=True):
@@ -232,39 +207,20 @@ def embedding_fm_update_reference(
     linear: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
-    embeddings_grad: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    rows: Tensor,
-    row_offsets: Tensor,
-    order: Tensor,
-    bags: Tensor,
-    table_starts: Tensor,
-    tables: Sequence[int],
-    padding: Sequence[int],
-    need_values_grad: bool,
-    rule: int,
-    lr: Tensor,
-    step: Tensor,
-    options: Sequence[float],
-    max_norm: float,
-    seed: int,
+    *args: Any,
 ) -> Tensor:
     """The gradient and one optimizer step; returns the gradient of `values` (empty unless asked for).
 
-    first and second hold the states of the tables, then those of the linear weights.
+    Args:
+        first, second: the states of the tables, then those of the linear weights.
+        args: the fields of `FMBackward`, then those of `Step`.
     """
-    plan = (rows, row_offsets, order, bags, table_starts)
+    op, given, step = "embedding_fm_update_", FMBackward(*args[:-6]), Step(*args[-6:])
     both = [*weights, *(w.view(-1, 1) for w in linear)]
-    check_update("embedding_fm_update_", both, first, second, rule, lr, step, options)
-    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(
-        weights, linear, grad, sums, embeddings_grad, ids, offsets, values, *plan, tables, padding, need_values_grad
-    )
-    touched = touched_rows(rows, table_starts) * (2 if linear else 1)
+    check_update(op, both, first, second, step)
+    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *given)
+    touched = touched_rows(given.rows, given.table_starts) * (2 if linear else 1)
     some = [value.reshape(-1, w.shape[1]) for value, w in zip(some, both, strict=True)]
-    update_rows("embedding_fm_update_", both, first, second, touched, some, rule, lr, step, options, max_norm, seed)
+    update_rows(op, both, first, second, touched, some, step)
     out: Tensor = values_grad
     return out

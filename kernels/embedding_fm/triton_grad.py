@@ -35,17 +35,16 @@ from deeprec.kernels.embedding_bag.triton_rows import (
     warps_of,
     with_decay,
 )
+from deeprec.kernels.embedding_bag.triton_stages import RowsCase
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
     DIM,
     FIELDS,
     STRIDE,
     acc_of,
-    block_of,
     registers,
     rows_of_tile,
 )
-from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
 BAGS, VALUES, LINEAR, EMBEDDINGS, VALUES_GRAD = (tl.constexpr(1 << i) for i in range(5))
@@ -410,49 +409,24 @@ def _unroll_of(entries: int) -> int:
 
 def compile_cases() -> list[CompileCase]:
     """Stages and rules at D = 16 with a linear term; other kinds of entries, wide and odd rows in float32."""
-    plain = LINEAR.value
+    plain, update = LINEAR.value, UPDATE.value
     everything = plain | BAGS.value | VALUES.value | EMBEDDINGS.value | VALUES_GRAD.value
-    kinds: list[tuple[str, str, int, int, int, int]] = []  # name, element, D, stage, entries, rule
+    kinds: list[RowsCase] = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
-        kinds.append(("grad", element, 16, STORE.value, plain, -1))
-        kinds.append(("update_adam", element, 16, UPDATE.value, plain, ADAM))
-    kinds.append(("update_sgd", "fp32", 16, UPDATE.value, plain, SGD))
-    kinds.append(("update_ftrl", "fp32", 16, UPDATE.value, plain, FTRL))
+        kinds.append(RowsCase("embedding_fm_grad", element, 16, STORE.value, plain, -1))
+        kinds.append(RowsCase("embedding_fm_update_adam", element, 16, update, plain, ADAM))
+    kinds.append(RowsCase("embedding_fm_update_sgd", "fp32", 16, update, plain, SGD))
+    kinds.append(RowsCase("embedding_fm_update_ftrl", "fp32", 16, update, plain, FTRL))
     for dim in (7, 16, 300):
-        kinds.append(("pieces", "fp32", dim, PIECES.value, plain, -1))
-        kinds.append(("norm", "fp32", dim, NORM.value, plain, -1))
-        kinds.append(("update_rowwise_adagrad", "fp32", dim, UPDATE.value, plain, ROWWISE_ADAGRAD))
-        kinds.append(("grad_all", "fp32", dim, STORE.value, everything, -1))
-    return [_case(*kind) for kind in kinds]
+        kinds.append(RowsCase("embedding_fm_pieces", "fp32", dim, PIECES.value, plain, -1))
+        kinds.append(RowsCase("embedding_fm_norm", "fp32", dim, NORM.value, plain, -1))
+        kinds.append(RowsCase("embedding_fm_update_rowwise_adagrad", "fp32", dim, update, plain, ROWWISE_ADAGRAD))
+        kinds.append(RowsCase("embedding_fm_grad_all", "fp32", dim, STORE.value, everything, -1))
+    return [_case(kind) for kind in kinds]
 
 
-def _case(name: str, element: str, dim: int, stage: int, entries: int, rule: int) -> CompileCase:
-    wide = "fp64" if element == "fp64" else "fp32"
-    vec = 1 if dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
-    block_d = block_of(dim)
-    types = dict.fromkeys(("tables", "linear_tables", "table_starts", "outs", "rows"), "*i64")
-    types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
-    types |= dict.fromkeys(("grad", "embeddings_grad", "values"), f"*{element}")
-    types |= dict.fromkeys(("sums", "values_grad", "scratch", "scratch2", "scalars", "squares"), f"*{wide}")
-    sizes = ("num_rows", "num_tables", "steps", "batch", "width", "grad_stride", "e_sample_stride", "e_field_stride")
-    types |= dict.fromkeys((*sizes, *SEEDS), "i32")
-    constants = {
-        "STAGE": stage,
-        "ENTRIES": entries,
-        "RULE": rule,
-        "IS_DENSE": False,
-        "IS_ONE_BLOCK": dim <= block_d,
-        "IS_STOCHASTIC": element == "bf16" and rule >= 0,
-        "ACC": tl.float64 if element == "fp64" else tl.float32,
-        "VEC": vec,
-        "UNROLL": _unroll_of(entries),
-        "BLOCK_R": rows_of_tile(block_d, vec, warps_of(stage), 1),
-        "BLOCK_D": block_d,
-    }
-    types |= dict.fromkeys(constants, "constexpr")
-    signature = {key: types[key] for key in _embedding_fm_rows_kernel.arg_names}
-    pointers = [key for key, kind in signature.items() if kind.startswith("*")]
-    aligned = (*pointers, "width") if vec > 1 else tuple(pointers)
-    more = {"num_warps": warps_of(stage), "aligned": aligned, "max_registers": MAX_REGISTERS}
-    name = f"embedding_fm_{name}_{element}_d{dim}"
-    return CompileCase(name, _embedding_fm_rows_kernel, signature, constants, **more)
+def _case(kind: RowsCase) -> CompileCase:
+    types = {"linear_tables": "*i64"} | dict.fromkeys(("embeddings_grad", "values"), f"*{kind.element}")
+    types |= dict.fromkeys(("sums", "values_grad", "scratch2"), f"*{kind.wide}")
+    types |= dict.fromkeys(("num_tables", "e_sample_stride", "e_field_stride"), "i32")
+    return kind.compile_case(_embedding_fm_rows_kernel, types, _unroll_of(kind.entries), ("width",))

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._checks import check_float, check_index, kind_of
+from deeprec.kernels.sparse_update.checks import (
+    AdamRule,
+    Replay,
+    check_adam,
+    check_eps,
+    check_ftrl,
+    check_momentum,
+    check_rates,
+    check_replay,
+    check_replayed_step,
+)
 
 _U32 = 0xFFFFFFFF
 
@@ -108,12 +119,11 @@ def _check_history(
     weight: Tensor,
     last_step: Tensor,
     rows: Tensor | None,
-    lr_history: Tensor,
+    replay: Replay,
     weight_decay: float,
-    history_start: int,
-    step: int,
 ) -> None:
-    """What a replay up to `step` reads: the last step of each row, and the learning rates since."""
+    """What a replay reads: the last step of each row, and the learning rates since."""
+    lr_history, history_start, step = replay
     count = weight.shape[0]
     if last_step.numel() != count or last_step.dtype != torch.int32 or not last_step.is_contiguous():
         _refuse(op, f"last_step must be int32 [{count}]", last_step)
@@ -128,112 +138,9 @@ def _check_history(
     _check_finite(op, lr_history.reshape(-1)[oldest - history_start : step - history_start])
 
 
-def check_number(op: str, name: str, value: float, holds: bool, requirement: str) -> None:
-    """Raise RuntimeError where a number of a rule is not finite or not in its domain."""
-    if not (holds and math.isfinite(value)):
-        raise RuntimeError(f"{op}: {name} must be {requirement}, got {value}")
-
-
-def check_rates(op: str, lr: float, weight_decay: float) -> None:
-    """The domains of what all rules but FTRL have."""
-    check_number(op, "lr", lr, True, "a finite number")
-    check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0")
-
-
-def check_momentum(op: str, momentum: float) -> None:
-    """The domain of SGD's momentum."""
-    check_number(op, "momentum", momentum, momentum >= 0, "a finite number >= 0")
-
-
-def check_eps(op: str, eps: float) -> None:
-    """The domain of what Adagrad and Adam add to a divisor that may be 0."""
-    check_number(op, "eps", eps, eps > 0, "a finite number > 0")
-
-
-def check_betas(op: str, beta1: float, beta2: float) -> None:
-    """The domain of Adam's decay rates."""
-    check_number(op, "beta1", beta1, 0 <= beta1 < 1, "in [0, 1)")
-    check_number(op, "beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
-
-
-def check_step(op: str, step: int) -> None:
-    """The number of a step, which Adam divides by a function of: from 1."""
-    if not 1 <= step < 2**31:
-        raise RuntimeError(f"{op}: step must be in [1, 2^31), got {step}")
-
-
-def check_adam(op: str, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
-    """All numbers of one step of Adam."""
-    check_step(op, step)
-    check_rates(op, lr, weight_decay)
-    check_betas(op, beta1, beta2)
-    check_eps(op, eps)
-
-
-def check_replay(
-    op: str,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """All numbers of a replay up to `step` but the learning rates, which may be on a GPU."""
-    check_number(op, "weight_decay", weight_decay, weight_decay >= 0, "a finite number >= 0")
-    check_betas(op, beta1, beta2)
-    check_eps(op, eps)
-    if not 0 <= history_start <= step or lr_history.numel() < step - history_start:
-        raise RuntimeError(
-            f"{op}: lr_history must be float64 with the learning rate of each step from {history_start + 1} to {step}, "
-            f"got {lr_history.numel()}"
-        )
-
-
-def check_replayed_step(
-    op: str,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """All numbers of step `step` after a replay up to the step before."""
-    check_step(op, step)
-    check_replay(op, lr_history, history_start, step, beta1, beta2, eps, weight_decay)
-    if step == history_start:
-        raise RuntimeError(f"{op}: step must be after history_start, got {step}")
-
-
 def _check_finite(op: str, rates: Tensor) -> None:
     if not bool(rates.isfinite().all()):
         raise RuntimeError(f"{op}: lr_history must be finite in every step, got {rates[~rates.isfinite()][0]}")
-
-
-def check_ftrl(op: str, lr: float, l1: float, l2: float, beta: float) -> None:
-    """What the rule needs of its numbers; it divides by lr."""
-    if not (lr > 0 and l1 >= 0 and l2 >= 0 and beta >= 0 and all(map(math.isfinite, (lr, l1, l2, beta)))):
-        raise RuntimeError(
-            f"{op}: FTRL needs lr > 0 and l1, l2, beta >= 0, all finite; a schedule of lr must not reach 0, got lr "
-            f"{lr}, l1 {l1}, l2 {l2}, beta {beta}"
-        )
-
-
-def check_options(op: str, rule: int, lr: float, step: int, options: Sequence[float]) -> None:
-    """The numbers of step `step` of an update in the backward pass, see `deeprec.kernels.embedding_bag.RowUpdate`."""
-    eps, decay, beta1, beta2 = options
-    if rule == 4:
-        check_ftrl(op, lr, beta1, beta2, eps)
-        if decay:
-            raise RuntimeError(f"{op}: FTRL takes no weight_decay but l2, got {decay}")
-    elif rule == 3:
-        check_adam(op, step, lr, beta1, beta2, eps, decay)
-    else:
-        check_rates(op, lr, decay)
-        check_momentum(op, beta1) if rule == 0 else check_eps(op, eps)
 
 
 def sgd_update_reference(
@@ -304,8 +211,9 @@ def rowwise_adagrad_update_reference(
 
 
 def _adam(
-    w: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, lr: float, beta1: float, beta2: float, eps: float
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, lr: float, rule: AdamRule
 ) -> tuple[Tensor, Tensor, Tensor]:
+    beta1, beta2, eps, _ = rule
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
     w = w - lr / (1 - beta1**step) * m / (v.sqrt() / math.sqrt(1 - beta2**step) + eps)
@@ -313,29 +221,23 @@ def _adam(
 
 
 def adam_update_reference(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    rounding_seed: int = -1,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor, grads: Tensor, step: int, lr: float, *args: Any
 ) -> None:
-    """One step of Adam on the touched rows; the moments of the others stand still."""
+    """One step of Adam on the touched rows; the moments of the others stand still.
+
+    Args:
+        args: the fields of `AdamRule`, and perhaps the seed of stochastic rounding.
+    """
+    rule, seed = AdamRule(*args[:4]), args[4] if len(args) > 4 else -1
     _check_table("adam_update_", weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
     _check_rows("adam_update_", weight, rows, grads)
-    check_adam("adam_update_", step, lr, beta1, beta2, eps, weight_decay)
-    w, g = _wide(weight, rows, grads, weight_decay)
+    check_adam("adam_update_", step, lr, rule)
+    w, g = _wide(weight, rows, grads, rule.weight_decay)
     exp_avg, exp_avg_sq = exp_avg.view(weight.shape), exp_avg_sq.view(weight.shape)
     index = rows.to(torch.int64)
-    w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, beta1, beta2, eps)
+    w, m, v = _adam(w, g, exp_avg[index], exp_avg_sq[index], step, lr, rule)
     exp_avg[index], exp_avg_sq[index] = m, v
-    _store(weight, rows, w, rounding_seed)
+    _store(weight, rows, w, seed)
 
 
 def ftrl_update_reference(
@@ -370,30 +272,24 @@ def ftrl_update_reference(
 
 
 def adam_catch_up_reference(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor | None,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor | None, *args: Any
 ) -> None:
-    """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another."""
-    op = "adam_catch_up_"
+    """Replay Adam's steps last_step + 1 ... step with a zero gradient, one after another.
+
+    Args:
+        args: the fields of `Replay`, then those of `AdamRule`.
+    """
+    op, replay, rule = "adam_catch_up_", Replay(*args[:3]), AdamRule(*args[3:])
+    (lr_history, history_start, step), weight_decay = replay, rule.weight_decay
     _check_table(op, weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
-    check_replay(op, lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    check_replay(op, replay, rule)
     if rows is not None:
         check_index(op, "rows", rows)
         bad = ((rows < 0) | (rows >= weight.shape[0])).flatten().nonzero().flatten()
         if bad.numel():
             value, position = int(rows.flatten()[bad[0]]), int(bad[0])
             raise RuntimeError(f"{op}: rows must be in [0, {weight.shape[0]}), got {value} at position {position}")
-    _check_history(op, weight, last_step, rows, lr_history, weight_decay, history_start, step)
+    _check_history(op, weight, last_step, rows, replay, weight_decay)
     exp_avg, exp_avg_sq = exp_avg.view(weight.shape), exp_avg_sq.view(weight.shape)
     last_step, lr_history = last_step.view(-1), lr_history.view(-1)
     index = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows.to(torch.int64).unique()
@@ -407,7 +303,7 @@ def adam_catch_up_reference(
         behind = index[last_step[index] < now]
         w = weight[behind].to(dtype)
         lr = learning_rates[now - 1 - history_start]
-        w, m, v = _adam(w, weight_decay * w, exp_avg[behind], exp_avg_sq[behind], now, lr, beta1, beta2, eps)
+        w, m, v = _adam(w, weight_decay * w, exp_avg[behind], exp_avg_sq[behind], now, lr, rule)
         weight[behind], exp_avg[behind], exp_avg_sq[behind] = w.to(weight.dtype), m, v
     last_step[index] = torch.clamp(last_step[index], min=step)
 
@@ -419,61 +315,45 @@ def adam_dense_update_reference(
     last_step: Tensor,
     rows: Tensor,
     grads: Tensor,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+    *args: Any,
 ) -> None:
-    """Catch up to step - 1, then take the gradient of step `step`."""
-    rule = (beta1, beta2, eps, weight_decay)
-    _check_dense_step(
-        "adam_dense_update_",
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        last_step,
-        rows,
-        grads,
-        lr_history,
-        history_start,
-        step,
-        *rule,
-    )
-    adam_catch_up_reference(weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step - 1, *rule)
-    lr = float(lr_history.view(-1)[step - 1 - history_start])
-    adam_update_reference(weight, exp_avg, exp_avg_sq, rows, grads, step, lr, *rule)
-    last_step.view(-1)[rows.to(torch.int64)] = step
+    """Catch up to step - 1, then take the gradient of step `step`.
+
+    Args:
+        args: the fields of `Replay`, then those of `AdamRule`.
+    """
+    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
+    table = (weight, exp_avg, exp_avg_sq, last_step, rows, grads)
+    _check_dense_step("adam_dense_update_", table, replay, rule)
+    missed = replay._replace(step=replay.step - 1)
+    adam_catch_up_reference(weight, exp_avg, exp_avg_sq, last_step, rows, *missed, *rule)
+    lr = float(replay.lr_history.view(-1)[replay.step - 1 - replay.history_start])
+    adam_update_reference(weight, exp_avg, exp_avg_sq, rows, grads, replay.step, lr, *rule)
+    last_step.view(-1)[rows.to(torch.int64)] = replay.step
 
 
-def _check_dense_step(
-    op: str,
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grads: Tensor | None,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    *rule: float,
-) -> None:
-    """One table of a replay up to `step`, or with gradients of step `step` after a replay up to the one before."""
+def _check_dense_step(op: str, table: Sequence[Any], replay: Replay, rule: AdamRule) -> None:
+    """One table of a replay, or with gradients of its last step after a replay up to the one before.
+
+    Args:
+        table: weight, exp_avg, exp_avg_sq, last_step, rows, gradients or None.
+    """
+    weight, exp_avg, exp_avg_sq, last_step, rows, grads = table
     _check_table(op, weight, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
     _check_rows(op, weight, rows, grads)
+    lr_history, history_start, step = replay
     if grads is None:
-        check_replay(op, lr_history, history_start, step, *rule)
+        check_replay(op, replay, rule)
     else:
-        check_replayed_step(op, lr_history, history_start, step, *rule)
+        check_replayed_step(op, replay, rule)
         _check_finite(op, lr_history.reshape(-1)[step - 1 - history_start : step - history_start])
-    _check_history(op, weight, last_step, rows, lr_history, rule[-1], history_start, step - (grads is not None))
+    missed = replay._replace(step=step - (grads is not None))
+    _check_history(op, weight, last_step, rows, missed, rule.weight_decay)
 
 
 def _check_each_table(op: str, tables: Sequence[Sequence[Tensor]], *history_and_rule: Any) -> None:
     """All tables of one call, before any is changed; `tables` are the operator's lists."""
+    replay, rule = Replay(*history_and_rule[:3]), AdamRule(*history_and_rule[3:])
     count = len(tables[0])
     for others in tables:
         if len(others) != count:
@@ -483,7 +363,7 @@ def _check_each_table(op: str, tables: Sequence[Sequence[Tensor]], *history_and_
             _refuse(op, f"tables must have one dtype ({tables[0][0].dtype})", weight)
         exp_avg, exp_avg_sq, last_step, rows, *grads = rest
         table = (weight, exp_avg, exp_avg_sq, last_step, rows, grads[0] if grads else None)
-        _check_dense_step(op, *table, *history_and_rule)
+        _check_dense_step(op, table, replay, rule)
 
 
 def adam_catch_up_tables_reference(

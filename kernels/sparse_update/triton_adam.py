@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,13 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.triton_tables import pointer_at, sent
-from deeprec.kernels.sparse_update.reference import check_adam, check_replay, check_replayed_step
+from deeprec.kernels.sparse_update.checks import (
+    AdamRule,
+    Replay,
+    check_adam,
+    check_replay,
+    check_replayed_step,
+)
 from deeprec.kernels.sparse_update.triton_rows import (
     SEEDS,
     case_in_order,
@@ -45,20 +51,8 @@ def _adam_row(
     row,
     grad_stride,
     dim,
-    step,
-    history_start,
-    max_counted,
-    beta1,
-    rest1,
-    beta2,
-    rest2,
-    root_beta2,
-    log2_beta1,
-    log2_beta2,
-    eps,
-    weight_decay,
-    seed_low,
-    seed_high,
+    numbers,  # the kernels' arguments from `step` to `weight_decay`
+    seeds,
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
@@ -67,6 +61,8 @@ def _adam_row(
     BLOCK_D: tl.constexpr,
 ):
     """Catch one row up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
+    step, history_start, max_counted, beta1, rest1, beta2, rest2 = numbers[:7]
+    root_beta2, log2_beta1, log2_beta2, eps, weight_decay = numbers[7:]
     if IS_DENSE:
         last = tl.load(last_step + row)
         goal = step
@@ -114,7 +110,7 @@ def _adam_row(
             scale = tl.load(scales + (step - 1 - history_start))
             w = (w - size * m / (tl.sqrt(v) * scale + eps)).to(ACC)
         place = row * dim + column
-        store_weight(weight + place, w, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
+        store_weight(weight + place, w, place, in_row, seeds[0], seeds[1], IS_STOCHASTIC)
         tl.store(exp_avg + row * dim + column, m, mask=in_row)
         tl.store(exp_avg_sq + row * dim + column, v, mask=in_row)
     if IS_DENSE:
@@ -163,6 +159,8 @@ def _adam_update_kernel(
     row = i
     if not ALL_ROWS:
         row = tl.load(rows + i).to(tl.int64)
+    numbers = (step, history_start, max_counted, beta1, rest1, beta2, rest2)
+    numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     _adam_row(
         weight,
         exp_avg,
@@ -175,20 +173,8 @@ def _adam_update_kernel(
         row,
         grad_stride,
         dim,
-        step,
-        history_start,
-        max_counted,
-        beta1,
-        rest1,
-        beta2,
-        rest2,
-        root_beta2,
-        log2_beta1,
-        log2_beta2,
-        eps,
-        weight_decay,
-        seed_low,
-        seed_high,
+        numbers,
+        (seed_low, seed_high),
         HAS_GRAD,
         IS_DENSE,
         HAS_DECAY,
@@ -251,11 +237,12 @@ def _adam_tables_kernel(
     grads = pointer_at(tl.load(line + _GRADS), grads_like, VEC > 1)
     grad_stride = tl.multiple_of(tl.load(line + _GRAD_STRIDE), VEC)
     dim = tl.multiple_of(tl.load(line + _DIM), VEC)
-    seed_low = program.to(tl.int32)  # no rounding at random: nobody reads the seeds
-    seed_high = seed_low
+    seed = program.to(tl.int32)  # no rounding at random: nobody reads the seeds
     HAS_GRAD: tl.constexpr = True
     IS_DENSE: tl.constexpr = True
     IS_STOCHASTIC: tl.constexpr = False
+    numbers = (step, history_start, max_counted, beta1, rest1, beta2, rest2)
+    numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     _adam_row(
         weight,
         exp_avg,
@@ -268,20 +255,8 @@ def _adam_tables_kernel(
         row,
         grad_stride,
         dim,
-        step,
-        history_start,
-        max_counted,
-        beta1,
-        rest1,
-        beta2,
-        rest2,
-        root_beta2,
-        log2_beta1,
-        log2_beta2,
-        eps,
-        weight_decay,
-        seed_low,
-        seed_high,
+        numbers,
+        (seed, seed),
         HAS_GRAD,
         IS_DENSE,
         HAS_DECAY,
@@ -291,17 +266,9 @@ def _adam_tables_kernel(
     )
 
 
-def _numbers(
-    weight: Tensor,
-    learning_rates: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+def _numbers(weight: Tensor, replay: Replay, rule: AdamRule) -> tuple[Tensor, Tensor, tuple[float, ...]]:
     """step_sizes and scales of the steps, and the kernels' arguments from `step` to `weight_decay`."""
+    (learning_rates, history_start, step), (beta1, beta2, eps, weight_decay) = replay, rule
     state = torch.float64 if weight.dtype == torch.float64 else torch.float32
     steps = torch.arange(history_start + 1, step + 1, dtype=torch.float64, device=weight.device)
     step_sizes = (learning_rates[: steps.numel()] / (1 - beta1**steps)).to(state)
@@ -314,26 +281,30 @@ def _numbers(
     return step_sizes, scales, (*numbers, *logarithms, eps, weight_decay)
 
 
-def _launch_adam(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor | None,
-    rows: Tensor | None,
-    grads: Tensor | None,
-    learning_rates: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    seed: int = -1,
-) -> None:
+class _Table(NamedTuple):
+    """A table and what a launch reads beside it.
+
+    Attributes:
+        weight, exp_avg, exp_avg_sq: [R, D].
+        last_step: [R] int32; None for lazy Adam.
+        rows: [U] ascending; None: all rows.
+        grads: [U, D]; None: catch up only.
+    """
+
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    last_step: Tensor | None
+    rows: Tensor | None
+    grads: Tensor | None
+
+
+def _launch_adam(table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) -> None:
+    weight, exp_avg, exp_avg_sq, last_step, rows, grads = table
     count = weight.shape[0] if rows is None else rows.numel()
-    if count == 0 or step == history_start:
+    if count == 0 or replay.step == replay.history_start:
         return
-    step_sizes, scales, numbers = _numbers(weight, learning_rates, history_start, step, beta1, beta2, eps, weight_decay)
+    step_sizes, scales, numbers = _numbers(weight, replay, rule)
     _adam_update_kernel[(count,)](
         weight,
         exp_avg,
@@ -349,57 +320,44 @@ def _launch_adam(
         HAS_GRAD=grads is not None,
         IS_DENSE=last_step is not None,
         ALL_ROWS=rows is None,
-        HAS_DECAY=weight_decay != 0,
+        HAS_DECAY=rule.weight_decay != 0,
         **types_of(weight, seed),
     )
 
 
 def adam_update_(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    rounding_seed: int = -1,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor, grads: Tensor, step: int, lr: float, *args: Any
 ) -> None:
-    """Launch `_adam_update_kernel` for one step of lazy Adam."""
-    check_adam("adam_update_", step, lr, beta1, beta2, eps, weight_decay)
+    """Launch `_adam_update_kernel` for one step of lazy Adam.
+
+    Args:
+        args: the fields of `AdamRule`, and perhaps the seed of stochastic rounding.
+    """
+    rule, seed = AdamRule(*args[:4]), args[4] if len(args) > 4 else -1
+    check_adam("adam_update_", step, lr, rule)
     grads = check("adam_update_", weight, rows, grads, exp_avg, exp_avg_sq)
     lrs = torch.full((1,), lr, dtype=torch.float64, device=weight.device)
-    rule = (beta1, beta2, eps, weight_decay, rounding_seed)
-    _launch_adam(weight, exp_avg, exp_avg_sq, None, rows, grads, lrs, step - 1, step, *rule)
+    table = _Table(weight, exp_avg, exp_avg_sq, None, rows, grads)
+    _launch_adam(table, Replay(lrs, step - 1, step), rule, seed)
 
 
 def adam_catch_up_(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor | None,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor | None, *args: Any
 ) -> None:
-    """Launch `_adam_update_kernel` without a gradient."""
-    check_replay("adam_catch_up_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    """Launch `_adam_update_kernel` without a gradient.
+
+    Args:
+        args: the fields of `Replay`, then those of `AdamRule`.
+    """
+    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
+    check_replay("adam_catch_up_", replay, rule)
     check_flat("adam_catch_up_", [weight], [exp_avg, exp_avg_sq, last_step])
     unique = None
     if rows is not None:
         unique = rows.unique()  # sorted: one program a row, whatever the caller repeats
         if unique.numel() and bool((unique[0] < 0) | (unique[-1] >= weight.shape[0])):
             raise RuntimeError(f"adam_catch_up_: rows must be in [0, {weight.shape[0]})")
-    rule = (beta1, beta2, eps, weight_decay)
-    _launch_adam(weight, exp_avg, exp_avg_sq, last_step, unique, None, lr_history, history_start, step, *rule)
+    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, unique, None), replay, rule)
 
 
 def adam_dense_update_(
@@ -409,19 +367,17 @@ def adam_dense_update_(
     last_step: Tensor,
     rows: Tensor,
     grads: Tensor,
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+    *args: Any,
 ) -> None:
-    """Launch `_adam_update_kernel` with catch-up and gradient."""
-    rule = (beta1, beta2, eps, weight_decay)
-    check_replayed_step("adam_dense_update_", lr_history, history_start, step, *rule)
+    """Launch `_adam_update_kernel` with catch-up and gradient.
+
+    Args:
+        args: the fields of `Replay`, then those of `AdamRule`.
+    """
+    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
+    check_replayed_step("adam_dense_update_", replay, rule)
     grads = check("adam_dense_update_", weight, rows, grads, exp_avg, exp_avg_sq, last_step)
-    _launch_adam(weight, exp_avg, exp_avg_sq, last_step, rows, grads, lr_history, history_start, step, *rule)
+    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, rows, grads), replay, rule)
 
 
 def _warps_of(block: int) -> int:
@@ -436,21 +392,20 @@ def adam_dense_update_tables_(
     last_steps: Sequence[Tensor],
     rows: Sequence[Tensor],
     grads: Sequence[Tensor],
-    lr_history: Tensor,
-    history_start: int,
-    step: int,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
+    *args: Any,
 ) -> None:
-    """Launch `_adam_tables_kernel`, once for all tables whose rows fill the same block."""
-    check_replayed_step("adam_dense_update_tables_", lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    """Launch `_adam_tables_kernel`, once for all tables whose rows fill the same block.
+
+    Args:
+        args: the fields of `Replay`, then those of `AdamRule`.
+    """
+    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
+    check_replayed_step("adam_dense_update_tables_", replay, rule)
     grads = check_tables("adam_dense_update_tables_", weights, rows, grads, [*exp_avgs, *exp_avg_sqs, *last_steps])
     tables = [t for t in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True) if t[4].numel()]
-    if not tables or step == history_start:
+    if not tables or replay.step == replay.history_start:
         return
-    step_sizes, scales, numbers = _numbers(weights[0], lr_history, history_start, step, beta1, beta2, eps, weight_decay)
+    step_sizes, scales, numbers = _numbers(weights[0], replay, rule)
     groups: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
     for table in tables:
         key = (types_of(table[0])["BLOCK_D"], *(x.dtype for x in table))
@@ -476,7 +431,7 @@ def adam_dense_update_tables_(
             len(group),
             len(group).bit_length(),
             *numbers,
-            HAS_DECAY=weight_decay != 0,
+            HAS_DECAY=rule.weight_decay != 0,
             ACC=types_of(weight)["ACC"],
             VEC=1 if any((*places, *widths)) else elements,
             BLOCK_D=block,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.sparse_update.reference import check_eps, check_ftrl, check_momentum, check_rates
+from deeprec.kernels.sparse_update.checks import check_eps, check_ftrl, check_momentum, check_rates
 from deeprec.kernels.sparse_update.triton_adam import (
     adam_catch_up_,
     adam_dense_update_,

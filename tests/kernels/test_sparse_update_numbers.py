@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import deeprec.kernels.sparse_update as ops
+from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.reference import update_rows
 from deeprec.kernels.sparse_update import reference
 from deeprec.nn import EmbeddingCollection, FactorizationMachine, Table
@@ -70,9 +71,18 @@ def tensors(op: str) -> dict[str, Any]:
 
 def implementation(kind: str, op: str) -> Callable[..., None]:
     """What is called; the checks of the Triton launchers come before anything is launched, so no GPU is needed."""
+    if kind == "operator":
+        return getattr(ops, op)
     if kind == "triton":
-        return getattr(pytest.importorskip("deeprec.kernels.sparse_update.triton_kernels"), op)
-    return getattr(ops, op) if kind == "operator" else getattr(reference, f"{op}reference")
+        function = getattr(pytest.importorskip("deeprec.kernels.sparse_update.triton_kernels"), op)
+    else:
+        function = getattr(reference, f"{op}reference")
+    names = [argument.name for argument in getattr(torch.ops.deeprec, op).default._schema.arguments]
+
+    def call(**arguments: Any) -> None:  # as the operator calls it: flat, in the order of its schema
+        function(*(arguments[name] for name in names if name in arguments))
+
+    return call
 
 
 def kinds_of(op: str) -> list[str]:
@@ -199,8 +209,8 @@ def test_the_reference_of_the_step_in_backward_names_it_too(
 ) -> None:
     weight, count = torch.ones(2, 2), torch.tensor(step)
     states = ([torch.zeros(2) if rule == 2 else torch.zeros(2, 2)], [torch.zeros(2, 2)])
-    given = ([weight], *states, [torch.tensor([0])], [torch.ones(1, 2)], rule, torch.tensor(lr).double(), count)
+    taken = Step(rule, torch.tensor(lr).double(), count, options, 0.0, -1)
     with pytest.raises(RuntimeError, match=f"the_update_: .*{name}"):
-        update_rows("the_update_", *given, options, 0.0, -1)
+        update_rows("the_update_", [weight], *states, [torch.tensor([0])], [torch.ones(1, 2)], taken)
     assert (weight == 1).all()
     assert int(count) == step
