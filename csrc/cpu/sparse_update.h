@@ -76,7 +76,7 @@ inline void* state_data(const char* op, const char* name, const Tensor& state, c
   return state.data_ptr();
 }
 
-// The numbers of a rule, as check_number and its kin in kernels/sparse_update/reference.py; NaN is in no domain.
+// The numbers of a rule, as check_number and its kin in kernels/sparse_update/checks.py; NaN is in no domain.
 inline void check_number(const char* op, const char* name, double value, bool holds, const char* requirement) {
   DEEPREC_CHECK(holds && std::isfinite(value), op, ": ", name, " must be ", requirement, ", got ", value);
 }
