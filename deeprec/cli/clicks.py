@@ -42,6 +42,7 @@ def train_clicks(
     schema: Path | None,
     log_directory: Path | None,
     on_bad: str,
+    device: str,
 ) -> None:
     """`deeprec train` with a click model; arguments as there."""
     if protocol != "click":
@@ -58,7 +59,15 @@ def train_clicks(
     with Display() as display:
         try:
             result = fit_clicks(
-                model, log, protocol=rule, seed=seed, out=target, resume=resume, select=select, on_progress=display.show
+                model,
+                log,
+                protocol=rule,
+                seed=seed,
+                out=target,
+                resume=resume,
+                select=select,
+                on_progress=display.show,
+                device=device,
             )
         except KeyboardInterrupt:
             display.stop()

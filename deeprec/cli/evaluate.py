@@ -12,7 +12,7 @@ import deeprec
 from deeprec.cli import folder
 from deeprec.cli.clicks import evaluate_click_model
 from deeprec.cli.console import console, figure, print_json, say, table
-from deeprec.cli.settings import read_settings
+from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.evaluate import Protocol, protocol, read_card
 from deeprec.models import ClickModel, TrainConfig
 
@@ -30,10 +30,11 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="The data, if it lies elsewhere now.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Measure a trained model again on its test part, by its own protocol or another."""
-    model = deeprec.load(directory)
+    model = deeprec.load(directory, device=device)
     card = read_card(directory)
     if isinstance(model, ClickModel):
         if options or protocol_name:

@@ -9,6 +9,7 @@ import typer
 
 import deeprec
 from deeprec.cli.console import progress, say
+from deeprec.cli.settings import DEVICE_HELP
 from deeprec.models.click import ClickModel
 from deeprec.serve.predict import predict_file, predict_pairs_file
 
@@ -23,13 +24,14 @@ def predict(
     file_format: Annotated[
         str | None, typer.Option("--format", help="csv, tsv, criteo, libsvm, libffm, parquet; by the name otherwise.")
     ] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Write the click probability of every row of a file, by the features of training; no label is needed.
 
     For a model of users and items: what it says of each pair of a file with columns user_id and item_id, as a rating
     where it predicts ratings.
     """
-    model = deeprec.load(directory)
+    model = deeprec.load(directory, device=device)
     if not isinstance(model, ClickModel):
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")

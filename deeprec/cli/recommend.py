@@ -11,6 +11,7 @@ import typer
 import deeprec
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, print_json, table
+from deeprec.cli.settings import DEVICE_HELP
 from deeprec.data import IdMap
 from deeprec.models import ClickModel
 
@@ -25,6 +26,7 @@ def recommend(
     ratings: Annotated[
         list[str] | None, typer.Option("--ratings", help="What the new user gave each item of --history: 5,3,...")
     ] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Recommend items to users of the data, or to a new user with a history, rated or not."""
@@ -34,7 +36,7 @@ def recommend(
         )
     if ratings and not history:
         raise ValueError("recommend: --ratings goes with --history ITEM,ITEM; leave it out")
-    model = deeprec.load(directory)
+    model = deeprec.load(directory, device=device)
     if isinstance(model, ClickModel):
         raise ValueError(
             f"recommend: {directory} holds {model.name}, which predicts clicks of rows; use "

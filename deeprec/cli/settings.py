@@ -22,6 +22,7 @@ from deeprec.data.reading.errors import naming
 from deeprec.evaluate import Protocol
 from deeprec.models.config import unknown_option
 
+DEVICE_HELP = "cpu, cuda or cuda:1; auto takes a GPU where torch sees one."
 _SECTIONS = ("protocol", "data")
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

@@ -12,8 +12,9 @@ from deeprec.cli import folder
 from deeprec.cli.clicks import train_clicks
 from deeprec.cli.console import command, console, say, seconds
 from deeprec.cli.display import Display, figures_table
-from deeprec.cli.settings import read_settings
+from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.data import Interactions
+from deeprec.device import resolve_device
 from deeprec.evaluate import Protocol, protocol
 from deeprec.models import Recommender
 from deeprec.train import FitResult, fit
@@ -61,12 +62,14 @@ def train(
     on_bad: Annotated[
         str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
     ] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 
     Options of the model are written KEY=VALUE (see `deeprec models MODEL`); protocol.KEY=VALUE and data.KEY=VALUE
     change the protocol and the reader of the data.
     """
+    resolve_device(device, "train")  # before the data is read
     given = {
         "select": select,
         "best_on_test": best_on_test or None,
@@ -93,6 +96,7 @@ def train(
             schema=schema,
             log_directory=log,
             on_bad=on_bad or "raise",
+            device=device,
         )
         return
     settings = read_settings(models.config_class(model), options or [], config)
@@ -118,6 +122,7 @@ def train(
                 select=select,
                 report_best_on_test=best_on_test,
                 on_progress=display.show,
+                device=device,
             )
         except KeyboardInterrupt:
             display.stop()

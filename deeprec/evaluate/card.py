@@ -47,6 +47,8 @@ class Card:
         epoch: epoch that validation chose, from 1, None where there are no epochs.
         select: the figure that chose it, None where not known.
         history: one dict an epoch.
+        device: where the model was trained and measured, "cpu" or "cuda:0"; None where not known. No part of what makes
+            cards comparable.
         versions, hardware: where it ran; filled in on construction.
         schema_version: of this file format.
     """
@@ -64,6 +66,7 @@ class Card:
     epoch: int | None = None
     select: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
+    device: str | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
     schema_version: int = SCHEMA_VERSION

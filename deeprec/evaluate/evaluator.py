@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deeprec.device import Device, device_of, placed, to_device
 from deeprec.evaluate import metrics
 from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.ranking import Progress, Ranking, Scorer, candidate_ranks, full_ranks
@@ -29,6 +30,7 @@ def evaluate(
     *,
     users: NDArray[Any] | None = None,
     progress: Progress | None = None,
+    device: Device = "auto",
 ) -> dict[str, float]:
     """Figures of `model` on one part of a split.
 
@@ -40,14 +42,16 @@ def evaluate(
         part: "validation" or "test". The test part is for the end: choosing anything on it inflates the figure.
         users: internal ids of the users to evaluate, or None for all of the part.
         progress: called with (done, total) after each block.
+        device: where the model is moved for this call, and with it the work; "auto": where it is.
     Returns:
         "metric@k" (or "auc") to its mean over users, in the order of the protocol.
     Raises:
-        ValueError: a score is NaN, the part is empty, or negatives are missing.
+        ValueError: a score is NaN, the part is empty, negatives are missing, or there is no such device.
     """
-    if protocol.task == "rating":
-        return rating_figures(model, split, protocol, part)
-    ranking = rank(model, split, protocol, part, users=users, progress=progress)
+    with placed(model, device, "evaluate"):
+        if protocol.task == "rating":
+            return rating_figures(model, split, protocol, part)
+        ranking = rank(model, split, protocol, part, users=users, progress=progress)
     if ranking.users.size == 0:
         raise ValueError(
             f"evaluate: the {part} part must have a user to evaluate, got none; check the split or `users`"
@@ -70,7 +74,7 @@ def rank(
     held_out = split.validation if part == "validation" else split.test
     wants_lists = any(name in metrics.LIST_METRICS for name in protocol.metrics)
     top = max(protocol.cutoffs) if wants_lists else 0
-    device = _device_of(model)
+    device = device_of(model)
     with _evaluating(model):
         if protocol.candidates == "all":
             masked = [getattr(split, name) for name in protocol.mask if name != part]
@@ -141,7 +145,8 @@ def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> 
     if held_out.ratings is None or train.ratings is None or not len(held_out):
         raise ValueError(f"evaluate: the {part} part must have ratings, got none in {train.name}")
     with _evaluating(model):
-        users, items = (torch.from_numpy(np.ascontiguousarray(c)) for c in (held_out.users, held_out.items))
+        device, columns = device_of(model), (held_out.users, held_out.items)
+        users, items = (to_device(torch.from_numpy(np.ascontiguousarray(c)), device) for c in columns)
         predictions: NDArray[Any] = model.predict_ratings(users, items).double().cpu().numpy()
     if np.isnan(predictions).any():
         at = int(np.flatnonzero(np.isnan(predictions))[0])
@@ -154,12 +159,6 @@ def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> 
     return {
         name: getattr(metrics, name)(predictions, held_out.ratings, *places.get(name, ())) for name in protocol.metrics
     }
-
-
-def _device_of(model: Any) -> torch.device:
-    """Where the model's parameters live; the CPU for anything that is no nn.Module."""
-    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Ranks of the positives, counted from score comparisons in bounded blocks; no [users, items] matrix, no full sort.
 
+All of it happens where the scores are; ranks come back once, when all are there.
+
 Rule for equal scores: under "pessimistic" every negative that ties with a positive ranks before it, so a constant
 scorer puts each positive last. Positives of one user that tie among themselves take consecutive ranks.
 """
@@ -15,6 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+
+from deeprec.device import to_device
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions
@@ -97,22 +102,43 @@ def candidate_ranks(
         )
     candidates = np.concatenate([negatives, positives[:, None]], axis=1)
     is_negative = _distinct_negatives(candidates)
-    ranks = np.empty(rows, dtype=np.int64)
+    device = torch.device(device)
+    ranks: list[Tensor] = []
+    is_nan: list[Tensor] = []
     top_items = np.full((rows, top), -1, dtype=np.int64) if top else None
     step = max(1, _PAIRS_PER_BLOCK // candidates.shape[1])
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
         scores = _pair_scores(scorer, users[block], candidates[block], device)
+        is_nan.append(torch.isnan(scores).any())
         ahead = scores[:, :-1] > scores[:, -1:]
         tied = scores[:, :-1] == scores[:, -1:]
         if ties == "authors":
-            tied &= _stands_before_positive(candidates[block])
-        ranks[block] = 1 + ((ahead | tied) & is_negative[block]).sum(axis=1)
+            tied &= to_device(torch.from_numpy(_stands_before_positive(candidates[block])), device)
+        counted = to_device(torch.from_numpy(is_negative[block]), device)
+        ranks.append(1 + ((ahead | tied) & counted).sum(1))
         if top_items is not None:
-            top_items[block] = _candidate_lists(scores, candidates[block], is_negative[block], top)
+            top_items[block] = _candidate_lists(scores.cpu().numpy(), candidates[block], is_negative[block], top)
         if progress is not None:
             progress(block.stop, rows)
-    return Ranking(users, ranks, np.arange(rows + 1), is_negative.sum(axis=1) + 1, top_items)
+    for start in _first_true(is_nan, step):
+        block = slice(start, min(start + step, rows))
+        scores = _pair_scores(scorer, users[block], candidates[block], device)
+        row, column = torch.isnan(scores).nonzero()[0].tolist()
+        raise ValueError(_nan_message(int(users[block][row]), int(candidates[block][row, column])))
+    return Ranking(users, _together(ranks), np.arange(rows + 1), is_negative.sum(axis=1) + 1, top_items)
+
+
+def _first_true(flags: list[Tensor], step: int) -> list[int]:
+    """Where the first block with a flag starts, [] without one; one look at the device for all."""
+    raised = torch.stack(flags).nonzero().flatten().tolist() if flags else []
+    return [place * step for place in raised[:1]]
+
+
+def _together(blocks: list[Tensor]) -> IntArray:
+    """The blocks one after the other, on the CPU."""
+    joined: IntArray = torch.cat(blocks).cpu().numpy() if blocks else np.zeros(0, dtype=np.int64)
+    return joined
 
 
 def _distinct_negatives(candidates: IntArray) -> NDArray[np.bool_]:
@@ -135,19 +161,15 @@ def _stands_before_positive(candidates: IntArray) -> NDArray[np.bool_]:
     return result
 
 
-def _pair_scores(scorer: Scorer, users: IntArray, items: IntArray, device: torch.device | str) -> NDArray[np.float32]:
-    """Scores [b, c] of items [b, c] for users [b], checked."""
+def _pair_scores(scorer: Scorer, users: IntArray, items: IntArray, device: torch.device) -> Tensor:
+    """Scores [b, c], float32, of items [b, c] for users [b]; NaN is for the caller to find."""
     width = items.shape[1]
-    flat_users = torch.from_numpy(np.repeat(users, width)).to(device)
-    flat_items = torch.from_numpy(np.ascontiguousarray(items.reshape(-1))).to(device)
+    flat_users = to_device(torch.from_numpy(np.repeat(users, width)), device)
+    flat_items = to_device(torch.from_numpy(np.ascontiguousarray(items.reshape(-1))), device)
     scores = torch.as_tensor(scorer.score_pairs(flat_users, flat_items))
     if scores.shape != flat_users.shape:
         raise ValueError(f"evaluate: score_pairs must return [{flat_users.numel()}], got {tuple(scores.shape)}")
-    result: NDArray[np.float32] = scores.detach().to("cpu", torch.float32).numpy().reshape(items.shape)
-    if np.isnan(result).any():
-        row, column = np.argwhere(np.isnan(result))[0]
-        raise ValueError(_nan_message(int(users[row]), int(items[row, column])))
-    return result
+    return scores.detach().to(device, torch.float32).reshape(items.shape)
 
 
 def _nan_message(user: int, item: int) -> str:
@@ -199,83 +221,89 @@ def full_ranks(
     counts = np.diff(indptr)
     chosen = np.flatnonzero(counts) if users is None else np.unique(np.asarray(users, dtype=np.int64))
     chosen = chosen[counts[chosen] > 0].astype(np.int64)
-    seen = [other.csr() for other in masked]
+    device = torch.device(device)
+    positives = indptr, to_device(torch.from_numpy(items), device)
+    seen = [(offsets, to_device(torch.from_numpy(hidden), device)) for offsets, hidden in (m.csr() for m in masked)]
     step = int(np.clip(_SCORES_PER_BLOCK // max(part.num_items, 1), 1, _MOST_USERS_PER_BLOCK))
     blocks = []
+    is_nan: list[Tensor] = []
     for start in range(0, chosen.size, step):
         block = chosen[start : start + step]
-        scores = _item_scores(scorer, block, part.num_items, device)
-        rows, wanted = _entries(indptr, items, block)
-        hidden = [_entries(seen_indptr, seen_items, block) for seen_indptr, seen_items in seen]
-        blocks.append(_rank_block(scores, rows, wanted, hidden, top))
+        scores, lowest = _item_scores(scorer, block, part.num_items, device)
+        is_nan.append(torch.isnan(lowest))
+        rows, wanted = _entries(*positives, block, scores.device)
+        hidden = [_entries(*lists, block, scores.device) for lists in seen]
+        blocks.append(_rank_block(scores, rows, wanted, hidden, top, most=int(counts[block].max())))
         if progress is not None:
             progress(start + block.size, chosen.size)
-    ranks = [block[0] for block in blocks] or [np.zeros(0, dtype=np.int64)]
-    candidates = [block[1] for block in blocks] or [np.zeros(0, dtype=np.int64)]
-    lists = [block[2] for block in blocks] or [np.zeros((0, top), dtype=np.int64)]
+    for start in _first_true(is_nan, step):
+        block = chosen[start : start + step]
+        row, item = torch.isnan(_item_scores(scorer, block, part.num_items, device)[0]).nonzero()[0].tolist()
+        raise ValueError(_nan_message(int(block[row]), item))
+    ranks, candidates, lists = (_together([block[place] for block in blocks]) for place in range(3))
     offsets = np.concatenate([[0], np.cumsum(counts[chosen])]).astype(np.int64)
-    return Ranking(
-        chosen, np.concatenate(ranks), offsets, np.concatenate(candidates), np.concatenate(lists) if top else None
-    )
+    return Ranking(chosen, ranks, offsets, candidates, lists.reshape(-1, top) if top else None)
 
 
-def _entries(indptr: NDArray[Any], indices: NDArray[Any], users: IntArray) -> tuple[Tensor, Tensor]:
-    """(row within `users`, item) of every entry these users have in a CSR matrix, both int64 [nnz]."""
-    starts, counts = indptr[users], np.diff(indptr)[users]
-    rows = np.repeat(np.arange(users.size), counts)
-    first = np.cumsum(counts) - counts
-    positions = np.arange(rows.size) + np.repeat(starts - first, counts)
-    return torch.from_numpy(rows), torch.from_numpy(indices[positions].astype(np.int64))
+def _entries(indptr: NDArray[Any], indices: Tensor, users: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(row within `users`, item) of every entry these users have in a CSR matrix, both int64 [nnz], on `device`."""
+    starts = indptr[users]
+    counts = indptr[users + 1] - starts
+    total = int(counts.sum())
+    shift = to_device(torch.from_numpy(starts - (np.cumsum(counts) - counts)), device)
+    repeats = to_device(torch.from_numpy(counts), device)
+    rows = torch.repeat_interleave(torch.arange(users.size, device=device), repeats, output_size=total)
+    return rows, to_device(indices, device)[torch.arange(total, device=device) + shift[rows]].long()
 
 
-def _item_scores(scorer: Scorer, users: IntArray, num_items: int, device: torch.device | str) -> Tensor:
-    """A private float32 copy of the scores [b, num_items], checked, -inf raised to the least finite number."""
-    raw = torch.as_tensor(scorer.score_items(torch.from_numpy(users).to(device)))
+def _item_scores(scorer: Scorer, users: IntArray, num_items: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A private float32 copy of the scores [b, num_items], -inf raised to the least finite number; and the lowest.
+
+    The lowest is NaN where any score is: for the caller to look at.
+    """
+    raw = torch.as_tensor(scorer.score_items(to_device(torch.from_numpy(users), device)))
     if raw.shape != (users.size, num_items):
         raise ValueError(f"evaluate: score_items must return [{users.size}, {num_items}], got {tuple(raw.shape)}")
     # The copy is masked in place below; the model may have handed out a view of its own memory.
     scores = torch.empty(raw.shape, dtype=torch.float32, device=raw.device).copy_(raw.detach())
-    lowest = scores.amin() if scores.numel() else scores.new_zeros(())
-    if torch.isnan(lowest):  # amin hands a NaN on, in one pass
-        row, item = torch.isnan(scores).nonzero()[0].tolist()
-        raise ValueError(_nan_message(int(users[row]), item))
-    return scores.clamp_(min=torch.finfo(torch.float32).min) if torch.isneginf(lowest) else scores
+    lowest = scores.amin() if scores.numel() else scores.new_zeros(())  # amin hands a NaN on, in one pass
+    # A look at the number saves a pass on the CPU, and would be a wait elsewhere.
+    if not scores.is_cpu or torch.isneginf(lowest):
+        scores.clamp_(min=torch.finfo(torch.float32).min)
+    return scores, lowest
 
 
 def _rank_block(
-    scores: Tensor, rows: Tensor, wanted: Tensor, hidden: list[tuple[Tensor, Tensor]], top: int
-) -> tuple[IntArray, IntArray, IntArray]:
+    scores: Tensor, rows: Tensor, wanted: Tensor, hidden: list[tuple[Tensor, Tensor]], top: int, *, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """ranks [nnz], num_candidates [b], lists [b, top] of one block of users; overwrites `scores` [b, N].
 
+    `most` is the largest number of positives that a user of the block has.
     rank of the j-th best positive = j + number of unmasked negatives that score at least as much.
     """
     num_users, num_items = scores.shape
-    rows, wanted = rows.to(scores.device), wanted.to(scores.device)
+    nothing = scores.new_full((), -torch.inf)
     value = scores[rows, wanted]
     for hidden_rows, hidden_items in hidden:
-        scores[hidden_rows.to(scores.device), hidden_items.to(scores.device)] = -torch.inf
+        scores.index_put_((hidden_rows, hidden_items), nothing)
     scores[rows, wanted] = value
-    lists = _top_lists(scores, top) if top else np.zeros((num_users, 0), dtype=np.int64)
+    lists = _top_lists(scores, top) if top else wanted.new_empty(num_users, 0)
     num_candidates = num_items - torch.count_nonzero(scores == -torch.inf, dim=1)
     # Positives leave the comparison; what remains above -inf are exactly the negatives.
-    scores[rows, wanted] = -torch.inf
+    scores.index_put_((rows, wanted), nothing)
     if rows.numel() == num_users:  # one positive each
-        return (
-            (1 + torch.count_nonzero(scores >= value[:, None], dim=1)).cpu().numpy(),
-            num_candidates.cpu().numpy(),
-            lists,
-        )
+        return 1 + torch.count_nonzero(scores >= value[:, None], dim=1), num_candidates, lists
     order = torch.argsort(value, descending=True, stable=True)
     order = order[torch.argsort(rows[order], stable=True)]  # by user, then from the best
     value = value[order]
-    counts = torch.bincount(rows, minlength=num_users)
+    counts = torch.zeros(num_users, dtype=torch.int64, device=rows.device).index_add_(0, rows, torch.ones_like(rows))
     first = counts.cumsum(0) - counts
     position = torch.arange(rows.numel(), device=rows.device) - first[rows]
-    padded = torch.full((num_users, int(counts.max())), torch.inf, device=scores.device)
+    padded = torch.full((num_users, most), torch.inf, device=scores.device)
     padded[rows, position] = value
     below = torch.searchsorted(_sorted_rows(scores), padded)  # entries < value; masked ones are among them
     ranks = 1 + position + num_items - below[rows, position]
-    return ranks.cpu().numpy(), num_candidates.cpu().numpy(), lists
+    return ranks, num_candidates, lists
 
 
 def _sorted_rows(scores: Tensor) -> Tensor:
@@ -285,16 +313,17 @@ def _sorted_rows(scores: Tensor) -> Tensor:
     return scores.sort(dim=1).values
 
 
-def _top_lists(scores: Tensor, top: int) -> IntArray:
+def _top_lists(scores: Tensor, top: int) -> Tensor:
     """First `top` items by score, the lower index first among equals, -1 for masked ones; [b, top]."""
     length = min(top, scores.shape[1])
-    values, items = torch.topk(scores, min(top + 1, scores.shape[1]), dim=1)
-    # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
-    unsure = (values[:, 1:] == values[:, :-1]).any(dim=1)
-    items = items[:, :length]
-    if unsure.any():
-        items[unsure] = torch.argsort(scores[unsure], dim=1, descending=True, stable=True)[:, :length]
+    if scores.is_cpu:
+        values, items = torch.topk(scores, min(top + 1, scores.shape[1]), dim=1)
+        # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
+        unsure = (values[:, 1:] == values[:, :-1]).any(dim=1)
+        items = items[:, :length]
+        if unsure.any():
+            items[unsure] = torch.argsort(scores[unsure], dim=1, descending=True, stable=True)[:, :length]
+    else:  # asking which rows these are would wait for the device
+        items = torch.argsort(scores, dim=1, descending=True, stable=True)[:, :length]
     items = torch.where(torch.gather(scores, 1, items) == -torch.inf, -1, items)
-    lists = np.full((scores.shape[0], top), -1, dtype=np.int64)
-    lists[:, :length] = items.cpu().numpy()
-    return lists
+    return F.pad(items, (0, top - length), value=-1)

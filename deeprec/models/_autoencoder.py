@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data import Interactions
+from deeprec.device import to_device
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
@@ -141,14 +142,26 @@ Corrupt: TypeAlias = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, T
 class RatingRows:
     """Rows of the rating matrix in shuffled batches; all of them in one, always the same, with batch_size 0.
 
+    The order and the noise are drawn on the CPU: the same batches on every device.
+
     Attributes:
+        lengths: [num_rows] ratings of each row, on the CPU, so that sizes are known without waiting for a device.
         indptr, indices, ratings: the matrix as CSR, in the units of the data.
+        column_counts: [num_columns] ratings of each column.
         targets: [nnz] what is to be reconstructed, the ratings by default.
     """
 
     def __init__(
-        self, train: Interactions, *, side: str, batch_size: int, seed: int, corrupt: Corrupt | None = None
+        self,
+        train: Interactions,
+        *,
+        side: str,
+        batch_size: int,
+        seed: int,
+        corrupt: Corrupt | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        device = torch.device("cpu") if device is None else device
         if train.ratings is None:
             raise ValueError(
                 f"autoencoder: the data must have ratings, got {train.name} without; take neumf or mf, or pass rating="
@@ -167,10 +180,13 @@ class RatingRows:
                 f"autoencoder: a user may rate an item once, got {int(is_twice.sum())} more in {train.name}, the first "
                 f"of user {user!r} and item {item!r}; read the data with duplicates='latest'"
             )
-        self.indices = torch.from_numpy(columns[order].astype(np.int64))
-        self.ratings = torch.from_numpy(train.ratings[order])
+        self.indices = to_device(torch.from_numpy(columns[order].astype(np.int64)), device)
+        self.ratings = to_device(torch.from_numpy(train.ratings[order]), device)
         counts = np.bincount(rows, minlength=self.num_rows)
-        self.indptr = torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64))
+        self.lengths = torch.from_numpy(counts)
+        self.indptr = to_device(torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64)), device)
+        column_counts = np.bincount(columns, minlength=self.num_columns)
+        self.column_counts = to_device(torch.from_numpy(column_counts), device)
         self.targets = self.ratings
         self.batch_size, self.seed, self.corrupt = batch_size, seed, corrupt
         self._plan: BagPlan | None = None
@@ -189,7 +205,7 @@ class RatingRows:
         """All rows, nothing hidden."""
         if self._plan is None:
             self._plan = csr_plan(self.indptr, self.indices, self.num_columns)
-        every = torch.arange(self.num_rows)
+        every = torch.arange(self.num_rows, device=self.indptr.device)
         return RowBatch(every, self.indptr, self.indices, self.targets, self.targets, None, self._plan, 1.0)
 
     def epoch(self, number: int) -> Iterator[RowBatch]:
@@ -200,11 +216,14 @@ class RatingRows:
             yield self._corrupted(self.whole(), generator)
             return
         shuffled = torch.randperm(self.num_rows, generator=generator)
-        lengths = self.counts
-        for rows in shuffled[lengths[shuffled] > 0].split(self.batch_size):
-            counts = lengths[rows]
+        device = self.indptr.device
+        for chosen in shuffled[self.lengths[shuffled] > 0].split(self.batch_size):
+            lengths = self.lengths[chosen]
+            nnz = int(lengths.sum())
+            rows, counts = to_device(chosen, device), to_device(lengths, device)
             indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            places = torch.arange(int(indptr[-1])) + torch.repeat_interleave(self.indptr[rows] - indptr[:-1], counts)
+            first = self.indptr[rows] - indptr[:-1]
+            places = torch.arange(nnz, device=device) + torch.repeat_interleave(first, counts, output_size=nnz)
             targets = self.targets[places]
             share = len(rows) / self.num_rows
             batch = RowBatch(rows, indptr, self.indices[places], targets, targets, None, None, share)
@@ -262,7 +281,8 @@ class InnerLayers(nn.Module):
                 return self.activation(torch.addmm(self.biases[place], x, self.weights[place]))
 
             for _ in range(epochs):
-                for rows in torch.randperm(len(codes), generator=generator).split(_LAYER_BATCH):
+                order = to_device(torch.randperm(len(codes), generator=generator), codes.device)
+                for rows in order.split(_LAYER_BATCH):
                     x, z = codes[rows], features[rows]
                     loss = (through(through(x, z, places[0]), z, places[1]) - x).square().sum(1).mean()
                     optimizer.zero_grad()
@@ -298,7 +318,7 @@ class RatingAutoencoder(Recommender):
         rows, _ = self._sizes(schema)
         self.register_buffer("codes", torch.zeros(rows, code_dim + 1))
         self.register_buffer("center", torch.zeros(code_dim + 1))
-        self.register_buffer("limits", torch.tensor([0.0, 1.0]))
+        self.register_buffer("limits", torch.arange(2, dtype=torch.float32))
         self.register_buffer("means", torch.zeros(rows) if has_means else None)
         self._rows: RatingRows | None = None
         self._vectors: Tensor | None = None
@@ -393,11 +413,12 @@ class RatingAutoencoder(Recommender):
     def batches(self, train: Interactions, seed: int) -> Batches:
         """Item columns or user rows of the ratings."""
         config = self.config
-        rows = RatingRows(train, side=config.side, batch_size=config.batch_size, seed=seed, corrupt=self._corrupt())
+        sizes = {"batch_size": config.batch_size, "seed": seed}
+        rows = RatingRows(train, side=config.side, **sizes, corrupt=self._corrupt(), device=self.device)
         self._check_range(torch.from_numpy(train.ratings))
         rows.targets = self._targets(rows)
         self._rows, self._is_stale = rows, True
-        is_cold = torch.bincount(rows.indices, minlength=rows.num_columns) == 0
+        is_cold = rows.column_counts == 0
         with torch.no_grad():  # these never learn, and zeros say so
             self.decoder[is_cold], self.decoder_bias[is_cold] = 0.0, 0.0
         return rows
@@ -415,11 +436,11 @@ class RatingAutoencoder(Recommender):
         if self._is_stale and self._rows is not None:
             self._is_stale = False
             for table in (self.encoder, self.decoder):
-                catch_up(table, torch.arange(len(table)))
+                catch_up(table, torch.arange(len(table), device=table.device))
             codes = self._encode_whole(self._rows.whole())
             self.codes.copy_(torch.cat([codes, codes.new_ones(len(codes), 1)], 1))
             self._finish_codes(self._rows)
-            counts = torch.bincount(self._rows.indices, minlength=self._rows.num_columns).to(self.decoder.dtype)
+            counts = self._rows.column_counts.to(self.decoder.dtype)
             self.center.copy_(torch.cat([counts @ self.decoder, (counts @ self.decoder_bias).view(1)]) / counts.sum())
             self._vectors = None
 
@@ -459,8 +480,7 @@ class RatingAutoencoder(Recommender):
         if self._vectors is None or self._is_stale:
             self._refresh()
             vectors = torch.cat([self.decoder, self.decoder_bias.unsqueeze(1)], 1)
-            vectors[~vectors.any(1)] = self._cold_column()
-            self._vectors = vectors
+            self._vectors = torch.where(vectors.any(1, keepdim=True), vectors, self._cold_column())
         return self._vectors
 
     def _sides(self) -> tuple[Tensor, Tensor]:
@@ -490,7 +510,7 @@ class RatingAutoencoder(Recommender):
         """Ratings [n] of pairs of internal ids, each [n], in the units of the data."""
         check_pairs("predict_ratings", users, items, self.require_built())
         blocks = zip(users.split(_RATED_AT_ONCE), items.split(_RATED_AT_ONCE), strict=True)
-        return torch.cat([self(*block) for block in blocks]) if len(users) else torch.empty(0)
+        return torch.cat([self(*block) for block in blocks]) if len(users) else torch.empty(0, device=users.device)
 
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Predicted ratings [n] of pairs of internal ids, each [n], a block at a time."""
@@ -514,7 +534,7 @@ class RatingAutoencoder(Recommender):
         self.require_built()
         self._check_range(ratings)
         self._refresh()
-        ratings = ratings.clamp(*self.limits.tolist())
+        ratings = ratings.clamp(*self.limits)
         if side == self.config.side:
             code, mean = self._encode_new(others.long(), ratings)
             return torch.cat([code, code.new_ones(1, 1)], 1), mean
@@ -526,10 +546,10 @@ class RatingAutoencoder(Recommender):
         ridge = max(self._ridge(), 1e-6)
         # The same vector by the smaller of two systems, [n, n] and [C, C].
         if len(codes) <= codes.shape[1]:
-            gram = codes @ codes.T + ridge * torch.eye(len(codes))
+            gram = codes @ codes.T + ridge * torch.eye(len(codes), device=codes.device)
             center[:, :-1] += (codes.T @ torch.linalg.solve(gram, missing)).T
         else:
-            gram = codes.T @ codes + ridge * torch.eye(codes.shape[1])
+            gram = codes.T @ codes + ridge * torch.eye(codes.shape[1], device=codes.device)
             center[:, :-1] += torch.linalg.solve(gram, codes.T @ missing).T
         return center, None
 
@@ -570,26 +590,22 @@ class RatingAutoencoder(Recommender):
         if seen is None:
             values, items = score_topk(scorer, k)
         else:
-            values, items = score_topk(
-                scorer,
-                k,
-                seen_indptr=torch.from_numpy(seen.offsets),
-                seen_indices=torch.from_numpy(seen.items),
-                seen_rows=seen_rows,
-            )
+            offsets, hidden = self.seen_tensors(seen)
+            values, items = score_topk(scorer, k, seen_indptr=offsets, seen_indices=hidden, seen_rows=seen_rows)
         return self._rating_of(values, self._means_of(user_rows, None)), items
 
     def _topk_with_item_means(
         self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Means that differ by item change the order, so the ratings of all items are needed: of some users at once."""
-        count = len(user_rows[0])
-        wanted = torch.arange(count) if seen_rows is None else seen_rows
+        count, device = len(user_rows[0]), user_rows[0].device
+        wanted = torch.arange(count, device=device) if seen_rows is None else seen_rows.long()
+        hidden = None if seen is None else self.seen_tensors(seen)
         size = max(1, _SCORES_A_BLOCK // self.codes.shape[0])
-        values, items = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.int64)]
+        values, items = [torch.empty(0, k, device=device)], [torch.empty(0, k, dtype=torch.int64, device=device)]
         for start in range(0, count, size):
             ratings = self.score_items_from_rows(tuple(rows[start : start + size] for rows in user_rows))
-            best = topk_of_scores(ratings, k, seen, wanted[start : start + size])
+            best = topk_of_scores(ratings, k, hidden, wanted[start : start + size])
             values.append(best[0])
             items.append(best[1])
         return torch.cat(values), torch.cat(items)

@@ -82,19 +82,24 @@ def table_names(names: Sequence[str]) -> list[str]:
     return made
 
 
-class _Columns:
+class _Columns(nn.Module):
     """Some columns of a matrix: a view where they are neighbours."""
 
+    index: Tensor
+
     def __init__(self, wanted: Sequence[int], total: int) -> None:
+        super().__init__()
         self.wanted = list(wanted)
         self.is_all = self.wanted == list(range(total))
         self.is_range = bool(wanted) and self.wanted == list(range(self.wanted[0], self.wanted[-1] + 1))
+        # Where the model is: a list would be copied there at every call.
+        self.register_buffer("index", torch.tensor(self.wanted, dtype=torch.int64), persistent=False)
 
     def of(self, ids: Tensor) -> Tensor:
         """[B, columns]."""
         if self.is_all:
             return ids
-        return ids[:, self.wanted[0] : self.wanted[-1] + 1] if self.is_range else ids[:, self.wanted]
+        return ids[:, self.wanted[0] : self.wanted[-1] + 1] if self.is_range else ids.index_select(1, self.index)
 
 
 class PooledBags(nn.Module):

@@ -173,7 +173,7 @@ class AutoRec(RatingAutoencoder):
         return self._encode(batch.indptr, batch.indices, batch.inputs)
 
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._encode(torch.tensor([0, len(indices)]), indices, self._scaled(ratings)), None
+        return self._encode(torch.arange(2, device=indices.device) * len(indices), indices, self._scaled(ratings)), None
 
     def _rating_of(self, logits: Tensor, means: Tensor | None) -> Tensor:
         if self.config.output == "identity":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deeprec.data import IdMap, Interactions
+from deeprec.device import Device, device_of, to_device
 from deeprec.models.config import TrainConfig, make_config, require_keywords
 from deeprec.models.surroundings import trained
 from deeprec.nn._rows import WholeTables
@@ -109,6 +110,8 @@ def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
                 f"{function}: {name} must be [n] with as many users as items, got {tuple(users.shape)} and "
                 f"{tuple(items.shape)}; pass one of each for a pair"
             )
+        if given.device.type != "cpu":
+            continue  # a look at the values would wait for the device, whose lookup says it
         wrong = (given < 0) | (given >= size)
         if wrong.any():
             place = int(wrong.int().argmax())
@@ -150,6 +153,7 @@ class Recommender(WholeTables):
         self.item_ids: IdMap | None = None
         self.seen: Seen | None = None
         self._fitted_on: Any = None
+        self._seen_there: tuple[Seen, Tensor, Tensor] | None = None
         if schema is not None:
             self.build(schema, generator)
 
@@ -180,7 +184,8 @@ class Recommender(WholeTables):
         from deeprec.train.batches import PairwiseBatches
 
         config = self.config
-        return PairwiseBatches(train, batch_size=config.batch_size, num_negatives=config.num_negatives, seed=seed)
+        sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
+        return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
 
     def loss(self, batch: Any) -> Tensor:
         """Scalar training loss of a batch."""
@@ -268,7 +273,7 @@ class Recommender(WholeTables):
 
         Args:
             data: what to learn from; a frame has columns user_id and item_id, and rating, timestamp if known.
-            **options: of `deeprec.train.fit` (protocol, seed, out, resume, ...).
+            **options: of `deeprec.train.fit` (protocol, seed, out, resume, device, ...).
         Returns:
             the model, with the weights of the best validation epoch.
         Raises:
@@ -280,11 +285,14 @@ class Recommender(WholeTables):
         fit(self, data, **options)
         return self
 
-    def evaluate(self, protocol: Any = None, data: Any = None) -> dict[str, float]:
-        """Metrics of the test part, e.g. {"hr@10": 0.7}; by default with the protocol and data of `fit`."""
+    def evaluate(self, protocol: Any = None, data: Any = None, *, device: Device = "auto") -> dict[str, float]:
+        """Metrics of the test part, e.g. {"hr@10": 0.7}; by default with the protocol and data of `fit`.
+
+        With `device` the model is moved there for this call; "auto": where it is.
+        """
         from deeprec.train import evaluate_model
 
-        return evaluate_model(self, protocol, data)
+        return evaluate_model(self, protocol, data, device=device)
 
     def recommend(self, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
         """The k best items for each user: a frame with user_id, rank (from 1), item_id, score."""
@@ -329,6 +337,21 @@ class Recommender(WholeTables):
         return save(self, directory)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are, and so where it is trained and asked."""
+        return device_of(self)
+
+    def seen_tensors(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Offsets [R + 1] and items [nnz] of `seen` where the model is; a GPU keeps those it was given last."""
+        offsets, items, device = torch.from_numpy(seen.offsets), torch.from_numpy(seen.items), self.device
+        if device.type == "cpu":
+            return offsets, items
+        kept = self._seen_there
+        if kept is None or kept[0] is not seen or kept[1].device != device:
+            kept = self._seen_there = seen, to_device(offsets, device), to_device(items, device)
+        return kept[1:]
 
     def require_built(self) -> Schema:
         """The schema, or an error that says how to get one."""

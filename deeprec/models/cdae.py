@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data import Interactions
+from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import sample_negatives
@@ -132,15 +133,18 @@ class UserBatch(NamedTuple):
 class Likes:
     """Users in shuffled batches, with the corruption and the sampled items of each epoch; users without likes left out.
 
-    A given (seed, epoch) yields the same batches on every machine and thread count.
+    A given (seed, epoch) yields the same batches on every machine, device and thread count.
     """
 
-    def __init__(self, train: Interactions, config: CDAEConfig, seed: int) -> None:
+    def __init__(self, train: Interactions, config: CDAEConfig, seed: int, device: torch.device | None = None) -> None:
+        device = torch.device("cpu") if device is None else device
         self.config, self.seed = config, seed
         self.num_items = train.num_items
         offsets, items = train.csr()
-        self.offsets, self.items = torch.from_numpy(offsets), torch.from_numpy(items)
-        self._lengths = self.offsets.diff()
+        # On the CPU, so that sizes are known without waiting for a device.
+        self._lengths = torch.from_numpy(offsets).diff()
+        self.offsets = to_device(torch.from_numpy(offsets), device)
+        self.items = to_device(torch.from_numpy(items), device)
         if int(self._lengths.max()) >= self.num_items:
             user = train.user_ids.values[int(self._lengths.argmax())]
             raise ValueError(
@@ -153,7 +157,7 @@ class Likes:
         self.is_output_dense = likes * (1 + config.num_negatives) >= train.num_items
         group = torch.full((1 + config.num_negatives,), -1.0 if config.loss == "hinge" else 0.0)
         group[0] = 1.0
-        self._labels = group.repeat(len(items))
+        self._labels = to_device(group, device).repeat(len(items))
 
     @property
     def num_examples(self) -> int:
@@ -174,27 +178,30 @@ class Likes:
 
     def _block(self, users: Tensor, seed: int, done: int, generator: torch.Generator) -> Iterator[UserBatch]:
         """The batches of some users, whose corruption and sampled items are drawn together."""
-        config = self.config
-        counts = self._lengths[users]
-        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        first = torch.repeat_interleave(self.offsets[users] - indptr[:-1], counts)
-        likes = self.items[torch.arange(len(first)) + first]
-        owners = torch.repeat_interleave(users.int(), counts)
+        config, device = self.config, self.items.device
+        lengths = self._lengths[users]
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        total, counts, users = int(bounds[-1]), to_device(lengths, device), to_device(users, device)
+        start_of = self.offsets[users] - to_device(bounds, device)[:-1]
+        first = torch.repeat_interleave(start_of, counts, output_size=total)
+        likes = self.items[torch.arange(total, device=device) + first]
+        owners = torch.repeat_interleave(users.int(), counts, output_size=total)
         lists = (self.offsets, self.items, self.num_items, config.num_negatives)
         negatives = sample_negatives(owners, *lists, seed=seed, offset=done)
         scored = torch.cat([likes.unsqueeze(1), negatives], 1).view(-1)
-        kept_indptr, kept = indptr, likes
+        kept_bounds, kept = bounds, likes
         if config.corruption:
-            is_kept = torch.rand(len(likes), generator=generator) >= config.corruption
-            kept = likes[is_kept]
-            kept_indptr = torch.cat([indptr.new_zeros(1), is_kept.cumsum(0)])[indptr]
-        values = torch.full((len(kept),), 1 / (1 - config.corruption) if len(kept) else 1.0)
-        indptr, kept_indptr = indptr.int() * (1 + config.num_negatives), kept_indptr.int()
+            is_kept = torch.rand(total, generator=generator) >= config.corruption
+            kept = likes[to_device(is_kept.nonzero().squeeze(1), device)]
+            kept_bounds = torch.cat([bounds.new_zeros(1), is_kept.cumsum(0)])[bounds]
+        values = torch.full((len(kept),), 1 / (1 - config.corruption) if len(kept) else 1.0, device=device)
+        bounds, kept_bounds = bounds.int() * (1 + config.num_negatives), kept_bounds.int()
+        indptr, kept_indptr = to_device(bounds, device), to_device(kept_bounds, device)
         for start in range(0, len(users), config.batch_size):
             some = users[start : start + config.batch_size]
             stop = start + len(some)
-            begin, end = int(kept_indptr[start]), int(kept_indptr[stop])
-            at, upto = int(indptr[start]), int(indptr[stop])
+            begin, end = int(kept_bounds[start]), int(kept_bounds[stop])
+            at, upto = int(bounds[start]), int(bounds[stop])
             yield UserBatch(
                 some,
                 kept_indptr[start : stop + 1] - begin,
@@ -245,7 +252,7 @@ class CDAE(Recommender):
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """Users with their likes, corrupted, and sampled items."""
-        self._likes = Likes(train, self.config, seed)
+        self._likes = Likes(train, self.config, seed, self.device)
         self._is_stale = True
         return self._likes
 
@@ -313,11 +320,12 @@ class CDAE(Recommender):
             self._is_stale = False
             likes = self._likes
             for table in (self.encoder, self.decoder, self.users):
-                catch_up(table, torch.arange(len(table)))
+                catch_up(table, torch.arange(len(table), device=table.device))
             offsets, items = likes.offsets.int(), likes.items
             if self.config.corruption == 1:
                 offsets, items = torch.zeros_like(offsets), items[:0]
-            self.codes.copy_(self.encode(offsets, items, torch.ones(len(items)), self.users))
+            ones = torch.ones(len(items), device=items.device)
+            self.codes.copy_(self.encode(offsets, items, ones, self.users))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
@@ -343,8 +351,8 @@ class CDAE(Recommender):
         self.require_built()
         if self.config.corruption == 1:
             return None  # likes say nothing: the hidden layer is fitted to them
-        bounds = torch.tensor([0, len(history)])
-        return (self.encode(bounds, history.long(), torch.ones(len(history))),)
+        bounds = torch.arange(2, device=history.device) * len(history)
+        return (self.encode(bounds, history.long(), torch.ones(len(history), device=history.device)),)
 
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         items = items.long()
@@ -363,13 +371,8 @@ class CDAE(Recommender):
     ) -> tuple[Tensor, Tensor]:
         if seen is None:
             return score_topk(self._scorer(user_rows), k)
-        return score_topk(
-            self._scorer(user_rows),
-            k,
-            seen_indptr=torch.from_numpy(seen.offsets),
-            seen_indices=torch.from_numpy(seen.items),
-            seen_rows=seen_rows,
-        )
+        offsets, items = self.seen_tensors(seen)
+        return score_topk(self._scorer(user_rows), k, seen_indptr=offsets, seen_indices=items, seen_rows=seen_rows)
 
     def item_vectors(self) -> Tensor:
         self.require_built()
@@ -378,4 +381,5 @@ class CDAE(Recommender):
 
 def _dense(grad: Tensor) -> Tensor:
     """The dense tensor of a gradient by row."""
-    return torch.zeros(grad.shape, dtype=grad.dtype).index_add_(0, grad._indices()[0], grad._values())
+    whole = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+    return whole.index_add_(0, grad._indices()[0], grad._values())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from deeprec.data import Interactions
 from deeprec.data.interactions.features import feature_matrix
+from deeprec.device import to_device
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
@@ -109,21 +110,23 @@ class Corruption:
     def __call__(self, targets: Tensor, indptr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """What the encoder is shown of targets [nnz], and the weights [nnz] of their errors."""
         config = self.config
-        draw = torch.rand(len(targets), generator=generator)
+        device, count = targets.device, len(targets)
+        draw = to_device(torch.rand(count, generator=generator), device)
         is_hidden = draw < config.hide
-        rows = torch.repeat_interleave(torch.arange(len(indptr) - 1), indptr.diff())
-        shown = torch.zeros(len(indptr) - 1).index_add_(0, rows, (~is_hidden).float())
+        every = torch.arange(len(indptr) - 1, device=device)
+        rows = torch.repeat_interleave(every, indptr.diff(), output_size=count)
+        shown = torch.zeros(len(every), device=device).index_add_(0, rows, (~is_hidden).float())
         # A row whose entries were all drawn keeps them all, as in the authors' code.
         is_hidden &= shown[rows] > 0
         inputs = targets.masked_fill(is_hidden, 0.0)
         limit = config.hide + config.gaussian
         is_noisy = (draw >= config.hide) & (draw < limit)
         if config.gaussian:
-            noise = torch.randn(len(targets), generator=generator) * config.noise_std
+            noise = to_device(torch.randn(count, generator=generator), device) * config.noise_std
             inputs = torch.where(is_noisy, inputs + noise, inputs)
         is_extreme = (draw >= limit) & (draw < limit + config.salt_pepper)
         if config.salt_pepper:
-            sign = torch.randint(2, (len(targets),), generator=generator).float() * 2 - 1
+            sign = to_device(torch.randint(2, (count,), generator=generator), device).float() * 2 - 1
             inputs = torch.where(is_extreme, sign, inputs)
         weights = torch.where(is_hidden | is_noisy | is_extreme, config.alpha, config.beta)
         return inputs, weights
@@ -200,9 +203,8 @@ class CFN(RatingAutoencoder):
         self.side_information.copy_(self._features_of(train))
         rows = super().batches(train, seed)
         assert isinstance(rows, RatingRows)
-        counts = torch.bincount(rows.indices, minlength=rows.num_columns)
-        batch_share = min(1.0, (self.config.batch_size or rows.num_rows) / int((rows.counts > 0).sum()))
-        self._touched = 1 - (1 - batch_share) ** counts.double()
+        batch_share = min(1.0, (self.config.batch_size or rows.num_rows) / int((rows.lengths > 0).sum()))
+        self._touched = 1 - (1 - batch_share) ** rows.column_counts.double()
         return rows
 
     def _targets(self, rows: RatingRows) -> Tensor:
@@ -211,8 +213,10 @@ class CFN(RatingAutoencoder):
             raise ValueError(f"cfn: ratings of two values are needed, got {limits[0]:g} only; pass rating_range")
         self.limits.copy_(torch.tensor(limits))
         scaled, counts = self._scaled(rows.ratings), rows.counts
-        row_of = torch.repeat_interleave(torch.arange(rows.num_rows), counts)
-        sums = torch.zeros(rows.num_rows, dtype=torch.float64).index_add_(0, row_of, scaled.double())
+        every = torch.arange(rows.num_rows, device=counts.device)
+        row_of = torch.repeat_interleave(every, counts, output_size=len(scaled))
+        sums = torch.zeros(rows.num_rows, dtype=torch.float64, device=counts.device)
+        sums.index_add_(0, row_of, scaled.double())
         assert self.means is not None
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), scaled.double().mean()))
         return scaled - self.means[row_of]
@@ -283,7 +287,8 @@ class CFN(RatingAutoencoder):
         scaled = self._scaled(ratings)
         mean = scaled.mean().view(1)
         features = self.side_information.mean(0, keepdim=True)
-        return self._encode(torch.tensor([0, len(indices)]), indices, scaled - mean, features), mean
+        bounds = torch.arange(2, device=indices.device) * len(indices)
+        return self._encode(bounds, indices, scaled - mean, features), mean
 
     def _rating_of(self, logits: Tensor, means: Tensor | None) -> Tensor:
         assert means is not None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.data.columns.inputs import Encoded, Inputs
+from deeprec.device import Device, resolve_device, to_device
 from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
 from deeprec.models.surroundings import trained
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
@@ -55,6 +56,21 @@ class ClickBatch(NamedTuple):
             bags[name] = (torch.from_numpy(bag.ids), torch.from_numpy(bag.offsets), weights)
         labels = None if rows.labels is None else torch.from_numpy(rows.labels)
         return cls(torch.from_numpy(rows.ids), torch.from_numpy(rows.values), bags, labels)
+
+    def to(self, device: torch.device) -> ClickBatch:
+        """The batch on a device; itself where it is there."""
+        if self.ids.device == device:
+            return self
+        bags = {
+            name: (
+                to_device(ids, device),
+                to_device(offsets, device),
+                None if weights is None else to_device(weights, device),
+            )
+            for name, (ids, offsets, weights) in self.bags.items()
+        }
+        labels = None if self.labels is None else to_device(self.labels, device)
+        return ClickBatch(to_device(self.ids, device), to_device(self.values, device), bags, labels)
 
 
 class OptimizerOptions(NamedTuple):
@@ -290,7 +306,7 @@ class ClickModel(nn.Module):
         Args:
             data: as in `deeprec.data.load_clicks`.
             schema: a `FeatureSchema`; not needed for a log by name, or one that is converted.
-            **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, ...).
+            **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, device, ...).
         Returns:
             the model, with the weights of the best validation epoch.
         Raises:
@@ -299,14 +315,19 @@ class ClickModel(nn.Module):
         from deeprec.train.clicks import as_click_log, fit_clicks
 
         require_keywords(fit_clicks, options, self)
+        resolve_device(options.get("device", "auto"), "fit")  # before the data is read
         fit_clicks(self, as_click_log(data, schema, options.get("protocol")), **options)
         return self
 
-    def evaluate(self, data: Any, schema: Any = None) -> dict[str, float]:
-        """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was."""
+    def evaluate(self, data: Any, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
+        """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was.
+
+        With `device` the model is moved there for this call; "auto": where it is.
+        """
         from deeprec.train.clicks import as_click_log, evaluate_clicks
 
-        return evaluate_clicks(self, as_click_log(data, schema, None).parts["test"])
+        resolve_device(device, "evaluate")
+        return evaluate_clicks(self, as_click_log(data, schema, None).parts["test"], device=device)
 
     def predict(self, source: Any, **options: Any) -> NDArray[np.float32]:
         """Probabilities [n] of a click for the rows of a file or frame; see `deeprec.serve.predict.predict`."""

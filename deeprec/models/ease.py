@@ -2,6 +2,7 @@
 
 Paper: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv 1905.03375).
 Deviations: none.
+On a GPU: the weights are computed on the CPU, in float64, and asked where the model is.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class EASE(HistoryRecommender):
 
     def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
         num_items = len(self.weights)
-        gram = torch.empty(num_items, num_items, dtype=torch.float64)
+        gram = torch.empty(num_items, num_items, dtype=torch.float64, device="cpu")
         for start, counts in cooccurrences(offsets, items, num_items):
             gram[start : start + len(counts)] = torch.from_numpy(counts)
         gram.diagonal().add_(self.config.l2)
@@ -72,7 +73,7 @@ class EASE(HistoryRecommender):
         self.weights.copy_(inverse)
 
     def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
-        return sparse_linear(offsets, items, torch.ones(len(items), dtype=self.weights.dtype), self.weights)
+        return sparse_linear(offsets, items, self.weights.new_ones(len(items)), self.weights)
 
     def item_vectors(self) -> Tensor:
         """[num_items, num_items] B transposed: what each item is predicted from."""

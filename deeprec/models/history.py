@@ -46,7 +46,9 @@ class HistoryRecommender(Recommender):
     def fit_directly(self, train: Interactions) -> None:
         """Weights between items from the users' items, each counted once; ratings are ignored."""
         offsets, items = train.csr()
-        self.history_offsets, self.history_items = torch.from_numpy(offsets.copy()), torch.from_numpy(items.copy())
+        device = self.device
+        self.history_offsets = torch.from_numpy(offsets.copy()).to(device)
+        self.history_items = torch.from_numpy(items.copy()).to(device)
         self._fit_weights(offsets, items)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -57,9 +59,9 @@ class HistoryRecommender(Recommender):
         """
         if {"history_items", "history_offsets"} <= set(state_dict):
             schema = self.require_built()
-            offsets, items = state_dict["history_offsets"].numpy(), state_dict["history_items"].numpy()
+            offsets, items = (state_dict[f"history_{name}"].cpu().numpy() for name in ("offsets", "items"))
             check_rows(offsets, items, schema.num_users, schema.num_items)
-            self.history_items = torch.empty_like(state_dict["history_items"])
+            self.history_items = torch.empty_like(state_dict["history_items"], device=self.device)
         return super().load_state_dict(state_dict, strict, assign)
 
     @torch.no_grad()
@@ -68,7 +70,7 @@ class HistoryRecommender(Recommender):
         self.require_built()
         users, items = torch.broadcast_tensors(users.long(), items.long())
         distinct, places = users.flatten().unique(return_inverse=True)
-        scores = torch.empty(len(places), dtype=torch.float32)
+        scores = torch.empty(len(places), dtype=torch.float32, device=places.device)
         wanted = items.flatten()
         for start in range(0, len(distinct), self._users_a_block):
             block = self.score_items_from_rows(self.user_rows(distinct[start : start + self._users_a_block]))
@@ -84,9 +86,9 @@ class HistoryRecommender(Recommender):
         self.require_built()
         first, end = self.history_offsets[users.long()], self.history_offsets[users.long() + 1]
         lengths = end - first
-        columns = torch.arange(int(lengths.max()) if len(lengths) else 0)
+        columns = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device)
         is_there = columns < lengths.unsqueeze(1)
-        rows = torch.full(is_there.shape, -1)
+        rows = torch.full(is_there.shape, -1, device=is_there.device)
         rows[is_there] = self.history_items[(first.unsqueeze(1) + columns)[is_there]].long()
         return (rows,)
 
@@ -109,36 +111,49 @@ class HistoryRecommender(Recommender):
         self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         (rows,) = user_rows
-        wanted = torch.arange(len(rows)) if seen_rows is None else seen_rows.long()
-        values, items = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.int64)]
+        device = rows.device
+        wanted = torch.arange(len(rows), device=device) if seen_rows is None else seen_rows.long()
+        hidden = None if seen is None else self.seen_tensors(seen)
+        values, items = [torch.empty(0, k, device=device)], [torch.empty(0, k, dtype=torch.int64, device=device)]
         for some, lists in zip(rows.split(self._users_a_block), wanted.split(self._users_a_block), strict=True):
             scores = self.score_items_from_rows((some,))
-            best = topk_of_scores(scores, k, seen, lists)
+            best = topk_of_scores(scores, k, hidden, lists)
             values.append(best[0])
             items.append(best[1])
         return torch.cat(values), torch.cat(items)
 
 
-def topk_of_scores(scores: Tensor, k: int, seen: Seen | None, seen_rows: Tensor) -> tuple[Tensor, Tensor]:
+def topk_of_scores(
+    scores: Tensor, k: int, seen: tuple[Tensor, Tensor] | None, seen_rows: Tensor
+) -> tuple[Tensor, Tensor]:
     """The k best items by scores [b, N], which are overwritten; the lower index first among equals.
 
+    Args:
+        seen: offsets [R + 1] and items [nnz] that are left out, as `Recommender.seen_tensors` gives them.
+        seen_rows: [b], int64, the row of each user there.
     Returns:
         values [b, k] and items [b, k], int64: (-inf, -1) after the last candidate.
     """
     if seen is not None:
-        rows = seen_rows.numpy()
-        counts = np.diff(seen.offsets)[rows]
-        first = seen.offsets[rows] - (np.cumsum(counts) - counts)
-        places = np.arange(counts.sum()) + np.repeat(first, counts)
-        hidden = torch.from_numpy(seen.items[places].astype(np.int64))
-        scores[torch.from_numpy(np.repeat(np.arange(len(rows)), counts)), hidden] = -torch.inf
+        offsets, hidden = seen
+        start = offsets[seen_rows]
+        counts = offsets[seen_rows + 1] - start
+        total = int(counts.sum())  # the one look at what a device holds
+        first = start - (counts.cumsum(0) - counts)
+        owners = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), counts, output_size=total)
+        places = torch.arange(total, device=scores.device) + first[owners]
+        scores.index_put_((owners, hidden[places].long()), scores.new_full((), -torch.inf))
     width = min(k, scores.shape[1])
-    values, items = scores.topk(min(width + 1, scores.shape[1]), dim=1)
-    # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
-    is_unsure = (values[:, 1:] == values[:, :-1]).any(1)
-    values, items = values[:, :width], items[:, :width].contiguous()
-    if is_unsure.any():
-        items[is_unsure] = scores[is_unsure].argsort(dim=1, descending=True, stable=True)[:, :width]
+    if scores.is_cpu:
+        values, items = scores.topk(min(width + 1, scores.shape[1]), dim=1)
+        # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
+        is_unsure = (values[:, 1:] == values[:, :-1]).any(1)
+        values, items = values[:, :width], items[:, :width].contiguous()
+        if is_unsure.any():
+            items[is_unsure] = scores[is_unsure].argsort(dim=1, descending=True, stable=True)[:, :width]
+    else:  # asking which rows these are would wait for the device
+        values, items = scores.sort(dim=1, descending=True, stable=True)
+        values, items = values[:, :width], items[:, :width]
     items = torch.where(values == -torch.inf, -1, items)
     missing = (0, k - width)
     return (

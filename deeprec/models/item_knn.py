@@ -2,6 +2,7 @@
 
 Paper: Sarwar, Karypis, Konstan, Riedl 2001, "Item-based collaborative filtering recommendation algorithms" (WWW);
 Deshpande, Karypis 2004, "Item-based top-N recommendation algorithms" (TOIS 22), cosine over binary data.
+On a GPU: the similarities are computed on the CPU and asked where the model is.
 Deviations: the shrunk cosine c_ij / (|i| |j| + shrinkage) as in Ferrari Dacrema et al. 2019 (arXiv 1907.06902).
 """
 
@@ -75,9 +76,11 @@ class ItemKNN(HistoryRecommender):
 
     def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
         num_items, width = self.neighbors.shape
-        users = torch.zeros(num_items, len(offsets) - 1, dtype=self.similarities.dtype)
-        users[items, torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())] = 1.0
-        bounds = torch.arange(num_items + 1, dtype=torch.int32) * width
+        users = self.similarities.new_zeros(num_items, len(offsets) - 1)
+        every = torch.arange(len(offsets) - 1, device=offsets.device)
+        owners = torch.repeat_interleave(every, offsets.diff(), output_size=len(items))
+        users.index_put_((items, owners), users.new_ones(()))
+        bounds = torch.arange(num_items + 1, dtype=torch.int32, device=users.device) * width
         scores = sparse_linear(bounds, self.neighbors.view(-1), self.similarities.view(-1), users)
         return scores.T.contiguous()
 
@@ -90,7 +93,8 @@ class ItemKNN(HistoryRecommender):
                 f"{schema.num_items * schema.num_users * 4 / 2**30:.1f} GiB, the limit is "
                 f"{_MOST_VECTOR_VALUES * 4 / 2**30:.0f}; read `neighbors` and `similarities` of the model"
             )
-        vectors = torch.zeros(schema.num_items, schema.num_users)
-        owners = torch.repeat_interleave(torch.arange(schema.num_users), self.history_offsets.diff())
-        vectors[self.history_items.long(), owners] = 1.0
+        vectors = torch.zeros(schema.num_items, schema.num_users, device=self.device)
+        every, items = torch.arange(schema.num_users, device=self.device), self.history_items.long()
+        owners = torch.repeat_interleave(every, self.history_offsets.diff(), output_size=len(items))
+        vectors.index_put_((items, owners), vectors.new_ones(()))
         return vectors

@@ -63,13 +63,8 @@ class NCFRecommender(Recommender):
     ) -> tuple[Tensor, Tensor]:
         if seen is None:
             return self.network.topk(user_rows, k)
-        return self.network.topk(
-            user_rows,
-            k,
-            seen_offsets=torch.from_numpy(seen.offsets),
-            seen_items=torch.from_numpy(seen.items),
-            seen_rows=seen_rows,
-        )
+        offsets, items = self.seen_tensors(seen)
+        return self.network.topk(user_rows, k, seen_offsets=offsets, seen_items=items, seen_rows=seen_rows)
 
     def item_vectors(self) -> Tensor:
         self.require_built()

@@ -45,7 +45,7 @@ class Popularity(Recommender):
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self.require_built()
-        return (torch.zeros(len(users), 0),)
+        return (self.counts.new_zeros(len(users), 0),)
 
     def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         return self.counts[items.long()]
@@ -56,13 +56,10 @@ class Popularity(Recommender):
     def topk_from_rows(
         self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(len(user_rows[0]), 1, dtype=self.counts.dtype)
+        ones = self.counts.new_ones(len(user_rows[0]), 1)
         if seen is None:
             return score_topk(DotScorer(ones, self.counts.unsqueeze(1)), k)
+        offsets, items = self.seen_tensors(seen)
         return score_topk(
-            DotScorer(ones, self.counts.unsqueeze(1)),
-            k,
-            seen_indptr=torch.from_numpy(seen.offsets),
-            seen_indices=torch.from_numpy(seen.items),
-            seen_rows=seen_rows,
+            DotScorer(ones, self.counts.unsqueeze(1)), k, seen_indptr=offsets, seen_indices=items, seen_rows=seen_rows
         )

@@ -167,8 +167,9 @@ class NCFNetwork(nn.Module):
 
     @torch.no_grad()
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """Logits [n] of pairs [n]; the first hidden layer runs once for each distinct user and item."""
-        if self.mlp_item is None or not self.layers:
+        """Logits [n] of pairs [n]; on the CPU the first hidden layer runs once for each distinct user and item."""
+        # How many are distinct, a GPU would have to be waited for.
+        if self.mlp_item is None or not self.layers or not users.is_cpu:
             logits: Tensor = self(users, items)
             return logits
         unique_users, users = torch.unique(users, return_inverse=True)
@@ -236,7 +237,7 @@ class NCFNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The k best items: logits [b, k] and item indices [b, k], -1 where there are fewer; see `score_topk`."""
         if self.mlp_item is not None and not self.layers:
-            every = torch.eye(self.mlp_item.num_embeddings)
+            every = torch.eye(self.mlp_item.num_embeddings, device=user_rows[0].device)
             scorer: NCFScorer | DotScorer = DotScorer(self.score_items(user_rows), every)
         else:
             scorer = self.scorer(user_rows)

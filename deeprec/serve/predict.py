@@ -18,6 +18,7 @@ from deeprec.data.reading.errors import check_file, reading
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad
+from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
@@ -136,12 +137,13 @@ def predict_pairs_file(
         if given.dtype == pl.String:
             given = ids.parse(given.to_list())
             frame = frame.with_columns(given.alias(f"{ids.name}_id"))
-        codes.append(torch.from_numpy(ids.encode(given)).long())
+        codes.append(to_device(torch.from_numpy(ids.encode(given)), device_of(model)).long())
     blocks = zip(*(some.split(_BATCH_ROWS) for some in codes), strict=True)
-    found = torch.cat([torch.empty(0), *(model.score_pairs(users, items) for users, items in blocks)])
+    scores = [model.score_pairs(users, items) for users, items in blocks]
+    found = torch.cat(scores) if scores else torch.empty(0)
     limits = getattr(model, "limits", None)
-    found = found if limits is None else found.clamp(*limits.tolist())
-    _write(frame.with_columns(pl.Series(name, found.numpy())), path)
+    found = found if limits is None or not scores else found.clamp(*limits)
+    _write(frame.with_columns(pl.Series(name, found.cpu().numpy())), path)
     return len(frame), name
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.data import IdMap
+from deeprec.device import device_of, to_device
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.score_topk import DotScorer, score_topk
 from deeprec.models.base import Recommender, Seen
@@ -44,7 +45,7 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
     seen = model.seen if require_flag("recommend", "exclude_seen", exclude_seen) else None
     users = codes_of("recommend", "user_ids", user_ids, users_map)
     starts = range(0, len(users), _USERS_A_BLOCK)
-    blocks = [model.topk(torch.from_numpy(users[at : at + _USERS_A_BLOCK]).long(), k, seen) for at in starts]
+    blocks = [model.topk(_there(model, users[at : at + _USERS_A_BLOCK]).long(), k, seen) for at in starts]
     places, ranked = _ranked(blocks, k, items_map, "item_id")
     return pl.DataFrame([users_map.values.gather(users[places]).alias("user_id"), *ranked])
 
@@ -73,10 +74,10 @@ def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, rat
         history = np.unique(codes_of("recommend_for_history", "item_ids", item_ids, items_map))
         if not len(history):
             raise ValueError("recommend_for_history: item_ids must hold at least one item, got none; try popularity")
-        rows = fold_in(model, torch.from_numpy(history).long())
+        rows = fold_in(model, _there(model, history).long())
     else:
-        items, given = _rated("recommend_for_history", "item_ids", item_ids, ratings, items_map)
-        rows, history = model.rows_for_ratings(items, given), items.numpy()
+        history, given = _rated("recommend_for_history", "item_ids", item_ids, ratings, items_map)
+        rows = model.rows_for_ratings(_there(model, history).long(), _there(model, given))
     seen = Seen(np.array([0, len(history)], dtype=np.int64), history.astype(np.int32))
     _, ranked = _ranked([model.topk_from_rows(rows, k, seen)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
@@ -95,7 +96,8 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
         ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
     """
     _, items_map = id_maps(model)
-    rows = model.rows_for_ratings(*_rated("predict_for_user", "item_ids", item_ids, ratings, items_map))
+    items, given = _rated("predict_for_user", "item_ids", item_ids, ratings, items_map)
+    rows = model.rows_for_ratings(_there(model, items).long(), _there(model, given))
     return _all_ratings(model, "item_id", items_map, model.score_items_from_rows(rows)[0])
 
 
@@ -112,11 +114,19 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
         ValueError: an unknown user, ratings that do not fit, or a model that predicts no ratings.
     """
     users_map, _ = id_maps(model)
-    given = _rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
-    return _all_ratings(model, "user_id", users_map, model.rate_new_item(*given))
+    users, given = _rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
+    found = model.rate_new_item(_there(model, users).long(), _there(model, given))
+    return _all_ratings(model, "user_id", users_map, found)
 
 
-def _rated(function: str, argument: str, ids: Any, ratings: Any, known: IdMap) -> tuple[Tensor, Tensor]:
+def _there(model: Recommender, values: NDArray[Any]) -> Tensor:
+    """The values where the model is."""
+    return to_device(torch.from_numpy(values), device_of(model))
+
+
+def _rated(
+    function: str, argument: str, ids: Any, ratings: Any, known: IdMap
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Internal ids in ascending order with their ratings."""
     codes = codes_of(function, argument, ids, known)
     given = ratings_of(function, ratings, len(codes), known.name)
@@ -129,13 +139,13 @@ def _rated(function: str, argument: str, ids: Any, ratings: Any, known: IdMap) -
         raise ValueError(
             f"{function}: each {known.name} may be rated once, got {len(codes)} ratings of {len(indices)}; keep one"
         )
-    return torch.from_numpy(indices).long(), torch.from_numpy(given[places])
+    return indices, given[places]
 
 
 def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
     limits: Tensor | None = getattr(model, "limits", None)
-    ratings = ratings if limits is None else ratings.clamp(*limits.tolist())
-    return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.numpy())])
+    ratings = ratings if limits is None else ratings.clamp(*limits)
+    return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.cpu().numpy())])
 
 
 @served
@@ -145,26 +155,27 @@ def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
     known = model.rows_for_history(history)
     if known is not None:
         return known
-    sample = torch.arange(min(schema.num_users, _USERS_A_BLOCK))
+    device = history.device
+    sample = torch.arange(min(schema.num_users, _USERS_A_BLOCK), device=device)
     rows = tuple(table.mean(0, keepdim=True).detach() for table in model.user_rows(sample))
     if not any(row.numel() for row in rows) or len(history) == schema.num_items:
         return rows
     rows = tuple(row.requires_grad_() for row in rows)
-    offsets = torch.tensor([0, len(history)])
+    offsets = torch.arange(2, device=device) * len(history)
+    # Those of all steps in one call: a look at the device, and they do not depend on how they are split.
+    negatives = sample_negatives(
+        torch.zeros(_FOLD_IN_STEPS * len(history), dtype=torch.int32, device=device),
+        offsets,
+        history.to(torch.int32),
+        schema.num_items,
+        _FOLD_IN_NEGATIVES,
+        seed=0,
+    ).view(_FOLD_IN_STEPS, -1)
     optimizer = torch.optim.Adam(rows, lr=_FOLD_IN_LR)
     with torch.enable_grad():
-        for step in range(_FOLD_IN_STEPS):
-            negatives = sample_negatives(
-                torch.zeros(len(history), dtype=torch.int32),
-                offsets,
-                history.to(torch.int32),
-                schema.num_items,
-                _FOLD_IN_NEGATIVES,
-                seed=0,
-                offset=step * len(history),
-            )
-            items = torch.cat([history, negatives.flatten().long()])
-            labels = (torch.arange(len(items)) < len(history)).float()
+        for drawn in negatives.unbind():
+            items = torch.cat([history, drawn.long()])
+            labels = (torch.arange(len(items), device=device) < len(history)).float()
             logits = model.forward_rows(tuple(row.expand(len(items), -1) for row in rows), items)
             gradients = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, labels), rows)
             for row, gradient in zip(rows, gradients, strict=True):
@@ -186,8 +197,8 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
     vectors = F.normalize(model.item_vectors().float(), dim=1)
     blocks = []
     if len(codes):
-        scorer = DotScorer(vectors[torch.from_numpy(codes).long()], vectors)
-        own = torch.arange(len(codes) + 1), torch.from_numpy(codes)
+        own = torch.arange(len(codes) + 1, device=vectors.device), _there(model, codes)
+        scorer = DotScorer(vectors[own[1].long()], vectors)
         blocks.append(score_topk(scorer, k, seen_indptr=own[0], seen_indices=own[1]))
     places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
     return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
@@ -210,8 +221,8 @@ def score(model: Recommender, pairs: Any) -> np.ndarray:
     item_codes = codes_of("score", "item_id", items, items_map)
     if not len(user_codes):
         return np.zeros(0, dtype=np.float32)
-    scores = model.score_pairs(torch.from_numpy(user_codes).long(), torch.from_numpy(item_codes).long())
-    found: np.ndarray = scores.numpy()
+    scores = model.score_pairs(_there(model, user_codes).long(), _there(model, item_codes).long())
+    found: np.ndarray = scores.cpu().numpy()
     return found
 
 
@@ -219,8 +230,8 @@ def _ranked(
     blocks: Sequence[tuple[Tensor, Tensor]], k: int, items_map: IdMap, column: str
 ) -> tuple[NDArray[np.int64], list[pl.Series]]:
     """Top-k blocks as long columns without empty places (-1): which list each row is of; rank, `column` and score."""
-    scores = np.concatenate([np.empty((0, k), np.float32), *(values.numpy() for values, _ in blocks)])
-    items = np.concatenate([np.empty((0, k), np.int64), *(indices.numpy() for _, indices in blocks)])
+    scores = np.concatenate([np.empty((0, k), np.float32), *(values.cpu().numpy() for values, _ in blocks)])
+    items = np.concatenate([np.empty((0, k), np.int64), *(indices.cpu().numpy() for _, indices in blocks)])
     found = items >= 0
     places, ranks = np.nonzero(found)
     columns = [

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from deeprec.data import Interactions
+from deeprec.device import to_device
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.models.base import Batch
 
@@ -18,25 +19,35 @@ class PairwiseBatches:
     """Positives with `num_negatives` unseen items each, He et al. 2017, section 4.1.
 
     Negatives are uniform over the items without a training interaction of the user; held-out items may be drawn, as
-    in every published code. A given (seed, epoch) yields the same batches on every machine and thread count.
+    in every published code. A given (seed, epoch) yields the same batches on every machine, device and thread count.
 
     Args:
         train: the training interactions; every row is a positive.
         batch_size: examples a step, positives and negatives together.
         num_negatives: n, negatives for each positive.
         seed: of shuffling and sampling.
+        device: where the interactions are kept, the negatives drawn and the batches cut; None: the CPU.
     """
 
-    def __init__(self, train: Interactions, *, batch_size: int, num_negatives: int, seed: int) -> None:
+    def __init__(
+        self,
+        train: Interactions,
+        *,
+        batch_size: int,
+        num_negatives: int,
+        seed: int,
+        device: torch.device | None = None,
+    ) -> None:
+        device = torch.device("cpu") if device is None else device
         self.num_items = train.num_items
         self.num_negatives = num_negatives
         self.groups = max(1, batch_size // (1 + num_negatives))
         self.seed = seed
-        self._users = torch.from_numpy(np.ascontiguousarray(train.users))
-        self._items = torch.from_numpy(np.ascontiguousarray(train.items))
-        offsets, items = train.csr()
-        self._offsets, self._seen = torch.from_numpy(offsets), torch.from_numpy(items)
-        self._labels = torch.zeros(self.groups, 1 + num_negatives)
+        columns = (np.ascontiguousarray(train.users), np.ascontiguousarray(train.items), *train.csr())
+        self._users, self._items, self._offsets, self._seen = (
+            to_device(torch.from_numpy(column), device) for column in columns
+        )
+        self._labels = torch.zeros(self.groups, 1 + num_negatives, device=device)
         self._labels[:, 0] = 1.0
 
     def __len__(self) -> int:
@@ -53,7 +64,7 @@ class PairwiseBatches:
         order = torch.randperm(len(self._users), generator=torch.Generator().manual_seed(int(order_seed)))
         block = _GROUPS_A_DRAW // self.groups * self.groups or self.groups
         for start in range(0, len(order), block):
-            rows = order[start : start + block]
+            rows = to_device(order[start : start + block], self._users.device)
             users = self._users[rows]
             negatives = sample_negatives(
                 users,

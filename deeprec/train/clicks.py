@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Encoded
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.sets.click_datasets import load_clicks
+from deeprec.device import Device, ahead, device_of, placed, resolve_device
 from deeprec.evaluate import Card, ClickProtocol
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
 from deeprec.evaluate.metrics import gain
@@ -51,6 +52,7 @@ from deeprec.train.identity import (
 _logger = logging.getLogger("deeprec")
 
 CHECKPOINT_SECONDS = 600.0  # a long epoch is kept in pieces of this length
+_STEPS_A_LOOK = 64  # on a GPU
 _PROGRESS = ("epoch", "step", "loss_sum", "seconds", "best_epoch", "best_value", "history")
 
 
@@ -66,6 +68,7 @@ class _Run:
     select: str
     directory: Path | None
     on_progress: Callable[[Progress], None] | None
+    device: torch.device
     epoch: int = 0
     step: int = 0  # batches of the running epoch that are done
     loss_sum: float = 0.0  # over their rows
@@ -183,6 +186,7 @@ def fit_clicks(
     resume: bool = False,
     select: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    device: Device = "auto",
 ) -> FitResult:
     """Train `model` on the train part of `log` and measure it.
 
@@ -199,10 +203,11 @@ def fit_clicks(
             ended there is read instead. Either must be this run, see `deeprec.train.identity`.
         select: validation figure that chooses the epoch; the protocol's first by default.
         on_progress: called with a `Progress`.
+        device: as in `deeprec.train.fit`; batches are brought there while the step before is computed.
     Raises:
-        ValueError: a part without rows or with one kind of label only, or `out` belongs to another run.
+        ValueError: a part without rows or with one kind of label only, no such device, or `out` belongs to another run.
     """
-    seed, rule = require_seed(seed), _rule(protocol)
+    target, seed, rule = resolve_device(device, "fit"), require_seed(seed), _rule(protocol)
     require_out(resume, out)
     _require_parts(log)
     _require_split(log, rule)
@@ -212,15 +217,17 @@ def fit_clicks(
         train = train.downsampled(rule.negative_rate, seed)
     with torch.random.fork_rng(devices=[]):  # layers of torch draw before their weights are set
         model.build(log.inputs, torch.Generator().manual_seed(seed))
+    model.to(target)
     model.encoder, model.negative_rate = log.encoder, rule.negative_rate
-    run = _Run(model, log, train, rule, seed, select or rule.headline, directory, on_progress)
+    run = _Run(model, log, train, rule, seed, select or rule.headline, directory, on_progress, target)
     if resume and directory is not None and (ended := finished_card(directory)) is not None:
         require_same_run(identity_of_card(ended), _identity(run), f"{directory} holds a finished run")
         with torch.random.fork_rng(devices=[]):
             adopt_finished(model, directory)
+            model.to(target)
         return FitResult(model.eval(), ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         best = _train(run, read_checkpoint(directory) if resume and directory is not None else None)
     model.load_state_dict(best)
     seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in run.history))
@@ -246,27 +253,41 @@ def as_click_log(data: Any, schema: FeatureSchema | None, protocol: ClickProtoco
 
 def predict_part(model: ClickModel, part: ClickPart, batch_size: int = 1 << 14) -> NDArray[np.float32]:
     """Logits [n] of all rows of a part in their order, corrected for the negatives that training left out."""
-    found = [predict_rows(model, rows) for rows in part.batches(batch_size)]
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
+    return _logits(model, part.batches(batch_size))
+
+
+def predict_rows(model: ClickModel, rows: Encoded) -> NDArray[np.float32]:
+    """Logits [n] of encoded rows; dropout and the like are off."""
+    return _logits(model, [rows])
 
 
 @torch.no_grad()
-def predict_rows(model: ClickModel, rows: Encoded) -> NDArray[np.float32]:
-    """Logits [n] of encoded rows; dropout and the like are off."""
-    was_training = model.training
+def _logits(model: ClickModel, blocks: Iterable[Encoded]) -> NDArray[np.float32]:
+    """Logits of the rows of all blocks, computed where the model is; they come from there in one piece."""
+    was_training, device = model.training, device_of(model)
     model.eval()
     try:
-        logits: NDArray[np.float32] = model(ClickBatch.of(rows)).float().numpy()
+        found = [model(batch).float() for batch in _there(blocks, device)]
     finally:
         model.train(was_training)
+    logits: NDArray[np.float32] = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.float32)
     return correct_for_sampling(logits, model.negative_rate)
 
 
+def _there(blocks: Iterable[Encoded], device: torch.device) -> Iterator[ClickBatch]:
+    """Encoded rows as batches on a device."""
+    return ahead(map(ClickBatch.of, blocks), lambda batch: batch.to(device), device)
+
+
 @served
-def evaluate_clicks(model: ClickModel, part: ClickPart, metrics: tuple[str, ...] | None = None) -> dict[str, float]:
-    """The figures of a part, by name."""
+def evaluate_clicks(
+    model: ClickModel, part: ClickPart, metrics: tuple[str, ...] | None = None, *, device: Device = "auto"
+) -> dict[str, float]:
+    """The figures of a part, by name; `device`: where the model is moved for this call, "auto": where it is."""
     chosen = ClickProtocol().metrics if metrics is None else metrics
-    return click_figures(predict_part(model, part), part.labels, part.groups, chosen)
+    with placed(model, device, "evaluate"):
+        logits = predict_part(model, part)
+    return click_figures(logits, part.labels, part.groups, chosen)
 
 
 def _rule(protocol: Any) -> ClickProtocol:
@@ -370,29 +391,40 @@ def _epoch(run: _Run, optimizers: Optimizers, keep: Callable[[], None]) -> dict[
     earlier, total = run.seconds, len(run.train)
     done = min(run.step * config.batch_size, total)
     model.train()
-    for rows in run.train.batches(config.batch_size, seed=run.seed, epoch=run.epoch, skip=run.step):
+    # On a GPU the losses are added up there and read now and then: to read one is to wait for its step.
+    is_cpu, unread = run.device.type == "cpu", torch.zeros((), dtype=torch.float64, device=run.device)
+    blocks = run.train.batches(config.batch_size, seed=run.seed, epoch=run.epoch, skip=run.step)
+    for batch in _there(blocks, run.device):
         # Dropout draws from torch's generator; a seed for each step makes a resumed run draw the same.
         torch.manual_seed(hash((run.seed, run.epoch, run.step)))
         optimizers.clear()
-        loss = model.loss(ClickBatch.of(rows))
+        loss, rows = model.loss(batch), len(batch.ids)
         loss.backward()
         optimizers.step()
         run.step += 1
-        run.loss_sum += loss.item() * len(rows)
-        done += len(rows)
+        done += rows
         now = time.perf_counter()
         run.seconds = earlier + now - started
+        is_said = run.on_progress is not None and now - last_said > 0.1
+        is_kept = now - last_kept > CHECKPOINT_SECONDS and done < total
+        if is_cpu:
+            run.loss_sum += loss.item() * rows
+        else:
+            unread += loss.detach() * rows
+            if is_said or is_kept or done >= total or run.step % _STEPS_A_LOOK == 0:
+                run.loss_sum += unread.item()
+                unread.zero_()
         if not math.isfinite(run.loss_sum):
             raise ValueError(
                 f"fit: the training loss became {loss.item()} in epoch {run.epoch + 1}, step {run.step}; lower lr "
                 f"(now {config.lr})"
             )
-        if run.on_progress is not None and now - last_said > 0.1:
+        if run.on_progress is not None and is_said:
             last_said = now
             loss_so_far = run.loss_sum / done
             rate = done / run.seconds
             run.on_progress(Progress(model.name, run.epoch + 1, config.epochs, done, total, loss_so_far, rate))
-        if now - last_kept > CHECKPOINT_SECONDS and done < total:
+        if is_kept:
             optimizers.flush()
             keep()
             last_kept = time.perf_counter()
@@ -436,6 +468,7 @@ def _card(run: _Run, seconds: float, metrics: dict[str, float]) -> Card:
         epoch=run.best_epoch if run.history else None,
         select=run.select,
         history=run.history,
+        device=str(run.device),
     )
 
 

@@ -19,6 +19,7 @@ from deeprec._files import remove_unfinished, then_resume
 from deeprec.data import Interactions, Split, from_frame
 from deeprec.data import load as load_data
 from deeprec.data.interactions.features import features_sha256
+from deeprec.device import Device, placed, resolve_device, to_device
 from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.evaluate.evaluator import require_ratings
@@ -112,6 +113,7 @@ class _Run:
     select: str
     on_progress: Callable[[Progress], None] | None
     checksums: dict[str, str]
+    device: torch.device
     best_on_test: _BestOnTest | None = None
     chosen_epochs: dict[str, int] = field(default_factory=dict)  # model name -> epoch that validation chose
 
@@ -159,6 +161,7 @@ def fit(
     select: str | None = None,
     report_best_on_test: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    device: Device = "auto",
 ) -> FitResult:
     """Train `model` and measure it.
 
@@ -176,10 +179,13 @@ def fit(
         select: validation metric that chooses the epoch; the protocol's first by default.
         report_best_on_test: also evaluate the test part each epoch, only to report the best figure, labelled as such.
         on_progress: called with a `Progress`.
+        device: where the model is trained and stays: "cpu", "cuda", "cuda:1"; "auto": a GPU where torch sees one. The
+            initial weights, the order and the negatives are the same on every device, and a run that was interrupted
+            on one goes on on another.
     Raises:
-        ValueError: unusable data or options, or `out` belongs to another run.
+        ValueError: unusable data or options, no such device, or `out` belongs to another run.
     """
-    seed = require_seed(seed)
+    target, seed = resolve_device(device, "fit"), require_seed(seed)
     interactions = as_interactions(data)
     chosen = as_protocol(protocol).resolve(interactions)
     require_ratings(model, chosen)
@@ -194,12 +200,13 @@ def fit(
         "split_sha256": split.sha256,
         **_features_checksums(model, interactions),
     }
-    run = _Run(chosen, split, interactions, seed, select or chosen.headline, on_progress, checksums)
+    run = _Run(chosen, split, interactions, seed, select or chosen.headline, on_progress, checksums, target)
     _require_parts(model, run)
     run.best_on_test = _BestOnTest() if report_best_on_test else None
     if resume and directory is not None and (ended := finished_card(directory)) is not None:
         require_same_run(identity_of_card(ended), _identity(model, run), f"{directory} holds a finished run")
         adopt_finished(model, directory)
+        model.to(target)
         _adopt(model, run)
         return FitResult(model, ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
     if directory is not None and not resume:
@@ -234,6 +241,7 @@ def fit(
         epoch=stage.best_epoch if history else None,
         select=run.select,
         history=history,
+        device=str(target),
     )
     if directory is not None:
         save(model, directory, card=card)
@@ -294,12 +302,21 @@ def as_interactions(data: Any) -> Interactions:
 
 
 @served
-def evaluate_model(model: Recommender, protocol: Protocol | str | None = None, data: Any = None) -> dict[str, float]:
+def evaluate_model(
+    model: Recommender, protocol: Protocol | str | None = None, data: Any = None, *, device: Device = "auto"
+) -> dict[str, float]:
     """Test metrics of a trained model; by default with the protocol, data and seed it was fitted with.
 
+    Args:
+        device: where the model is moved for this call; "auto": where it is.
     Raises:
-        ValueError: nothing says which data to use.
+        ValueError: nothing says which data to use, or there is no such device.
     """
+    with placed(model, device, "evaluate"):
+        return _evaluate_model(model, protocol, data)
+
+
+def _evaluate_model(model: Recommender, protocol: Protocol | str | None, data: Any) -> dict[str, float]:
     fitted: _Run | None = model._fitted_on
     if protocol is None and data is None and fitted is not None:
         return evaluate(model, fitted.split, fitted.protocol, part="test")
@@ -321,7 +338,9 @@ def _fit_stage(
     is_main: bool = True,
 ) -> _Stage:
     """Build and train one model, its pre-training included; leaves the chosen epoch's weights in it."""
+    # Drawn on the CPU, so that the weights begin as the same numbers on every device.
     model.build(model.schema_for(run.data), torch.Generator().manual_seed(run.seed))
+    model.to(run.device)
     name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
     train = _joined(run.split.train, run.split.validation) if is_refit else run.split.train
     epochs = run.chosen_epochs.get(model.name, 0) if is_refit else model.config.epochs
@@ -359,7 +378,8 @@ def _train(model: Recommender, run: _Run, stage: _Stage, checkpoint: Checkpoint 
         with restoring(stage.directory):
             model.load_state_dict(checkpoint.model)
             optimizer.load_state_dict(checkpoint.optimizer)
-            average, best = checkpoint.average, checkpoint.best
+            average = {key: to_device(value, run.device) for key, value in checkpoint.average.items()}
+            best = checkpoint.best
             for key in _PROGRESS:
                 setattr(stage, key, checkpoint.progress[key])
             run.chosen_epochs.update(checkpoint.progress["chosen_epochs"])

@@ -37,6 +37,7 @@ from deeprec.data.columns.encoder import FILES as ENCODER_FILES
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.inputs import Inputs
 from deeprec.data.reading.arrays import require_pool
+from deeprec.device import Device, resolve_device
 from deeprec.evaluate import Card
 from deeprec.models.base import Recommender, Schema, Seen, check_rows
 from deeprec.models.click import ClickModel
@@ -151,13 +152,22 @@ def _move_into_place(beside: Path, folder: Path, names: list[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def load(directory: str | Path) -> Any:
+def load(directory: str | Path, *, device: Device = "auto") -> Any:
     """The `Recommender` or `ClickModel` in a folder written by `save`, in evaluation mode.
 
+    Args:
+        device: where the model lives, whatever it was trained on: "cpu", "cuda", "cuda:1"; "auto": a GPU where torch
+            sees one.
     Raises:
         FileNotFoundError: no model there.
-        ValueError: from a newer deeprec, damaged, or changed since it was written; names the file.
+        ValueError: from a newer deeprec, damaged, or changed since it was written; names the file. Or no such device.
     """
+    target = resolve_device(device, "load")
+    return _load(directory).to(target).eval()
+
+
+def _load(directory: str | Path) -> Any:
+    """The model on the CPU."""
     folder = Path(directory)
     head = _read_head(folder)
     contents = _read_files(folder, head)
@@ -171,14 +181,14 @@ def load(directory: str | Path) -> Any:
         click_model.encoder, click_model.negative_rate = Encoder.load(folder / _ENCODER), head.negative_rate
         if click_model.encoder.inputs != head.inputs:
             raise ValueError(f"load: {folder / _ENCODER} belongs to another model; {_REMEDY}")
-        return click_model.eval()
+        return click_model
     users = _id_map(folder / _USERS, contents[_USERS], "user", head.schema.num_users)
     items = _id_map(folder / _ITEMS, contents[_ITEMS], "item", head.schema.num_items)
     seen = _seen(folder / _SEEN, contents[_SEEN], head.schema) if _SEEN in contents else None
     options = {"schema": head.schema, "config": settings}
     model: Recommender = _with_weights(folder, head.model, options, contents[_WEIGHTS])
     model.user_ids, model.item_ids, model.seen = users, items, seen
-    return model.eval()
+    return model
 
 
 def _read_head(folder: Path) -> _RecommenderHead | _ClickHead:

@@ -2,8 +2,8 @@
 
 Everything that shapes the result is compared: model, every option (the number of epochs too, on which learning rates
 and stopping depend), protocol, seed, what chooses the epoch, and checksums of the data, its split and the side
-information that the model takes. Free to change are: where the data and the folder lie, threads and machine, and what
-is shown or logged.
+information that the model takes. Free to change are: where the data and the folder lie, threads, machine and device,
+and what is shown or logged.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def adopt_finished(model: Any, directory: Path) -> None:
     Raises:
         ValueError: the folder holds another one than its card says.
     """
-    saved = load(directory)
+    saved = load(directory, device="cpu")
     if saved.name != model.name or saved.config != model.config:
         raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
     sizes = saved.inputs if is_click_model(saved.name) else saved.schema

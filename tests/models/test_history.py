@@ -96,8 +96,7 @@ def test_equal_scores_rank_by_index() -> None:
     scores = torch.zeros(3, 50)
     scores[1, 30] = 1
     scores[2] = torch.arange(50)
-    values, items = topk_of_scores(scores, 4, Seen(np.array([0, 1, 2, 3]), np.array([0, 1, 49], dtype=np.int32)),
-                                   torch.arange(3))  # fmt: skip
+    values, items = topk_of_scores(scores, 4, (torch.arange(4), torch.tensor([0, 1, 49])), torch.arange(3))
     assert items.tolist() == [[1, 2, 3, 4], [30, 0, 2, 3], [48, 47, 46, 45]]
     assert values.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [48, 47, 46, 45]]
 
