@@ -1,0 +1,132 @@
+"""Every model trains, is measured and is asked on a device that is not the CPU, and waits for it only where listed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeprec import models
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Who may look at what a device holds, which waits for it, and why. All else must be queued.
+LOOKS = {
+    # How many rows of a table a batch touches is known when its ids are sorted: row gradients have that size.
+    "deeprec.embedding_plan": "distinct rows of the ids",
+    "deeprec.embedding_bags_plan": "distinct rows of the ids",
+    "deeprec.embedding_bags_grad": "distinct rows of each table",
+    "deeprec.embedding_fm_grad": "distinct rows of each table",
+    "deeprec.kernels.embedding_bag.row_grads": "where the rows of each table begin, one list",
+    "deeprec.kernels.embedding_fm.row_grads": "where the rows of each table begin, one list",
+    "deeprec.nn._bag_inputs._bounds": "where the ids of each bag begin, for rows that Adam has yet to catch up with",
+    # L-BFGS chooses its steps by the losses it sees.
+    "deeprec.train.fit._search_line": "L-BFGS",
+    "deeprec.train.fit.objective": "L-BFGS",
+    "deeprec.models.autorec.<genexpr>": "L-BFGS: the penalty",
+    # Once a block of a million draws, never in a step: a kernel cannot raise.
+    "deeprec.kernels.sample_negatives._check_lists": "the lists, once",
+    "deeprec.kernels.sample_negatives.reference.check_users": "the users of a block",
+    "deeprec.train.fit.train_epoch": "the loss of the epoch",
+    # After training, once: rows without ratings.
+    "deeprec.models._autoencoder._finish_codes": "is a row without ratings",
+    # What comes back to be shown.
+    "deeprec.serve.recommend.<genexpr>": "items and scores",
+    "deeprec.serve.recommend.score": "scores",
+    "deeprec.train.clicks._logits": "predictions, one transfer for all rows",
+    "deeprec.evaluate.ranking._together": "ranks, candidates and lists, a transfer each for all users",
+    "deeprec.evaluate.ranking._first_true": "whether a score was NaN",
+    "deeprec.evaluate.evaluator.rating_figures": "predictions, one transfer",
+    # Ratings that a caller gives, once a call.
+    "deeprec.models._autoencoder._check_range": "ratings outside the range",
+    # Lists of several lengths, once a block of users.
+    "deeprec.models.history.user_rows": "the longest history",
+    "deeprec.models.history.score_items_from_rows": "items of all histories",
+    "deeprec.models.history.topk_of_scores": "items that are left out",
+    "deeprec.models.history.forward": "distinct users of the pairs",
+}
+
+# Operator calls and looks of a training step, of the optimizer that has most, but for L-BFGS. A step that takes more is
+# a regression on a GPU, where each call costs; one that takes far less should lower its budget.
+BUDGET = {
+    "afm": (1132, 32),
+    "autorec": (221, 5),
+    "cdae": (248, 6),
+    "cfn": (225, 5),
+    "dcn-v2": (857, 15),
+    "deepfm": (1085, 30),
+    "dnn": (641, 15),
+    "fm": (831, 30),
+    "gmf": (86, 2),
+    "lr": (423, 17),
+    "mf": (170, 2),
+    "mlp": (122, 2),
+    "neumf": (166, 2),
+    "nfm": (978, 32),
+    "wide-deep": (989, 29),
+}
+HEADROOM = 1.1
+TRAINED = [name for name in models.recommenders() if models.model_class(name).trains_by_gradient]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    worker = Path(__file__).with_name("shadow_worker.py")
+    run = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-4000:]
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+def require_queued(where: str, work: dict[str, Any]) -> None:
+    assert "error" not in work, f"{where}: {work['error']}"
+    unlisted = {who: times for who, times in work["reads"].items() if who not in LOOKS}
+    assert not unlisted, f"{where} waits for the device: {unlisted}"
+
+
+def test_faults_are_noticed(found: dict[str, Any]) -> None:
+    assert found["faults"]["mixed"]["error"].startswith("FakeTensorDeviceMismatchError")
+    assert found["faults"]["look"]["reads"] == {"elsewhere": 1}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_training_step_of_every_optimizer(found: dict[str, Any], name: str) -> None:
+    steps = found[name]["steps"]
+    kind = models.model_class(name)
+    expected = kind.config_class.optimizers if getattr(kind, "trains_by_gradient", True) else ()
+    assert set(expected) <= set(steps)
+    for optimizer, work in steps.items():
+        require_queued(f"{name} with {optimizer}", work)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_evaluation_recommendation_and_prediction(found: dict[str, Any], name: str) -> None:
+    for what, work in found[name]["serving"].items():
+        require_queued(f"{name}: {what}", work)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_epoch_with_the_models_own_sampler(found: dict[str, Any], name: str) -> None:
+    require_queued(name, found[name]["epoch"])
+    assert found[name]["epoch"]["reads"]["deeprec.train.fit.train_epoch"] == 1
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_checkpoint_of_one_device_goes_on_on_another(found: dict[str, Any], name: str) -> None:
+    result = found[name]["checkpoint"]
+    assert result["file"] == ["cpu"]
+    assert result["model"] == "shadow"
+    assert set(result["state"]) <= {"shadow", "cpu"}  # torch keeps its counts of steps on the CPU
+
+
+@pytest.mark.parametrize("name", sorted({*TRAINED, *models.click_models()}))
+def test_step_keeps_to_its_budget(found: dict[str, Any], name: str) -> None:
+    steps = [work for optimizer, work in found[name]["steps"].items() if optimizer != "lbfgs"]
+    calls, looks = max(work["calls"] for work in steps), max(sum(work["reads"].values()) for work in steps)
+    most, most_looks = BUDGET[name]
+    assert most / 1.25 <= calls <= most * HEADROOM, f"{name}: {calls} operator calls a step, the budget is {most}"
+    assert looks <= most_looks, f"{name}: a step waits for the device {looks} times, the budget is {most_looks}"
