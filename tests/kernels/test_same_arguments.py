@@ -79,7 +79,7 @@ def _spoiled(given: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(given, bool):
         yield str(not given), not given
     elif isinstance(given, int):
-        for number in (-(2**40), -2, -1, 0, 1, 3, 99, 2**31, 2**40):
+        for number in (-(2**40), -2, -1, 0, 1, 3, 99, 2**40):
             yield str(number), number
     elif isinstance(given, float):
         for value in (math.nan, math.inf, -math.inf, -1.0, 0.0, 1.0, 2.0):
