@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec import data
+from deeprec.contract import Schema
 from deeprec.evaluate import evaluate, protocol
 from deeprec.evaluate.card import hardware
 from deeprec.models import NeuMF
-from deeprec.models.base import Schema
 
 NUM_USERS, NUM_ITEMS, INTERACTIONS = 6040, 3706, 1_000_209
 

@@ -30,9 +30,9 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     from ncf_split import NcfSplit, hit_rate
 
     from deeprec import __version__
+    from deeprec.batches.pairs import PairwiseBatches
     from deeprec.data import IdMap, Interactions
     from deeprec.models import Schema, create
-    from deeprec.train.batches import PairwiseBatches
     from deeprec.train.fit import make_optimizer, train_epoch
 
     torch.set_num_threads(args.threads)

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deeprec.config import config_from_dict
 from deeprec.data import load
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.evaluate import Card, ClickProtocol, protocol
 from deeprec.models import create
-from deeprec.models.config import config_from_dict
-from deeprec.models.registry import config_class
+from deeprec.registry import config_class
 from deeprec.train import Progress, fit
 from deeprec.train.clicks import fit_clicks
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deeprec import data, evaluate, models, nn, serve, train
-    from deeprec.train.folder import load
+    from deeprec.serve.folder import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "data", "evaluate", "load", "models", "nn", "serve", "train"]
@@ -23,7 +23,7 @@ __all__ = ["__version__", "data", "evaluate", "load", "models", "nn", "serve", "
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return importlib.import_module("deeprec.train.folder").load
+        return importlib.import_module("deeprec.serve.folder").load
     if name in __all__:
         return importlib.import_module(f"deeprec.{name}")
     raise AttributeError(f"module 'deeprec' has no attribute {name!r}")

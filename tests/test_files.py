@@ -16,13 +16,13 @@ import pytest
 
 import deeprec
 from deeprec._files import WriteError, write_atomically
+from deeprec._tensors import write_tensors
 from deeprec.data import IdMap, synthetic
 from deeprec.data.clicks import log as click_log
 from deeprec.data.sets.click_datasets import synthetic_clicks
 from deeprec.evaluate.click_metrics import plot_reliability, reliability
 from deeprec.models import GMF, create
 from deeprec.serve.predict import predict_file, predict_pairs_file
-from deeprec.train._tensors import write_tensors
 from deeprec.train.curves import plot_curves
 
 HISTORY = [{"epoch": 1, "loss": 0.5, "seconds": 1.0, "samples_per_second": 2.0, "hr@10": 0.1}]

@@ -18,9 +18,9 @@ from typing import Any
 
 from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
+from deeprec.config import unknown_option
 from deeprec.data.reading.errors import naming
 from deeprec.evaluate import Protocol
-from deeprec.models.config import unknown_option
 
 DEVICE_HELP = "cpu, cuda or cuda:1; auto takes a GPU where torch sees one."
 _SECTIONS = ("protocol", "data")

@@ -10,7 +10,7 @@ import typer
 
 from deeprec import models as registry
 from deeprec.cli.console import command, console, print_json, say, table
-from deeprec.models.config import taken_options
+from deeprec.config import taken_options
 
 
 def models(

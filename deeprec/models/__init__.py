@@ -1,12 +1,14 @@
 """Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`."""
 
+from deeprec.batches.pairs import PairBatch as Batch
+from deeprec.config import TrainConfig
+from deeprec.contract import Schema, Seen
 from deeprec.models.afm import AFM
 from deeprec.models.autorec import AutoRec
-from deeprec.models.base import Batch, Recommender, Schema, Seen
+from deeprec.models.base import Recommender
 from deeprec.models.cdae import CDAE
 from deeprec.models.cfn import CFN
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
-from deeprec.models.config import TrainConfig
 from deeprec.models.dcn_v2 import DCNV2
 from deeprec.models.deepfm import DeepFM
 from deeprec.models.dnn import DNN
@@ -20,7 +22,8 @@ from deeprec.models.mlp import MLP
 from deeprec.models.neumf import NeuMF
 from deeprec.models.nfm import NFM
 from deeprec.models.popularity import Popularity
-from deeprec.models.registry import (
+from deeprec.models.wide_deep import WideDeep
+from deeprec.registry import (
     click_models,
     config_class,
     create,
@@ -30,7 +33,6 @@ from deeprec.models.registry import (
     recommenders,
     require_taken,
 )
-from deeprec.models.wide_deep import WideDeep
 
 __all__ = [
     "AFM",

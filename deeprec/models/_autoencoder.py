@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
+from deeprec.contract import Batches, Schema, Seen
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.sampled_linear_loss import csr_plan
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
-from deeprec.models.base import Batches, Recommender, Schema, Seen, check_pairs
-from deeprec.models.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
+from deeprec.models.base import Recommender, check_pairs
 from deeprec.models.history import topk_of_scores
 from deeprec.nn.embedding import catch_up
 
@@ -208,8 +209,11 @@ class RatingRows:
         every = torch.arange(self.num_rows, device=self.indptr.device)
         return RowBatch(every, self.indptr, self.indices, self.targets, self.targets, None, self._plan, 1.0)
 
-    def epoch(self, number: int) -> Iterator[RowBatch]:
-        """The batches of one epoch, rows without ratings left out."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[RowBatch]:
+        """The batches of one epoch without the first `skip`; rows without ratings are left out."""
+        return islice(self._epoch(number), skip, None)  # the noise of those before is drawn, as it comes in order
+
+    def _epoch(self, number: int) -> Iterator[RowBatch]:
         (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64) >> 1
         generator = torch.Generator().manual_seed(int(seed))
         if not self.batch_size:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from deeprec.config import Only, one_of
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig
-from deeprec.models.config import Only, one_of
 from deeprec.nn.mlp import ACTIVATIONS, MLP
 
 NUMERICS = ("embedding", "input")

@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import at_least
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
-from deeprec.models.config import at_least
 from deeprec.nn.attention import PairAttention
 from deeprec.nn.dropout import Dropout
 

@@ -18,13 +18,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import FULL_BATCH_OPTIMIZERS, TrainConfig
+from deeprec.contract import Schema
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
-from deeprec.models.base import Recommender, Schema
-from deeprec.models.config import FULL_BATCH_OPTIMIZERS, TrainConfig
+from deeprec.models.base import Recommender
 
 ACTIVATIONS = ("identity", "sigmoid")
 

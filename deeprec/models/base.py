@@ -7,95 +7,23 @@ methods below import them when called; it is the only such place (see tests/test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deeprec.config import TrainConfig, make_config, require_keywords
+from deeprec.contract import Batches, Schema, Seen
 from deeprec.data import IdMap, Interactions
 from deeprec.device import Device, device_of, to_device
-from deeprec.models.config import TrainConfig, make_config, require_keywords
-from deeprec.models.surroundings import trained
 from deeprec.nn._rows import WholeTables
+from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Self
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The sizes a model is built for.
-
-    Attributes:
-        num_users, num_items: number of distinct users and items, >= 1.
-        num_features: columns of the side information that the model takes, 0 for none.
-    """
-
-    num_users: int
-    num_items: int
-    num_features: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_users", "num_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Schema: {name} must be >= 1, got {getattr(self, name)}")
-        if self.num_features < 0:
-            raise ValueError(f"Schema: num_features must be >= 0, got {self.num_features}")
-
-
-class Batch(NamedTuple):
-    """A training step's examples: each user with a group of items, the positive first.
-
-    Attributes:
-        users: [b] internal ids.
-        items: [b, 1 + n] internal ids.
-        labels: [b, 1 + n], float32.
-    """
-
-    users: Tensor
-    items: Tensor
-    labels: Tensor
-
-
-class Batches(Protocol):
-    """The training examples of an epoch, in steps."""
-
-    @property
-    def num_examples(self) -> int:
-        """Examples in an epoch."""
-
-    def epoch(self, number: int) -> Iterator[Any]:
-        """The batches of one epoch, the same for a number whenever they are asked for; each has `labels`."""
-
-
-class Seen(NamedTuple):
-    """The items each user has met as CSR: row u is items[offsets[u]:offsets[u + 1]], sorted.
-
-    Attributes:
-        offsets: [num_users + 1], int64.
-        items: [nnz], int32.
-    """
-
-    offsets: np.ndarray
-    items: np.ndarray
-
-
-def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items: int) -> None:
-    """Raise ValueError unless offsets [num_rows + 1] and items [nnz] are compressed rows of item indices."""
-    if offsets.shape != (num_rows + 1,) or offsets.dtype != np.int64 or items.ndim != 1 or items.dtype != np.int32:
-        raise ValueError(
-            f"offsets int64 [{num_rows + 1}] and items int32 [n] are needed, got {offsets.dtype} "
-            f"{list(offsets.shape)} and {items.dtype} {list(items.shape)}"
-        )
-    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
-        raise ValueError(f"offsets must ascend from 0 to {len(items)}, the number of items")
-    if len(items) and not 0 <= items.min() <= items.max() < num_items:
-        raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
 
 
 def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
@@ -181,7 +109,7 @@ class Recommender(WholeTables):
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
-        from deeprec.train.batches import PairwiseBatches
+        from deeprec.batches.pairs import PairwiseBatches
 
         config = self.config
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}

@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import Only, TrainConfig
+from deeprec.contract import Batches, Schema, Seen
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
@@ -28,8 +31,7 @@ from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import refresh_codes
-from deeprec.models.base import Batches, Recommender, Schema, Seen
-from deeprec.models.config import Only, TrainConfig
+from deeprec.models.base import Recommender
 from deeprec.nn.embedding import catch_up
 
 VARIANTS = {
@@ -164,8 +166,11 @@ class Likes:
         """Scored items in an epoch."""
         return len(self._labels)
 
-    def epoch(self, number: int) -> Iterator[UserBatch]:
-        """The batches of one epoch."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[UserBatch]:
+        """The batches of one epoch, without the first `skip`."""
+        return islice(self._epoch(number), skip, None)  # the corruption of those before is drawn, as it comes in order
+
+    def _epoch(self, number: int) -> Iterator[UserBatch]:
         order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
         generator = torch.Generator().manual_seed(int(order_seed))
         order = torch.randperm(len(self._lengths), generator=generator)

@@ -20,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import OPTIMIZERS, Only, TrainConfig
+from deeprec.contract import Schema
 from deeprec.data import Interactions
 from deeprec.data.interactions.features import feature_matrix
 from deeprec.device import to_device
@@ -28,8 +30,7 @@ from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import AutoencoderConfig, Corrupt, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
-from deeprec.models.base import Recommender, Schema
-from deeprec.models.config import OPTIMIZERS, Only, TrainConfig
+from deeprec.models.base import Recommender
 
 _LARGEST = 0.95  # of the way to where tanh ends: the logit of a rating at the limits
 

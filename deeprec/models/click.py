@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprec.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
 from deeprec.data.columns.inputs import Encoded, Inputs
 from deeprec.device import Device, resolve_device, to_device
-from deeprec.models.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
-from deeprec.models.surroundings import trained
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
+from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,11 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import at_least, one_of
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
-from deeprec.models.config import at_least, one_of
 from deeprec.nn.cross import CrossNetwork
 
 STRUCTURES = ("stacked", "parallel")

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeprec.config import GRADIENT_OPTIONS, TrainConfig
+from deeprec.contract import Schema
 from deeprec.kernels.sparse_linear import sparse_linear
-from deeprec.models.base import Schema
-from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32

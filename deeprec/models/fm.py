@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import one_of
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FMTerms, LinearTerms, Part, fm_tables, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
-from deeprec.models.config import one_of
 from deeprec.nn import FactorizationMachine
 
 _logger = logging.getLogger("deeprec")

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from deeprec.models.base import Schema
-from deeprec.models.config import TrainConfig
+from deeprec.config import TrainConfig
+from deeprec.contract import Schema
 from deeprec.models.ncf import NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeprec.contract import Schema, Seen, check_rows
 from deeprec.data import Interactions
-from deeprec.models.base import Recommender, Schema, Seen, check_rows
+from deeprec.models.base import Recommender
 
 _PAIRS_A_BLOCK = 1 << 22  # entries of a dense block: 32 MiB in float64
 _SCORES_A_BLOCK = 1 << 22

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeprec.config import GRADIENT_OPTIONS, TrainConfig
+from deeprec.contract import Schema
 from deeprec.kernels.sparse_linear import sparse_linear
-from deeprec.models.base import Schema
-from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _MOST_VECTOR_VALUES = 1 << 30  # 4 GiB of float32

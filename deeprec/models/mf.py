@@ -16,8 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.models.base import Batch, Recommender, Schema
-from deeprec.models.config import TrainConfig
+from deeprec.batches.pairs import PairBatch
+from deeprec.config import TrainConfig
+from deeprec.contract import Schema
+from deeprec.models.base import Recommender
 from deeprec.models.ncf import NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
@@ -73,7 +75,7 @@ class MF(NCFRecommender):
         # The output layer is the sum over dimensions, nothing to learn there but the global bias.
         self.network.output.weight.requires_grad_(False)
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: PairBatch) -> Tensor:
         """Through autograd, whose hooks keep the columns of ones."""
         return Recommender.backward(self, batch)
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from deeprec.models.base import Schema
-from deeprec.models.config import Only, TrainConfig
+from deeprec.config import Only, TrainConfig
+from deeprec.contract import Schema
 from deeprec.models.ncf import NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.models.base import Batch, Recommender, Seen
+from deeprec.batches.pairs import PairBatch
+from deeprec.contract import Seen
+from deeprec.models.base import Recommender
 from deeprec.nn.ncf import NCFNetwork
 
 LAYOUTS = ("code", "paper")
@@ -23,18 +25,20 @@ class NCFRecommender(Recommender):
         logits: Tensor = self.network(users, items)
         return logits
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: PairBatch) -> Tensor:
         """Binary cross-entropy (He et al. 2017, eq. 7) with L2 (Rendle et al. 2020, arXiv 2005.09683, 3.1)."""
         return self._loss(batch, accumulate_grad=False)
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: PairBatch) -> Tensor:
         """The loss's gradients, without a detour through autograd."""
         return self._loss(batch, accumulate_grad=True)
 
-    def _loss(self, batch: Batch, *, accumulate_grad: bool) -> Tensor:
+    def _loss(self, batch: PairBatch, *, accumulate_grad: bool) -> Tensor:
         config = self.config
         return self.network.loss(
-            *batch,
+            batch.users,
+            batch.items,
+            batch.labels,
             reduction=config.reduction,
             precision=config.precision,
             l2=config.l2,

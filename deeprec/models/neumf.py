@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import torch
 
-from deeprec.models.base import Recommender, Schema
-from deeprec.models.config import Only, TrainConfig, make_config
+from deeprec.config import Only, TrainConfig, make_config
+from deeprec.contract import Schema
+from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
 from deeprec.models.ncf import NCFRecommender, mlp_layers

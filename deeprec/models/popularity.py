@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from deeprec.config import GRADIENT_OPTIONS, TrainConfig
+from deeprec.contract import Schema, Seen
 from deeprec.data import Interactions
 from deeprec.kernels.score_topk import DotScorer, score_topk
-from deeprec.models.base import Recommender, Schema, Seen
-from deeprec.models.config import GRADIENT_OPTIONS, TrainConfig
+from deeprec.models.base import Recommender
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.config import Only, at_least, one_of
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, OptimizerOptions
-from deeprec.models.config import Only, at_least, one_of
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Serving: recommendations from trained models."""
 
+from deeprec.serve.folder import load, save
 from deeprec.serve.recommend import (
     fold_in,
     predict_for_item,
@@ -9,7 +10,6 @@ from deeprec.serve.recommend import (
     score,
     similar_items,
 )
-from deeprec.train.folder import load, save
 
 __all__ = [
     "fold_in",

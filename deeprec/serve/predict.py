@@ -22,8 +22,8 @@ from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
-from deeprec.models.surroundings import served
 from deeprec.serve.recommend import id_maps
+from deeprec.surroundings import served
 from deeprec.train.clicks import predict_rows
 
 COLUMN = "probability"

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.contract import Seen
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.score_topk import DotScorer, score_topk
-from deeprec.models.base import Recommender, Seen
-from deeprec.models.surroundings import served
+from deeprec.models.base import Recommender
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
+from deeprec.surroundings import served
 
 _USERS_A_BLOCK = 1024
 _FOLD_IN_STEPS = 100

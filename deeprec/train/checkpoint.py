@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deeprec._files import require_regular
 from deeprec._record import typed
-from deeprec.train._tensors import SEAL, require_sealed, write_tensors
+from deeprec._tensors import SEAL, require_sealed, write_tensors
 
 FILE_NAME = "checkpoint.safetensors"
 _FORMAT = 2

@@ -26,7 +26,8 @@ from deeprec.evaluate import Card, ClickProtocol
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
 from deeprec.evaluate.metrics import gain
 from deeprec.models.click import ClickBatch, ClickModel, OptimizerOptions
-from deeprec.models.surroundings import served, trained
+from deeprec.serve.folder import save
+from deeprec.surroundings import served, trained
 from deeprec.train import optim
 from deeprec.train._row_optimizer import RowOptimizer
 from deeprec.train.checkpoint import (
@@ -39,7 +40,6 @@ from deeprec.train.checkpoint import (
 )
 from deeprec.train.curves import plot_curves
 from deeprec.train.fit import FitResult, Progress, require_seed, writable_directory
-from deeprec.train.folder import save
 from deeprec.train.identity import (
     adopt_finished,
     finished_card,

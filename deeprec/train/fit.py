@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from deeprec._files import remove_unfinished, then_resume
+from deeprec.config import TrainConfig
+from deeprec.contract import Batches, Seen
 from deeprec.data import Interactions, Split, from_frame
 from deeprec.data import load as load_data
 from deeprec.data.interactions.features import features_sha256
@@ -24,10 +26,10 @@ from deeprec.evaluate import Card, Protocol, evaluate
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.evaluate.evaluator import require_ratings
 from deeprec.evaluate.metrics import gain
-from deeprec.models.base import Batches, Recommender, Seen
-from deeprec.models.config import TrainConfig
-from deeprec.models.registry import require_taken
-from deeprec.models.surroundings import served, trained
+from deeprec.models.base import Recommender
+from deeprec.registry import require_taken
+from deeprec.serve.folder import save
+from deeprec.surroundings import served, trained
 from deeprec.train import optim
 from deeprec.train._lbfgs import LBFGS
 from deeprec.train._row_optimizer import RowOptimizer
@@ -40,7 +42,6 @@ from deeprec.train.checkpoint import (
     write_checkpoint,
 )
 from deeprec.train.curves import plot_curves
-from deeprec.train.folder import save
 from deeprec.train.identity import (
     adopt_finished,
     finished_card,

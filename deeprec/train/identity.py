@@ -18,9 +18,9 @@ import torch
 
 from deeprec.evaluate import Card, protocol_from_dict, read_card
 from deeprec.evaluate.card import CHECKSUMS
-from deeprec.models.registry import config_class, is_click_model, names
+from deeprec.registry import config_class, is_click_model, names
+from deeprec.serve.folder import load
 from deeprec.train.checkpoint import has_checkpoint
-from deeprec.train.folder import load
 
 _SHOWN = 12  # digits of a checksum
 

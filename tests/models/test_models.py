@@ -11,7 +11,7 @@ import deeprec
 from deeprec.data import from_frame
 from deeprec.models import Batch, Schema, create, names, recommenders
 from deeprec.models.ncf import NCFRecommender
-from deeprec.models.registry import model_class
+from deeprec.registry import model_class
 
 SMALL = {"epochs": 2, "batch_size": 100}
 NCF = [name for name in recommenders() if issubclass(model_class(name), NCFRecommender)]

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from deeprec import models
+from deeprec.config import config_from_dict, ineffective, taken_options
 from deeprec.data import synthetic
 from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import ClickProtocol, read_card
-from deeprec.models.config import config_from_dict, ineffective, taken_options
 from deeprec.train import fit
 from deeprec.train.clicks import fit_clicks
 

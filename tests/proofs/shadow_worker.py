@@ -28,12 +28,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import deeprec
 from deeprec import models, serve
+from deeprec.config import FULL_BATCH_OPTIMIZERS
+from deeprec.contract import Schema, Seen
 from deeprec.data import from_frame
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.evaluate import evaluate, protocol
-from deeprec.models.base import Schema, Seen
 from deeprec.models.click import ClickBatch
-from deeprec.models.config import FULL_BATCH_OPTIMIZERS
 from deeprec.train._row_optimizer import RowOptimizer
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, write_checkpoint
 from deeprec.train.clicks import Optimizers, predict_rows

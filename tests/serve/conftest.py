@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from deeprec.config import taken_options
 from deeprec.data import Interactions, from_frame
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.schema import TRANSFORMS, Bag, Categorical, Cross, FeatureSchema, Numeric
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.models import config_class, create, is_click_model
-from deeprec.models.config import taken_options
 
 NUMERICS = tuple(f"x-{transform}" for transform in TRANSFORMS)
 SMALL = {"epochs": 2, "factors": 4, "hidden": 4}

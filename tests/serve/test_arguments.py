@@ -17,7 +17,7 @@ from deeprec.data import Interactions
 from deeprec.data.clicks.log import ClickLog
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.models import click_models, create, is_click_model, names, recommenders
-from deeprec.models.registry import model_class
+from deeprec.registry import model_class
 
 RATERS = [name for name in recommenders() if hasattr(model_class(name), "predict_ratings")]
 FIRST, SECOND = 3_000_000_000, 3_000_000_001

@@ -22,7 +22,7 @@ from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import TRANSFORMS, FeatureSchema, Numeric
 from deeprec.data.reading.sources import open_source
 from deeprec.models import click_models, names, recommenders
-from deeprec.models.registry import model_class
+from deeprec.registry import model_class
 
 NUMERICS = tuple(f"x-{transform}" for transform in TRANSFORMS)
 LARGE = 1.7e308

@@ -14,11 +14,11 @@ import torch
 
 import deeprec
 from deeprec import models
+from deeprec.config import taken_options
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import ClickProtocol, read_card
 from deeprec.evaluate.click_metrics import log_loss, probabilities
-from deeprec.models.config import taken_options
 from deeprec.serve.predict import predict_file
 from deeprec.train import clicks
 from deeprec.train.clicks import evaluate_clicks, fit_clicks, predict_part

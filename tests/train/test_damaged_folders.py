@@ -24,9 +24,9 @@ from deeprec.cli.app import app
 from deeprec.cli.folder import remember, titles_of
 from deeprec.data import synthetic
 from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
+from deeprec.serve.folder import _checksum
 from deeprec.train import fit
 from deeprec.train.clicks import fit_clicks
-from deeprec.train.folder import _checksum
 
 SECONDS = 5  # after which a load counts as hanging
 USERS, ITEMS = 40, 150

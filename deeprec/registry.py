@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deeprec._suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from deeprec.models.config import TrainConfig
+    from deeprec.config import TrainConfig
 
 _RECOMMENDERS = {
     "autorec": "deeprec.models.autorec:AutoRec",

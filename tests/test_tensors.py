@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deeprec.train import _tensors
-from deeprec.train._tensors import write_tensors
+from deeprec import _tensors
+from deeprec._tensors import write_tensors
 
 
 def some_tensors() -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from deeprec._suggest import did_you_mean
-from deeprec.models.registry import config_class, names
+from deeprec.registry import config_class, names
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
 FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data in one step

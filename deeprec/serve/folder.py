@@ -32,6 +32,9 @@ from deeprec._files import (
 )
 from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
+from deeprec._tensors import write_tensors
+from deeprec.config import config_from_dict
+from deeprec.contract import Schema, Seen, check_rows
 from deeprec.data import IdMap
 from deeprec.data.columns.encoder import FILES as ENCODER_FILES
 from deeprec.data.columns.encoder import Encoder
@@ -39,11 +42,9 @@ from deeprec.data.columns.inputs import Inputs
 from deeprec.data.reading.arrays import require_pool
 from deeprec.device import Device, resolve_device
 from deeprec.evaluate import Card
-from deeprec.models.base import Recommender, Schema, Seen, check_rows
+from deeprec.models.base import Recommender
 from deeprec.models.click import ClickModel
-from deeprec.models.config import config_from_dict
-from deeprec.models.registry import config_class, create, is_click_model, names
-from deeprec.train._tensors import write_tensors
+from deeprec.registry import config_class, create, is_click_model, names
 
 FORMAT = 2  # 1 lists neither the encoder's files nor its own checksum
 _REMEDY = "restore it or train the model anew"

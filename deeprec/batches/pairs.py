@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.sample_negatives import sample_negatives
-from deeprec.models.base import Batch
 
 _GROUPS_A_DRAW = 1 << 20  # negatives are drawn in blocks, so memory does not grow with the data
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """A training step's examples: each user with a group of items, the positive first.
+
+    Attributes:
+        users: [b] internal ids.
+        items: [b, 1 + n] internal ids.
+        labels: [b, 1 + n], float32.
+    """
+
+    users: Tensor
+    items: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch on a device; itself where it is there."""
+        if self.users.device == device:
+            return self
+        return PairBatch(*(to_device(getattr(self, name), device) for name in ("users", "items", "labels")))
 
 
 class PairwiseBatches:
@@ -58,12 +83,12 @@ class PairwiseBatches:
         """Examples in an epoch, positives and negatives."""
         return len(self._users) * (1 + self.num_negatives)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[PairBatch]:
+        """The batches of one epoch, without the first `skip`."""
         order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
         order = torch.randperm(len(self._users), generator=torch.Generator().manual_seed(int(order_seed)))
         block = _GROUPS_A_DRAW // self.groups * self.groups or self.groups
-        for start in range(0, len(order), block):
+        for start in range(skip * self.groups, len(order), block):
             rows = to_device(order[start : start + block], self._users.device)
             users = self._users[rows]
             negatives = sample_negatives(
@@ -78,4 +103,4 @@ class PairwiseBatches:
             items = torch.cat([self._items[rows].unsqueeze(1), negatives.to(torch.int32)], dim=1)
             for group, group_items in zip(users.split(self.groups), items.split(self.groups), strict=True):
                 labels = self._labels if len(group) == self.groups else self._labels[: len(group)]
-                yield Batch(group, group_items, labels)
+                yield PairBatch(group, group_items, labels)

@@ -1,0 +1,152 @@
+"""What the layers expect of each other: batches, models that train, models that score, and the tasks that measure them.
+
+`deeprec.batches`, `deeprec.train`, `deeprec.evaluate` and `deeprec.serve` know models by these protocols alone; the
+models stand above them and import them plainly. Anything with the methods of a protocol is one; nothing is inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# What a model can be asked for; a model names what it can in `capabilities`.
+RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"
+SIMILAR_ITEMS, NEW_USERS, NEW_ITEMS = "similar_items", "new_users", "new_items"
+CAPABILITIES: dict[str, str] = {
+    RECOMMENDS: "recommends items to a user",
+    RATES: "predicts ratings",
+    PREDICTS: "predicts the probability of a click",
+    SIMILAR_ITEMS: "knows similar items",
+    NEW_USERS: "serves users that it never saw, from what they did",
+    NEW_ITEMS: "rates items that it never saw, from what users gave them",
+}
+
+
+class Batch(Protocol):
+    """The examples of one step; only the model whose sampler made it looks inside."""
+
+    def __len__(self) -> int:
+        """Examples: what the mean loss of an epoch is a mean over."""
+
+    def to(self, device: torch.device) -> Any:
+        """The batch on a device, itself where it is there; does not wait for the way there."""
+
+
+class Batches(Protocol):
+    """The training examples of a run, in steps."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch."""
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Any]:
+        """The batches (see `Batch`) of one epoch, the same for a number whenever they are asked for.
+
+        Args:
+            skip: batches that were trained already and are left out, >= 0.
+        """
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The sizes that a model of users and items is built for.
+
+    Attributes:
+        num_users, num_items: number of distinct users and items, >= 1.
+        num_features: columns of the side information that the model takes, 0 for none.
+    """
+
+    num_users: int
+    num_items: int
+    num_features: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Schema: {name} must be >= 1, got {getattr(self, name)}")
+        if self.num_features < 0:
+            raise ValueError(f"Schema: num_features must be >= 0, got {self.num_features}")
+
+
+class Seen(NamedTuple):
+    """The items each user has met as CSR: row u is items[offsets[u]:offsets[u + 1]], sorted.
+
+    Attributes:
+        offsets: [num_users + 1], int64.
+        items: [nnz], int32.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+
+def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items: int) -> None:
+    """Raise ValueError unless offsets [num_rows + 1] and items [nnz] are compressed rows of item indices."""
+    if offsets.shape != (num_rows + 1,) or offsets.dtype != np.int64 or items.ndim != 1 or items.dtype != np.int32:
+        raise ValueError(
+            f"offsets int64 [{num_rows + 1}] and items int32 [n] are needed, got {offsets.dtype} "
+            f"{list(offsets.shape)} and {items.dtype} {list(items.shape)}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must ascend from 0 to {len(items)}, the number of items")
+    if len(items) and not 0 <= items.min() <= items.max() < num_items:
+        raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
+
+
+class Queries(NamedTuple):
+    """Who is asked for: known users, people with a history of their own, or both.
+
+    Attributes:
+        users: [b] internal ids, int64; None for people without one.
+        history: (offsets [b + 1], items [nnz]), int64, the items of each in the order they were met; None: as trained.
+        ratings: [nnz], float32, what they gave these items; None where they gave none.
+        context: columns of the request, for models that take any; None without.
+    """
+
+    users: Tensor | None = None
+    history: tuple[Tensor, Tensor] | None = None
+    ratings: Tensor | None = None
+    context: Mapping[str, Tensor] | None = None
+
+
+class OptimizerOptions(NamedTuple):
+    """How the parameters of a group are trained.
+
+    Attributes:
+        optimizer: a name of `deeprec.train.optimizers`.
+        lr: learning rate of the first epoch, > 0.
+        l1, l2: of FTRL, >= 0.
+        weight_decay: of the others, >= 0.
+        start: first value of AdaGrad's sums of squares, >= 0.
+        beta: of FTRL, > 0.
+    """
+
+    optimizer: str
+    lr: float
+    l1: float = 0.0
+    l2: float = 0.0
+    weight_decay: float = 0.0
+    start: float = 0.0
+    beta: float = 1.0
+
+
+class Turn(NamedTuple):
+    """What a player does with a batch: the loss whose gradients it takes, and the parameters that it steps.
+
+    Most models have one player. Where several learn against each other, their turns are taken one after the other on
+    the same batch; each sees what the turns before it changed.
+
+    Attributes:
+        name: of the player; "" where there is only one.
+        groups: names of the parameter groups that are stepped.
+        backward: adds the gradients of a batch's loss to the parameters; returns the loss, detached.
+    """
+
+    name: str
+    groups: Sequence[str]
+    backward: Callable[[Any], Tensor]
