@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprec.batches.log import LogBatch
 from deeprec.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
-from deeprec.data.columns.inputs import Encoded, Inputs
-from deeprec.device import Device, resolve_device, to_device
+from deeprec.data.columns.inputs import Inputs
+from deeprec.device import Device, resolve_device
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
 from deeprec.surroundings import trained
@@ -32,45 +33,7 @@ if TYPE_CHECKING:
 TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
 
-class ClickBatch(NamedTuple):
-    """Rows of a log as tensors.
-
-    Attributes:
-        ids: [B, F], int32 or int64, a column for each of `Inputs.fields`.
-        values: [B, P], float32, a column for each of `Inputs.numerics`.
-        bags: name to (ids [nnz], offsets [B + 1], weights [nnz] or None).
-        labels: [B], float32, 0 or 1; None when serving.
-    """
-
-    ids: Tensor
-    values: Tensor
-    bags: dict[str, tuple[Tensor, Tensor, Tensor | None]]
-    labels: Tensor | None = None
-
-    @classmethod
-    def of(cls, rows: Encoded) -> ClickBatch:
-        """Encoded rows as tensors over the same memory."""
-        bags = {}
-        for name, bag in rows.bags.items():
-            weights = None if bag.weights is None else torch.from_numpy(bag.weights)
-            bags[name] = (torch.from_numpy(bag.ids), torch.from_numpy(bag.offsets), weights)
-        labels = None if rows.labels is None else torch.from_numpy(rows.labels)
-        return cls(torch.from_numpy(rows.ids), torch.from_numpy(rows.values), bags, labels)
-
-    def to(self, device: torch.device) -> ClickBatch:
-        """The batch on a device; itself where it is there."""
-        if self.ids.device == device:
-            return self
-        bags = {
-            name: (
-                to_device(ids, device),
-                to_device(offsets, device),
-                None if weights is None else to_device(weights, device),
-            )
-            for name, (ids, offsets, weights) in self.bags.items()
-        }
-        labels = None if self.labels is None else to_device(self.labels, device)
-        return ClickBatch(to_device(self.ids, device), to_device(self.values, device), bags, labels)
+ClickBatch: TypeAlias = LogBatch  # the name that users know
 
 
 class OptimizerOptions(NamedTuple):

@@ -19,7 +19,6 @@ from deeprec.data import Interactions, from_frame, load
 from deeprec.data.sets.datasets import find
 from deeprec.evaluate import evaluate, protocol
 from deeprec.models import AutoRec, Schema
-from deeprec.models._autoencoder import RatingRows
 from deeprec.models.autorec import AutoRecConfig
 from deeprec.train import fit
 from deeprec.train.fit import make_optimizer, train_epoch
@@ -136,9 +135,9 @@ def test_what_has_no_ratings_is_predicted_within_their_range(side: str, output: 
     every_user, every_item = torch.arange(data.num_users), torch.arange(data.num_items)
     of_user = model.predict_ratings(torch.full_like(every_item, cold_user), every_item)
     of_item = model.predict_ratings(every_user, torch.full_like(every_user, cold_item))
-    for some in (of_user, of_item):
-        assert ((some > 1) & (some < 5)).all()
-        assert abs(float(some.mean() - train.ratings.mean())) < 0.5
+    for rated in (of_user, of_item):
+        assert ((rated > 1) & (rated < 5)).all()
+        assert abs(float(rated.mean() - train.ratings.mean())) < 0.5
 
 
 def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_the_mean_column() -> None:
@@ -212,20 +211,6 @@ def test_bad_ratings_are_refused_before_training_starts() -> None:
         model.predict_for_user([0], [11])
     with pytest.raises(ValueError, match="must lie in rating_range 0 to 10, got -1"):
         model.predict_for_item([0], [-1])
-
-
-def test_batches_hold_every_rating_once() -> None:
-    data = ratings()
-    for side in ("item", "user"):
-        rows = RatingRows(data, side=side, batch_size=7, seed=3)
-        whole = sorted(zip(rows.indices.tolist(), rows.ratings.tolist(), strict=True))
-        for number in (0, 1):
-            batches = list(rows.epoch(number))
-            assert all(len(batch.indptr) <= 8 for batch in batches)
-            pairs = [zip(batch.indices.tolist(), batch.labels.tolist(), strict=True) for batch in batches]
-            assert sorted(pair for some in pairs for pair in some) == whole
-        again = list(rows.epoch(1))
-        assert all(torch.equal(a.indices, b.indices) for a, b in zip(batches, again, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "batch_size": 8, "lr": 0.01, "l2": 1.0}])

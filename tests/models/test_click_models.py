@@ -401,11 +401,11 @@ def test_a_batch_of_another_shape_is_refused(name):
     model = create(name, inputs=INPUTS["everything"], **options(name))
     batch = batch_of(INPUTS["everything"], 5)
     with pytest.raises(ValueError, match=r"ids must be \[B, 4\]"):
-        model(batch._replace(ids=batch.ids[:, :3]))
+        model(dataclasses.replace(batch, ids=batch.ids[:, :3]))
     with pytest.raises(ValueError, match=r"values must be \[B, 2\]"):
-        model(batch._replace(values=batch.values[:, :1]))
+        model(dataclasses.replace(batch, values=batch.values[:, :1]))
     with pytest.raises(ValueError, match="tags"):
-        model(batch._replace(bags={key: bag for key, bag in batch.bags.items() if key != "tags"}))
+        model(dataclasses.replace(batch, bags={key: bag for key, bag in batch.bags.items() if key != "tags"}))
 
 
 @pytest.mark.parametrize(
