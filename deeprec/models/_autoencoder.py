@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.corruption import Corrupt
 from deeprec.batches.ratings import RatingRows, RowBatch
-from deeprec.contract import Batches, Schema, Seen
+from deeprec.contract import Schema, Seen
 from deeprec.data import Interactions
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models._inner_layers import InnerLayers
@@ -150,7 +150,7 @@ class RatingAutoencoder(Recommender):
                 f"row {row}; widen the range or mend the row"
             )
 
-    def batches(self, train: Interactions, seed: int) -> Batches:
+    def batches(self, train: Interactions, seed: int) -> RatingRows:
         """Item columns or user rows of the ratings."""
         config = self.config
         sizes = {"batch_size": config.batch_size, "seed": seed}

@@ -28,6 +28,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import deeprec
 from deeprec import models, serve
+from deeprec.batches import SequenceBatches
 from deeprec.config import FULL_BATCH_OPTIMIZERS
 from deeprec.contract import Schema, Seen
 from deeprec.data import from_frame
@@ -321,6 +322,12 @@ def faults() -> dict[str, Any]:
     return {"mixed": measured(lambda: there + torch.ones(3)), "look": measured(lambda: bool(there.sum() > 0))}
 
 
+def sequences(batch_size: int) -> dict[str, Any]:
+    """An epoch of windows of histories, which no model here trains on."""
+    options = {"length": 5, "seed": 0, "num_negatives": 2, "device": SHADOW}
+    return measured(lambda: list(SequenceBatches(DATA, batch_size=batch_size, **options).epoch(0)))
+
+
 def main() -> None:
     """Everything, one JSON object."""
     global _mode
@@ -328,6 +335,7 @@ def main() -> None:
     _mode = Shadow()
     with _mode:
         found["faults"] = faults()
+        found["sequences"] = {"few batches": sequences(20), "many batches": sequences(2)}
         for name in models.recommenders():
             kind = models.model_class(name)
             optimizers = kind.config_class.optimizers if kind.trains_by_gradient else ()

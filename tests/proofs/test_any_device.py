@@ -93,6 +93,14 @@ def test_faults_are_noticed(found: dict[str, Any]) -> None:
     assert found["faults"]["look"]["reads"] == {"elsewhere": 1}
 
 
+def test_epoch_of_sequences(found: dict[str, Any]) -> None:
+    for what, work in found["sequences"].items():
+        require_queued(what, work)
+    few, many = found["sequences"]["few batches"], found["sequences"]["many batches"]
+    assert few["calls"] < many["calls"]
+    assert few["reads"] == many["reads"]  # once an epoch or a block, not in a step
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_training_step_of_every_optimizer(found: dict[str, Any], name: str) -> None:
     steps = found[name]["steps"]
