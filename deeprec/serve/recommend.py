@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.contract import Seen
+from deeprec.contract import AnyModel, Seen
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.score_topk import DotScorer, score_topk
-from deeprec.models.base import Recommender
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.surroundings import served
 
@@ -28,7 +27,7 @@ _FOLD_IN_NEGATIVES = 4
 
 
 @served
-def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
+def recommend(model: AnyModel, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
     """The k best items for each user.
 
     Args:
@@ -52,7 +51,7 @@ def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: b
 
 
 @served
-def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
+def recommend_for_history(model: AnyModel, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
     A model that knows no way of its own fits the user's vectors to the history with every other weight frozen: logistic
@@ -85,7 +84,7 @@ def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, rat
 
 
 @served
-def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_user(model: AnyModel, item_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings of every item by a user whom the model never saw, nothing trained anew.
 
     Args:
@@ -103,7 +102,7 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
 
 
 @served
-def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_item(model: AnyModel, user_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings by every user of an item that the model never saw, nothing trained anew.
 
     Args:
@@ -120,7 +119,7 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
     return _all_ratings(model, "user_id", users_map, found)
 
 
-def _there(model: Recommender, values: NDArray[Any]) -> Tensor:
+def _there(model: AnyModel, values: NDArray[Any]) -> Tensor:
     """The values where the model is."""
     return to_device(torch.from_numpy(values), device_of(model))
 
@@ -143,17 +142,17 @@ def _rated(
     return indices, given[places]
 
 
-def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
+def _all_ratings(model: AnyModel, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
     limits: Tensor | None = getattr(model, "limits", None)
     ratings = ratings if limits is None else ratings.clamp(*limits)
     return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.cpu().numpy())])
 
 
 @served
-def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
+def fold_in(model: AnyModel, history: Tensor) -> tuple[Tensor, ...]:
     """User rows [1, D] for a new user, fitted to `history` [n] (item indices) with the model frozen."""
     schema = model.require_built()
-    known = model.rows_for_history(history)
+    known: tuple[Tensor, ...] | None = model.rows_for_history(history)
     if known is not None:
         return known
     device = history.device
@@ -186,7 +185,7 @@ def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
 
 
 @served
-def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFrame:
+def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     """The k nearest items to each item by the cosine of the model's item vectors, the item itself left out.
 
     Returns:
@@ -206,7 +205,7 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
 
 
 @served
-def score(model: Recommender, pairs: Any) -> np.ndarray:
+def score(model: AnyModel, pairs: Any) -> np.ndarray:
     """Scores of (user, item) pairs.
 
     Args:
@@ -243,7 +242,7 @@ def _ranked(
     return places, columns
 
 
-def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
+def id_maps(model: AnyModel) -> tuple[IdMap, IdMap]:
     """Users' and items' ids."""
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")

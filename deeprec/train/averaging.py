@@ -36,8 +36,8 @@ class WeightAverage:
         return len(self._tensors)
 
     @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Take in the weights.
+    def update(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take in the weights; returns `state_dict()`.
 
         Args:
             weights: by name, such as `model.state_dict()` or `dict(model.named_parameters())`; any shapes and devices,
@@ -47,7 +47,7 @@ class WeightAverage:
         """
         if not self._tensors:
             self._tensors = {name: weight.detach().clone() for name, weight in weights.items()}
-            return
+            return self.state_dict()
         self._require_same(weights)
         for name, average in self._tensors.items():
             weight = weights[name]
@@ -55,6 +55,7 @@ class WeightAverage:
                 torch.lerp(weight, average, self.decay, out=average)
             else:
                 average.copy_(weight)
+        return self.state_dict()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, {} before the first update: the tensors themselves, which the next update changes."""

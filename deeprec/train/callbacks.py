@@ -172,9 +172,9 @@ class _OnProgress(_Called):
 class Callbacks:
     """All callbacks of a run as one; what the loop calls.
 
-    Every callback is called in the order given, also after one of them raised. Then `on_error` of all is called, and the
-    first error raised as a `CallbackError` (that of an `on_progress` function as itself). KeyboardInterrupt and the like
-    pass at once.
+    Every callback is called in the order given, also after one of them raised. Then `on_error` of all is called, and
+    the first error raised as a `CallbackError` (that of an `on_progress` function as itself). KeyboardInterrupt and the
+    like pass at once.
 
     Args:
         callbacks: as `as_callbacks` returns them.

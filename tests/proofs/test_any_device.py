@@ -25,19 +25,19 @@ LOOKS = {
     "deeprec.kernels.embedding_fm.row_grads": "where the rows of each table begin, one list",
     "deeprec.nn._bag_inputs._bounds": "where the ids of each bag begin, for rows that Adam has yet to catch up with",
     # L-BFGS chooses its steps by the losses it sees.
-    "deeprec.train.fit._search_line": "L-BFGS",
-    "deeprec.train.fit.objective": "L-BFGS",
+    "deeprec.train.loop.search_line": "L-BFGS",
+    "deeprec.train.loop.objective": "L-BFGS",
     "deeprec.models.autorec.<genexpr>": "L-BFGS: the penalty",
     # Once a block of a million draws, never in a step: a kernel cannot raise.
     "deeprec.kernels.sample_negatives._check_lists": "the lists, once",
     "deeprec.kernels.sample_negatives.reference.check_users": "the users of a block",
-    "deeprec.train.fit.train_epoch": "the loss of the epoch",
+    "deeprec.train.loop.epoch": "the loss, once in 64 steps and at the end of an epoch",
     # After training, once: rows without ratings.
     "deeprec.models._autoencoder._finish_codes": "is a row without ratings",
     # What comes back to be shown.
     "deeprec.serve.recommend.<genexpr>": "items and scores",
     "deeprec.serve.recommend.score": "scores",
-    "deeprec.train.clicks._logits": "predictions, one transfer for all rows",
+    "deeprec.evaluate.tasks._logits": "predictions, one transfer for all rows",
     "deeprec.evaluate.ranking._together": "ranks, candidates and lists, a transfer each for all users",
     "deeprec.evaluate.ranking._first_true": "whether a score was NaN",
     "deeprec.evaluate.evaluator.rating_figures": "predictions, one transfer",
@@ -93,6 +93,14 @@ def test_faults_are_noticed(found: dict[str, Any]) -> None:
     assert found["faults"]["look"]["reads"] == {"elsewhere": 1}
 
 
+def test_epoch_of_sequences(found: dict[str, Any]) -> None:
+    for what, work in found["sequences"].items():
+        require_queued(what, work)
+    few, many = found["sequences"]["few batches"], found["sequences"]["many batches"]
+    assert few["calls"] < many["calls"]
+    assert few["reads"] == many["reads"]  # once an epoch or a block, not in a step
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_training_step_of_every_optimizer(found: dict[str, Any], name: str) -> None:
     steps = found[name]["steps"]
@@ -112,7 +120,7 @@ def test_evaluation_recommendation_and_prediction(found: dict[str, Any], name: s
 @pytest.mark.parametrize("name", TRAINED)
 def test_epoch_with_the_models_own_sampler(found: dict[str, Any], name: str) -> None:
     require_queued(name, found[name]["epoch"])
-    assert found[name]["epoch"]["reads"]["deeprec.train.fit.train_epoch"] == 1
+    assert found[name]["epoch"]["reads"]["deeprec.train.loop.epoch"] == 1
 
 
 @pytest.mark.parametrize("name", TRAINED)
