@@ -20,7 +20,7 @@ from torch import Tensor
 from deeprec.contract import Batches, Turn
 from deeprec.device import ahead, device_of, to_device
 from deeprec.evaluate.metrics import gain
-from deeprec.train.averaging import EpochAverage
+from deeprec.train.averaging import WeightAverage
 from deeprec.train.callbacks import Callbacks, Progress, Step, as_callbacks
 from deeprec.train.checkpoint import Checkpoint, copy_state, restoring, write_checkpoint
 from deeprec.train.compiling import compiled
@@ -154,8 +154,8 @@ class _Loop:
                 f"fit: accumulate must be 1 where {len(self.turns)} players take turns on a batch, got "
                 f"{self.config.accumulate}; leave it out, or take a larger batch_size"
             )
-        self.schedule = Schedule(self.config)
-        self.epoch_average = EpochAverage(self.config.weight_averaging) if self.config.weight_averaging else None
+        self.schedule = Schedule(self.config, max(1, math.ceil(batches.num_examples / self.config.batch_size)))
+        self.epoch_average = WeightAverage(self.config.weight_averaging) if self.config.weight_averaging else None
         self.best: dict[str, Tensor] = {}
 
     # -- where it goes on -------------------------------------------------------------------------------------------
