@@ -82,7 +82,8 @@ class HistoryRecommender(Recommender):
 
     @property
     def _users_a_block(self) -> int:
-        return max(1, _SCORES_A_BLOCK // self.require_built().num_items)
+        num_items: int = self.require_built().num_items
+        return max(1, _SCORES_A_BLOCK // num_items)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self.require_built()
