@@ -71,6 +71,14 @@ def config_class(name: str) -> type[TrainConfig]:
     return found
 
 
+TAKEN = {"report_best_on_test": "best_on_test", "schema": "schema"}  # keywords of `fit` that not every model takes
+
+
+def may_take(kind: type[Any], keyword: str) -> bool:
+    """Whether a class of models takes a keyword of `fit`; see `require_taken`."""
+    return keyword not in TAKEN or TAKEN[keyword] in kind.takes
+
+
 def require_taken(kind: type[Any], given: Mapping[str, str], where: str) -> None:
     """Raise ValueError for the first input of a run that a class of models does not use.
 

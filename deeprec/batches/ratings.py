@@ -17,6 +17,8 @@ from deeprec.device import to_device
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.sampled_linear_loss import csr_plan
 
+SIDES = ("item", "user")
+
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
@@ -94,8 +96,8 @@ class RatingRows:
             )
         if not len(train):
             raise ValueError(f"RatingRows: the training part must have a rating, {train.name} has none; hold out less")
-        if side not in ("item", "user"):
-            raise ValueError(f"RatingRows: side must be item or user, got {side!r}")
+        if side not in SIDES:
+            raise ValueError(f"RatingRows: side must be {' or '.join(SIDES)}, got {side!r}")
         if batch_size < 0:
             raise ValueError(f"RatingRows: batch_size must be >= 0 (0: all rows in one step), got {batch_size}")
         rows, columns, self.num_rows, self.num_columns = train.users, train.items, train.num_users, train.num_items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +86,16 @@ def _items(option: str, texts: list[str] | None, ids: IdMap) -> list[Any] | None
         return None
     items: list[Any] = []
     for text in texts:
-        is_file = os.path.isfile(text) or Path(text).suffix.lower() in (*_TABLES, ".txt")
+        is_file = _is_file(text) or Path(text).suffix.lower() in (*_TABLES, ".txt")
         items += _items_of_file(option, Path(text), ids) if is_file else parse_ids(_words([text]), ids)
     return items
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name: many ids
+        return False
 
 
 def _items_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:

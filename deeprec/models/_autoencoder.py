@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.corruption import Corrupt
 from deeprec.batches.ratings import RatingRows, RowBatch
-from deeprec.contract import Batches, Schema
+from deeprec.contract import Schema
 from deeprec.data import Interactions
 from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender, check_pairs
@@ -150,7 +150,7 @@ class RatingAutoencoder(Recommender):
                 f"row {row}; widen the range or mend the row"
             )
 
-    def batches(self, train: Interactions, seed: int) -> Batches:
+    def batches(self, train: Interactions, seed: int) -> RatingRows:
         """Item columns or user rows of the ratings."""
         config = self.config
         sizes = {"batch_size": config.batch_size, "seed": seed}

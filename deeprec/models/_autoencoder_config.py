@@ -6,12 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from deeprec.batches.ratings import SIDES
 from deeprec.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SIDES = ("item", "user")
 
 
 @dataclass(frozen=True)

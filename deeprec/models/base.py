@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deeprec import serve
+from deeprec.batches.pairs import PairwiseBatches
 from deeprec.config import TrainConfig, make_config, require_keywords
-from deeprec.contract import Batches, Queries, Schema, Seen
+from deeprec.contract import Batches, Queries, Schema, Seen, Turn
 from deeprec.data import IdMap, Interactions
 from deeprec.device import Device, device_of, to_device
+from deeprec.evaluate.tasks import InteractionTask
 from deeprec.models.fold_in import fold_in
 from deeprec.nn._rows import WholeTables
 from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
 from deeprec.surroundings import trained
+from deeprec.train import evaluate_model, fit
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,6 +73,10 @@ class Recommender(WholeTables):
     config_class: ClassVar[type[TrainConfig]]
     trains_by_gradient: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})  # beside data and options; see `registry`
+    reads: ClassVar[str] = "interactions"
+    sizes: ClassVar[str] = "schema"
+    sizes_class: ClassVar[type[Any]] = Schema
+    keeps: ClassVar[tuple[str, ...]] = ("user_ids", "item_ids", "seen")
 
     def __init__(
         self,
@@ -113,8 +121,6 @@ class Recommender(WholeTables):
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
-        from deeprec.batches.pairs import PairwiseBatches
-
         config = self.config
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
         return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
@@ -128,6 +134,14 @@ class Recommender(WholeTables):
         loss = self.loss(batch)
         loss.backward()
         return loss.detach()
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Who steps on a batch, in order; one player with all parameters, unless the model says otherwise."""
+        return (Turn("", self.config.groups, self.backward),)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by how they are trained (`TrainConfig.optimizer_options`)."""
+        return {"": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     def penalty(self) -> float:
         """What the gradients of `backward` hold beside the loss it returns; only full-batch line searches ask."""
@@ -182,6 +196,10 @@ class Recommender(WholeTables):
             whether the weights now come from somewhere else; then epoch 0 is a candidate too.
         """
         return False
+
+    def task_for(self, data: Any, protocol: Any, schema: Any = None) -> InteractionTask:
+        """Ranking or rating the interactions of `data`."""
+        return InteractionTask.of(data, protocol)
 
     # -- scores ------------------------------------------------------------------------------------------------------
 
@@ -250,8 +268,6 @@ class Recommender(WholeTables):
         Raises:
             TypeError: an option that there is not, or that is one of the model's own.
         """
-        from deeprec.train import fit
-
         require_keywords(fit, options, self)
         fit(self, data, **options)
         return self
@@ -261,8 +277,6 @@ class Recommender(WholeTables):
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        from deeprec.train import evaluate_model
-
         return evaluate_model(self, protocol, data, device=device)
 
     def recommend(
@@ -272,9 +286,7 @@ class Recommender(WholeTables):
 
         `allow` are the only items that may come, `deny` items that may not.
         """
-        from deeprec.serve import recommend
-
-        return recommend(self, user_ids, k, exclude_seen=exclude_seen, allow=allow, deny=deny)
+        return serve.recommend(self, user_ids, k, exclude_seen=exclude_seen, allow=allow, deny=deny)
 
     def recommend_for_history(
         self, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
@@ -283,39 +295,27 @@ class Recommender(WholeTables):
 
         `allow` are the only items that may come, `deny` items that may not.
         """
-        from deeprec.serve import recommend_for_history
-
-        return recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny)
+        return serve.recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny)
 
     def predict_for_user(self, item_ids: Any, ratings: Any) -> pl.DataFrame:
         """Ratings that a new user, who gave `item_ids` the `ratings`, would give every item: item_id, rating."""
-        from deeprec.serve import predict_for_user
-
-        return predict_for_user(self, item_ids, ratings)
+        return serve.predict_for_user(self, item_ids, ratings)
 
     def predict_for_item(self, user_ids: Any, ratings: Any) -> pl.DataFrame:
         """Ratings that every user would give a new item, which `user_ids` gave the `ratings`: user_id, rating."""
-        from deeprec.serve import predict_for_item
-
-        return predict_for_item(self, user_ids, ratings)
+        return serve.predict_for_item(self, user_ids, ratings)
 
     def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
         """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""
-        from deeprec.serve import similar_items
-
-        return similar_items(self, item_ids, k)
+        return serve.similar_items(self, item_ids, k)
 
     def score(self, pairs: Any) -> np.ndarray:
         """Scores of (user id, item id) pairs: a frame, or a sequence of pairs; float32, larger is better."""
-        from deeprec.serve import score
-
-        return score(self, pairs)
+        return serve.score(self, pairs)
 
     def save(self, directory: str | Path) -> Path:
         """Write the model folder; see `deeprec.load`."""
-        from deeprec.serve import save
-
-        return save(self, directory)
+        return serve.save(self, directory)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -176,7 +176,6 @@ class CFN(RatingAutoencoder):
         """Item columns or user rows of the ratings."""
         self.side_information.copy_(self._features_of(train))
         rows = super().batches(train, seed)
-        assert isinstance(rows, RatingRows)
         batch_share = min(1.0, (self.config.batch_size or rows.num_rows) / int((rows.lengths > 0).sum()))
         self._touched = 1 - (1 - batch_share) ** rows.column_counts.double()
         return rows

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -19,42 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.batches.log import LogBatch
-from deeprec.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
+from deeprec import serve
+from deeprec.batches.log import LogBatch, LogBatches
+from deeprec.config import OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
+from deeprec.contract import OptimizerOptions, Turn
+from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Inputs
-from deeprec.device import Device, resolve_device
+from deeprec.device import Device
+from deeprec.evaluate.tasks import ClickTask
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
+from deeprec.serve.predict import predict as predict_clicks
 from deeprec.surroundings import trained
+from deeprec.train import evaluate_model, fit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
-
-
 ClickBatch: TypeAlias = LogBatch  # the name that users know
-
-
-class OptimizerOptions(NamedTuple):
-    """How the parameters of a group are trained.
-
-    Attributes:
-        optimizer: a name of `ClickConfig.optimizers`.
-        lr: learning rate of the first epoch, > 0.
-        l1, l2: of FTRL, >= 0.
-        weight_decay: of the others, >= 0.
-        start: first value of AdaGrad's sums of squares, >= 0.
-        beta: of FTRL, > 0.
-    """
-
-    optimizer: str
-    lr: float
-    l1: float
-    l2: float
-    weight_decay: float
-    start: float
-    beta: float
+TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
 
 @dataclass(frozen=True)
@@ -63,8 +46,6 @@ class ClickConfig(TrainConfig):
 
     Attributes:
         optimizer: as of every model, or "ftrl", whose rate stays what it is whatever the schedule.
-        lr_schedule: as of every model, or "plateau": the rate is divided by 10 after each epoch without a better
-            validation figure (BARS trains its models so).
         l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
             weight_decay.
         adagrad_start: first value of AdaGrad's sums of squares, >= 0.
@@ -74,8 +55,6 @@ class ClickConfig(TrainConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
-    lr_schedules: ClassVar[tuple[str, ...]] = (*LR_SCHEDULES, "plateau")
-    groups: ClassVar[tuple[str, ...]] = ("",)
     unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "weight_averaging", "refit")
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("l1", "l2"), "optimizer=ftrl; others have weight_decay or embedding_l2", lambda c: c.optimizer == "ftrl"),
@@ -151,6 +130,11 @@ class ClickModel(nn.Module):
 
     name: ClassVar[str]
     config_class: ClassVar[type[ClickConfig]]
+    trains_by_gradient: ClassVar[bool] = True
+    reads: ClassVar[str] = "log"
+    sizes: ClassVar[str] = "inputs"
+    sizes_class: ClassVar[type[Any]] = Inputs
+    keeps: ClassVar[tuple[str, ...]] = ("negative_rate", "encoder")
     takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})  # see `registry.require_taken`
 
     def __init__(
@@ -166,6 +150,7 @@ class ClickModel(nn.Module):
         self.inputs: Inputs | None = None
         self.encoder: Any = None
         self.negative_rate = 1.0
+        self._fitted_on: Any = None
         if inputs is not None:
             self.build(inputs, generator)
 
@@ -202,6 +187,24 @@ class ClickModel(nn.Module):
         """Mean log loss of the rows, which must have labels."""
         assert batch.labels is not None
         return F.binary_cross_entropy_with_logits(self(batch), batch.labels)
+
+    def backward(self, batch: ClickBatch) -> Tensor:
+        """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Who steps on a batch: one player with all parameters."""
+        return (Turn("", self.config.groups, self.backward),)
+
+    def batches(self, train: ClickPart, seed: int) -> LogBatches:
+        """The rows of the log, shuffled anew every epoch."""
+        return LogBatches(train, batch_size=self.config.batch_size, seed=seed)
+
+    def task_for(self, data: Any, protocol: Any, schema: Any = None) -> ClickTask:
+        """Predicting the clicks of a log."""
+        return ClickTask.of(data, protocol, schema)
 
     def require_built(self) -> Inputs:
         """The inputs, or an error that says how to get them."""
@@ -245,6 +248,10 @@ class ClickModel(nn.Module):
                 groups.setdefault(self.group_of(name), []).append(parameter)
         return groups
 
+    def warm_start(self, train_stage: Any) -> bool:
+        """No model of clicks is pre-trained."""
+        return False
+
     def step_in_backward(self, factories: Mapping[str, OptimizerFactory]) -> list[Any]:
         """Take the steps of the tables in the backward pass from now on.
 
@@ -269,40 +276,30 @@ class ClickModel(nn.Module):
         Args:
             data: as in `deeprec.data.load_clicks`.
             schema: a `FeatureSchema`; not needed for a log by name, or one that is converted.
-            **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, device, ...).
+            **options: of `deeprec.train.fit` (protocol, seed, out, resume, device, ...).
         Returns:
             the model, with the weights of the best validation epoch.
         Raises:
             TypeError: an option that there is not, or that is one of the model's own.
         """
-        from deeprec.train.clicks import as_click_log, fit_clicks
-
-        require_keywords(fit_clicks, options, self)
-        resolve_device(options.get("device", "auto"), "fit")  # before the data is read
-        fit_clicks(self, as_click_log(data, schema, options.get("protocol")), **options)
+        require_keywords(fit, options, self)
+        fit(self, data, schema=schema, **options)
         return self
 
-    def evaluate(self, data: Any, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
+    def evaluate(self, data: Any = None, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
         """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was.
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        from deeprec.train.clicks import as_click_log, evaluate_clicks
-
-        resolve_device(device, "evaluate")
-        return evaluate_clicks(self, as_click_log(data, schema, None).parts["test"], device=device)
+        return evaluate_model(self, None, data, device=device, schema=schema)
 
     def predict(self, source: Any, **options: Any) -> NDArray[np.float32]:
         """Probabilities [n] of a click for the rows of a file or frame; see `deeprec.serve.predict.predict`."""
-        from deeprec.serve.predict import predict
-
-        return predict(self, source, **options)
+        return predict_clicks(self, source, **options)
 
     def save(self, directory: str | Path) -> Path:
         """Write the model folder; see `deeprec.load`."""
-        from deeprec.serve import save
-
-        return save(self, directory)
+        return serve.save(self, directory)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.contract import Queries
+from deeprec.contract import AnyModel, Queries
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.models.base import Recommender
 from deeprec.nn.scoring import DotScorer, KeptLists, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.surroundings import served
@@ -25,7 +24,7 @@ _USERS_A_BLOCK = 1024
 
 @served
 def recommend(
-    model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
+    model: AnyModel, user_ids: Any, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
 ) -> pl.DataFrame:
     """The k best items for each user.
 
@@ -55,7 +54,7 @@ def recommend(
 
 @served
 def recommend_for_history(
-    model: Recommender, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
+    model: AnyModel, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
 ) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
@@ -105,7 +104,7 @@ def _filter(function: str, argument: str, item_ids: Any, items_map: IdMap) -> ND
 
 
 @served
-def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_user(model: AnyModel, item_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings of every item by a user whom the model never saw, nothing trained anew.
 
     Args:
@@ -122,7 +121,7 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
 
 
 @served
-def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_item(model: AnyModel, user_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings by every user of an item that the model never saw, nothing trained anew.
 
     Args:
@@ -140,7 +139,7 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
     return _all_ratings(model, "user_id", users_map, predicted)
 
 
-def _there(model: Recommender, values: NDArray[Any]) -> Tensor:
+def _there(model: AnyModel, values: NDArray[Any]) -> Tensor:
     """The values where the model is."""
     return to_device(torch.from_numpy(values), device_of(model))
 
@@ -162,20 +161,20 @@ def _rated(
     return codes, given
 
 
-def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
+def _all_ratings(model: AnyModel, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
     limits: Tensor | None = getattr(model, "limits", None)
     ratings = ratings if limits is None else ratings.clamp(*limits)
     return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.cpu().numpy())])
 
 
 @served
-def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
+def fold_in(model: AnyModel, history: Tensor) -> tuple[Tensor, ...]:
     """What the model makes of a new user with `history` [n] (item indices), for its `scorer`."""
     return model.encode(_asked(history.cpu().int().numpy(), None))
 
 
 @served
-def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFrame:
+def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     """The k nearest items to each item by the cosine of the model's item vectors, the item itself left out.
 
     Returns:
@@ -194,7 +193,7 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
 
 
 @served
-def score(model: Recommender, pairs: Any) -> np.ndarray:
+def score(model: AnyModel, pairs: Any) -> np.ndarray:
     """Scores of (user, item) pairs.
 
     Args:
@@ -231,7 +230,7 @@ def _ranked(
     return places, columns
 
 
-def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
+def id_maps(model: AnyModel) -> tuple[IdMap, IdMap]:
     """Users' and items' ids."""
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows
+from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows, SequenceBatches
 from deeprec.batches.corruption import Corruption
 from deeprec.contract import Batches
 from deeprec.data import Interactions
@@ -44,6 +44,10 @@ SAMPLERS: dict[str, Callable[[Interactions, int], Batches]] = {
     "user rows": lambda data, seed: RatingRows(data, side="user", batch_size=4, seed=seed),
     "all ratings": lambda data, seed: RatingRows(data, side="user", batch_size=0, seed=seed),
     "likes": lambda data, seed: Likes(data, batch_size=7, corruption=0.5, num_negatives=2, seed=seed),
+    "sequences": lambda data, seed: SequenceBatches(data, batch_size=4, length=5, seed=seed),
+    "sequences with negatives": lambda data, seed: SequenceBatches(
+        data, batch_size=4, length=5, seed=seed, num_negatives=2
+    ),
     "log": lambda data, seed: LogBatches(log_part(), batch_size=8, seed=seed),
 }
 

@@ -22,8 +22,10 @@ from deeprec.evaluate import evaluate, protocol
 from deeprec.models import AutoRec, Schema
 from deeprec.models.autorec import AutoRecConfig
 from deeprec.train import fit
-from deeprec.train.fit import make_optimizer, train_epoch
+from deeprec.train.loop import train_epoch
 from deeprec.train.optim import Adam
+from deeprec.train.optimizers import Optimizers
+from deeprec.train.schedules import Schedule
 
 needs_ml_100k = pytest.mark.skipif(find("ml-100k") is None, reason="needs ml-100k, see `deeprec data list`")
 needs_ml_1m = pytest.mark.skipif(find("ml-1m") is None, reason="needs ml-1m, see `deeprec data list`")
@@ -258,11 +260,11 @@ def objectives(**options: Any) -> list[float]:
     data = ratings()
     model = AutoRec(hidden=7, init_std=0.3, l2=0.7, **options)
     model.build(model.schema_for(data), torch.Generator().manual_seed(0))
-    batches, optimizer = model.batches(data, 0), make_optimizer(model, model.config)
+    batches, optimizers = model.batches(data, 0), Optimizers(model)
     (whole,) = batches.epoch(0)
     values = []
     for epoch in range(model.config.epochs):
-        train_epoch(model, optimizer, batches, epoch)
+        train_epoch(model, optimizers, batches, epoch)
         values.append(float(model.loss(whole).detach()) + model.penalty())
     return values
 
@@ -295,9 +297,9 @@ def test_pretraining_starts_the_deep_model_from_the_shallow_one_and_its_codes() 
 
 def test_learning_rates_follow_the_schedule() -> None:
     linear = AutoRecConfig(optimizer="sgd", lr=1.0, epochs=4, lr_schedule="linear")
-    assert [linear.lr_of(t) for t in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [Schedule(linear).share(t, 0, []) for t in range(4)] == [1, 0.75, 0.5, 0.25]
     decaying = AutoRecConfig(optimizer="sgd", lr=1.0, lr_decay=0.5)
-    assert [decaying.lr_of(t) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
+    assert [Schedule(decaying).share(t, 0, []) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
     data, used = ratings(), []
 
     def look(progress: Any) -> None:
@@ -415,7 +417,7 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
         ({"inner": (0,)}, "inner"),
         ({"pretrain": True}, "pretrain needs inner layers"),
         ({"pretrain_lr": -1.0}, "pretrain_lr must be >= 0"),
-        ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
+        ({"lr_schedule": "cyclic"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction has no effect here"),
         ({"weight_decay": 0.1}, "weight_decay must be 0 with rprop, got 0.1; take l2"),
         ({"precision": "bfloat16"}, "precision has no effect here"),

@@ -20,7 +20,7 @@ from deeprec.models import CDAE, Schema
 from deeprec.models.cdae import VARIANTS
 from deeprec.nn.scoring import score_items
 from deeprec.train import fit
-from deeprec.train.fit import make_optimizer
+from deeprec.train.optimizers import Optimizers
 
 
 def likes(num_users: int = 40, num_items: int = 30, density: float = 0.3, seed: int = 0) -> Interactions:
@@ -124,11 +124,11 @@ def test_adagrad_divides_by_the_root_of_beta_plus_the_squares() -> None:
     data = likes()
     model = small(data, batch_size=1000, lr=0.1, adagrad_start=1.0)
     (batch,) = model.batches(data, seed=0).epoch(0)
-    optimizer = make_optimizer(model, model.config)
+    optimizers = Optimizers(model)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     model.backward(batch)
     grads = {key: value.grad.to_dense() for key, value in model.named_parameters()}
-    optimizer.step()
+    optimizers.step()
     for key, value in model.named_parameters():
         want = before[key] - 0.1 * grads[key] / (1 + grads[key] ** 2).sqrt()
         torch.testing.assert_close(value.detach(), want, rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from deeprec.data.columns.inputs import BagField, Field, Inputs
 from deeprec.models import ClickBatch, ClickModel, click_models, config_class, create, is_click_model, recommenders
 from deeprec.train import optim
-from deeprec.train.clicks import Optimizers
+from deeprec.train.optimizers import Optimizers
 
 D = 4
 FIELDS = (Field("user", 7), Field("user x item", 13, is_cross=True), Field("item", 11), Field("train", 3))
