@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import Only, TrainConfig
-from deeprec.contract import Batches, Schema
+from deeprec.contract import SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
@@ -117,6 +117,7 @@ class CDAE(Recommender):
             such as torch.optim.Adam.
     """
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     sparse_grad: bool = True
     name = "cdae"
     config_class: ClassVar[type[TrainConfig]] = CDAEConfig

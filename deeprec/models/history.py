@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.contract import Schema, check_rows
+from deeprec.contract import SIMILAR_ITEMS, Schema, check_rows
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.models.base import Recommender
@@ -29,6 +29,7 @@ class HistoryRecommender(Recommender):
     A state is offsets [b + 1] on the CPU and items [nnz].
     """
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     trains_by_gradient: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
 

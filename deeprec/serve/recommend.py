@@ -170,7 +170,8 @@ def _all_ratings(model: AnyModel, column: str, known: IdMap, ratings: Tensor) ->
 @served
 def fold_in(model: AnyModel, history: Tensor) -> tuple[Tensor, ...]:
     """What the model makes of a new user with `history` [n] (item indices), for its `scorer`."""
-    return model.encode(_asked(history.cpu().int().numpy(), None))
+    state: tuple[Tensor, ...] = model.encode(_asked(history.cpu().int().numpy(), None))
+    return state
 
 
 @served

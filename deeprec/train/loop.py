@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from deeprec.contract import Batches, Turn
-from deeprec.device import ahead, device_of, to_device
+from deeprec.device import ahead, device_of
 from deeprec.evaluate.metrics import gain
-from deeprec.train.averaging import EpochAverage
+from deeprec.train.averaging import WeightAverage
 from deeprec.train.callbacks import Callbacks, Progress, Step, as_callbacks
 from deeprec.train.checkpoint import Checkpoint, copy_state, restoring, write_checkpoint
 from deeprec.train.compiling import compiled
@@ -154,8 +154,8 @@ class _Loop:
                 f"fit: accumulate must be 1 where {len(self.turns)} players take turns on a batch, got "
                 f"{self.config.accumulate}; leave it out, or take a larger batch_size"
             )
-        self.schedule = Schedule(self.config)
-        self.epoch_average = EpochAverage(self.config.weight_averaging) if self.config.weight_averaging else None
+        self.schedule = Schedule(self.config, len(batches))
+        self.epoch_average = WeightAverage(self.config.weight_averaging) if self.config.weight_averaging else None
         self.best: dict[str, Tensor] = {}
 
     # -- where it goes on -------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class _Loop:
             self.model.load_state_dict(checkpoint.model)
             self.optimizers.load_state_dict(checkpoint.optimizer)
             if self.epoch_average is not None:
-                self.epoch_average.load_state_dict({k: to_device(v, run.device) for k, v in checkpoint.average.items()})
+                self.epoch_average.load_state_dict(checkpoint.average, run.device)
             self.best = checkpoint.best
             for key in _PROGRESS:
                 setattr(stage, key, checkpoint.progress[key])
@@ -235,18 +235,18 @@ class _Loop:
         earlier, total = stage.seconds, self.batches.num_examples
         values = [selected(entry, run.select) for entry in stage.history if run.select in entry]
         is_cpu, unread = run.device.type == "cpu", torch.zeros((), dtype=torch.float64, device=run.device)
-        is_mean, is_watched = config.reduction == "mean", run.callbacks.wants_steps
+        is_mean = config.reduction == "mean"
         search = self.optimizers.line_search
         waiting = 0  # batches whose gradients are added up and not stepped yet
         model.train()
         self.optimizers.clear()
-        self.optimizers.set_rates(lambda first: first * self.schedule.share(stage.epoch, stage.step, values))
+        self.optimizers.set_rates(lambda first: self.schedule.rate(first, stage.epoch, stage.step, values))
         batches = self.batches.epoch(stage.epoch, stage.step)
         for batch in ahead(batches, lambda each: each.to(run.device), run.device):
             # Dropout draws from torch's generator; a seed for each step makes a resumed run draw the same.
             _seed(hash((run.seed, stage.epoch, stage.step)), run.device)
             if self.schedule.by_step:
-                self.optimizers.set_rates(lambda first: first * self.schedule.share(stage.epoch, stage.step, values))
+                self.optimizers.set_rates(lambda first: self.schedule.rate(first, stage.epoch, stage.step, values))
             examples = len(batch)
             if search is not None:
                 loss = search_line(self.optimizers, self.turns[0], batch, model.penalty)
@@ -260,6 +260,7 @@ class _Loop:
             now = time.perf_counter()
             stage.seconds = earlier + now - started
             is_said = run.callbacks.wants_progress and now - last_said > _PROGRESS_SECONDS
+            is_watched = run.callbacks.wants_step(stage.step)
             is_kept = now - last_kept > CHECKPOINT_SECONDS and stage.done < total and not waiting
             if is_cpu:
                 stage.loss_sum += float(loss) * weight
@@ -275,7 +276,9 @@ class _Loop:
                 )
             if is_watched:
                 rates = self.optimizers.rates()
-                run.callbacks.on_step(Step(stage.name, stage.epoch + 1, stage.step, stage.done, float(loss), rates))
+                run.callbacks.on_step(
+                    Step(stage.name, stage.epoch + 1, stage.step, stage.done, float(loss), rates, total)
+                )
             if is_said:
                 last_said, rate = now, stage.done / stage.seconds
                 mean = stage.loss_sum / stage.done
@@ -330,11 +333,22 @@ class _Loop:
             self.identity, progress, self.model.state_dict(), average, self.best, self.optimizers.state_dict()
         )
         path = write_checkpoint(stage.directory, state)
-        run.callbacks.on_checkpoint(path)
+        run.callbacks.on_checkpoint(path, stage=stage.name, epoch=stage.epoch)
 
     def _report(self, entry: dict[str, float], metrics: dict[str, float], is_best: bool) -> None:
         stage, total, rate = self.stage, self.batches.num_examples, entry["samples_per_second"]
-        progress = Progress(stage.name, stage.epoch, stage.epochs, total, total, entry["loss"], rate, metrics, is_best)
+        progress = Progress(
+            stage.name,
+            stage.epoch,
+            stage.epochs,
+            total,
+            total,
+            entry["loss"],
+            rate,
+            metrics,
+            is_best,
+            self.optimizers.rates(),
+        )
         shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:2])
         _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)
         stage.is_stopped = self.run.callbacks.on_epoch(progress)
