@@ -240,13 +240,13 @@ class _Loop:
         waiting = 0  # batches whose gradients are added up and not stepped yet
         model.train()
         self.optimizers.clear()
-        self.optimizers.set_rates(lambda first: first * self.schedule.share(stage.epoch, stage.step, values))
+        self.optimizers.set_rates(lambda first: self.schedule.rate(first, stage.epoch, stage.step, values))
         batches = self.batches.epoch(stage.epoch, stage.step)
         for batch in ahead(batches, lambda each: each.to(run.device), run.device):
             # Dropout draws from torch's generator; a seed for each step makes a resumed run draw the same.
             _seed(hash((run.seed, stage.epoch, stage.step)), run.device)
             if self.schedule.by_step:
-                self.optimizers.set_rates(lambda first: first * self.schedule.share(stage.epoch, stage.step, values))
+                self.optimizers.set_rates(lambda first: self.schedule.rate(first, stage.epoch, stage.step, values))
             examples = len(batch)
             if search is not None:
                 loss = search_line(self.optimizers, self.turns[0], batch, model.penalty)
