@@ -50,6 +50,9 @@ class Batches(Protocol):
     def num_examples(self) -> int:
         """Examples in an epoch."""
 
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
     def epoch(self, number: int, skip: int = 0) -> Iterator[Any]:
         """The batches (see `Batch`) of one epoch, the same for a number whenever they are asked for.
 

@@ -103,6 +103,9 @@ class Likes:
         group[0] = 1.0
         self._labels = to_device(group, device).repeat(len(items))
 
+    def __len__(self) -> int:
+        return -(-int((self._lengths > 0).sum()) // self.batch_size)
+
     @property
     def num_examples(self) -> int:
         """Scored items in an epoch."""

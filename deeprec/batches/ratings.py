@@ -123,6 +123,10 @@ class RatingRows:
         self.batch_size, self.seed, self.corrupt = batch_size, seed, corrupt
         self._plan: BagPlan | None = None
 
+    def __len__(self) -> int:
+        rows = int((self.lengths > 0).sum())
+        return -(-rows // self.batch_size) if self.batch_size else 1
+
     @property
     def num_examples(self) -> int:
         """Ratings in an epoch."""

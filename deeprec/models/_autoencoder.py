@@ -7,14 +7,14 @@ users and items are two tables again, and a constant 1 beside the code carries t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deeprec.batches.corruption import Corrupt
 from deeprec.batches.ratings import RatingRows, RowBatch
-from deeprec.contract import Schema, Seen
+from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, Schema, Seen
 from deeprec.data import Interactions
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models._inner_layers import InnerLayers
@@ -45,6 +45,7 @@ class RatingAutoencoder(Recommender):
             take dense ones only, such as torch.optim.Adam.
     """
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RATES, NEW_ITEMS, SIMILAR_ITEMS}
     sparse_grad: bool = True
     config: Any
     encoder: nn.Parameter

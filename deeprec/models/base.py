@@ -1,33 +1,22 @@
-"""`Recommender`: what every model offers, with external ids in and out.
+"""`Recommender`: models of users and items, which rank, and some of which rate.
 
-A model implements its mathematics (`_build`, `forward`, `loss`, scoring); this class validates, maps ids, and passes
-the work on to `deeprec.train`, `deeprec.evaluate` and `deeprec.serve`. Those layers lie above this one, so the facade
-methods below import them when called; it is the only such place (see tests/test_layering.py).
+A model implements its mathematics (`_build`, `forward`, `loss`, scoring) on internal ids.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deeprec import serve
 from deeprec.batches.pairs import PairwiseBatches
-from deeprec.config import TrainConfig, make_config, require_keywords
-from deeprec.contract import Batches, Schema, Seen, Turn
+from deeprec.config import TrainConfig
+from deeprec.contract import NEW_USERS, RECOMMENDS, Batches, Schema, Seen
 from deeprec.data import IdMap, Interactions
-from deeprec.device import Device, device_of, to_device
+from deeprec.device import Device, to_device
 from deeprec.evaluate.tasks import InteractionTask
-from deeprec.nn._rows import WholeTables
-from deeprec.surroundings import trained
-from deeprec.train import evaluate_model, fit
-
-if TYPE_CHECKING:
-    import polars as pl
-    from typing_extensions import Self
+from deeprec.models.model import Model
 
 
 def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
@@ -53,8 +42,8 @@ def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
             )
 
 
-class Recommender(WholeTables):
-    """Base of every model.
+class Recommender(Model):
+    """Base of the models of users and items: they rank, and some rate.
 
     Args:
         schema: sizes; None leaves the model unbuilt until `fit` sees the data.
@@ -65,14 +54,13 @@ class Recommender(WholeTables):
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
 
-    name: ClassVar[str]
-    config_class: ClassVar[type[TrainConfig]]
-    trains_by_gradient: ClassVar[bool] = True
-    takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})  # beside data and options; see `registry`
+    capabilities: ClassVar[frozenset[str]] = frozenset({RECOMMENDS, NEW_USERS})
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})
     reads: ClassVar[str] = "interactions"
     sizes: ClassVar[str] = "schema"
     sizes_class: ClassVar[type[Any]] = Schema
     keeps: ClassVar[tuple[str, ...]] = ("user_ids", "item_ids", "seen")
+    schema: Schema | None
 
     def __init__(
         self,
@@ -82,30 +70,13 @@ class Recommender(WholeTables):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.config = make_config(self.config_class, config, options)
-        self.schema: Schema | None = None
+        super().__init__(schema, config, generator, options)
         self.user_ids: IdMap | None = None
         self.item_ids: IdMap | None = None
         self.seen: Seen | None = None
-        self._fitted_on: Any = None
         self._seen_there: tuple[Seen, Tensor, Tensor] | None = None
-        if schema is not None:
-            self.build(schema, generator)
-
-    @trained
-    def build(self, schema: Schema, generator: torch.Generator | None = None) -> Self:
-        """Create the parameters for `schema`, replacing any there were."""
-        if not isinstance(schema, Schema):
-            raise TypeError(f"{self.name}: schema must be a Schema, got {schema!r}; pass Schema(num_users, num_items)")
-        self._build(schema, generator)
-        self.schema = schema
-        return self
 
     # -- what a model implements -----------------------------------------------------------------------------------
-
-    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
-        raise NotImplementedError
 
     def schema_for(self, data: Interactions) -> Schema:
         """The sizes for `data`; a model that needs more of the data than its rows checks here that it is there."""
@@ -120,28 +91,6 @@ class Recommender(WholeTables):
         config = self.config
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
         return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
-
-    def loss(self, batch: Any) -> Tensor:
-        """Scalar training loss of a batch."""
-        raise NotImplementedError
-
-    def backward(self, batch: Any) -> Tensor:
-        """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
-        loss = self.loss(batch)
-        loss.backward()
-        return loss.detach()
-
-    def turns(self) -> tuple[Turn, ...]:
-        """Who steps on a batch, in order; one player with all parameters, unless the model says otherwise."""
-        return (Turn("", self.config.groups, self.backward),)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by how they are trained (`TrainConfig.optimizer_options`)."""
-        return {"": [parameter for parameter in self.parameters() if parameter.requires_grad]}
-
-    def penalty(self) -> float:
-        """What the gradients of `backward` hold beside the loss it returns; only full-batch line searches ask."""
-        return 0.0
 
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [n] of pairs of internal ids, each [n]; larger is better."""
@@ -196,80 +145,18 @@ class Recommender(WholeTables):
             f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf"
         )
 
-    def fit_directly(self, train: Interactions) -> None:
-        """Fit without gradient steps; only models with `trains_by_gradient = False` implement it."""
-        raise NotImplementedError
-
-    def warm_start(self, train_stage: Any) -> bool:
-        """Called before training with a function that trains another model on the same split; for pre-training.
-
-        Returns:
-            whether the weights now come from somewhere else; then epoch 0 is a candidate too.
-        """
-        return False
-
     def task_for(self, data: Any, protocol: Any, schema: Any = None) -> InteractionTask:
         """Ranking or rating the interactions of `data`."""
         return InteractionTask.of(data, protocol)
-
-    # -- the facade --------------------------------------------------------------------------------------------------
-
-    def fit(self, data: Any, **options: Any) -> Self:
-        """Train on `data` (Interactions, a polars or pandas frame, a data set's name or a path).
-
-        Args:
-            data: what to learn from; a frame has columns user_id and item_id, and rating, timestamp if known.
-            **options: of `deeprec.train.fit` (protocol, seed, out, resume, device, ...).
-        Returns:
-            the model, with the weights of the best validation epoch.
-        Raises:
-            TypeError: an option that there is not, or that is one of the model's own.
-        """
-        require_keywords(fit, options, self)
-        fit(self, data, **options)
-        return self
 
     def evaluate(self, protocol: Any = None, data: Any = None, *, device: Device = "auto") -> dict[str, float]:
         """Metrics of the test part, e.g. {"hr@10": 0.7}; by default with the protocol and data of `fit`.
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        return evaluate_model(self, protocol, data, device=device)
-
-    def recommend(self, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
-        """The k best items for each user: a frame with user_id, rank (from 1), item_id, score."""
-        return serve.recommend(self, user_ids, k, exclude_seen=exclude_seen)
-
-    def recommend_for_history(self, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
-        """The k best further items for a user whom the model never saw, from the items they liked or rated."""
-        return serve.recommend_for_history(self, item_ids, k, ratings=ratings)
-
-    def predict_for_user(self, item_ids: Any, ratings: Any) -> pl.DataFrame:
-        """Ratings that a new user, who gave `item_ids` the `ratings`, would give every item: item_id, rating."""
-        return serve.predict_for_user(self, item_ids, ratings)
-
-    def predict_for_item(self, user_ids: Any, ratings: Any) -> pl.DataFrame:
-        """Ratings that every user would give a new item, which `user_ids` gave the `ratings`: user_id, rating."""
-        return serve.predict_for_item(self, user_ids, ratings)
-
-    def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
-        """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""
-        return serve.similar_items(self, item_ids, k)
-
-    def score(self, pairs: Any) -> np.ndarray:
-        """Scores of (user id, item id) pairs: a frame, or a sequence of pairs; float32, larger is better."""
-        return serve.score(self, pairs)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the model folder; see `deeprec.load`."""
-        return serve.save(self, directory)
+        return self._evaluate(protocol, data, None, device)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's weights are, and so where it is trained and asked."""
-        return device_of(self)
 
     def seen_tensors(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Offsets [R + 1] and items [nnz] of `seen` where the model is; a GPU keeps those it was given last."""
@@ -280,11 +167,3 @@ class Recommender(WholeTables):
         if kept is None or kept[0] is not seen or kept[1].device != device:
             kept = self._seen_there = seen, to_device(offsets, device), to_device(items, device)
         return kept[1:]
-
-    def require_built(self) -> Schema:
-        """The schema, or an error that says how to get one."""
-        if self.schema is None:
-            raise ValueError(
-                f"{self.name}: the model has no data yet; call fit(data) or load one with deeprec.load(dir)"
-            )
-        return self.schema

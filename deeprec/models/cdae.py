@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import Only, TrainConfig
-from deeprec.contract import Batches, Schema, Seen
+from deeprec.contract import SIMILAR_ITEMS, Batches, Schema, Seen
 from deeprec.data import Interactions
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag.reference import wide_dtype
@@ -116,6 +116,7 @@ class CDAE(Recommender):
             such as torch.optim.Adam.
     """
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     sparse_grad: bool = True
     name = "cdae"
     config_class: ClassVar[type[TrainConfig]] = CDAEConfig

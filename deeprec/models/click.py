@@ -10,28 +10,22 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec import serve
 from deeprec.batches.log import LogBatch, LogBatches
-from deeprec.config import OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
-from deeprec.contract import OptimizerOptions, Turn
+from deeprec.config import OPTIMIZERS, Only, TrainConfig, at_least
+from deeprec.contract import PREDICTS, OptimizerOptions
 from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Inputs
 from deeprec.device import Device
 from deeprec.evaluate.tasks import ClickTask
+from deeprec.models.model import Model
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
-from deeprec.serve.predict import predict as predict_clicks
-from deeprec.surroundings import trained
-from deeprec.train import evaluate_model, fit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -112,7 +106,7 @@ def optimizers_of(config: Any) -> set[str]:
     return {config.optimizer, getattr(config, "wide_optimizer", config.optimizer)}
 
 
-class ClickModel(nn.Module):
+class ClickModel(Model):
     """Base of every click model.
 
     Args:
@@ -128,14 +122,13 @@ class ClickModel(nn.Module):
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
 
-    name: ClassVar[str]
-    config_class: ClassVar[type[ClickConfig]]
-    trains_by_gradient: ClassVar[bool] = True
+    capabilities: ClassVar[frozenset[str]] = frozenset({PREDICTS})
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})
     reads: ClassVar[str] = "log"
     sizes: ClassVar[str] = "inputs"
     sizes_class: ClassVar[type[Any]] = Inputs
     keeps: ClassVar[tuple[str, ...]] = ("negative_rate", "encoder")
-    takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})  # see `registry.require_taken`
+    inputs: Inputs | None
 
     def __init__(
         self,
@@ -145,22 +138,13 @@ class ClickModel(nn.Module):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.config: Any = make_config(self.config_class, config, options)
-        self.inputs: Inputs | None = None
+        super().__init__(inputs, config, generator, options)
         self.encoder: Any = None
         self.negative_rate = 1.0
-        self._fitted_on: Any = None
-        if inputs is not None:
-            self.build(inputs, generator)
 
-    @trained
-    def build(self, inputs: Inputs, generator: torch.Generator | None = None) -> Self:
-        """Create the parameters for `inputs`, replacing any there were."""
-        if not isinstance(inputs, Inputs):
-            raise TypeError(f"{self.name}: inputs must be Inputs, got {inputs!r}; pass those of an encoder or a log")
-        self._build(inputs, generator)
-        self.inputs = inputs
+    def build(self, sizes: Inputs, generator: torch.Generator | None = None) -> Self:
+        """Create the parameters for these inputs, replacing any there were."""
+        super().build(sizes, generator)
         self._hold_embeddings_small()
         return self
 
@@ -176,9 +160,6 @@ class ClickModel(nn.Module):
             for table in self.embedding_tables():
                 table.register_hook(partial(_with_l2, table=weakref.ref(table), l2=self.config.embedding_l2))
 
-    def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
-        raise NotImplementedError
-
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B], float32, of the rows."""
         raise NotImplementedError
@@ -188,16 +169,6 @@ class ClickModel(nn.Module):
         assert batch.labels is not None
         return F.binary_cross_entropy_with_logits(self(batch), batch.labels)
 
-    def backward(self, batch: ClickBatch) -> Tensor:
-        """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
-        loss = self.loss(batch)
-        loss.backward()
-        return loss.detach()
-
-    def turns(self) -> tuple[Turn, ...]:
-        """Who steps on a batch: one player with all parameters."""
-        return (Turn("", self.config.groups, self.backward),)
-
     def batches(self, train: ClickPart, seed: int) -> LogBatches:
         """The rows of the log, shuffled anew every epoch."""
         return LogBatches(train, batch_size=self.config.batch_size, seed=seed)
@@ -205,12 +176,6 @@ class ClickModel(nn.Module):
     def task_for(self, data: Any, protocol: Any, schema: Any = None) -> ClickTask:
         """Predicting the clicks of a log."""
         return ClickTask.of(data, protocol, schema)
-
-    def require_built(self) -> Inputs:
-        """The inputs, or an error that says how to get them."""
-        if self.inputs is None:
-            raise ValueError(f"{self.name}: the model has no inputs yet; call fit(data) or build(inputs)")
-        return self.inputs
 
     def check(self, batch: ClickBatch) -> None:
         """Raise ValueError unless the batch has the columns that the model was built for."""
@@ -248,10 +213,6 @@ class ClickModel(nn.Module):
                 groups.setdefault(self.group_of(name), []).append(parameter)
         return groups
 
-    def warm_start(self, train_stage: Any) -> bool:
-        """No model of clicks is pre-trained."""
-        return False
-
     def step_in_backward(self, factories: Mapping[str, OptimizerFactory]) -> list[Any]:
         """Take the steps of the tables in the backward pass from now on.
 
@@ -268,38 +229,12 @@ class ClickModel(nn.Module):
             made.append(layer.optimizer)
         return made
 
-    # -- the facade --------------------------------------------------------------------------------------------------
-
-    def fit(self, data: Any, schema: Any = None, **options: Any) -> Self:
-        """Train on a log: a `ClickLog`, the name of one, or a file or frame with its schema.
-
-        Args:
-            data: as in `deeprec.data.load_clicks`.
-            schema: a `FeatureSchema`; not needed for a log by name, or one that is converted.
-            **options: of `deeprec.train.fit` (protocol, seed, out, resume, device, ...).
-        Returns:
-            the model, with the weights of the best validation epoch.
-        Raises:
-            TypeError: an option that there is not, or that is one of the model's own.
-        """
-        require_keywords(fit, options, self)
-        fit(self, data, schema=schema, **options)
-        return self
-
     def evaluate(self, data: Any = None, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
         """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was.
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        return evaluate_model(self, None, data, device=device, schema=schema)
-
-    def predict(self, source: Any, **options: Any) -> NDArray[np.float32]:
-        """Probabilities [n] of a click for the rows of a file or frame; see `deeprec.serve.predict.predict`."""
-        return predict_clicks(self, source, **options)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the model folder; see `deeprec.load`."""
-        return serve.save(self, directory)
+        return self._evaluate(None, data, schema, device)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.contract import Schema, Seen, check_rows
+from deeprec.contract import SIMILAR_ITEMS, Schema, Seen, check_rows
 from deeprec.data import Interactions
 from deeprec.models.base import Recommender
 
@@ -24,6 +24,7 @@ _SCORES_A_BLOCK = 1 << 22
 class HistoryRecommender(Recommender):
     """Base of the models with weights between items; user rows are lists of items [b, L], int64, -1 where shorter."""
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     trains_by_gradient: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
 
@@ -81,7 +82,8 @@ class HistoryRecommender(Recommender):
 
     @property
     def _users_a_block(self) -> int:
-        return max(1, _SCORES_A_BLOCK // self.require_built().num_items)
+        num_items: int = self.require_built().num_items
+        return max(1, _SCORES_A_BLOCK // num_items)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self.require_built()

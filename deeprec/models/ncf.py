@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.contract import Seen
+from deeprec.contract import SIMILAR_ITEMS, Seen
 from deeprec.models.base import Recommender
 from deeprec.nn.ncf import NCFNetwork
 
@@ -17,6 +19,7 @@ _MOST_LAYERS = 30  # the first of more would be wider than 2^30
 class NCFRecommender(Recommender):
     """A recommender whose scores come from an `NCFNetwork` called `network`."""
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     network: NCFNetwork
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:

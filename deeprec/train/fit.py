@@ -21,7 +21,7 @@ from deeprec.registry import require_taken
 from deeprec.serve.folder import save
 from deeprec.surroundings import served, trained
 from deeprec.train.callbacks import Progress, RunInfo, as_callbacks
-from deeprec.train.checkpoint import read_checkpoint, remove_checkpoint
+from deeprec.train.checkpoint import has_checkpoint, read_checkpoint, remove_checkpoint
 from deeprec.train.curves import plot_curves
 from deeprec.train.identity import (
     adopt_finished,
@@ -120,25 +120,13 @@ def fit(
         return FitResult(model, ended, [dict(entry) for entry in ended.history], directory, was_finished=True)
     if directory is not None and not resume:
         _forget_stages(directory)
-    told.on_start(
-        RunInfo(
-            model.name,
-            asdict(model.config),
-            task.described(model, seed),
-            task.protocol.as_dict(),
-            seed,
-            str(target),
-            directory,
-            model.config.epochs,
-        )
-    )
-    try:
-        with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
-            result = _train_and_measure(model, run, directory, resume)
-    except BaseException as error:
-        told.on_error(error)
-        raise
-    told.on_end(result.card, directory)
+    data_there, rule = task.described(model, seed), task.protocol.as_dict()
+    is_resumed = resume and directory is not None and has_checkpoint(directory)
+    options, epochs = asdict(model.config), model.config.epochs
+    info = RunInfo(model.name, options, data_there, rule, seed, str(target), directory, epochs, is_resumed)
+    with told.running(info), torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+        result = _train_and_measure(model, run, directory, resume)
+        told.on_end(result.card, directory)
     return result
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deeprec.contract import Batches, Turn
-from deeprec.device import ahead, device_of, to_device
+from deeprec.device import ahead, device_of
 from deeprec.evaluate.metrics import gain
 from deeprec.train.averaging import WeightAverage
 from deeprec.train.callbacks import Callbacks, Progress, Step, as_callbacks
@@ -154,7 +154,7 @@ class _Loop:
                 f"fit: accumulate must be 1 where {len(self.turns)} players take turns on a batch, got "
                 f"{self.config.accumulate}; leave it out, or take a larger batch_size"
             )
-        self.schedule = Schedule(self.config, max(1, math.ceil(batches.num_examples / self.config.batch_size)))
+        self.schedule = Schedule(self.config, len(batches))
         self.epoch_average = WeightAverage(self.config.weight_averaging) if self.config.weight_averaging else None
         self.best: dict[str, Tensor] = {}
 
@@ -168,7 +168,7 @@ class _Loop:
             self.model.load_state_dict(checkpoint.model)
             self.optimizers.load_state_dict(checkpoint.optimizer)
             if self.epoch_average is not None:
-                self.epoch_average.load_state_dict({k: to_device(v, run.device) for k, v in checkpoint.average.items()})
+                self.epoch_average.load_state_dict(checkpoint.average, run.device)
             self.best = checkpoint.best
             for key in _PROGRESS:
                 setattr(stage, key, checkpoint.progress[key])
@@ -235,7 +235,7 @@ class _Loop:
         earlier, total = stage.seconds, self.batches.num_examples
         values = [selected(entry, run.select) for entry in stage.history if run.select in entry]
         is_cpu, unread = run.device.type == "cpu", torch.zeros((), dtype=torch.float64, device=run.device)
-        is_mean, is_watched = config.reduction == "mean", run.callbacks.wants_steps
+        is_mean = config.reduction == "mean"
         search = self.optimizers.line_search
         waiting = 0  # batches whose gradients are added up and not stepped yet
         model.train()
@@ -260,6 +260,7 @@ class _Loop:
             now = time.perf_counter()
             stage.seconds = earlier + now - started
             is_said = run.callbacks.wants_progress and now - last_said > _PROGRESS_SECONDS
+            is_watched = run.callbacks.wants_step(stage.step)
             is_kept = now - last_kept > CHECKPOINT_SECONDS and stage.done < total and not waiting
             if is_cpu:
                 stage.loss_sum += float(loss) * weight
@@ -275,7 +276,9 @@ class _Loop:
                 )
             if is_watched:
                 rates = self.optimizers.rates()
-                run.callbacks.on_step(Step(stage.name, stage.epoch + 1, stage.step, stage.done, float(loss), rates))
+                run.callbacks.on_step(
+                    Step(stage.name, stage.epoch + 1, stage.step, stage.done, float(loss), rates, total)
+                )
             if is_said:
                 last_said, rate = now, stage.done / stage.seconds
                 mean = stage.loss_sum / stage.done
@@ -330,11 +333,22 @@ class _Loop:
             self.identity, progress, self.model.state_dict(), average, self.best, self.optimizers.state_dict()
         )
         path = write_checkpoint(stage.directory, state)
-        run.callbacks.on_checkpoint(path)
+        run.callbacks.on_checkpoint(path, stage=stage.name, epoch=stage.epoch)
 
     def _report(self, entry: dict[str, float], metrics: dict[str, float], is_best: bool) -> None:
         stage, total, rate = self.stage, self.batches.num_examples, entry["samples_per_second"]
-        progress = Progress(stage.name, stage.epoch, stage.epochs, total, total, entry["loss"], rate, metrics, is_best)
+        progress = Progress(
+            stage.name,
+            stage.epoch,
+            stage.epochs,
+            total,
+            total,
+            entry["loss"],
+            rate,
+            metrics,
+            is_best,
+            self.optimizers.rates(),
+        )
         shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:2])
         _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)
         stage.is_stopped = self.run.callbacks.on_epoch(progress)

@@ -75,6 +75,11 @@ def test_batches_hold_the_examples_of_an_epoch(make: Callable[[int], Batches]) -
         assert sum(len(batch) for batch in batches.epoch(number)) == batches.num_examples > 0
 
 
+def test_batches_say_how_many_there_are(make: Callable[[int], Batches]) -> None:
+    batches = make(0)
+    assert len(batches) == len(list(batches.epoch(0)))
+
+
 def test_an_epoch_goes_on_in_its_middle(make: Callable[[int], Batches]) -> None:
     whole = list(make(3).epoch(1))
     for skip in (0, 1, 3, len(whole), len(whole) + 1):
