@@ -10,7 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from deeprec.data import synthetic
+from deeprec.models import create
+from deeprec.train import fit
 from deeprec.train.callbacks import (
     LOGGERS_FILE,
     Callback,
@@ -322,3 +326,82 @@ def test_callbacks_and_loggers_import_no_service():
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     assert not loaded & {"tensorboard", "mlflow", "wandb", "tensorflow", "PIL"}
     assert "torch.utils.tensorboard" not in run.stdout.split()
+
+
+# -- in the training loop ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic(num_users=60, num_items=80, num_interactions=900, seed=1)
+
+
+def trained(data, out: Path | None = None, **options):
+    model = create("gmf", factors=4, epochs=4, batch_size=200, lr=0.01)
+    return fit(model, data, protocol="full", seed=3, out=out, **options)
+
+
+def assert_same_weights(first, second) -> None:
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+class FailsAt(Callback):
+    def __init__(self, hook: str, at: int) -> None:
+        self.hook, self.at, self.calls = hook, at, 0
+
+    def _count(self, hook: str) -> None:
+        self.calls += hook == self.hook
+        if hook == self.hook and self.calls == self.at:
+            raise ValueError("no more paper")
+
+    def on_step(self, step):
+        self._count("on_step")
+
+    def on_epoch(self, progress):
+        self._count("on_epoch")
+
+    def on_checkpoint(self, path):
+        self._count("on_checkpoint")
+
+
+@pytest.mark.parametrize(("hook", "at", "epoch"), [("on_epoch", 2, 2), ("on_step", 30, 1), ("on_checkpoint", 3, 3)])
+def test_after_a_failing_callback_the_run_goes_on_from_its_checkpoint(data, tmp_path, hook, at, epoch):
+    with pytest.raises(CallbackError, match=rf"kept up to epoch {epoch} in .*cut: go on with resume=True") as raised:
+        trained(data, tmp_path / "cut", callbacks=FailsAt(hook, at))
+    assert (raised.value.callback, raised.value.hook) == ("FailsAt", hook)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    resumed = trained(data, tmp_path / "cut", resume=True)
+    whole = trained(data)
+    assert_same_weights(whole, resumed)
+    assert whole.card.metrics == resumed.card.metrics
+
+
+def test_a_watched_training_gives_the_same_model(data, tmp_path):
+    recorder = Recorder()
+    watched = trained(data, tmp_path, callbacks=[recorder])
+    assert_same_weights(trained(data), watched)
+    hooks = [hook for hook, _ in recorder.calls if hook != "on_progress"]
+    assert hooks[0] == "on_start"
+    assert [hook for hook in hooks if hook in ("on_checkpoint", "on_epoch")] == ["on_checkpoint", "on_epoch"] * 4
+    assert recorder.calls[-1] == ("on_end", (watched.card, tmp_path))
+    steps = [value for hook, value in recorder.calls if hook == "on_step"]
+    epochs = [value for hook, value in recorder.calls if hook == "on_epoch"]
+    last = [step for step in steps if step.epoch == 2][-1]
+    assert last.examples == last.total == epochs[1].total
+    assert [step.step for step in steps if step.epoch == 2] == list(range(1, last.step + 1))
+    assert epochs[1].rates == last.rates
+    assert [one.metrics for one in epochs] == [
+        {name: value for name, value in entry.items() if name in one.metrics}
+        for entry, one in zip(watched.history, epochs, strict=True)
+    ]
+
+
+def test_a_callback_stops_the_training_as_patience_would(data):
+    class Stops(Callback):
+        def on_epoch(self, progress):
+            return progress.epoch == 2
+
+    stopped = trained(data, callbacks=Stops())
+    assert len(stopped.history) == 2
+    assert stopped.card.epoch in (1, 2)

@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deeprec.data import synthetic
 from deeprec.evaluate import Card
 from deeprec.evaluate import protocol as protocol_by_name
+from deeprec.models import create
+from deeprec.train import fit
 from deeprec.train.callbacks import LOGGERS_FILE, CallbackError, Progress, RunInfo, Step, as_callbacks
 from deeprec.train.loggers import NAMES, CSVLogger, MLflowLogger, TensorBoardLogger, WandbLogger, logger_by_name
 
 CONFIG = {"lr": 0.1, "hidden": (8, 4), "optimizer": "adam", "l1": None, "refit": False}
 DATA = {"name": "toy", "sha256": "ab", "users": 3}
 PROTOCOL = protocol_by_name("full").as_dict()
-RATE = {"": 0.1, "wide": 0.01}
 
 
 def run_info(out: Path | None, *, is_resumed: bool = False) -> RunInfo:
@@ -32,7 +34,7 @@ def run_info(out: Path | None, *, is_resumed: bool = False) -> RunInfo:
 
 def progress(epoch: int, stage: str = "neumf") -> Progress:
     figures = {} if "refit" in stage else {"ndcg@10": epoch / 10, "hr@10": float("nan")}
-    return Progress(stage, epoch, 3, 100, 100, 1 / epoch, 50.0, figures, epoch == 2, {"all": 0.1 / epoch})
+    return Progress(stage, epoch, 3, 100, 100, 1 / epoch, 50.0, figures, epoch == 2, {"": 0.1 / epoch, "wide": 0.5})
 
 
 def card() -> Card:
@@ -51,7 +53,9 @@ def drive(logger, out: Path | None, epochs=(1, 2, 3), *, resumed: bool = False, 
             for epoch in epochs:
                 for step in (1, 2):
                     if callbacks.wants_step(step):
-                        callbacks.on_step(Step("neumf", epoch, step, 50 * step, 0.5 / step, {"all": 0.1}, 100))
+                        callbacks.on_step(
+                            Step("neumf", epoch, step, 50 * step, 0.5 / step, {"": 0.1, "wide": 0.5}, 100)
+                        )
                 callbacks.on_epoch(progress(epoch))
             if cut is not None:
                 raise cut
@@ -66,13 +70,19 @@ def drive(logger, out: Path | None, epochs=(1, 2, 3), *, resumed: bool = False, 
 EPOCHS = {
     "train/loss": [(1, 1.0), (2, 0.5), (3, 1 / 3)],
     "samples_per_second": [(1, 50.0), (2, 50.0), (3, 50.0)],
-    "lr/all": [(1, 0.1), (2, 0.05), (3, 0.1 / 3)],
+    "lr": [(1, 0.1), (2, 0.05), (3, 0.1 / 3)],
+    "lr/wide": [(1, 0.5), (2, 0.5), (3, 0.5)],
     "validation/ndcg@10": [(1, 0.1), (2, 0.2), (3, 0.3)],
     "neumf-refit/train/loss": [(1, 1.0)],
     "neumf-refit/samples_per_second": [(1, 50.0)],
-    "neumf-refit/lr/all": [(1, 0.1)],
+    "neumf-refit/lr": [(1, 0.1)],
+    "neumf-refit/lr/wide": [(1, 0.5)],
 }
-STEPS = {"step/loss": [(100, 0.25), (200, 0.25), (300, 0.25)], "step/lr/all": [(100, 0.1), (200, 0.1), (300, 0.1)]}
+STEPS = {
+    "step/loss": [(100, 0.25), (200, 0.25), (300, 0.25)],
+    "step/lr": [(100, 0.1), (200, 0.1), (300, 0.1)],
+    "step/lr/wide": [(100, 0.5), (200, 0.5), (300, 0.5)],
+}
 END = {"test/ndcg@10": [(2, 0.25)], "best_epoch": [(2, 2.0)], "seconds": [(2, 2.5)]}
 
 
@@ -368,7 +378,8 @@ def test_csv_has_a_row_for_each_epoch_at_every_moment(tmp_path):
     assert lengths == [2, 3, 4, 5]
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert rows[1] == {
-        "stage": "neumf", "epoch": "2", "train/loss": "0.5", "samples_per_second": "50.0", "lr/all": "0.05",
+        "stage": "neumf", "epoch": "2", "train/loss": "0.5", "samples_per_second": "50.0",
+        "lr": "0.05", "lr/wide": "0.5",
         "validation/ndcg@10": "0.2", "validation/hr@10": "nan", "is_best": "True",
     }  # fmt: skip
     assert (rows[3]["stage"], rows[3]["validation/ndcg@10"]) == ("neumf (refit)", "")
@@ -456,3 +467,38 @@ def test_a_logger_that_comes_to_a_resumed_run_begins_a_run_of_its_own(tmp_path):
         f"TensorBoardLogger {tmp_path / 'one'}",
         f"TensorBoardLogger {tmp_path / 'two'}",
     ]
+
+
+def test_a_run_that_was_cut_is_logged_as_one_that_was_not(tmp_path):
+    data = synthetic(num_users=60, num_items=80, num_interactions=900, seed=1)
+
+    def train(out: Path, on_progress=None, *, resume: bool = False):
+        model = create("neumf", epochs=2, factors=4, batch_size=200, pretrain=True, pretrain_epochs=2, refit=True)
+        callbacks = [TensorBoardLogger(every_steps=5), CSVLogger(out / "metrics.csv")]
+        return fit(model, data, out=out, resume=resume, callbacks=callbacks, on_progress=on_progress)
+
+    def cut(given: Progress) -> None:
+        if given.metrics is not None and given.stage == "neumf" and given.epoch == 1:
+            raise Cut
+
+    def rows(out: Path) -> list[dict[str, str]]:
+        each = list(csv.DictReader(io.StringIO((out / "metrics.csv").read_text())))
+        return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in each]
+
+    def curves(out: Path) -> dict[str, list[tuple[int, float]]]:
+        timed = ("seconds", "samples_per_second")
+        each = scalars(the_folder(out / "tensorboard"))
+        return {name: points for name, points in each.items() if name.rpartition("/")[2] not in timed}
+
+    result = train(tmp_path / "whole")
+    with pytest.raises(Cut):
+        train(tmp_path / "cut", cut)
+    train(tmp_path / "cut", resume=True)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert [row["stage"] for row in rows(tmp_path / "cut")[:6]] == [
+        name for name in ("gmf (pre-training)", "mlp (pre-training)", "neumf") for _ in range(2)
+    ]
+    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    assert curves(tmp_path / "whole")["test/ndcg@10"][0][1] == pytest.approx(result.card.metrics["ndcg@10"])
+    assert "step/lr" in curves(tmp_path / "whole")
+    assert "gmf-pre-training/train/loss" in curves(tmp_path / "whole")
