@@ -116,8 +116,9 @@ class Queries(NamedTuple):
 
     Attributes:
         users: [b] internal ids, int64; None for people without one.
-        history: (offsets [b + 1], items [nnz]), int64, the items of each in the order they were met; None: as trained.
-        ratings: [nnz], float32, what they gave these items; None where they gave none.
+        history: (offsets [b + 1], items [nnz]), int64, on the CPU: the items of each in the order they were met; None:
+            as trained.
+        ratings: [nnz], float32, on the CPU: what they gave these items; None where they gave none.
         context: columns of the request, for models that take any; None without.
     """
 
@@ -265,3 +266,13 @@ class Stored(Protocol):
     sizes: str
     sizes_class: type[Any]
     keeps: Sequence[str]
+
+
+class Scorable(Protocol):
+    """What recommending asks of a model: who asks is made a state, and the state a scorer of `deeprec.nn.scoring`."""
+
+    def encode(self, queries: Queries) -> Any:
+        """What the model knows of those who ask, where the model is."""
+
+    def scorer(self, state: Any) -> Any:
+        """What scores every item for them."""

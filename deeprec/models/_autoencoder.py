@@ -7,6 +7,7 @@ users and items are two tables again, and a constant 1 beside the code carries t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,18 +15,17 @@ from torch import Tensor, nn
 
 from deeprec.batches.corruption import Corrupt
 from deeprec.batches.ratings import RatingRows, RowBatch
-from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, Schema, Seen
+from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions
-from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender, check_pairs
-from deeprec.models.history import topk_of_scores
 from deeprec.nn.embedding import catch_up
+from deeprec.nn.scoring import AnyScorer, BlockScorer, DotScorer, MappedScorer, score_items
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_RATED_AT_ONCE, _SCORES_A_BLOCK = 1 << 16, 1 << 22
+_RATED_AT_ONCE = 1 << 16
 
 
 def refresh_codes(module: Any, *_: Any) -> None:
@@ -229,14 +229,6 @@ class RatingAutoencoder(Recommender):
         columns = self._columns()
         return (columns, self.codes) if self.config.side == "item" else (self.codes, columns)
 
-    def _means_of(self, user_rows: tuple[Tensor, ...], items: Tensor | None) -> Tensor | None:
-        """Means that go with logits of user rows and items (None: all of them), ready to broadcast."""
-        if self.means is None:
-            return None
-        if self.config.side == "user":
-            return user_rows[1] if items is None else user_rows[1].squeeze(1)
-        return self.means if items is None else self.means[items]
-
     @torch.no_grad()
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Predicted ratings of pairs of internal ids, not clipped; shapes broadcast."""
@@ -253,13 +245,8 @@ class RatingAutoencoder(Recommender):
         blocks = zip(users.split(_RATED_AT_ONCE), items.split(_RATED_AT_ONCE), strict=True)
         return torch.cat([self(*block) for block in blocks]) if len(users) else torch.empty(0, device=users.device)
 
-    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """Predicted ratings [n] of pairs of internal ids, each [n], a block at a time."""
-        return self.predict_ratings(users, items).float()
-
     @torch.no_grad()
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
         vectors = self._sides()[0][users.long()]
         if self.means is None or self.config.side == "item":
             return (vectors,)
@@ -294,14 +281,19 @@ class RatingAutoencoder(Recommender):
             center[:, :-1] += torch.linalg.solve(gram, codes.T @ missing).T
         return center, None
 
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:
-        """A user who gave each item of `history` [n] the largest rating."""
-        return self.rows_for_ratings(history, self.limits[1].expand(len(history)))
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """Users who gave each of their items the largest rating."""
+        return self.rated_rows(offsets, items, self.limits[1].expand(len(items)))
 
-    def rows_for_ratings(self, history: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
-        """User rows [1, D] of a new user who rated items `history` [n], in the units of the data."""
-        vector, mean = self._new("user", history, ratings)
-        return (vector,) if mean is None else (vector, mean.unsqueeze(1))
+    def rated_rows(self, offsets: Tensor, items: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
+        """Users who gave their items the ratings, in the units of the data."""
+        bounds = offsets.tolist()
+        users = [self._new("user", items[a:b], ratings[a:b]) for a, b in pairwise(bounds)]
+        vectors = torch.cat([self.center.new_empty(0, len(self.center)), *(vector for vector, _ in users)])
+        if self.means is None or self.config.side == "item":
+            return (vectors,)
+        means = [mean for _, mean in users if mean is not None]
+        return vectors, torch.cat([vectors.new_empty(0), *means]).unsqueeze(1)
 
     @torch.no_grad()
     def rate_new_item(self, users: Tensor, ratings: Tensor) -> Tensor:
@@ -310,46 +302,17 @@ class RatingAutoencoder(Recommender):
         means = self.means if self.config.side == "user" else mean
         return self._rating_of(self._sides()[0] @ vector[0], means)
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        q, items = self._sides()[1], items.long()
-        return self._rating_of((user_rows[0] * q[items]).sum(-1), self._means_of(user_rows, items))
+    def scorer(self, state: tuple[Tensor, ...]) -> AnyScorer:
+        """Ratings ascend with the logits of a user, unless each item has a mean of its own to be added."""
+        users, *means = state
+        items = self._sides()[1]
+        if self.means is None or self.config.side == "user":
+            return MappedScorer(DotScorer(users, items), self._rating_of, means[0] if means else None)
 
-    @torch.no_grad()
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        return self._rating_of(score_items(self._scorer(user_rows)), self._means_of(user_rows, None))
+        def ratings(start: int, end: int) -> Tensor:
+            return self._rating_of(score_items(DotScorer(users[start:end], items)), self.means)
 
-    def _scorer(self, user_rows: tuple[Tensor, ...]) -> DotScorer:
-        return DotScorer(user_rows[0].detach(), self._sides()[1], None)
-
-    @torch.no_grad()
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if self.means is not None and self.config.side == "item":
-            return self._topk_with_item_means(user_rows, k, seen, seen_rows)
-        scorer = self._scorer(user_rows)
-        if seen is None:
-            values, items = score_topk(scorer, k)
-        else:
-            offsets, hidden = self.seen_tensors(seen)
-            values, items = score_topk(scorer, k, seen_indptr=offsets, seen_indices=hidden, seen_rows=seen_rows)
-        return self._rating_of(values, self._means_of(user_rows, None)), items
-
-    def _topk_with_item_means(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Means that differ by item change the order, so the ratings of all items are needed: of a block of users."""
-        count, device = len(user_rows[0]), user_rows[0].device
-        lists = torch.arange(count, device=device) if seen_rows is None else seen_rows.long()
-        hidden = None if seen is None else self.seen_tensors(seen)
-        size = max(1, _SCORES_A_BLOCK // self.codes.shape[0])
-        values, items = [torch.empty(0, k, device=device)], [torch.empty(0, k, dtype=torch.int64, device=device)]
-        for start in range(0, count, size):
-            ratings = self.score_items_from_rows(tuple(rows[start : start + size] for rows in user_rows))
-            best = topk_of_scores(ratings, k, hidden, lists[start : start + size])
-            values.append(best[0])
-            items.append(best[1])
-        return torch.cat(values), torch.cat(items)
+        return BlockScorer(len(users), len(items), users.device, ratings)
 
     def item_vectors(self) -> Tensor:
         self.require_built()

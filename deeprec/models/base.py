@@ -12,11 +12,15 @@ from torch import Tensor
 
 from deeprec.batches.pairs import PairwiseBatches
 from deeprec.config import TrainConfig
-from deeprec.contract import NEW_USERS, RECOMMENDS, Batches, Schema, Seen
+from deeprec.contract import NEW_USERS, RECOMMENDS, Batches, Queries, Schema, Seen
 from deeprec.data import IdMap, Interactions
 from deeprec.device import Device, to_device
 from deeprec.evaluate.tasks import InteractionTask
+from deeprec.models.fold_in import fold_in
 from deeprec.models.model import Model
+from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
+
+_PAIRS_A_BLOCK = 1 << 16
 
 
 def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
@@ -74,7 +78,7 @@ class Recommender(Model):
         self.user_ids: IdMap | None = None
         self.item_ids: IdMap | None = None
         self.seen: Seen | None = None
-        self._seen_there: tuple[Seen, Tensor, Tensor] | None = None
+        self._seen_there = KeptLists()
 
     # -- what a model implements -----------------------------------------------------------------------------------
 
@@ -92,31 +96,30 @@ class Recommender(Model):
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
         return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
 
-    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores [n] of pairs of internal ids, each [n]; larger is better."""
-        with torch.no_grad():
-            scores: Tensor = self(users, items)
-        return scores.float()
-
-    def score_items(self, users: Tensor) -> Tensor:
-        """Scores [b, num_items] of every item for users [b] (internal ids)."""
-        return self.score_items_from_rows(self.user_rows(users))
-
-    def topk(self, users: Tensor, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
-        """The k best unseen items of users [b]: scores [b, k] and item indices [b, k] (-1 where there are fewer)."""
-        return self.topk_from_rows(self.user_rows(users), k, seen, users)
-
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        """What the model knows of users [b]: one tensor [b, D] a table. These rows are what a new user is given."""
+        """What the model knows of users [b] (internal ids): a state, most often one tensor [b, D] a table."""
         raise NotImplementedError
 
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
-        """User rows [1, D] of a new user who liked items [n], where the model knows a way; None: fit them."""
-        return None
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """The state of new users who liked items[offsets[j]:offsets[j + 1]]; fitted, where the model knows no way.
 
-    def rows_for_ratings(self, history: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
-        """User rows [1, D] of a new user who gave items `history` [n] the ratings [n]."""
+        Args:
+            offsets: [b + 1], int64, on the CPU.
+            items: [nnz], int64, where the model is; ascending and distinct within a row.
+        """
+        return fold_in(self, offsets, items)
+
+    def rated_rows(self, offsets: Tensor, items: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
+        """The same for new users who gave these items the ratings [nnz], in the units of the data."""
         raise self._knows_no_ratings()
+
+    def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        """Scores of items [n] for the rows [n, D] of a state, differentiable in them; only `fold_in` asks."""
+        raise NotImplementedError
+
+    def scorer(self, state: tuple[Tensor, ...]) -> AnyScorer:
+        """What scores all items for a state; see `deeprec.nn.scoring`."""
+        raise NotImplementedError
 
     def rate_new_item(self, users: Tensor, ratings: Tensor) -> Tensor:
         """Ratings [num_users] that every user would give a new item which `users` [n] gave the ratings [n]."""
@@ -124,20 +127,6 @@ class Recommender(Model):
 
     def _knows_no_ratings(self) -> ValueError:
         return ValueError(f"{self.name}: this model does not predict ratings; train autorec or cfn")
-
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        """Scores of items [n] for user rows [n, D], differentiable in the rows."""
-        raise NotImplementedError
-
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        """Scores [b, num_items] for user rows [b, D]."""
-        raise NotImplementedError
-
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The k best items for user rows [b, D] without those in rows `seen_rows` [b] of `seen` (by default row j)."""
-        raise NotImplementedError
 
     def item_vectors(self) -> Tensor:
         """[num_items, D] vectors whose cosine says how alike two items are."""
@@ -156,14 +145,56 @@ class Recommender(Model):
         """
         return self._evaluate(protocol, data, None, device)
 
-    # -- helpers -----------------------------------------------------------------------------------------------------
+    # -- scores ------------------------------------------------------------------------------------------------------
 
-    def seen_tensors(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Offsets [R + 1] and items [nnz] of `seen` where the model is; a GPU keeps those it was given last."""
-        offsets, items, device = torch.from_numpy(seen.offsets), torch.from_numpy(seen.items), self.device
-        if device.type == "cpu":
-            return offsets, items
-        kept = self._seen_there
-        if kept is None or kept[0] is not seen or kept[1].device != device:
-            kept = self._seen_there = seen, to_device(offsets, device), to_device(items, device)
-        return kept[1:]
+    @torch.no_grad()
+    def encode(self, queries: Queries) -> tuple[Tensor, ...]:
+        """What the model knows of those who ask, for `scorer`; it takes their histories as sets.
+
+        Raises:
+            ValueError: neither users nor histories, ratings for a model that predicts none, or a model without data.
+        """
+        self.require_built()
+        if queries.history is None:
+            if queries.users is None:
+                raise ValueError(f"{self.name}: encode needs users or histories, got neither; pass Queries(users=...)")
+            return self.user_rows(queries.users)
+        offsets, items, ratings = as_sets(*queries.history, queries.ratings)
+        items = to_device(items, self.device)
+        if ratings is None:
+            return self.history_rows(offsets, items)
+        return self.rated_rows(offsets, items, to_device(ratings, self.device))
+
+    @torch.no_grad()
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores [n], float32, of pairs of internal ids, each [n], a block at a time; larger is better."""
+        check_pairs("score_pairs", users, items, self.require_built())
+        blocks = zip(users.split(_PAIRS_A_BLOCK), items.split(_PAIRS_A_BLOCK), strict=True)
+        return torch.cat([torch.empty(0, device=users.device), *(self(*block).float() for block in blocks)])
+
+    @torch.no_grad()
+    def score_items(self, users: Tensor) -> Tensor:
+        """Scores [b, num_items], float32, of every item for users [b] (internal ids)."""
+        return score_items(self.scorer(self.encode(Queries(users))))
+
+    @torch.no_grad()
+    def topk(
+        self,
+        users: Tensor,
+        k: int,
+        seen: Seen | None,
+        *,
+        allow: ItemFilter | None = None,
+        deny: ItemFilter | None = None,
+    ) -> TopK:
+        """The k best items of users [b] (internal ids) that are not in their rows of `seen`.
+
+        Args:
+            allow, deny: the only items that may be returned, and items that may not: item indices [n] for all users, or
+                (offsets, items) with a row for each of these users.
+        Returns:
+            scores [b, k] and item indices [b, k], (-inf, -1) where there are fewer.
+        """
+        lists = None if seen is None else self._seen_there.on(seen, self.device)
+        scorer = self.scorer(self.encode(Queries(users)))
+        return topk(scorer, k, seen=lists, seen_rows=users, allow=allow, deny=deny)

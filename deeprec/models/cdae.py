@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import Only, TrainConfig
-from deeprec.contract import SIMILAR_ITEMS, Batches, Schema, Seen
+from deeprec.contract import SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
+from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
-from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Recommender
 from deeprec.nn.embedding import catch_up
+from deeprec.nn.scoring import DotScorer
 
 VARIANTS = {
     "m1": ("identity", "squared"),
@@ -165,7 +166,7 @@ class CDAE(Recommender):
         self._is_stale = True
         return self._likes
 
-    def encode(self, offsets: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
+    def code(self, offsets: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
         """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
         values = values.to(self.encoder.dtype)
         codes = sparse_linear(offsets, indices, values, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad)
@@ -186,7 +187,7 @@ class CDAE(Recommender):
             ):
                 catch_up(table, rows)  # of Adam's rows; nothing where gradients are dense
         vectors = embedding(self.users, batch.users, sparse_grad=self.sparse_grad)
-        codes = self.encode(batch.input_offsets, batch.input_indices, batch.input_values, vectors)
+        codes = self.code(batch.input_offsets, batch.input_indices, batch.input_values, vectors)
         total, _ = sampled_linear_loss(
             codes,
             self.decoder,
@@ -233,7 +234,7 @@ class CDAE(Recommender):
             if self.config.corruption == 1:
                 offsets, items = torch.zeros_like(offsets), items[:0]
             ones = torch.ones(len(items), device=items.device)
-            self.codes.copy_(self.encode(offsets, items, ones, self.users))
+            self.codes.copy_(self.code(offsets, items, ones, self.users))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
@@ -249,38 +250,22 @@ class CDAE(Recommender):
         return (self.codes[users] * self.decoder[items]).sum(-1) + self.decoder_bias[items]
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
         self._refresh()
         return (self.codes[users.long()],)
 
-    @torch.no_grad()
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
-        """The hidden layer of likes [n] of a user without a vector of their own: V_u = 0."""
-        self.require_built()
-        if self.config.corruption == 1:
-            return None  # likes say nothing: the hidden layer is fitted to them
-        bounds = torch.arange(2, device=history.device) * len(history)
-        return (self.encode(bounds, history.long(), torch.ones(len(history), device=history.device)),)
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """The hidden layer of the likes of users without a vector of their own: V_u = 0."""
+        if self.config.corruption == 1:  # likes say nothing: the hidden layer is fitted to them
+            return super().history_rows(offsets, items)
+        ones = torch.ones(len(items), device=items.device)
+        return (self.code(to_device(offsets, items.device), items, ones),)
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+    def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         items = items.long()
-        return (user_rows[0] * self.decoder.detach()[items]).sum(-1) + self.decoder_bias.detach()[items]
+        return (rows[0] * self.decoder.detach()[items]).sum(-1) + self.decoder_bias.detach()[items]
 
-    def _scorer(self, user_rows: tuple[Tensor, ...]) -> DotScorer:
-        return DotScorer(user_rows[0].detach(), self.decoder.detach(), self.decoder_bias.detach())
-
-    @torch.no_grad()
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        return score_items(self._scorer(user_rows))
-
-    @torch.no_grad()
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if seen is None:
-            return score_topk(self._scorer(user_rows), k)
-        offsets, items = self.seen_tensors(seen)
-        return score_topk(self._scorer(user_rows), k, seen_indptr=offsets, seen_indices=items, seen_rows=seen_rows)
+    def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:
+        return DotScorer(state[0].detach(), self.decoder.detach(), self.decoder_bias.detach())
 
     def item_vectors(self) -> Tensor:
         self.require_built()

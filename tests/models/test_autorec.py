@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import deeprec
+from deeprec.contract import Queries
 from deeprec.data import Interactions, from_frame, load
 from deeprec.data.sets.datasets import find
 from deeprec.evaluate import evaluate, protocol
@@ -149,13 +150,14 @@ def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_t
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
     center = columns[model._rows.indices].mean(0, keepdim=True)  # a column as often as it has ratings
     rating = model.codes[:1] @ center.T
-    (row,) = model.rows_for_ratings(torch.tensor([0]), rating[0])
+    (row,) = model.encode(Queries(history=(torch.tensor([0, 1]), torch.tensor([0])), ratings=rating[0]))
     torch.testing.assert_close(row, center)
-    torch.testing.assert_close(model.user_rows(torch.tensor([50]))[0], center)
+    nobody = Queries(torch.tensor([50]))
+    torch.testing.assert_close(model.encode(nobody)[0], center)
     loaded = AutoRec(model.schema, hidden=8)
     state = model.state_dict()
     loaded.load_state_dict(state)
-    assert torch.equal(loaded.user_rows(torch.tensor([50]))[0], model.user_rows(torch.tensor([50]))[0])
+    assert torch.equal(loaded.encode(nobody)[0], model.encode(nobody)[0])
     del state["center"]  # as folders of before have it
     loaded.load_state_dict(state)
     torch.testing.assert_close(loaded.center, columns.mean(0))
@@ -167,7 +169,7 @@ def test_a_new_column_is_the_ridge_regression_on_its_ratings(count: int) -> None
     model = AutoRec(hidden=12, epochs=40, l2=3.0, refit=False).fit(data, protocol="rating", seed=0)
     items = torch.arange(count)
     given = torch.from_numpy(np.random.default_rng(0).uniform(1, 5, count).astype(np.float32))
-    (row,) = model.rows_for_ratings(items, given)
+    (row,) = model.encode(Queries(history=(torch.tensor([0, count]), items), ratings=given))
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach().double()
     center, codes = columns[model._rows.indices].mean(0), model.codes[:count].double()
     gram = codes[:, :-1].T @ codes[:, :-1] + 1.5 * torch.eye(12)

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 import deeprec
 from deeprec.batches import UserBatch
+from deeprec.contract import Queries
 from deeprec.data import Interactions, from_frame
 from deeprec.models import CDAE, Schema
 from deeprec.models.cdae import VARIANTS
+from deeprec.nn.scoring import score_items
 from deeprec.train import fit
 from deeprec.train.optimizers import Optimizers
 
@@ -111,7 +113,8 @@ def test_prediction_reads_the_uncorrupted_likes(activation: str) -> None:
     z = {"identity": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[activation]
     want = (z @ model.decoder.T + model.decoder_bias).detach()
     torch.testing.assert_close(model.score_items(torch.arange(data.num_users)), want, rtol=1e-5, atol=1e-5)
-    new = model.score_items_from_rows(model.rows_for_history(torch.tensor([1, 4])))
+    asked = Queries(history=(torch.tensor([0, 3]), torch.tensor([4, 1, 4])))
+    new = score_items(model.scorer(model.encode(asked)))
     z = model.encoder[[1, 4]].sum(0) + model.encoder_bias
     z = {"identity": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[activation]
     torch.testing.assert_close(new[0], (z @ model.decoder.T + model.decoder_bias).detach(), rtol=1e-5, atol=1e-5)

@@ -281,15 +281,14 @@ def test_recommends_in_blocks_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     users = data.user_ids.values.to_list()
     whole, unmasked = model.recommend(users, 7), model.recommend(users, 7, exclude_seen=False)
     shapes = []
-    scores = CFN.score_items_from_rows
+    rating_of = CFN._rating_of
 
-    def watched(self: CFN, rows: tuple[Tensor, ...]) -> Tensor:
-        ratings = scores(self, rows)
-        shapes.append(ratings.numel())
-        return ratings
+    def watched(self: CFN, logits: Tensor, means: Tensor | None) -> Tensor:
+        shapes.append(logits.numel())
+        return rating_of(self, logits, means)
 
-    monkeypatch.setattr(CFN, "score_items_from_rows", watched)
-    monkeypatch.setattr("deeprec.models._autoencoder._SCORES_A_BLOCK", 400)
+    monkeypatch.setattr(CFN, "_rating_of", watched)
+    monkeypatch.setattr("deeprec.nn.scoring._SCORES_A_BLOCK", 400)
     assert model.recommend(users, 7).equals(whole)
     assert model.recommend(users, 7, exclude_seen=False).equals(unmasked)
     assert max(shapes) <= 400

@@ -30,13 +30,14 @@ import deeprec
 from deeprec import models, serve
 from deeprec.batches import SequenceBatches
 from deeprec.config import FULL_BATCH_OPTIMIZERS
-from deeprec.contract import Schema, Seen
+from deeprec.contract import Queries, Schema, Seen
 from deeprec.data import from_frame
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.device import device_of
 from deeprec.evaluate import evaluate, protocol
 from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.models.click import ClickBatch
+from deeprec.nn.scoring import BlockScorer
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, write_checkpoint
 from deeprec.train.loop import search_line, train_epoch
 from deeprec.train.optimizers import Optimizers
@@ -278,6 +279,13 @@ def serving(name: str) -> dict[str, Any]:
         "score": lambda: serve.score(model, [(users[0], items[1]), (users[2], items[0])]),
         "history": lambda: serve.recommend_for_history(model, items[:2], 5),
         "topk": lambda: model.topk(torch.arange(4, device=SHADOW), 5, model.seen),
+        "topk unmasked": lambda: model.topk(torch.arange(4, device=SHADOW), 5, None),
+        "recommend allowed": lambda: serve.recommend(model, users[:3], 5, allow=items[:9], deny=items[5:7]),
+        "recommend but denied": lambda: serve.recommend(model, users[:3], 5, deny=items[:2]),
+        "recommend from the rest": lambda: serve.recommend(model, users[:3], 5, exclude_seen=False, deny=items[:70]),
+        "allowed by user": lambda: model.topk(
+            torch.arange(4, device=SHADOW), 5, model.seen, allow=(np.arange(5) * 3, np.arange(12))
+        ),
     }
     if name != "popularity":
         works["similar"] = lambda: serve.similar_items(model, items[:2], 3)
@@ -287,6 +295,12 @@ def serving(name: str) -> dict[str, Any]:
         split = chosen.split(DATA)
         works[f"evaluate {rule}"] = lambda split=split, chosen=chosen: evaluate(model, split, chosen)
     return {what: measured(work) for what, work in works.items()}
+
+
+def has_kernel(name: str) -> bool:
+    """Whether a kernel makes the lists of the best items."""
+    model = recommender(name)
+    return not isinstance(model.scorer(model.encode(Queries(torch.arange(2, device=SHADOW)))), BlockScorer)
 
 
 def rows() -> Encoded:
@@ -337,7 +351,7 @@ def main() -> None:
             kind = models.model_class(name)
             optimizers = kind.config_class.optimizers if kind.trains_by_gradient else ()
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
-            found[name] = {"steps": steps, "serving": serving(name)}
+            found[name] = {"steps": steps, "serving": serving(name), "has_kernel": has_kernel(name)}
             if optimizers:
                 model = recommender(name)
                 batches, chosen = model.batches(DATA, 0), Optimizers(model)

@@ -43,10 +43,9 @@ LOOKS = {
     "deeprec.evaluate.evaluator.rating_figures": "predictions, one transfer",
     # Ratings that a caller gives, once a call.
     "deeprec.models._autoencoder._check_range": "ratings outside the range",
-    # Lists of several lengths, once a block of users.
-    "deeprec.models.history.user_rows": "the longest history",
-    "deeprec.models.history.score_items_from_rows": "items of all histories",
-    "deeprec.models.history.topk_of_scores": "items that are left out",
+    # Lists of several lengths, once a block of users: histories, and seen items where no kernel takes them as they are.
+    "deeprec.nn.scoring._taken": "lengths of the lists",
+    "deeprec.nn.scoring.rows_of": "lengths of the lists",
     "deeprec.models.history.forward": "distinct users of the pairs",
 }
 
@@ -138,3 +137,12 @@ def test_step_keeps_to_its_budget(found: dict[str, Any], name: str) -> None:
     most, most_looks = BUDGET[name]
     assert most / 1.25 <= calls <= most * HEADROOM, f"{name}: {calls} operator calls a step, the budget is {most}"
     assert looks <= most_looks, f"{name}: a step waits for the device {looks} times, the budget is {most_looks}"
+
+
+@pytest.mark.parametrize("name", models.recommenders())
+def test_top_k_waits_at_most_once_for_lists_of_several_lengths(found: dict[str, Any], name: str) -> None:
+    serving = found[name]["serving"]
+    own = serving["topk unmasked"]["reads"]  # a model whose users are lists of items waits for these
+    assert sum(own.values()) <= 1
+    for what, waits in (("topk", not found[name]["has_kernel"]), ("allowed by user", True)):
+        assert sum(serving[what]["reads"].values()) == sum(own.values()) + waits, what
