@@ -81,6 +81,11 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
+        if self.step_in_backward and (self.clip_norm or self.accumulate > 1):
+            raise ValueError(
+                f"{type(self).__name__}: clip_norm and accumulate need gradients that are kept, got "
+                "step_in_backward=True; leave it out"
+            )
         if self.step_in_backward and self.embedding_l2:
             raise ValueError(
                 f"{type(self).__name__}: embedding_l2 must be 0 with step_in_backward, got {self.embedding_l2}; leave "

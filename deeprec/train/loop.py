@@ -31,6 +31,9 @@ from deeprec.train.schedules import Schedule
 _logger = logging.getLogger("deeprec")
 
 CHECKPOINT_SECONDS = 600.0  # a long epoch is kept in pieces of this length
+# Dense Adam brings rows up to date before they are kept, which changes the last bits of what follows. So that no clock
+# decides on a result it does so in every run after so many steps, and only there a checkpoint may lie inside an epoch.
+FLUSH_STEPS = 1 << 15
 _PROGRESS_SECONDS = 0.1
 _STEPS_A_LOOK = 64  # on a GPU, where to read the loss is to wait for the step
 _PROGRESS = ("epoch", "step", "loss_sum", "done", "seconds", "best_epoch", "best_value", "history")
@@ -236,7 +239,7 @@ class _Loop:
         values = [selected(entry, run.select) for entry in stage.history if run.select in entry]
         is_cpu, unread = run.device.type == "cpu", torch.zeros((), dtype=torch.float64, device=run.device)
         is_mean = config.reduction == "mean"
-        search = self.optimizers.line_search
+        search, is_behind = self.optimizers.line_search, self.optimizers.puts_rows_off
         waiting = 0  # batches whose gradients are added up and not stepped yet
         model.train()
         self.optimizers.clear()
@@ -261,7 +264,11 @@ class _Loop:
             stage.seconds = earlier + now - started
             is_said = run.callbacks.wants_progress and now - last_said > _PROGRESS_SECONDS
             is_watched = run.callbacks.wants_step(stage.step)
-            is_kept = now - last_kept > CHECKPOINT_SECONDS and stage.done < total and not waiting
+            is_level = not is_behind
+            if is_behind and stage.step % FLUSH_STEPS == 0:
+                self.optimizers.flush()
+                is_level = True
+            is_kept = is_level and now - last_kept > CHECKPOINT_SECONDS and stage.done < total and not waiting
             if is_cpu:
                 stage.loss_sum += float(loss) * weight
             else:
@@ -286,7 +293,6 @@ class _Loop:
                     Progress(stage.name, stage.epoch + 1, stage.epochs, stage.done, total, mean, rate)
                 )
             if is_kept:
-                self.optimizers.flush()
                 self._keep(tracker)
                 last_kept = time.perf_counter()
         if waiting:

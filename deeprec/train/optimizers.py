@@ -78,6 +78,12 @@ class Optimizers:
                 return one
         return None
 
+    @property
+    def puts_rows_off(self) -> bool:
+        """Whether rows are behind until they are read or `flush` is called, as those of dense Adam."""
+        groups = [group for one in (*self.each, *self.in_backward) for group in one.param_groups]
+        return any(group.get("mode") == "dense" for group in groups)
+
     def set_rates(self, rate: Callable[[float], float]) -> None:
         """Each learning rate becomes `rate(its first)`.
 
