@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
-from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.columns.kinds import Audio, Bag, Categorical, Cross, Image, Numeric, Sequence, Text, Vector, Video
+from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
 from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.features import with_features
@@ -24,6 +25,7 @@ from deeprec.data.sets.synthetic import SyntheticInteractions, SyntheticTruth, s
 
 __all__ = [
     "SOURCES",
+    "Audio",
     "Bag",
     "Categorical",
     "ClickLog",
@@ -32,13 +34,18 @@ __all__ = [
     "Encoder",
     "FeatureSchema",
     "IdMap",
+    "Image",
     "Interactions",
     "Numeric",
     "OfficialSplit",
+    "Sequence",
     "Split",
     "SyntheticInteractions",
     "SyntheticTruth",
+    "Text",
     "UnknownIdError",
+    "Vector",
+    "Video",
     "cache_dir",
     "fetch",
     "find",
