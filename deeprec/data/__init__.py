@@ -11,6 +11,7 @@ from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.kinds import Audio, Bag, Categorical, Cross, Image, Numeric, Sequence, Text, Vector, Video
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
+from deeprec.data.columns.table import EncodedTable
 from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
@@ -31,6 +32,7 @@ __all__ = [
     "ClickLog",
     "Cross",
     "DatasetInfo",
+    "EncodedTable",
     "Encoder",
     "FeatureSchema",
     "IdMap",

@@ -24,18 +24,18 @@ from safetensors.numpy import save as save_tensors
 from deeprec._files import make_folder, read_json, read_regular, sha256_of, write_atomically
 from deeprec._record import RecordError, typed
 from deeprec.data.columns.fitting import Counts, Fitting, bad_label, labels_of
+from deeprec.data.columns.hashed import cross, modulo
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs, SequenceField, TextField, VectorField
 from deeprec.data.columns.kinds import MEDIA, Bag, Categorical, Cross, Numeric, Sequence, Text, Vector, WithIds
 from deeprec.data.columns.numbers import NumberState, Rows, buckets, column_of, numbers_of, transformed
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.tokens import token_hashes
 from deeprec.data.reading.chunks import BagChunk, Chunk, RowError, Vocabulary
-from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, as_series, buffers, hash_series, mix
+from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, as_series, buffers, hash_series
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.text import OnBad
 
 VERSION = 1
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STATE = "encoder.json"
 _VOCABULARIES = "vocabularies.safetensors"
 FILES = (_STATE, _VOCABULARIES)
@@ -286,7 +286,7 @@ class Encoder:
         column = {field.name: at for at, field in enumerate(self.inputs.fields)}
         for feature in self.schema.features:
             if isinstance(feature, Cross):
-                crossed = _cross(feature, {name: encoded.ids[:, at] for name, at in column.items()}, encoded.bags)
+                crossed = cross(feature, {name: encoded.ids[:, at] for name, at in column.items()}, encoded.bags)
                 if isinstance(crossed, Bags):
                     encoded.bags[feature.name] = crossed
                 else:
@@ -295,7 +295,7 @@ class Encoder:
     def _ids(self, feature: WithIds, hashes: Hashes) -> NDArray[np.int32]:
         owner = self.schema.ids_from(feature)
         if owner.num_buckets is not None:
-            return _modulo(hashes, owner.num_buckets)
+            return modulo(hashes, owner.num_buckets)
         return self._lookup[owner.name].lookup(hashes)
 
     def _sequence(self, feature: Sequence, chunk: BagChunk) -> Bags:
@@ -387,29 +387,6 @@ def _vectors(chunk: Chunk, feature: Vector) -> NDArray[np.float32]:
         problem += ", or set missing: zeros in the schema" if is_missing[row] else ""
         raise RowError("encode", feature.name, chunk.first_row + row, problem)
     return np.where(is_missing[:, None], np.float32(0), values)
-
-
-def _modulo(hashes: Hashes, num_buckets: int) -> NDArray[np.int32]:
-    """Hashes to [0, num_buckets) by their high halves, without a division."""
-    return (((hashes >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)).astype(np.int32)
-
-
-def _cross(cross: Cross, ids: dict[str, NDArray[np.int32]], bags: dict[str, Bags]) -> NDArray[np.int32] | Bags:
-    """h_0 = 0, h_c = mix(h_(c-1) + (id_c + 1) g), modulo the buckets; mix and g are splitmix64's."""
-    bag: Bags | None = None
-    state: Any = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for name in cross.columns:
-            if name in bags:
-                bag = bags[name]
-                lengths = np.diff(bag.offsets)
-                state = np.repeat(state, lengths) if np.ndim(state) else state
-                column = bag.ids
-            else:
-                column = ids[name] if bag is None else np.repeat(ids[name], lengths)
-            state = mix(state + (column.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    crossed = _modulo(state, cross.num_buckets)
-    return crossed if bag is None else Bags(crossed, bag.offsets, bag.weights)
 
 
 def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dict[str, NumberState]) -> Inputs:
