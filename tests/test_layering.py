@@ -31,7 +31,7 @@ ABOVE_FACADES = {"train", "evaluate", "serve"}
 ROOMS = {
     "reading": set[str](),
     "columns": {"reading"},
-    "interactions": {"reading"},
+    "interactions": {"reading", "columns"},
     "clicks": {"reading", "columns"},
     "sets": {"reading", "columns", "interactions", "clicks"},
 }
