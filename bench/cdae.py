@@ -33,7 +33,8 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     from deeprec import __version__
     from deeprec.data import IdMap, Interactions
     from deeprec.models import CDAE, Schema
-    from deeprec.train.fit import make_optimizer, train_epoch
+    from deeprec.train.loop import train_epoch
+    from deeprec.train.optimizers import Optimizers
 
     torch.set_num_threads(args.threads)
     split = NcfSplit.load(args.split)
@@ -53,12 +54,12 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
         optimizer=args.optimizer,
         l2=0.0,
     )
-    optimizer = make_optimizer(model, model.config)
+    optimizers = Optimizers(model)
     batches = model.batches(train, args.seed)
     seconds, losses, hits = [], [], []
     for epoch in range(args.epochs):
         started = time.perf_counter()
-        losses.append(train_epoch(model, optimizer, batches, epoch))
+        losses.append(train_epoch(model, optimizers, batches, epoch))
         seconds.append(round(time.perf_counter() - started, 4))
         hits.append(hit_rate(split, lambda u, i: model.score_pairs(torch.from_numpy(u), torch.from_numpy(i)).numpy()))
     return {

@@ -217,13 +217,13 @@ class Watch:
 
         return timed
 
-    def step(self, of: Callable[[Any], None]) -> Callable[[Any], None]:
+    def step(self, of: Callable[..., None]) -> Callable[..., None]:
         """`Optimizers.step`, timed; what lies between the loss and it is the backward pass."""
 
-        def timed(optimizers: Any) -> None:
+        def timed(optimizers: Any, *args: Any, **options: Any) -> None:
             started = time.perf_counter()
             self.seconds["backward and tables"] += started - self._after_loss
-            of(optimizers)
+            of(optimizers, *args, **options)
             self.seconds["step of the network"] += time.perf_counter() - started
 
         return timed
@@ -236,7 +236,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
     from deeprec.data.clicks.log import ClickLog
     from deeprec.models.deepfm import DeepFM
-    from deeprec.train import clicks
+    from deeprec.train import fit
+    from deeprec.train.optimizers import Optimizers
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -257,14 +258,14 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     watch, part = Watch(), log.parts["train"]
     setattr(part, "batches", watch.batches(part.batches, args.steps))  # noqa: B010 (a method of one object)
     setattr(model, "loss", watch.loss(model.loss))  # noqa: B010
-    setattr(clicks.Optimizers, "step", watch.step(clicks.Optimizers.step))  # noqa: B010
+    setattr(Optimizers, "step", watch.step(Optimizers.step))  # noqa: B010
     with bar("train", "rows") as show:
 
         def report(progress: Any) -> None:
             memory.phase = "train" if progress.metrics is None else "evaluation"
             show("train", progress.done, progress.total)
 
-        result = clicks.fit_clicks(model, log, seed=args.seed, on_progress=report)
+        result = fit(model, log, seed=args.seed, on_progress=report)
     ended = time.perf_counter()
     epoch = watch.ended - watch.began
     seconds = {"build": watch.began - started, **watch.seconds}

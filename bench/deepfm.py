@@ -38,7 +38,7 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     from deeprec.data.columns.inputs import Encoded, Field, Inputs
     from deeprec.models.click import ClickBatch
     from deeprec.models.deepfm import DeepFM
-    from deeprec.train.clicks import Optimizers
+    from deeprec.train.optimizers import Optimizers
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

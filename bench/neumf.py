@@ -33,7 +33,8 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     from deeprec.batches.pairs import PairwiseBatches
     from deeprec.data import IdMap, Interactions
     from deeprec.models import Schema, create
-    from deeprec.train.fit import make_optimizer, train_epoch
+    from deeprec.train.loop import train_epoch
+    from deeprec.train.optimizers import Optimizers
 
     torch.set_num_threads(args.threads)
     split = NcfSplit.load(args.split)
@@ -52,12 +53,12 @@ def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
         generator=generator,
         **options,
     )
-    optimizer = make_optimizer(model, model.config)
+    optimizers = Optimizers(model)
     seconds, losses, hits = [], [], []
     for epoch in range(args.epochs):
         started = time.perf_counter()
         batches = PairwiseBatches(train, batch_size=args.batch[0], num_negatives=4, seed=args.seed)
-        losses.append(train_epoch(model, optimizer, batches, epoch))
+        losses.append(train_epoch(model, optimizers, batches, epoch))
         seconds.append(time.perf_counter() - started)
         hits.append(hit_rate(split, lambda u, i: model.score_pairs(torch.from_numpy(u), torch.from_numpy(i)).numpy()))
     return {

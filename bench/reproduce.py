@@ -26,7 +26,6 @@ from deeprec.evaluate import Card, ClickProtocol, protocol
 from deeprec.models import create
 from deeprec.registry import config_class
 from deeprec.train import Progress, fit
-from deeprec.train.clicks import fit_clicks
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
 METRICS = ("hr@10", "ndcg@10")
@@ -82,7 +81,7 @@ def _train_clicks(
         **recipe.get("data_options", {}),
     )
     model = create(recipe["model"], config=config)
-    result = fit_clicks(model, log, protocol=rule, seed=seed, select=recipe.get("select"), on_progress=_say)
+    result = fit(model, log, protocol=rule, seed=seed, select=recipe.get("select"), on_progress=_say)
     result.card.write(card_path)
     _tell(card_path, result.card)
 

@@ -16,17 +16,18 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from deeprec._suggest import did_you_mean
-from deeprec.registry import config_class, names
+from deeprec.contract import OptimizerOptions
+from deeprec.registry import TAKEN, config_class, may_take, model_class, names
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
 FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data in one step
-LR_SCHEDULES = ("constant", "linear")
+LR_SCHEDULES = ("constant", "linear", "cosine", "plateau")
 PRECISIONS = ("float32", "bfloat16")
 REDUCTIONS = ("mean", "sum")
 # What only training by gradients uses, all but `refit`.
 GRADIENT_OPTIONS = (
     "epochs", "batch_size", "lr", "optimizer", "weight_decay", "l2", "num_negatives", "reduction", "precision",
-    "patience", "weight_averaging", "lr_schedule", "lr_decay",
+    "patience", "weight_averaging", "lr_schedule", "lr_decay", "warmup_steps", "clip_norm", "accumulate", "compile",
 )  # fmt: skip
 
 
@@ -63,14 +64,28 @@ class TrainConfig:
         weight_averaging: a in [0, 1); 0 is off. After each epoch average = a average + (1 - a) weights, and the average
             is what is validated, chosen, saved and served, while training goes on from the weights themselves.
         refit: after the epoch is chosen, train anew on train + validation for that many epochs.
-        lr_schedule: "constant", or "linear": the rate falls to nothing over `epochs`.
+        lr_schedule: "constant"; "linear" or "cosine": the rate falls to nothing over `epochs`; "plateau": it is divided
+            by 10 after each epoch without a better validation figure (BARS trains its models so).
         lr_decay: >= 0; the rate of epoch t = 0, 1, ... is divided by 1 + t lr_decay.
+        warmup_steps: steps over which the rate rises from nothing, >= 0.
+        clip_norm: largest joint L2 norm of the gradients of a step, which are scaled down to it; 0: any.
+        accumulate: batches whose gradients are added up for a step (their mean, with reduction "mean"), >= 1.
+        compile: the dense part of the model runs through torch.compile while it is trained.
     """
 
     # What a model does not use is declared, and refused where it is set to anything but its default: options that it
     # never takes, and options that mean something beside others only. The latter add up over the base classes.
     unused: ClassVar[tuple[str, ...]] = ()
-    conditions: ClassVar[tuple[Only, ...]] = ()
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(
+            ("warmup_steps", "clip_norm", "accumulate"),
+            "an optimizer that steps on every batch, such as adam",
+            lambda config: config.optimizer not in FULL_BATCH_OPTIMIZERS,
+        ),
+        Only(("compile",), "a model with a network of its own, such as deepfm", lambda c: getattr(c, "compiles", True)),
+    )
+    compiles: ClassVar[bool] = False  # whether there is a dense part beside the kernels
+    groups: ClassVar[tuple[str, ...]] = ("",)  # of parameters, see `optimizer_options`
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     lr_schedules: ClassVar[tuple[str, ...]] = LR_SCHEDULES
 
@@ -88,11 +103,15 @@ class TrainConfig:
     refit: bool = False
     lr_schedule: str = "constant"
     lr_decay: float = 0.0
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    compile: bool = False
 
-    def lr_of(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0."""
-        left = 1 - epoch / self.epochs if self.lr_schedule == "linear" else 1.0
-        return self.lr * left / (1 + epoch * self.lr_decay)
+    def optimizer_options(self, group: str) -> OptimizerOptions:
+        """How a group of the model's `parameter_groups` is trained."""
+        start = getattr(self, "adagrad_start", 0.0)
+        return OptimizerOptions(self.optimizer, self.lr, weight_decay=self.weight_decay, start=start)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -114,11 +133,19 @@ class TrainConfig:
         at_least(self, "weight_decay", 0)
         at_least(self, "l2", 0)
         at_least(self, "lr_decay", 0)
+        at_least(self, "warmup_steps", 0)
+        at_least(self, "clip_norm", 0)
+        at_least(self, "accumulate", 1)
         if not 0 <= self.weight_averaging < 1:
             name = type(self).__name__
             raise ValueError(f"{name}: weight_averaging must lie in [0, 1), got {self.weight_averaging}")
         if not self.lr > 0:
             raise ValueError(f"{type(self).__name__}: lr must be > 0, got {self.lr}; 0.001 is a good start for adam")
+        if self.refit and self.lr_schedule == "plateau":
+            raise ValueError(
+                f"{type(self).__name__}: lr_schedule 'plateau' does not go with refit, which watches no validation "
+                "figures; take 'linear'"
+            )
         one_of(self, "optimizer", self.optimizers)
         one_of(self, "reduction", REDUCTIONS)
         one_of(self, "lr_schedule", self.lr_schedules)
@@ -195,14 +222,16 @@ def _typed(label: str, value: Any, wanted: Any) -> Any:
 
 def require_keywords(function: Callable[..., Any], given: Mapping[str, Any], model: Any) -> None:
     """Raise TypeError, with a remedy, for a keyword of `model.fit` that the function behind it does not have."""
-    known = [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    keywords = inspect.signature(function).parameters.items()
+    known = [name for name, each in keywords if each.kind is each.KEYWORD_ONLY and may_take(type(model), name)]
     for name in given:
         if name in known:
             continue
         if name in taken_options(type(model.config)):
             remedy = f"it is an option of the model: models.create({model.name!r}, {name}={given[name]!r})"
-        elif name in ("schema", "report_best_on_test"):
-            remedy = "leave it out: it goes with " + ("click models" if name == "schema" else "models that rank items")
+        elif name in TAKEN:
+            users = [other for other in names() if may_take(model_class(other), name)]
+            remedy = f"leave it out: it goes with {', '.join(users)}"
         else:
             remedy = did_you_mean(name, known)
         raise TypeError(f"{model.name}.fit: unknown option {name!r}; {remedy}")

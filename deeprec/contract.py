@@ -6,9 +6,11 @@ models stand above them and import them plainly. Anything with the methods of a 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +29,10 @@ CAPABILITIES: dict[str, str] = {
 }
 
 
+# A model where a function needs more of it than one protocol says; what it can is looked at before it is asked.
+AnyModel: TypeAlias = Any
+
+
 class Batch(Protocol):
     """The examples of one step; only the model whose sampler made it looks inside."""
 
@@ -43,6 +49,9 @@ class Batches(Protocol):
     @property
     def num_examples(self) -> int:
         """Examples in an epoch."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Any]:
         """The batches (see `Batch`) of one epoch, the same for a number whenever they are asked for.
@@ -71,6 +80,10 @@ class Schema:
                 raise ValueError(f"Schema: {name} must be >= 1, got {getattr(self, name)}")
         if self.num_features < 0:
             raise ValueError(f"Schema: num_features must be >= 0, got {self.num_features}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
 
 
 class Seen(NamedTuple):
@@ -103,8 +116,9 @@ class Queries(NamedTuple):
 
     Attributes:
         users: [b] internal ids, int64; None for people without one.
-        history: (offsets [b + 1], items [nnz]), int64, the items of each in the order they were met; None: as trained.
-        ratings: [nnz], float32, what they gave these items; None where they gave none.
+        history: (offsets [b + 1], items [nnz]), int64, on the CPU: the items of each in the order they were met; None:
+            as trained.
+        ratings: [nnz], float32, on the CPU: what they gave these items; None where they gave none.
         context: columns of the request, for models that take any; None without.
     """
 
@@ -150,3 +164,115 @@ class Turn(NamedTuple):
     name: str
     groups: Sequence[str]
     backward: Callable[[Any], Tensor]
+
+
+class Trainable(Protocol):
+    """What the training loop asks of a model, which is an nn.Module beside it.
+
+    Attributes:
+        name: registered name.
+        config: its options, a `deeprec.config.TrainConfig`.
+        trains_by_gradient: False for a model that `fit_directly` fits.
+        takes: inputs of a run that it uses beside data and options; see `deeprec.registry.require_taken`.
+    """
+
+    name: str
+    config: Any
+    trains_by_gradient: bool
+    takes: frozenset[str]
+
+    def task_for(self, data: Any, protocol: Any, schema: Any = None) -> Task:
+        """The task of learning from `data`: Interactions, a log, a frame, a name, or a task that is there.
+
+        Args:
+            protocol: a protocol, its name, or None for the usual one.
+            schema: what the columns of a file or frame mean, for models that take one.
+        """
+
+    def batches(self, train: Any, seed: int) -> Batches:
+        """What it trains on."""
+
+    def turns(self) -> Sequence[Turn]:
+        """Who steps on a batch, in order."""
+
+    def parameter_groups(self) -> Mapping[str, list[Any]]:
+        """Parameters by group; `config.optimizer_options(group)` says how each is trained."""
+
+    def warm_start(self, train_stage: Callable[[Any], Any]) -> bool:
+        """Called before the training with a function that trains another model on the same data, for pre-training.
+
+        Returns:
+            whether the weights now come from somewhere else; then they are a candidate of their own, epoch 0.
+        """
+
+    def fit_directly(self, train: Any) -> None:
+        """Fit without gradient steps."""
+
+
+class Task(Protocol):
+    """What a model learns from and is measured by: data, cut by a protocol.
+
+    Attributes:
+        name: of the data.
+        protocol: how it was cut and is measured: `as_dict`, `headline`, and `task`, the kind of the figures.
+    """
+
+    name: str
+    protocol: Any
+
+    def require(self, model: Any) -> None:
+        """Raise ValueError unless the model can do the task, and every part that is needed holds rows."""
+
+    def build(self, model: Any, generator: torch.Generator) -> None:
+        """Make the model's parameters for the data, and give it what it keeps of it."""
+
+    def train(self, seed: int, *, joined: bool = False) -> Any:
+        """The rows to train on; `joined`: those that chose the epoch too."""
+
+    def require_fitted(self, model: Any) -> None:
+        """Raise ValueError unless the model was trained on this data."""
+
+    def validates(self) -> bool:
+        """Whether there are rows that can choose the epoch."""
+
+    def figures(self, model: Any, part: str) -> dict[str, float]:
+        """The figures of a part, "validation" or "test", by name."""
+
+    def checksums(self, model: Any) -> dict[str, str]:
+        """SHA-256 of all data that shapes the result, as on the card."""
+
+    def described(self, model: Any, seed: int) -> dict[str, Any]:
+        """The data, for the card: name, sizes and checksums."""
+
+    def adopt(self, model: Any) -> None:
+        """Give the trained model what it needs to be asked."""
+
+    def draw(self, model: Any, directory: Path) -> None:
+        """Write the pictures of the test part, if the task has any."""
+
+
+class Stored(Protocol):
+    """What the model folder asks of a model.
+
+    Attributes:
+        sizes: name of the attribute that it is built for, a dataclass with `as_dict`: "schema" or "inputs".
+        sizes_class: its class.
+        keeps: what is saved beside the weights, names of attributes: "user_ids", "item_ids", "seen" (may be None),
+            "encoder", "negative_rate".
+    """
+
+    name: str
+    config: Any
+    sizes: str
+    sizes_class: type[Any]
+    keeps: Sequence[str]
+
+
+class Scorable(Protocol):
+    """What recommending asks of a model: who asks is made a state, and the state a scorer of `deeprec.nn.scoring`."""
+
+    def encode(self, queries: Queries) -> Any:
+        """What the model knows of those who ask, where the model is."""
+
+    def scorer(self, state: Any) -> Any:
+        """What scores every item for them."""

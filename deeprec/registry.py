@@ -7,68 +7,104 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deeprec._suggest import did_you_mean
+from deeprec.contract import CAPABILITIES
 
 if TYPE_CHECKING:
     from deeprec.config import TrainConfig
 
-_RECOMMENDERS = {
+_MODELS = {
+    "afm": "deeprec.models.afm:AFM",
     "autorec": "deeprec.models.autorec:AutoRec",
     "cdae": "deeprec.models.cdae:CDAE",
-    "ease": "deeprec.models.ease:EASE",
     "cfn": "deeprec.models.cfn:CFN",
-    "gmf": "deeprec.models.gmf:GMF",
-    "item-knn": "deeprec.models.item_knn:ItemKNN",
-    "mf": "deeprec.models.mf:MF",
-    "mlp": "deeprec.models.mlp:MLP",
-    "neumf": "deeprec.models.neumf:NeuMF",
-    "popularity": "deeprec.models.popularity:Popularity",
-}
-_CLICK_MODELS = {
-    "afm": "deeprec.models.afm:AFM",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "dnn": "deeprec.models.dnn:DNN",
+    "ease": "deeprec.models.ease:EASE",
     "fm": "deeprec.models.fm:FM",
+    "gmf": "deeprec.models.gmf:GMF",
+    "item-knn": "deeprec.models.item_knn:ItemKNN",
     "lr": "deeprec.models.lr:LR",
+    "mf": "deeprec.models.mf:MF",
+    "mlp": "deeprec.models.mlp:MLP",
+    "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
+    "popularity": "deeprec.models.popularity:Popularity",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
-_MODELS = {**_RECOMMENDERS, **_CLICK_MODELS}
 
 
 def names() -> list[str]:
-    """Registered model names, of both families."""
+    """Registered model names."""
     return sorted(_MODELS)
 
 
+def register(name: str, place: str) -> None:
+    """Make a model of your own one by name: for the command line of this process, `create` and saved folders.
+
+    Args:
+        name: not taken yet.
+        place: "package.module:Class", imported when it is first asked for.
+    Raises:
+        ValueError: a name that is taken by another place, or a place of another form.
+    """
+    if not all(part and part.replace(".", "").isidentifier() for part in place.partition(":")[::2]):
+        raise ValueError(f"register: place must be 'package.module:Class', got {place!r}")
+    if _MODELS.get(name, place) != place:
+        raise ValueError(f"register: name must be new, got {name!r}, which is {_MODELS[name]}; take another")
+    _MODELS[name] = place
+
+
 def recommenders() -> list[str]:
-    """Names of the models that rank items for users."""
-    return sorted(_RECOMMENDERS)
+    """Names of the models that learn from interactions: those that rank or rate."""
+    return [name for name in names() if model_class(name).reads == "interactions"]
 
 
 def click_models() -> list[str]:
-    """Names of the models that predict clicks from the columns of a log."""
-    return sorted(_CLICK_MODELS)
+    """Names of the models that learn from the columns of a log: those that predict clicks."""
+    return [name for name in names() if model_class(name).reads == "log"]
 
 
 def is_click_model(name: str) -> bool:
-    """Whether a name is that of a click model."""
-    return name in _CLICK_MODELS
+    """Whether a name is that of a model that learns from a log."""
+    return name in _MODELS and model_class(name).reads == "log"
+
+
+def with_capabilities(*wanted: str) -> list[str]:
+    """Names of the models that have all of these `deeprec.contract.CAPABILITIES`."""
+    return [name for name in names() if set(wanted) <= model_class(name).capabilities]
+
+
+def require_capability(model: Any, function: str, *wanted: str) -> None:
+    """Raise ValueError, with the models that can, unless a model has all capabilities that a function needs."""
+    missing = [each for each in wanted if each not in model.capabilities]
+    if missing:
+        what = " and ".join(CAPABILITIES[each] for each in missing)
+        able = ", ".join(with_capabilities(*wanted)) or "none yet"
+        raise ValueError(f"{function}: a model is needed that {what}, got {model.name}; such are {able}")
 
 
 def model_class(name: str) -> type[Any]:
-    """The `Recommender` or `ClickModel` behind a name; an unknown name raises ValueError with the nearest one."""
+    """The class behind a name; an unknown name raises ValueError with the nearest one."""
     if name not in _MODELS:
         raise ValueError(f"model: unknown name {name!r}; {did_you_mean(name, names())}")
     module, _, attribute = _MODELS[name].partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), attribute)
-    return found
+    kind: type[Any] = getattr(importlib.import_module(module), attribute)
+    return kind
 
 
 def config_class(name: str) -> type[TrainConfig]:
     """The config dataclass of a model."""
-    found: type[TrainConfig] = model_class(name).config_class
-    return found
+    kind: type[TrainConfig] = model_class(name).config_class
+    return kind
+
+
+TAKEN = {"report_best_on_test": "best_on_test", "schema": "schema"}  # keywords of `fit` that not every model takes
+
+
+def may_take(kind: type[Any], keyword: str) -> bool:
+    """Whether a class of models takes a keyword of `fit`; see `require_taken`."""
+    return keyword not in TAKEN or TAKEN[keyword] in kind.takes
 
 
 def require_taken(kind: type[Any], given: Mapping[str, str], where: str) -> None:

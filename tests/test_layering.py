@@ -1,4 +1,4 @@
-"""Arrows point one way: kernels <- nn <- batches <- models <- train, evaluate, serve <- cli; data knows no model; no circles."""
+"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- cli; no circles."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ LEVELS = {
     "kernels": 0,
     "nn": 1,
     "batches": 2,
-    "models": 3,
-    "train": 4,
-    "evaluate": 4,
+    "evaluate": 3,
     "serve": 4,
-    "cli": 5,
-    "doctor": 5,
-    "__main__": 6,
+    "train": 5,
+    "models": 6,
+    "cli": 7,
+    "doctor": 7,
+    "__main__": 8,
 }
-# The methods fit, evaluate, recommend, ... of a model call the layers above, from inside functions only.
-FACADES = {"models/base.py", "models/click.py"}
-ABOVE_FACADES = {"train", "evaluate", "serve"}
 # The rooms of deeprec.data, and the rooms that each knows.
 ROOMS = {
     "reading": set[str](),
@@ -84,8 +81,6 @@ def test_imports_point_down(path: Path) -> None:
     own = Path(module).parts[0].removesuffix(".py")
     for other, at_import in _imported(path):
         if other == own or (module == "__init__.py" and not at_import):
-            continue
-        if module in FACADES and not at_import:
             continue
         if own == "data" or own not in LEVELS:  # data and the helpers that every layer uses
             assert other not in LEVELS, f"{module} imports deeprec.{other}, which is above it"
@@ -155,9 +150,6 @@ def test_no_import_goes_in_a_circle() -> None:
     sources = {f"deeprec/{_module(path)}": path.read_text(encoding="utf-8") for path in SOURCES}
     graph = _graph(sources)
     assert len(graph) == len(SOURCES)
-    for facade in FACADES:
-        module = f"deeprec/{facade}".removesuffix(".py").replace("/", ".")
-        graph[module] = {other for other in graph[module] if other.split(".")[1] not in ABOVE_FACADES}
     assert not (circles := _circles(graph)), "; ".join(" -> ".join(way) for way in circles)
 
 

@@ -94,13 +94,13 @@ def options(
 
 
 def _assemble() -> None:
-    from deeprec.cli import clicks, compare, evaluate, predict, recommend, tools, train
+    from deeprec.cli import compare, evaluate, predict, recommend, schema, tools, train
 
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("recommend")(recommend.recommend)
     app.command("predict")(predict.predict)
-    app.command("schema")(clicks.schema)
+    app.command("schema")(schema.schema)
     app.command("compare")(compare.compare)
     app.command("models")(tools.models)
     app.command("doctor")(tools.doctor)

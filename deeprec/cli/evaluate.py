@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import deeprec
-from deeprec.cli import folder
-from deeprec.cli.clicks import evaluate_click_model
 from deeprec.cli.console import console, figure, print_json, say, table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.evaluate import Protocol, protocol, read_card
-from deeprec.models import ClickModel, TrainConfig
-
-# What decides which rows the model was trained on: testing on other rows would test what it has seen.
-_SPLIT_FIELDS = ("holdout", "test_share", "validation", "validation_share", "seed")
+from deeprec.cli.sources import source_for
+from deeprec.evaluate import protocol_from_dict, read_card
+from deeprec.models import TrainConfig
+from deeprec.train import evaluate_model
 
 
 def evaluate(
@@ -36,27 +32,24 @@ def evaluate(
     """Measure a trained model again on its test part, by its own protocol or another."""
     model = deeprec.load(directory, device=device)
     card = read_card(directory)
-    if isinstance(model, ClickModel):
-        if options or protocol_name:
-            raise ValueError(f"evaluate: {model.name} is measured by the protocol of its training; leave options out")
-        evaluate_click_model(directory, model, card, data=data, data_dir=data_dir, as_json=as_json)
-        return
-    settings = read_settings(TrainConfig, options or [])
+    source = source_for(model)
+    settings = read_settings(TrainConfig, options or [], protocol=source.protocol_class)
     if settings.model:
         raise ValueError(
             f"evaluate: {next(iter(settings.model))!r} is an option of training; protocol.KEY=VALUE fits here"
         )
-    trained = Protocol.from_dict(card.protocol)
-    rule = _protocol(trained, protocol_name, settings.protocol)
-    source, data_options = (data, {}) if data is not None else folder.source_of(directory)
-    interactions = folder.load_data(source, data_dir, {**data_options, **settings.data})
-    if interactions.sha256 != card.data.get("sha256"):
-        raise ValueError(
-            f"evaluate: {interactions.name} is not what {directory} was trained on (its SHA-256 is another), so its "
-            "test part may hold training rows; pass the same data"
-        )
-    rule = rule.resolve(interactions)
-    figures = model.evaluate(rule, interactions)
+    task = source.reopen(
+        directory,
+        model,
+        card,
+        name=protocol_name,
+        overrides=settings.protocol,
+        data=data,
+        data_dir=data_dir,
+        options=settings.data,
+    )
+    rule, trained = task.protocol, protocol_from_dict(card.protocol)
+    figures = evaluate_model(model, None, task)
     if as_json:
         print_json({"model": card.model, "data": card.data, "protocol": rule.as_dict(), "metrics": figures})
         return
@@ -69,16 +62,3 @@ def evaluate(
     console().print(rows)
     if not same:
         say(f"Not comparable with the card: {'; '.join(rule.differences(trained))}")
-
-
-def _protocol(trained: Protocol, name: str | None, overrides: dict[str, object]) -> Protocol:
-    """The protocol asked for, on the rows that training held out."""
-    for key in overrides:
-        if key in _SPLIT_FIELDS:
-            raise ValueError(
-                f"evaluate: protocol.{key} would test rows that the model has trained on; train anew with it"
-            )
-    if name is None:
-        return trained.changed(**overrides)
-    kept = {field: getattr(trained, field) for field in _SPLIT_FIELDS}
-    return dataclasses.replace(protocol(name, **overrides), **kept)

@@ -12,8 +12,12 @@ import deeprec
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, print_json, table
 from deeprec.cli.settings import DEVICE_HELP
+from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
-from deeprec.models import ClickModel
+from deeprec.data.reading.tables import read_parquet, read_separated
+from deeprec.data.reading.text import read_bytes
+
+_TABLES = (".parquet", ".csv", ".tsv")
 
 
 def recommend(
@@ -26,10 +30,21 @@ def recommend(
     ratings: Annotated[
         list[str] | None, typer.Option("--ratings", help="What the new user gave each item of --history: 5,3,...")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="The only items that may come: ITEM,ITEM,... or a file; repeat it for more."),
+    ] = None,
+    deny: Annotated[
+        list[str] | None,
+        typer.Option("--deny", help="Items that may not come: ITEM,ITEM,... or a file; repeat it for more."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Recommend items to users of the data, or to a new user with a history, rated or not."""
+    """Recommend items to users of the data, or to a new user with a history, rated or not.
+
+    A file of items has one id a line, or a column item_id (.parquet, .csv, .tsv).
+    """
     if bool(user) == bool(history):
         raise ValueError(
             "recommend: either --user ID or --history ITEM,ITEM is needed; --user may be given several times"
@@ -37,30 +52,76 @@ def recommend(
     if ratings and not history:
         raise ValueError("recommend: --ratings goes with --history ITEM,ITEM; leave it out")
     model = deeprec.load(directory, device=device)
-    if isinstance(model, ClickModel):
+    if RECOMMENDS not in model.capabilities and PREDICTS in model.capabilities:
         raise ValueError(
             f"recommend: {directory} holds {model.name}, which predicts clicks of rows; use "
             f"{command('predict', directory)} --input ROWS --output SCORES"
         )
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"recommend: {directory} has no id maps; train it with deeprec train")
+    filters = {"allow": _items("allow", allow, model.item_ids), "deny": _items("deny", deny, model.item_ids)}
     if user:
-        found = model.recommend(parse_ids(user, model.user_ids), k)
+        listed = model.recommend(parse_ids(user, model.user_ids), k, **filters)
     else:
-        liked = [item.strip() for text in history or [] for item in text.split(",") if item.strip()]
+        liked = parse_ids(_words(history or []), model.item_ids)
         given = None if ratings is None else _numbers(ratings)
-        found = model.recommend_for_history(parse_ids(liked, model.item_ids), k, ratings=given)
+        listed = model.recommend_for_history(liked, k, ratings=given, **filters)
     titles = folder.titles_of(directory)
-    if titles is not None and titles.schema["item_id"] == found.schema["item_id"]:
-        found = found.join(titles, on="item_id", how="left", maintain_order="left")
+    if titles is not None and titles.schema["item_id"] == listed.schema["item_id"]:
+        listed = listed.join(titles, on="item_id", how="left", maintain_order="left")
     if as_json:
-        print_json(found.to_dicts())
+        print_json(listed.to_dicts())
     else:
-        _print(found)
+        _print(listed)
+
+
+def _words(texts: list[str]) -> list[str]:
+    """What stands between the commas."""
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+
+
+def _items(option: str, texts: list[str] | None, ids: IdMap) -> list[Any] | None:
+    """The items of an option, typed or in files; None where it is not given."""
+    if texts is None:
+        return None
+    items: list[Any] = []
+    for text in texts:
+        is_file = _is_file(text) or Path(text).suffix.lower() in (*_TABLES, ".txt")
+        items += _items_of_file(option, Path(text), ids) if is_file else parse_ids(_words([text]), ids)
+    return items
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name: many ids
+        return False
+
+
+def _items_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
+    """The column item_id of a table, or the lines of any other file.
+
+    Raises:
+        ValueError: a table without the column, or a text that is no such id.
+    """
+    if path.suffix.lower() not in _TABLES:
+        lines = read_bytes(path).decode("utf-8", "replace").splitlines()
+        return ids.parse(line.strip() for line in lines if line.strip()).to_list()
+    if path.suffix.lower() == ".parquet":
+        frame = read_parquet(path)
+    else:
+        frame = read_separated(path, "\t" if path.suffix.lower() == ".tsv" else ",").frame
+    if "item_id" not in frame.columns:
+        raise ValueError(
+            f"recommend: --{option} {path} must have a column item_id, got {', '.join(frame.columns[:5])}; rename it, "
+            "or give a .txt with one id a line"
+        )
+    column = frame["item_id"].drop_nulls()
+    return (ids.parse(column) if column.dtype == pl.String else column).to_list()
 
 
 def _numbers(texts: list[str]) -> list[float]:
-    words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    words = _words(texts)
     try:
         return [float(word) for word in words]
     except ValueError:
@@ -86,10 +147,10 @@ def parse_ids(texts: list[str], ids: IdMap) -> list[Any]:
         ) from None
 
 
-def _print(found: pl.DataFrame) -> None:
+def _print(listed: pl.DataFrame) -> None:
     out = console()
-    groups = found.partition_by("user_id", maintain_order=True) if "user_id" in found.columns else [found]
-    if not found.height:
+    groups = listed.partition_by("user_id", maintain_order=True) if "user_id" in listed.columns else [listed]
+    if not listed.height:
         out.print("No item is left to recommend.")
     for group in groups:
         owner = f"user {group['user_id'][0]}" if "user_id" in group.columns else "a new user"

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from deeprec import models
-from deeprec.cli import folder
-from deeprec.cli.clicks import train_clicks
-from deeprec.cli.console import command, console, say, seconds
+from deeprec.cli.console import console, say, seconds
 from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.data import Interactions
+from deeprec.cli.sources import Request, source_for
 from deeprec.device import resolve_device
-from deeprec.evaluate import Protocol, protocol
-from deeprec.models import Recommender
-from deeprec.train import FitResult, fit
+from deeprec.train import fit
 from deeprec.train.checkpoint import has_checkpoint
 
-_FILES = ("model.safetensors", "config.json", "card.json", "curves.png")
+_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -81,41 +77,37 @@ def train(
     }
     words = {f"--{name.replace('_', '-')}": name for name, value in given.items() if value is not None}
     models.require_taken(models.model_class(model), words, "train")
-    if models.is_click_model(model):
-        train_clicks(
-            model,
-            options or [],
-            data=data,
-            protocol=protocol_name or "click",
-            seed=seed,
-            out=out,
-            config=config,
-            resume=resume,
-            data_dir=data_dir,
-            select=select,
-            schema=schema,
-            log_directory=log,
-            on_bad=on_bad or "raise",
-            device=device,
-        )
-        return
-    settings = read_settings(models.config_class(model), options or [], config)
-    if protocol_name == "click":
-        raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
-    rule = protocol(protocol_name or "full", **settings.protocol)
+    kind = models.model_class(model)
+    source = source_for(kind)
+    settings = read_settings(kind.config_class, options or [], config, protocol=source.protocol_class)
+    request = Request(
+        data,
+        protocol_name,
+        settings,
+        out,
+        seed,
+        data_dir,
+        user_features,
+        item_features,
+        schema,
+        log,
+        on_bad or "raise",
+    )
+    rule = source.rule(model, request)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
-    recommender = models.create(model, **settings.model)
-    _require_features_taken(recommender, given)
-    interactions = folder.load_data(data, data_dir, settings.data)
-    interactions = folder.with_tables(interactions, user_features, item_features)
-    rule = rule.resolve(interactions)
-    _announce(model, interactions, rule, seed, settings.model, target, resume)
+    trained = models.create(model, **settings.model)
+    task = source.open(trained, rule, request, target)
+    chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
+    say((model, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
+    source.announce(task)
+    say(f"out       {target}")
+    if not resume and has_checkpoint(target):
+        say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
     with Display() as display:
         try:
             result = fit(
-                recommender,
-                interactions,
-                protocol=rule,
+                trained,
+                task,
                 seed=seed,
                 out=target,
                 resume=resume,
@@ -131,57 +123,10 @@ def train(
             raise typer.Exit(INTERRUPTED) from None
     if result.was_finished:
         say(("already finished:", "green"), f" {target}; nothing to resume")
-        _say_next(target, interactions)
-        return
-    written = folder.remember(target, interactions, data, settings.data)
-    _report(result, target, written)
-    _say_next(target, interactions)
-
-
-def _require_features_taken(model: Recommender, given: dict[str, Any]) -> None:
-    """A model that takes side information may still, with the options it has, not take this table."""
-    for name in ("user_features", "item_features"):
-        if given[name] is not None and name not in model.features_taken():
-            side = name.partition("_")[0]
-            raise ValueError(
-                f"train: {model.name} does not use --{side}-features with these options; leave it out, or take "
-                f"side={side} and name columns of the table with features=COLUMN,..."
-            )
-
-
-def _announce(
-    model: str,
-    interactions: Interactions,
-    rule: Protocol,
-    seed: int,
-    options: dict[str, Any],
-    target: Path,
-    resume: bool,
-) -> None:
-    chosen = " ".join(f"{key}={value}" for key, value in options.items())
-    against = "all items" if rule.candidates == "all" else f"{rule.candidates} {rule.negatives} negatives"
-    say((model, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
-    say(f"data      {interactions.name}: {len(interactions):,} interactions, "
-        f"{interactions.num_users:,} users, {interactions.num_items:,} items")  # fmt: skip
-    for repair, count in interactions.repairs.items():
-        say("          ", ("repaired", "yellow"), f" {repair}: {count:,}")
-    how = f"ranked against {against}, {rule.ties} ties"
-    if rule.task == "rating":
-        how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
-    say(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
-    say(f"out       {target}")
-    if not resume and has_checkpoint(target):
-        say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
-
-
-def _report(result: FitResult, target: Path, written: list[str]) -> None:
-    console().print(figures_table(result.card))
-    files = [name for name in _FILES if (target / name).exists()]
-    names = ", ".join([*files, *written])
-    say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: {names}")
-
-
-def _say_next(target: Path, interactions: Interactions) -> None:
-    user = interactions.user_ids.decode([0])[0]
-    say(f"Next: {command('recommend', target, '--user', user, '-k', 10)}")
-    say(f"      {command('evaluate', target)}")
+    else:
+        written = source.remember(target, task, request)
+        console().print(figures_table(result.card))
+        files = [name for name in _FILES if (target / name).exists()]
+        say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: "
+            f"{', '.join([*files, *written])}")  # fmt: skip
+    source.say_next(target, task)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from deeprec.device import to_device
+from deeprec.nn.scoring import Lists, best_of, entries_of
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions
@@ -222,8 +222,11 @@ def full_ranks(
     chosen = np.flatnonzero(counts) if users is None else np.unique(np.asarray(users, dtype=np.int64))
     chosen = chosen[counts[chosen] > 0].astype(np.int64)
     device = torch.device(device)
-    positives = indptr, to_device(torch.from_numpy(items), device)
-    seen = [(offsets, to_device(torch.from_numpy(hidden), device)) for offsets, hidden in (m.csr() for m in masked)]
+    # Offsets stay on the CPU, so that sizes are known without waiting.
+    positives, *seen = (
+        (torch.from_numpy(offsets), to_device(torch.from_numpy(listed), device))
+        for offsets, listed in ((indptr, items), *(one.csr() for one in masked))
+    )
     step = int(np.clip(_SCORES_PER_BLOCK // max(part.num_items, 1), 1, _MOST_USERS_PER_BLOCK))
     blocks = []
     is_nan: list[Tensor] = []
@@ -231,9 +234,9 @@ def full_ranks(
         block = chosen[start : start + step]
         scores, lowest = _item_scores(scorer, block, part.num_items, device)
         is_nan.append(torch.isnan(lowest))
-        rows, wanted = _entries(*positives, block, scores.device)
-        hidden = [_entries(*lists, block, scores.device) for lists in seen]
-        blocks.append(_rank_block(scores, rows, wanted, hidden, top, most=int(counts[block].max())))
+        rows, listed = _entries(positives, block, scores.device)
+        hidden = [_entries(lists, block, scores.device) for lists in seen]
+        blocks.append(_rank_block(scores, rows, listed, hidden, top, most=int(counts[block].max())))
         if progress is not None:
             progress(start + block.size, chosen.size)
     for start in _first_true(is_nan, step):
@@ -245,15 +248,9 @@ def full_ranks(
     return Ranking(chosen, ranks, offsets, candidates, lists.reshape(-1, top) if top else None)
 
 
-def _entries(indptr: NDArray[Any], indices: Tensor, users: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(row within `users`, item) of every entry these users have in a CSR matrix, both int64 [nnz], on `device`."""
-    starts = indptr[users]
-    counts = indptr[users + 1] - starts
-    total = int(counts.sum())
-    shift = to_device(torch.from_numpy(starts - (np.cumsum(counts) - counts)), device)
-    repeats = to_device(torch.from_numpy(counts), device)
-    rows = torch.repeat_interleave(torch.arange(users.size, device=device), repeats, output_size=total)
-    return rows, to_device(indices, device)[torch.arange(total, device=device) + shift[rows]].long()
+def _entries(lists: Lists, users: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(row within `users`, item) of every entry these users have in compressed rows, both int64 [nnz], on `device`."""
+    return entries_of((lists[0], to_device(lists[1], device)), torch.from_numpy(users))
 
 
 def _item_scores(scorer: Scorer, users: IntArray, num_items: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -274,7 +271,7 @@ def _item_scores(scorer: Scorer, users: IntArray, num_items: int, device: torch.
 
 
 def _rank_block(
-    scores: Tensor, rows: Tensor, wanted: Tensor, hidden: list[tuple[Tensor, Tensor]], top: int, *, most: int
+    scores: Tensor, rows: Tensor, items: Tensor, hidden: list[tuple[Tensor, Tensor]], top: int, *, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ranks [nnz], num_candidates [b], lists [b, top] of one block of users; overwrites `scores` [b, N].
 
@@ -283,14 +280,14 @@ def _rank_block(
     """
     num_users, num_items = scores.shape
     nothing = scores.new_full((), -torch.inf)
-    value = scores[rows, wanted]
+    value = scores[rows, items]
     for hidden_rows, hidden_items in hidden:
         scores.index_put_((hidden_rows, hidden_items), nothing)
-    scores[rows, wanted] = value
-    lists = _top_lists(scores, top) if top else wanted.new_empty(num_users, 0)
+    scores[rows, items] = value
+    lists = best_of(scores, top).ids if top else items.new_empty(num_users, 0)
     num_candidates = num_items - torch.count_nonzero(scores == -torch.inf, dim=1)
     # Positives leave the comparison; what remains above -inf are exactly the negatives.
-    scores.index_put_((rows, wanted), nothing)
+    scores.index_put_((rows, items), nothing)
     if rows.numel() == num_users:  # one positive each
         return 1 + torch.count_nonzero(scores >= value[:, None], dim=1), num_candidates, lists
     order = torch.argsort(value, descending=True, stable=True)
@@ -311,19 +308,3 @@ def _sorted_rows(scores: Tensor) -> Tensor:
     if scores.device.type == "cpu":
         return torch.from_numpy(np.sort(scores.numpy(), axis=1))
     return scores.sort(dim=1).values
-
-
-def _top_lists(scores: Tensor, top: int) -> Tensor:
-    """First `top` items by score, the lower index first among equals, -1 for masked ones; [b, top]."""
-    length = min(top, scores.shape[1])
-    if scores.is_cpu:
-        values, items = torch.topk(scores, min(top + 1, scores.shape[1]), dim=1)
-        # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
-        unsure = (values[:, 1:] == values[:, :-1]).any(dim=1)
-        items = items[:, :length]
-        if unsure.any():
-            items[unsure] = torch.argsort(scores[unsure], dim=1, descending=True, stable=True)[:, :length]
-    else:  # asking which rows these are would wait for the device
-        items = torch.argsort(scores, dim=1, descending=True, stable=True)[:, :length]
-    items = torch.where(torch.gather(scores, 1, items) == -torch.inf, -1, items)
-    return F.pad(items, (0, top - length), value=-1)

@@ -28,6 +28,7 @@ class NetworkConfig(ClickConfig):
         batch_norm: normalise before each activation.
     """
 
+    compiles: ClassVar[bool] = True
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("activation", "dropout"), "hidden layers", lambda config: len(config.hidden) > 0),
     )

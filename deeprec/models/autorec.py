@@ -18,13 +18,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from deeprec.contract import Schema
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
-from deeprec.models._autoencoder import AutoencoderConfig, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
+from deeprec.models._autoencoder import RatingAutoencoder
+from deeprec.models._autoencoder_config import AutoencoderConfig
+from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender
 
 ACTIVATIONS = ("identity", "sigmoid")
@@ -120,9 +123,9 @@ class AutoRec(RatingAutoencoder):
     def _gives_sparse_grad(self) -> bool:
         return self.sparse_grad and self.config.optimizer not in FULL_BATCH_OPTIMIZERS
 
-    def _encode(self, indptr: Tensor, indices: Tensor, targets: Tensor, plan: BagPlan | None = None) -> Tensor:
+    def _encode(self, offsets: Tensor, indices: Tensor, targets: Tensor, plan: BagPlan | None = None) -> Tensor:
         codes = sparse_linear(
-            indptr,
+            offsets,
             indices,
             targets.to(self.encoder.dtype),
             self.encoder,
@@ -137,10 +140,10 @@ class AutoRec(RatingAutoencoder):
         """Sum of squared errors at the observed ratings; `backward` adds the gradient of the regulariser."""
         self._before_loss(batch)
         total, _ = sampled_linear_loss(
-            self._encode(batch.indptr, batch.indices, batch.inputs, batch.plan),
+            self._encode(batch.offsets, batch.indices, batch.inputs, batch.plan),
             self.decoder,
             self.decoder_bias,
-            batch.indptr,
+            batch.offsets,
             batch.indices,
             batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation=self.config.output,
@@ -171,7 +174,7 @@ class AutoRec(RatingAutoencoder):
         return self.config.l2 / 2 * sum(float(weight.detach().square().sum()) for weight in self._regularised())
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
-        return self._encode(batch.indptr, batch.indices, batch.inputs)
+        return self._encode(batch.offsets, batch.indices, batch.inputs)
 
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._encode(torch.arange(2, device=indices.device) * len(indices), indices, self._scaled(ratings)), None

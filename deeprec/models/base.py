@@ -1,29 +1,27 @@
-"""`Recommender`: what every model offers, with external ids in and out.
+"""`Recommender`: models of users and items, which rank, and some of which rate.
 
-A model implements its mathematics (`_build`, `forward`, `loss`, scoring); this class validates, maps ids, and passes
-the work on to `deeprec.train`, `deeprec.evaluate` and `deeprec.serve`. Those layers lie above this one, so the facade
-methods below import them when called; it is the only such place (see tests/test_layering.py).
+A model implements its mathematics (`_build`, `forward`, `loss`, scoring) on internal ids.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deeprec.config import TrainConfig, make_config, require_keywords
-from deeprec.contract import Batches, Schema, Seen
+from deeprec.batches.pairs import PairwiseBatches
+from deeprec.config import TrainConfig
+from deeprec.contract import NEW_ITEMS, NEW_USERS, RATES, RECOMMENDS, SIMILAR_ITEMS, Batches, Queries, Schema, Seen
 from deeprec.data import IdMap, Interactions
-from deeprec.device import Device, device_of, to_device
-from deeprec.nn._rows import WholeTables
-from deeprec.surroundings import trained
+from deeprec.device import Device, to_device
+from deeprec.evaluate.tasks import InteractionTask
+from deeprec.models.fold_in import fold_in
+from deeprec.models.model import Model
+from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
+from deeprec.registry import require_capability
 
-if TYPE_CHECKING:
-    import polars as pl
-    from typing_extensions import Self
+_PAIRS_A_BLOCK = 1 << 16
 
 
 def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
@@ -49,8 +47,8 @@ def check_pairs(function: str, users: Any, items: Any, schema: Schema) -> None:
             )
 
 
-class Recommender(WholeTables):
-    """Base of every model.
+class Recommender(Model):
+    """Base of the models of users and items: they rank, and some rate.
 
     Args:
         schema: sizes; None leaves the model unbuilt until `fit` sees the data.
@@ -61,10 +59,13 @@ class Recommender(WholeTables):
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
 
-    name: ClassVar[str]
-    config_class: ClassVar[type[TrainConfig]]
-    trains_by_gradient: ClassVar[bool] = True
-    takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})  # beside data and options; see `registry`
+    capabilities: ClassVar[frozenset[str]] = frozenset({RECOMMENDS, NEW_USERS})
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "best_on_test"})
+    reads: ClassVar[str] = "interactions"
+    sizes: ClassVar[str] = "schema"
+    sizes_class: ClassVar[type[Any]] = Schema
+    keeps: ClassVar[tuple[str, ...]] = ("user_ids", "item_ids", "seen")
+    schema: Schema | None
 
     def __init__(
         self,
@@ -74,30 +75,13 @@ class Recommender(WholeTables):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.config = make_config(self.config_class, config, options)
-        self.schema: Schema | None = None
+        super().__init__(schema, config, generator, options)
         self.user_ids: IdMap | None = None
         self.item_ids: IdMap | None = None
         self.seen: Seen | None = None
-        self._fitted_on: Any = None
-        self._seen_there: tuple[Seen, Tensor, Tensor] | None = None
-        if schema is not None:
-            self.build(schema, generator)
-
-    @trained
-    def build(self, schema: Schema, generator: torch.Generator | None = None) -> Self:
-        """Create the parameters for `schema`, replacing any there were."""
-        if not isinstance(schema, Schema):
-            raise TypeError(f"{self.name}: schema must be a Schema, got {schema!r}; pass Schema(num_users, num_items)")
-        self._build(schema, generator)
-        self.schema = schema
-        return self
+        self._seen_there = KeptLists()
 
     # -- what a model implements -----------------------------------------------------------------------------------
-
-    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
-        raise NotImplementedError
 
     def schema_for(self, data: Interactions) -> Schema:
         """The sizes for `data`; a model that needs more of the data than its rows checks here that it is there."""
@@ -109,182 +93,107 @@ class Recommender(WholeTables):
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
-        from deeprec.batches.pairs import PairwiseBatches
-
         config = self.config
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
         return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
 
-    def loss(self, batch: Any) -> Tensor:
-        """Scalar training loss of a batch."""
-        raise NotImplementedError
-
-    def backward(self, batch: Any) -> Tensor:
-        """Add the gradients of the batch's loss to every parameter's `.grad`; returns the loss, detached."""
-        loss = self.loss(batch)
-        loss.backward()
-        return loss.detach()
-
-    def penalty(self) -> float:
-        """What the gradients of `backward` hold beside the loss it returns; only full-batch line searches ask."""
-        return 0.0
-
-    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores [n] of pairs of internal ids, each [n]; larger is better."""
-        with torch.no_grad():
-            scores: Tensor = self(users, items)
-        return scores.float()
-
-    def score_items(self, users: Tensor) -> Tensor:
-        """Scores [b, num_items] of every item for users [b] (internal ids)."""
-        return self.score_items_from_rows(self.user_rows(users))
-
-    def topk(self, users: Tensor, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
-        """The k best unseen items of users [b]: scores [b, k] and item indices [b, k] (-1 where there are fewer)."""
-        return self.topk_from_rows(self.user_rows(users), k, seen, users)
-
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        """What the model knows of users [b]: one tensor [b, D] a table. These rows are what a new user is given."""
+        """What the model knows of users [b] (internal ids): a state, most often one tensor [b, D] a table."""
         raise NotImplementedError
 
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
-        """User rows [1, D] of a new user who liked items [n], where the model knows a way; None: fit them."""
-        return None
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """The state of new users who liked items[offsets[j]:offsets[j + 1]]; fitted, where the model knows no way.
 
-    def rows_for_ratings(self, history: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
-        """User rows [1, D] of a new user who gave items `history` [n] the ratings [n]."""
-        raise self._knows_no_ratings()
+        Args:
+            offsets: [b + 1], int64, on the CPU.
+            items: [nnz], int64, where the model is; ascending and distinct within a row.
+        """
+        return fold_in(self, offsets, items)
+
+    def rated_rows(self, offsets: Tensor, items: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
+        """The same for new users who gave these items the ratings [nnz], in the units of the data."""
+        require_capability(self, f"{self.name}: ratings", RATES, NEW_USERS)
+        raise NotImplementedError
+
+    def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        """Scores of items [n] for the rows [n, D] of a state, differentiable in them; only `fold_in` asks."""
+        raise NotImplementedError
+
+    def scorer(self, state: tuple[Tensor, ...]) -> AnyScorer:
+        """What scores all items for a state; see `deeprec.nn.scoring`."""
+        raise NotImplementedError
 
     def rate_new_item(self, users: Tensor, ratings: Tensor) -> Tensor:
         """Ratings [num_users] that every user would give a new item which `users` [n] gave the ratings [n]."""
-        raise self._knows_no_ratings()
-
-    def _knows_no_ratings(self) -> ValueError:
-        return ValueError(f"{self.name}: this model does not predict ratings; train autorec or cfn")
-
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        """Scores of items [n] for user rows [n, D], differentiable in the rows."""
-        raise NotImplementedError
-
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        """Scores [b, num_items] for user rows [b, D]."""
-        raise NotImplementedError
-
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The k best items for user rows [b, D] without those in rows `seen_rows` [b] of `seen` (by default row j)."""
+        require_capability(self, f"{self.name}: ratings", RATES, NEW_ITEMS)
         raise NotImplementedError
 
     def item_vectors(self) -> Tensor:
         """[num_items, D] vectors whose cosine says how alike two items are."""
-        raise ValueError(
-            f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf"
-        )
-
-    def fit_directly(self, train: Interactions) -> None:
-        """Fit without gradient steps; only models with `trains_by_gradient = False` implement it."""
+        require_capability(self, f"{self.name}: item_vectors", SIMILAR_ITEMS)
         raise NotImplementedError
 
-    def warm_start(self, train_stage: Any) -> bool:
-        """Called before training with a function that trains another model on the same split; for pre-training.
-
-        Returns:
-            whether the weights now come from somewhere else; then epoch 0 is a candidate too.
-        """
-        return False
-
-    # -- the facade --------------------------------------------------------------------------------------------------
-
-    def fit(self, data: Any, **options: Any) -> Self:
-        """Train on `data` (Interactions, a polars or pandas frame, a data set's name or a path).
-
-        Args:
-            data: what to learn from; a frame has columns user_id and item_id, and rating, timestamp if known.
-            **options: of `deeprec.train.fit` (protocol, seed, out, resume, device, ...).
-        Returns:
-            the model, with the weights of the best validation epoch.
-        Raises:
-            TypeError: an option that there is not, or that is one of the model's own.
-        """
-        from deeprec.train import fit
-
-        require_keywords(fit, options, self)
-        fit(self, data, **options)
-        return self
+    def task_for(self, data: Any, protocol: Any, schema: Any = None) -> InteractionTask:
+        """Ranking or rating the interactions of `data`."""
+        return InteractionTask.of(data, protocol)
 
     def evaluate(self, protocol: Any = None, data: Any = None, *, device: Device = "auto") -> dict[str, float]:
         """Metrics of the test part, e.g. {"hr@10": 0.7}; by default with the protocol and data of `fit`.
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        from deeprec.train import evaluate_model
+        return self._evaluate(protocol, data, None, device)
 
-        return evaluate_model(self, protocol, data, device=device)
+    # -- scores ------------------------------------------------------------------------------------------------------
 
-    def recommend(self, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
-        """The k best items for each user: a frame with user_id, rank (from 1), item_id, score."""
-        from deeprec.serve import recommend
+    @torch.no_grad()
+    def encode(self, queries: Queries) -> tuple[Tensor, ...]:
+        """What the model knows of those who ask, for `scorer`; it takes their histories as sets.
 
-        return recommend(self, user_ids, k, exclude_seen=exclude_seen)
+        Raises:
+            ValueError: neither users nor histories, ratings for a model that predicts none, or a model without data.
+        """
+        self.require_built()
+        if queries.history is None:
+            if queries.users is None:
+                raise ValueError(f"{self.name}: encode needs users or histories, got neither; pass Queries(users=...)")
+            return self.user_rows(queries.users)
+        offsets, items, ratings = as_sets(*queries.history, queries.ratings)
+        items = to_device(items, self.device)
+        if ratings is None:
+            return self.history_rows(offsets, items)
+        return self.rated_rows(offsets, items, to_device(ratings, self.device))
 
-    def recommend_for_history(self, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
-        """The k best further items for a user whom the model never saw, from the items they liked or rated."""
-        from deeprec.serve import recommend_for_history
+    @torch.no_grad()
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores [n], float32, of pairs of internal ids, each [n], a block at a time; larger is better."""
+        check_pairs("score_pairs", users, items, self.require_built())
+        blocks = zip(users.split(_PAIRS_A_BLOCK), items.split(_PAIRS_A_BLOCK), strict=True)
+        return torch.cat([torch.empty(0, device=users.device), *(self(*block).float() for block in blocks)])
 
-        return recommend_for_history(self, item_ids, k, ratings=ratings)
+    @torch.no_grad()
+    def score_items(self, users: Tensor) -> Tensor:
+        """Scores [b, num_items], float32, of every item for users [b] (internal ids)."""
+        return score_items(self.scorer(self.encode(Queries(users))))
 
-    def predict_for_user(self, item_ids: Any, ratings: Any) -> pl.DataFrame:
-        """Ratings that a new user, who gave `item_ids` the `ratings`, would give every item: item_id, rating."""
-        from deeprec.serve import predict_for_user
+    @torch.no_grad()
+    def topk(
+        self,
+        users: Tensor,
+        k: int,
+        seen: Seen | None,
+        *,
+        allow: ItemFilter | None = None,
+        deny: ItemFilter | None = None,
+    ) -> TopK:
+        """The k best items of users [b] (internal ids) that are not in their rows of `seen`.
 
-        return predict_for_user(self, item_ids, ratings)
-
-    def predict_for_item(self, user_ids: Any, ratings: Any) -> pl.DataFrame:
-        """Ratings that every user would give a new item, which `user_ids` gave the `ratings`: user_id, rating."""
-        from deeprec.serve import predict_for_item
-
-        return predict_for_item(self, user_ids, ratings)
-
-    def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
-        """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""
-        from deeprec.serve import similar_items
-
-        return similar_items(self, item_ids, k)
-
-    def score(self, pairs: Any) -> np.ndarray:
-        """Scores of (user id, item id) pairs: a frame, or a sequence of pairs; float32, larger is better."""
-        from deeprec.serve import score
-
-        return score(self, pairs)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the model folder; see `deeprec.load`."""
-        from deeprec.serve import save
-
-        return save(self, directory)
-
-    # -- helpers -----------------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's weights are, and so where it is trained and asked."""
-        return device_of(self)
-
-    def seen_tensors(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Offsets [R + 1] and items [nnz] of `seen` where the model is; a GPU keeps those it was given last."""
-        offsets, items, device = torch.from_numpy(seen.offsets), torch.from_numpy(seen.items), self.device
-        if device.type == "cpu":
-            return offsets, items
-        kept = self._seen_there
-        if kept is None or kept[0] is not seen or kept[1].device != device:
-            kept = self._seen_there = seen, to_device(offsets, device), to_device(items, device)
-        return kept[1:]
-
-    def require_built(self) -> Schema:
-        """The schema, or an error that says how to get one."""
-        if self.schema is None:
-            raise ValueError(
-                f"{self.name}: the model has no data yet; call fit(data) or load one with deeprec.load(dir)"
-            )
-        return self.schema
+        Args:
+            allow, deny: the only items that may be returned, and items that may not: item indices [n] for all users, or
+                (offsets, items) with a row for each of these users.
+        Returns:
+            scores [b, k] and item indices [b, k], (-inf, -1) where there are fewer.
+        """
+        lists = None if seen is None else self._seen_there.on(seen, self.device)
+        scorer = self.scorer(self.encode(Queries(users)))
+        return topk(scorer, k, seen=lists, seen_rows=users, allow=allow, deny=deny)

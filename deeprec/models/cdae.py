@@ -11,28 +11,25 @@ weights start as in the authors' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import Only, TrainConfig
-from deeprec.contract import Batches, Schema, Seen
+from deeprec.contract import SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag.reference import wide_dtype
-from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
-from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Recommender
 from deeprec.nn.embedding import catch_up
+from deeprec.nn.scoring import DotScorer
 
 VARIANTS = {
     "m1": ("identity", "squared"),
@@ -41,7 +38,6 @@ VARIANTS = {
     "m4": ("sigmoid", "cross_entropy"),
 }
 LOSSES = ("squared", "cross_entropy", "hinge")
-_LIKES_A_DRAW = 1 << 17  # users are drawn for in blocks: fewer calls, and memory that does not grow with the data
 
 
 @dataclass(frozen=True)
@@ -113,111 +109,6 @@ class CDAEConfig(TrainConfig):
         self._check_shared()
 
 
-class UserBatch(NamedTuple):
-    """Some users: their likes as they are corrupted, and the items that are scored.
-
-    Attributes:
-        users: [b], int64.
-        input_indptr: [b + 1]; input_indices: [kept] likes that the corruption left; input_values: [kept], 1 / (1 - q).
-        indptr: [b + 1]; indices: [nnz (1 + n)] every like, each followed by its n sampled items. All of these int32.
-        labels: [nnz (1 + n)], float32: 1 for a like, else 0 (-1 for the hinge loss).
-    """
-
-    users: Tensor
-    input_indptr: Tensor
-    input_indices: Tensor
-    input_values: Tensor
-    indptr: Tensor
-    indices: Tensor
-    labels: Tensor
-
-
-class Likes:
-    """Users in shuffled batches, with the corruption and the sampled items of each epoch; users without likes left out.
-
-    A given (seed, epoch) yields the same batches on every machine, device and thread count.
-    """
-
-    def __init__(self, train: Interactions, config: CDAEConfig, seed: int, device: torch.device | None = None) -> None:
-        device = torch.device("cpu") if device is None else device
-        self.config, self.seed = config, seed
-        self.num_items = train.num_items
-        offsets, items = train.csr()
-        # On the CPU, so that sizes are known without waiting for a device.
-        self._lengths = torch.from_numpy(offsets).diff()
-        self.offsets = to_device(torch.from_numpy(offsets), device)
-        self.items = to_device(torch.from_numpy(items), device)
-        if int(self._lengths.max()) >= self.num_items:
-            user = train.user_ids.values[int(self._lengths.argmax())]
-            raise ValueError(
-                f"cdae: each user must leave an item to sample, got user {user!r} who likes all {self.num_items}; "
-                "leave the user out"
-            )
-        # Entries of a batch, about: where they reach most items anyway, steps by row would only cost.
-        likes = len(items) * min(1.0, config.batch_size / max(1, int((self._lengths > 0).sum())))
-        self.is_input_dense = likes * (1 - config.corruption) >= train.num_items
-        self.is_output_dense = likes * (1 + config.num_negatives) >= train.num_items
-        group = torch.full((1 + config.num_negatives,), -1.0 if config.loss == "hinge" else 0.0)
-        group[0] = 1.0
-        self._labels = to_device(group, device).repeat(len(items))
-
-    @property
-    def num_examples(self) -> int:
-        """Scored items in an epoch."""
-        return len(self._labels)
-
-    def epoch(self, number: int, skip: int = 0) -> Iterator[UserBatch]:
-        """The batches of one epoch, without the first `skip`."""
-        return islice(self._epoch(number), skip, None)  # the corruption of those before is drawn, as it comes in order
-
-    def _epoch(self, number: int) -> Iterator[UserBatch]:
-        order_seed, sample_seed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
-        generator = torch.Generator().manual_seed(int(order_seed))
-        order = torch.randperm(len(self._lengths), generator=generator)
-        users, done = order[self._lengths[order] > 0], 0
-        size = self.config.batch_size
-        mean = max(1, len(self.items) // max(1, len(users)))
-        for block in users.split(max(1, _LIKES_A_DRAW // (mean * size)) * size):
-            yield from self._block(block, int(sample_seed), done, generator)
-            done += int(self._lengths[block].sum())
-
-    def _block(self, users: Tensor, seed: int, done: int, generator: torch.Generator) -> Iterator[UserBatch]:
-        """The batches of some users, whose corruption and sampled items are drawn together."""
-        config, device = self.config, self.items.device
-        lengths = self._lengths[users]
-        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        total, counts, users = int(bounds[-1]), to_device(lengths, device), to_device(users, device)
-        start_of = self.offsets[users] - to_device(bounds, device)[:-1]
-        first = torch.repeat_interleave(start_of, counts, output_size=total)
-        likes = self.items[torch.arange(total, device=device) + first]
-        owners = torch.repeat_interleave(users.int(), counts, output_size=total)
-        lists = (self.offsets, self.items, self.num_items, config.num_negatives)
-        negatives = sample_negatives(owners, *lists, seed=seed, offset=done)
-        scored = torch.cat([likes.unsqueeze(1), negatives], 1).view(-1)
-        kept_bounds, kept = bounds, likes
-        if config.corruption:
-            is_kept = torch.rand(total, generator=generator) >= config.corruption
-            kept = likes[to_device(is_kept.nonzero().squeeze(1), device)]
-            kept_bounds = torch.cat([bounds.new_zeros(1), is_kept.cumsum(0)])[bounds]
-        values = torch.full((len(kept),), 1 / (1 - config.corruption) if len(kept) else 1.0, device=device)
-        bounds, kept_bounds = bounds.int() * (1 + config.num_negatives), kept_bounds.int()
-        indptr, kept_indptr = to_device(bounds, device), to_device(kept_bounds, device)
-        for start in range(0, len(users), config.batch_size):
-            some = users[start : start + config.batch_size]
-            stop = start + len(some)
-            begin, end = int(kept_bounds[start]), int(kept_bounds[stop])
-            at, upto = int(bounds[start]), int(bounds[stop])
-            yield UserBatch(
-                some,
-                kept_indptr[start : stop + 1] - begin,
-                kept[begin:end],
-                values[begin:end],
-                indptr[start : stop + 1] - at,
-                scored[at:upto],
-                self._labels[: upto - at],
-            )
-
-
 class CDAE(Recommender):
     """logit = W'_i . h(W^T y + V_u + b) + b'_i, eq. 9 and 10; y are the user's likes, corrupted in training.
 
@@ -226,6 +117,7 @@ class CDAE(Recommender):
             such as torch.optim.Adam.
     """
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     sparse_grad: bool = True
     name = "cdae"
     config_class: ClassVar[type[TrainConfig]] = CDAEConfig
@@ -247,7 +139,7 @@ class CDAE(Recommender):
         self.codes: Tensor
         self.decoder_weight: nn.Parameter | None
         self._likes: Likes | None = None
-        self._is_stale = False
+        self._is_stale = self._is_input_dense = self._is_output_dense = False
         self.register_state_dict_pre_hook(refresh_codes)  # type: ignore[no-untyped-call]
 
     @property
@@ -257,14 +149,27 @@ class CDAE(Recommender):
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """Users with their likes, corrupted, and sampled items."""
-        self._likes = Likes(train, self.config, seed, self.device)
+        config = self.config
+        self._likes = Likes(
+            train,
+            batch_size=config.batch_size,
+            corruption=config.corruption,
+            num_negatives=config.num_negatives,
+            negative_label=-1.0 if config.loss == "hinge" else 0.0,
+            seed=seed,
+            device=self.device,
+        )
+        # Where the entries of a batch reach most items anyway, steps by row would only cost.
+        likes, num_items = self._likes.likes_a_batch, train.num_items
+        self._is_input_dense = likes * (1 - config.corruption) >= num_items
+        self._is_output_dense = likes * (1 + config.num_negatives) >= num_items
         self._is_stale = True
         return self._likes
 
-    def encode(self, indptr: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
+    def code(self, offsets: Tensor, indices: Tensor, values: Tensor, vectors: Tensor | None = None) -> Tensor:
         """h(W^T y + V_u + b) [b, hidden] of likes in compressed rows; vectors are V_u [b, hidden], None: zeros."""
         values = values.to(self.encoder.dtype)
-        codes = sparse_linear(indptr, indices, values, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad)
+        codes = sparse_linear(offsets, indices, values, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad)
         codes = codes if vectors is None else codes + vectors
         if self.config.activation == "identity":
             return codes
@@ -282,12 +187,12 @@ class CDAE(Recommender):
             ):
                 catch_up(table, rows)  # of Adam's rows; nothing where gradients are dense
         vectors = embedding(self.users, batch.users, sparse_grad=self.sparse_grad)
-        codes = self.encode(batch.input_indptr, batch.input_indices, batch.input_values, vectors)
+        codes = self.code(batch.input_offsets, batch.input_indices, batch.input_values, vectors)
         total, _ = sampled_linear_loss(
             codes,
             self.decoder,
             self.decoder_bias,
-            batch.indptr,
+            batch.offsets,
             batch.indices,
             batch.labels.to(wide_dtype(self.decoder.dtype)),
             activation="sigmoid" if self.config.loss == "cross_entropy" else "identity",
@@ -300,11 +205,10 @@ class CDAE(Recommender):
     def backward(self, batch: UserBatch) -> Tensor:
         """Gradients of the loss and of lambda / 2 times the squares of what the batch touches; returns the loss."""
         loss = super().backward(batch)
-        likes, times = self._likes, len(batch.users) if self.config.reduction == "sum" else 1
-        if likes is not None:
-            for table, is_dense in ((self.encoder, likes.is_input_dense), (self.decoder, likes.is_output_dense)):
-                if is_dense and table.grad is not None and table.grad.is_sparse:
-                    table.grad = _dense(table.grad)
+        times = len(batch.users) if self.config.reduction == "sum" else 1
+        for table, is_dense in ((self.encoder, self._is_input_dense), (self.decoder, self._is_output_dense)):
+            if is_dense and table.grad is not None and table.grad.is_sparse:
+                table.grad = _dense(table.grad)
         for weight in self.parameters():
             grad, factor = weight.grad, self._decay_of(weight) * times
             if factor and grad is not None:
@@ -330,7 +234,7 @@ class CDAE(Recommender):
             if self.config.corruption == 1:
                 offsets, items = torch.zeros_like(offsets), items[:0]
             ones = torch.ones(len(items), device=items.device)
-            self.codes.copy_(self.encode(offsets, items, ones, self.users))
+            self.codes.copy_(self.code(offsets, items, ones, self.users))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the codes come with it, and are computed anew where the training likes are at hand."""
@@ -346,38 +250,22 @@ class CDAE(Recommender):
         return (self.codes[users] * self.decoder[items]).sum(-1) + self.decoder_bias[items]
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
         self._refresh()
         return (self.codes[users.long()],)
 
-    @torch.no_grad()
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...] | None:
-        """The hidden layer of likes [n] of a user without a vector of their own: V_u = 0."""
-        self.require_built()
-        if self.config.corruption == 1:
-            return None  # likes say nothing: the hidden layer is fitted to them
-        bounds = torch.arange(2, device=history.device) * len(history)
-        return (self.encode(bounds, history.long(), torch.ones(len(history), device=history.device)),)
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """The hidden layer of the likes of users without a vector of their own: V_u = 0."""
+        if self.config.corruption == 1:  # likes say nothing: the hidden layer is fitted to them
+            return super().history_rows(offsets, items)
+        ones = torch.ones(len(items), device=items.device)
+        return (self.code(to_device(offsets, items.device), items, ones),)
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+    def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         items = items.long()
-        return (user_rows[0] * self.decoder.detach()[items]).sum(-1) + self.decoder_bias.detach()[items]
+        return (rows[0] * self.decoder.detach()[items]).sum(-1) + self.decoder_bias.detach()[items]
 
-    def _scorer(self, user_rows: tuple[Tensor, ...]) -> DotScorer:
-        return DotScorer(user_rows[0].detach(), self.decoder.detach(), self.decoder_bias.detach())
-
-    @torch.no_grad()
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        return score_items(self._scorer(user_rows))
-
-    @torch.no_grad()
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if seen is None:
-            return score_topk(self._scorer(user_rows), k)
-        offsets, items = self.seen_tensors(seen)
-        return score_topk(self._scorer(user_rows), k, seen_indptr=offsets, seen_indices=items, seen_rows=seen_rows)
+    def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:
+        return DotScorer(state[0].detach(), self.decoder.detach(), self.decoder_bias.detach())
 
     def item_vectors(self) -> Tensor:
         self.require_built()

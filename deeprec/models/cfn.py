@@ -20,16 +20,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.batches.corruption import Corrupt, Corruption
+from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.config import OPTIMIZERS, Only, TrainConfig
 from deeprec.contract import Schema
 from deeprec.data import Interactions
 from deeprec.data.interactions.features import feature_matrix
-from deeprec.device import to_device
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
-from deeprec.models._autoencoder import AutoencoderConfig, Corrupt, InnerLayers, RatingAutoencoder, RatingRows, RowBatch
+from deeprec.models._autoencoder import RatingAutoencoder
+from deeprec.models._autoencoder_config import AutoencoderConfig
+from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender
 
 _LARGEST = 0.95  # of the way to where tanh ends: the logit of a rating at the limits
@@ -95,42 +98,11 @@ class CFNConfig(AutoencoderConfig):
             )
         if not self.beta and not (self.alpha and any(shares)):
             raise ValueError(
-                f"{owner}: some entry must have a weight, got alpha={self.alpha}, beta={self.beta} and corruption "
+                f"{owner}: an entry must have a weight, got alpha={self.alpha}, beta={self.beta} and corruption "
                 f"{shares}; take beta > 0, or alpha > 0 and hide > 0"
             )
         if self.weight_decay:
             raise ValueError(f"{owner}: weight_decay must be 0, got {self.weight_decay}; take l2")
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """Noise on the inputs, each entry by one kind at most, and the weights alpha and beta that go with it."""
-
-    config: CFNConfig
-
-    def __call__(self, targets: Tensor, indptr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """What the encoder is shown of targets [nnz], and the weights [nnz] of their errors."""
-        config = self.config
-        device, count = targets.device, len(targets)
-        draw = to_device(torch.rand(count, generator=generator), device)
-        is_hidden = draw < config.hide
-        every = torch.arange(len(indptr) - 1, device=device)
-        rows = torch.repeat_interleave(every, indptr.diff(), output_size=count)
-        shown = torch.zeros(len(every), device=device).index_add_(0, rows, (~is_hidden).float())
-        # A row whose entries were all drawn keeps them all, as in the authors' code.
-        is_hidden &= shown[rows] > 0
-        inputs = targets.masked_fill(is_hidden, 0.0)
-        limit = config.hide + config.gaussian
-        is_noisy = (draw >= config.hide) & (draw < limit)
-        if config.gaussian:
-            noise = to_device(torch.randn(count, generator=generator), device) * config.noise_std
-            inputs = torch.where(is_noisy, inputs + noise, inputs)
-        is_extreme = (draw >= limit) & (draw < limit + config.salt_pepper)
-        if config.salt_pepper:
-            sign = to_device(torch.randint(2, (count,), generator=generator), device).float() * 2 - 1
-            inputs = torch.where(is_extreme, sign, inputs)
-        weights = torch.where(is_hidden | is_noisy | is_extreme, config.alpha, config.beta)
-        return inputs, weights
 
 
 class CFN(RatingAutoencoder):
@@ -197,13 +169,13 @@ class CFN(RatingAutoencoder):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def _corrupt(self) -> Corrupt:
-        return Corruption(self.config)
+        c = self.config
+        return Corruption(c.hide, c.gaussian, c.noise_std, c.salt_pepper, corrupted_weight=c.alpha, other_weight=c.beta)
 
     def batches(self, train: Interactions, seed: int) -> RatingRows:
         """Item columns or user rows of the ratings."""
         self.side_information.copy_(self._features_of(train))
         rows = super().batches(train, seed)
-        assert isinstance(rows, RatingRows)
         batch_share = min(1.0, (self.config.batch_size or rows.num_rows) / int((rows.lengths > 0).sum()))
         self._touched = 1 - (1 - batch_share) ** rows.column_counts.double()
         return rows
@@ -228,12 +200,12 @@ class CFN(RatingAutoencoder):
         return scaled
 
     def _encode(
-        self, indptr: Tensor, indices: Tensor, inputs: Tensor, features: Tensor, plan: BagPlan | None = None
+        self, offsets: Tensor, indices: Tensor, inputs: Tensor, features: Tensor, plan: BagPlan | None = None
     ) -> Tensor:
         """Codes {h, z} [b, hidden + P]."""
         inputs = inputs.to(self.encoder.dtype)
         sums = sparse_linear(
-            indptr, indices, inputs, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad, plan=plan
+            offsets, indices, inputs, self.encoder, self.encoder_bias, sparse_grad=self.sparse_grad, plan=plan
         )
         codes = torch.tanh(torch.addmm(sums, features, self.encoder_features) if features.shape[1] else sums)
         codes = codes if self.layers is None else self.layers(codes, features)
@@ -244,10 +216,10 @@ class CFN(RatingAutoencoder):
         self._before_loss(batch)
         features, wide = self.side_information[batch.rows], wide_dtype(self.decoder.dtype)
         total, _ = sampled_linear_loss(
-            self._encode(batch.indptr, batch.indices, batch.inputs, features, batch.plan),
+            self._encode(batch.offsets, batch.indices, batch.inputs, features, batch.plan),
             self.decoder,
             self.decoder_bias,
-            batch.indptr,
+            batch.offsets,
             batch.indices,
             batch.labels.to(wide),
             entry_weights=None if batch.weights is None else batch.weights.to(wide),
@@ -278,7 +250,7 @@ class CFN(RatingAutoencoder):
     # -- predictions -------------------------------------------------------------------------------------------------
 
     def _encode_whole(self, batch: RowBatch) -> Tensor:
-        return self._encode(batch.indptr, batch.indices, batch.inputs, self.side_information)
+        return self._encode(batch.offsets, batch.indices, batch.inputs, self.side_information)
 
     def _cold_column(self) -> Tensor:
         return torch.zeros_like(self.center)  # the mean of the row alone

@@ -10,88 +10,28 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.config import LR_SCHEDULES, OPTIMIZERS, Only, TrainConfig, at_least, make_config, require_keywords
-from deeprec.data.columns.inputs import Encoded, Inputs
-from deeprec.device import Device, resolve_device, to_device
+from deeprec.batches.log import LogBatch, LogBatches
+from deeprec.config import OPTIMIZERS, Only, TrainConfig, at_least
+from deeprec.contract import PREDICTS, OptimizerOptions
+from deeprec.data.clicks.part import ClickPart
+from deeprec.data.columns.inputs import Inputs
+from deeprec.device import Device
+from deeprec.evaluate.tasks import ClickTask
+from deeprec.models.model import Model
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
-from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+ClickBatch: TypeAlias = LogBatch  # the name that users know
 TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
-
-
-class ClickBatch(NamedTuple):
-    """Rows of a log as tensors.
-
-    Attributes:
-        ids: [B, F], int32 or int64, a column for each of `Inputs.fields`.
-        values: [B, P], float32, a column for each of `Inputs.numerics`.
-        bags: name to (ids [nnz], offsets [B + 1], weights [nnz] or None).
-        labels: [B], float32, 0 or 1; None when serving.
-    """
-
-    ids: Tensor
-    values: Tensor
-    bags: dict[str, tuple[Tensor, Tensor, Tensor | None]]
-    labels: Tensor | None = None
-
-    @classmethod
-    def of(cls, rows: Encoded) -> ClickBatch:
-        """Encoded rows as tensors over the same memory."""
-        bags = {}
-        for name, bag in rows.bags.items():
-            weights = None if bag.weights is None else torch.from_numpy(bag.weights)
-            bags[name] = (torch.from_numpy(bag.ids), torch.from_numpy(bag.offsets), weights)
-        labels = None if rows.labels is None else torch.from_numpy(rows.labels)
-        return cls(torch.from_numpy(rows.ids), torch.from_numpy(rows.values), bags, labels)
-
-    def to(self, device: torch.device) -> ClickBatch:
-        """The batch on a device; itself where it is there."""
-        if self.ids.device == device:
-            return self
-        bags = {
-            name: (
-                to_device(ids, device),
-                to_device(offsets, device),
-                None if weights is None else to_device(weights, device),
-            )
-            for name, (ids, offsets, weights) in self.bags.items()
-        }
-        labels = None if self.labels is None else to_device(self.labels, device)
-        return ClickBatch(to_device(self.ids, device), to_device(self.values, device), bags, labels)
-
-
-class OptimizerOptions(NamedTuple):
-    """How the parameters of a group are trained.
-
-    Attributes:
-        optimizer: a name of `ClickConfig.optimizers`.
-        lr: learning rate of the first epoch, > 0.
-        l1, l2: of FTRL, >= 0.
-        weight_decay: of the others, >= 0.
-        start: first value of AdaGrad's sums of squares, >= 0.
-        beta: of FTRL, > 0.
-    """
-
-    optimizer: str
-    lr: float
-    l1: float
-    l2: float
-    weight_decay: float
-    start: float
-    beta: float
 
 
 @dataclass(frozen=True)
@@ -100,8 +40,6 @@ class ClickConfig(TrainConfig):
 
     Attributes:
         optimizer: as of every model, or "ftrl", whose rate stays what it is whatever the schedule.
-        lr_schedule: as of every model, or "plateau": the rate is divided by 10 after each epoch without a better
-            validation figure (BARS trains its models so).
         l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
             weight_decay.
         adagrad_start: first value of AdaGrad's sums of squares, >= 0.
@@ -111,8 +49,6 @@ class ClickConfig(TrainConfig):
     """
 
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
-    lr_schedules: ClassVar[tuple[str, ...]] = (*LR_SCHEDULES, "plateau")
-    groups: ClassVar[tuple[str, ...]] = ("",)
     unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "weight_averaging", "refit")
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("l1", "l2"), "optimizer=ftrl; others have weight_decay or embedding_l2", lambda c: c.optimizer == "ftrl"),
@@ -145,6 +81,11 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
+        if self.step_in_backward and (self.clip_norm or self.accumulate > 1):
+            raise ValueError(
+                f"{type(self).__name__}: clip_norm and accumulate need gradients that are kept, got "
+                "step_in_backward=True; leave it out"
+            )
         if self.step_in_backward and self.embedding_l2:
             raise ValueError(
                 f"{type(self).__name__}: embedding_l2 must be 0 with step_in_backward, got {self.embedding_l2}; leave "
@@ -170,7 +111,7 @@ def optimizers_of(config: Any) -> set[str]:
     return {config.optimizer, getattr(config, "wide_optimizer", config.optimizer)}
 
 
-class ClickModel(nn.Module):
+class ClickModel(Model):
     """Base of every click model.
 
     Args:
@@ -186,9 +127,13 @@ class ClickModel(nn.Module):
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
 
-    name: ClassVar[str]
-    config_class: ClassVar[type[ClickConfig]]
-    takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})  # see `registry.require_taken`
+    capabilities: ClassVar[frozenset[str]] = frozenset({PREDICTS})
+    takes: ClassVar[frozenset[str]] = frozenset({"select", "schema", "log", "on_bad"})
+    reads: ClassVar[str] = "log"
+    sizes: ClassVar[str] = "inputs"
+    sizes_class: ClassVar[type[Any]] = Inputs
+    keeps: ClassVar[tuple[str, ...]] = ("negative_rate", "encoder")
+    inputs: Inputs | None
 
     def __init__(
         self,
@@ -198,21 +143,13 @@ class ClickModel(nn.Module):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.config: Any = make_config(self.config_class, config, options)
-        self.inputs: Inputs | None = None
+        super().__init__(inputs, config, generator, options)
         self.encoder: Any = None
         self.negative_rate = 1.0
-        if inputs is not None:
-            self.build(inputs, generator)
 
-    @trained
-    def build(self, inputs: Inputs, generator: torch.Generator | None = None) -> Self:
-        """Create the parameters for `inputs`, replacing any there were."""
-        if not isinstance(inputs, Inputs):
-            raise TypeError(f"{self.name}: inputs must be Inputs, got {inputs!r}; pass those of an encoder or a log")
-        self._build(inputs, generator)
-        self.inputs = inputs
+    def build(self, sizes: Inputs, generator: torch.Generator | None = None) -> Self:
+        """Create the parameters for these inputs, replacing any there were."""
+        super().build(sizes, generator)
         self._hold_embeddings_small()
         return self
 
@@ -228,9 +165,6 @@ class ClickModel(nn.Module):
             for table in self.embedding_tables():
                 table.register_hook(partial(_with_l2, table=weakref.ref(table), l2=self.config.embedding_l2))
 
-    def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
-        raise NotImplementedError
-
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B], float32, of the rows."""
         raise NotImplementedError
@@ -240,11 +174,13 @@ class ClickModel(nn.Module):
         assert batch.labels is not None
         return F.binary_cross_entropy_with_logits(self(batch), batch.labels)
 
-    def require_built(self) -> Inputs:
-        """The inputs, or an error that says how to get them."""
-        if self.inputs is None:
-            raise ValueError(f"{self.name}: the model has no inputs yet; call fit(data) or build(inputs)")
-        return self.inputs
+    def batches(self, train: ClickPart, seed: int) -> LogBatches:
+        """The rows of the log, shuffled anew every epoch."""
+        return LogBatches(train, batch_size=self.config.batch_size, seed=seed)
+
+    def task_for(self, data: Any, protocol: Any, schema: Any = None) -> ClickTask:
+        """Predicting the clicks of a log."""
+        return ClickTask.of(data, protocol, schema)
 
     def check(self, batch: ClickBatch) -> None:
         """Raise ValueError unless the batch has the columns that the model was built for."""
@@ -298,48 +234,12 @@ class ClickModel(nn.Module):
             made.append(layer.optimizer)
         return made
 
-    # -- the facade --------------------------------------------------------------------------------------------------
-
-    def fit(self, data: Any, schema: Any = None, **options: Any) -> Self:
-        """Train on a log: a `ClickLog`, the name of one, or a file or frame with its schema.
-
-        Args:
-            data: as in `deeprec.data.load_clicks`.
-            schema: a `FeatureSchema`; not needed for a log by name, or one that is converted.
-            **options: of `deeprec.train.fit_clicks` (protocol, seed, out, resume, device, ...).
-        Returns:
-            the model, with the weights of the best validation epoch.
-        Raises:
-            TypeError: an option that there is not, or that is one of the model's own.
-        """
-        from deeprec.train.clicks import as_click_log, fit_clicks
-
-        require_keywords(fit_clicks, options, self)
-        resolve_device(options.get("device", "auto"), "fit")  # before the data is read
-        fit_clicks(self, as_click_log(data, schema, options.get("protocol")), **options)
-        return self
-
-    def evaluate(self, data: Any, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
+    def evaluate(self, data: Any = None, schema: Any = None, *, device: Device = "auto") -> dict[str, float]:
         """Figures of the test part of a log, e.g. {"auc": 0.8}; the log must be encoded as the model's was.
 
         With `device` the model is moved there for this call; "auto": where it is.
         """
-        from deeprec.train.clicks import as_click_log, evaluate_clicks
-
-        resolve_device(device, "evaluate")
-        return evaluate_clicks(self, as_click_log(data, schema, None).parts["test"], device=device)
-
-    def predict(self, source: Any, **options: Any) -> NDArray[np.float32]:
-        """Probabilities [n] of a click for the rows of a file or frame; see `deeprec.serve.predict.predict`."""
-        from deeprec.serve.predict import predict
-
-        return predict(self, source, **options)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the model folder; see `deeprec.load`."""
-        from deeprec.serve import save
-
-        return save(self, directory)
+        return self._evaluate(None, data, schema, device)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

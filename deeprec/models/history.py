@@ -13,17 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.contract import Schema, Seen, check_rows
+from deeprec.contract import SIMILAR_ITEMS, Schema, check_rows
 from deeprec.data import Interactions
+from deeprec.device import to_device
 from deeprec.models.base import Recommender
+from deeprec.nn.scoring import BlockScorer, rows_of
 
 _PAIRS_A_BLOCK = 1 << 22  # entries of a dense block: 32 MiB in float64
 _SCORES_A_BLOCK = 1 << 22
 
 
 class HistoryRecommender(Recommender):
-    """Base of the models with weights between items; user rows are lists of items [b, L], int64, -1 where shorter."""
+    """Base of the models with weights between items; all they know of users is their lists of items.
 
+    A state is offsets [b + 1] on the CPU and items [nnz].
+    """
+
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     trains_by_gradient: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
 
@@ -68,99 +74,33 @@ class HistoryRecommender(Recommender):
     @torch.no_grad()
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of pairs of internal ids; shapes broadcast."""
-        self.require_built()
+        num_items = self.require_built().num_items
         users, items = torch.broadcast_tensors(users.long(), items.long())
         distinct, places = users.flatten().unique(return_inverse=True)
-        scores = torch.empty(len(places), dtype=torch.float32, device=places.device)
-        wanted = items.flatten()
-        for start in range(0, len(distinct), self._users_a_block):
-            block = self.score_items_from_rows(self.user_rows(distinct[start : start + self._users_a_block]))
-            here = (places >= start) & (places < start + self._users_a_block)
-            scores[here] = block[places[here] - start, wanted[here]].float()
+        asked, scores = items.flatten(), torch.empty(len(places), dtype=torch.float32, device=places.device)
+        scorer = self.scorer(self.user_rows(distinct))
+        step = max(1, _SCORES_A_BLOCK // num_items)
+        for start in range(0, len(distinct), step):
+            block = scorer.scores(start, min(start + step, len(distinct)))
+            here = (places >= start) & (places < start + step)
+            scores[here] = block[places[here] - start, asked[here]].float()
         return scores.view(users.shape)
 
-    @property
-    def _users_a_block(self) -> int:
-        return max(1, _SCORES_A_BLOCK // self.require_built().num_items)
-
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
-        first, end = self.history_offsets[users.long()], self.history_offsets[users.long() + 1]
-        lengths = end - first
-        columns = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device)
-        is_there = columns < lengths.unsqueeze(1)
-        rows = torch.full(is_there.shape, -1, device=is_there.device)
-        rows[is_there] = self.history_items[(first.unsqueeze(1) + columns)[is_there]].long()
-        return (rows,)
+        return rows_of((self.history_offsets, self.history_items), users)
 
-    def rows_for_history(self, history: Tensor) -> tuple[Tensor, ...]:
-        """The items [n] themselves."""
-        return (history.long().view(1, -1),)
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        return offsets, items
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        return self.score_items_from_rows(user_rows).gather(1, items.long().view(-1, 1)).squeeze(1)
+    def scorer(self, state: tuple[Tensor, ...]) -> BlockScorer:
+        offsets, items = state
 
-    @torch.no_grad()
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        (rows,) = user_rows
-        is_there = rows >= 0
-        counts = is_there.sum(1)
-        return self._scores(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows[is_there])
+        def scores(start: int, end: int) -> Tensor:
+            first, last = int(offsets[start]), int(offsets[end])
+            bounds = to_device(offsets[start : end + 1] - first, items.device)
+            return self._scores(bounds, items[first:last].long())
 
-    @torch.no_grad()
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        (rows,) = user_rows
-        device = rows.device
-        wanted = torch.arange(len(rows), device=device) if seen_rows is None else seen_rows.long()
-        hidden = None if seen is None else self.seen_tensors(seen)
-        values, items = [torch.empty(0, k, device=device)], [torch.empty(0, k, dtype=torch.int64, device=device)]
-        for some, lists in zip(rows.split(self._users_a_block), wanted.split(self._users_a_block), strict=True):
-            scores = self.score_items_from_rows((some,))
-            best = topk_of_scores(scores, k, hidden, lists)
-            values.append(best[0])
-            items.append(best[1])
-        return torch.cat(values), torch.cat(items)
-
-
-def topk_of_scores(
-    scores: Tensor, k: int, seen: tuple[Tensor, Tensor] | None, seen_rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The k best items by scores [b, N], which are overwritten; the lower index first among equals.
-
-    Args:
-        seen: offsets [R + 1] and items [nnz] that are left out, as `Recommender.seen_tensors` gives them.
-        seen_rows: [b], int64, the row of each user there.
-    Returns:
-        values [b, k] and items [b, k], int64: (-inf, -1) after the last candidate.
-    """
-    if seen is not None:
-        offsets, hidden = seen
-        start = offsets[seen_rows]
-        counts = offsets[seen_rows + 1] - start
-        total = int(counts.sum())  # the one look at what a device holds
-        first = start - (counts.cumsum(0) - counts)
-        owners = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), counts, output_size=total)
-        places = torch.arange(total, device=scores.device) + first[owners]
-        scores.index_put_((owners, hidden[places].long()), scores.new_full((), -torch.inf))
-    width = min(k, scores.shape[1])
-    if scores.is_cpu:
-        values, items = scores.topk(min(width + 1, scores.shape[1]), dim=1)
-        # topk leaves the order of equal scores open; only rows where that could show are sorted in full.
-        is_unsure = (values[:, 1:] == values[:, :-1]).any(1)
-        values, items = values[:, :width], items[:, :width].contiguous()
-        if is_unsure.any():
-            items[is_unsure] = scores[is_unsure].argsort(dim=1, descending=True, stable=True)[:, :width]
-    else:  # asking which rows these are would wait for the device
-        values, items = scores.sort(dim=1, descending=True, stable=True)
-        values, items = values[:, :width], items[:, :width]
-    items = torch.where(values == -torch.inf, -1, items)
-    missing = (0, k - width)
-    return (
-        torch.nn.functional.pad(values, missing, value=-torch.inf),
-        torch.nn.functional.pad(items, missing, value=-1),
-    )
+        return BlockScorer(len(offsets) - 1, self.require_built().num_items, items.device, scores)
 
 
 def cooccurrences(
@@ -187,10 +127,10 @@ def cooccurrences(
             # As many entries as make a block of pairs, and one at least.
             upto = int(np.searchsorted(pairs, pairs[entry] + _PAIRS_A_BLOCK, side="right")) - 1
             upto = min(max(upto, entry + 1), end)
-            some = users[entry:upto]
+            owner = users[entry:upto]
             row = np.searchsorted(bounds, np.arange(entry, upto), side="right") - 1 - start
-            first = offsets[some] - (pairs[entry:upto] - pairs[entry])
-            places = np.arange(pairs[upto] - pairs[entry]) + np.repeat(first, lengths[some])
-            counts += np.bincount(np.repeat(row, lengths[some]) * num_items + items[places], minlength=len(counts))
+            first = offsets[owner] - (pairs[entry:upto] - pairs[entry])
+            places = np.arange(pairs[upto] - pairs[entry]) + np.repeat(first, lengths[owner])
+            counts += np.bincount(np.repeat(row, lengths[owner]) * num_items + items[places], minlength=len(counts))
             entry = upto
         yield start, counts.reshape(stop - start, num_items)

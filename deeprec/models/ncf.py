@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.contract import Seen
+from deeprec.contract import SIMILAR_ITEMS
 from deeprec.models.base import Recommender
 from deeprec.nn.ncf import NCFNetwork
+from deeprec.nn.scoring import BlockScorer, NCFScorer
 
 LAYOUTS = ("code", "paper")
 _MOST_LAYERS = 30  # the first of more would be wider than 2^30
@@ -17,6 +20,7 @@ _MOST_LAYERS = 30  # the first of more would be wider than 2^30
 class NCFRecommender(Recommender):
     """A recommender whose scores come from an `NCFNetwork` called `network`."""
 
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     network: NCFNetwork
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
@@ -45,30 +49,20 @@ class NCFRecommender(Recommender):
             accumulate_grad=accumulate_grad,
         )
 
+    @torch.no_grad()
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """Logits [n] of pairs of internal ids, each [n]."""
+        """Logits [n] of pairs of internal ids, each [n]; what they share of the first hidden layer is computed once."""
         self.require_built()
         return self.network.score_pairs(users, items).float()
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
         return self.network.user_rows(users)
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        return self.network.forward_rows(user_rows, items)
+    def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+        return self.network.forward_rows(rows, items)
 
-    @torch.no_grad()
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        return self.network.score_items(user_rows)
-
-    @torch.no_grad()
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if seen is None:
-            return self.network.topk(user_rows, k)
-        offsets, items = self.seen_tensors(seen)
-        return self.network.topk(user_rows, k, seen_offsets=offsets, seen_items=items, seen_rows=seen_rows)
+    def scorer(self, state: tuple[Tensor, ...]) -> NCFScorer | BlockScorer:
+        return self.network.scorer(state)
 
     def item_vectors(self) -> Tensor:
         self.require_built()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
-from deeprec.contract import Schema, Seen
+from deeprec.contract import Schema
 from deeprec.data import Interactions
-from deeprec.kernels.score_topk import DotScorer, score_topk
 from deeprec.models.base import Recommender
+from deeprec.nn.scoring import DotScorer
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,11 @@ class Popularity(Recommender):
         return self.counts[items.long()]
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        self.require_built()
-        return (self.counts.new_zeros(len(users), 0),)
+        return (self.counts.new_ones(len(users), 1),)
 
-    def forward_rows(self, user_rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
-        return self.counts[items.long()]
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        return (self.counts.new_ones(len(offsets) - 1, 1),)
 
-    def score_items_from_rows(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        return self.counts.expand(len(user_rows[0]), -1)
-
-    def topk_from_rows(
-        self, user_rows: tuple[Tensor, ...], k: int, seen: Seen | None, seen_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        ones = self.counts.new_ones(len(user_rows[0]), 1)
-        if seen is None:
-            return score_topk(DotScorer(ones, self.counts.unsqueeze(1)), k)
-        offsets, items = self.seen_tensors(seen)
-        return score_topk(
-            DotScorer(ones, self.counts.unsqueeze(1)), k, seen_indptr=offsets, seen_indices=items, seen_rows=seen_rows
-        )
+    def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:
+        """The same for everyone: a one for each user, times the counts."""
+        return DotScorer(state[0], self.counts.unsqueeze(1))

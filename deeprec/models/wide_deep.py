@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.config import Only, at_least, one_of
+from deeprec.contract import OptimizerOptions
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
-from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, OptimizerOptions
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
 
 @dataclass(frozen=True)

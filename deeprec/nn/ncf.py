@@ -8,6 +8,7 @@ LeCun initialisations, which the paper does not mention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.kernels.ncf_loss import ncf_loss
-from deeprec.kernels.score_topk import DotScorer, NCFScorer, score_items, score_topk
 from deeprec.nn.embedding import Embedding
+from deeprec.nn.scoring import BlockScorer, NCFScorer
 
 
 class NCFNetwork(nn.Module):
@@ -189,11 +190,15 @@ class NCFNetwork(nn.Module):
         return logits
 
     @torch.no_grad()
-    def scorer(self, user_rows: tuple[Tensor, ...]) -> NCFScorer:
-        """What `score_items` and `score_topk` need to score the whole catalogue for user rows [b, D] and [b, E].
+    def scorer(self, user_rows: tuple[Tensor, ...]) -> NCFScorer | BlockScorer:
+        """What `deeprec.nn.scoring` needs to score the whole catalogue for user rows [b, D] and [b, E].
 
-        The first hidden layer is split: its user half is computed once a user, its item half once an item.
+        The first hidden layer is split: its user half is computed once a user, its item half once an item. Without a
+        hidden layer there is nothing to split, and the network itself is asked.
         """
+        if self.mlp_item is not None and not self.layers:
+            scores = partial(self._scores_of_all, user_rows)
+            return BlockScorer(len(user_rows[0]), self.mlp_item.num_embeddings, user_rows[0].device, scores)
         rows = list(user_rows)
         factors = rows.pop(0) if self.gmf_item is not None else None
         hidden, item_hidden = None, None
@@ -214,34 +219,12 @@ class NCFNetwork(nn.Module):
             self.output.bias,
         )
 
-    @torch.no_grad()
-    def score_items(self, user_rows: tuple[Tensor, ...]) -> Tensor:
-        """Logits [b, N] of every item for user rows [b, D] and [b, E]."""
-        if self.mlp_item is not None and not self.layers:
-            rows = tuple(row.unsqueeze(1) for row in user_rows)
-            items = torch.arange(self.mlp_item.num_embeddings, device=rows[0].device)
-            return self.forward_rows(
-                tuple(row.expand(-1, len(items), -1) for row in rows), items.expand(len(rows[0]), -1)
-            )
-        return score_items(self.scorer(user_rows))
-
-    @torch.no_grad()
-    def topk(
-        self,
-        user_rows: tuple[Tensor, ...],
-        k: int,
-        *,
-        seen_offsets: Tensor | None = None,
-        seen_items: Tensor | None = None,
-        seen_rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The k best items: logits [b, k] and item indices [b, k], -1 where there are fewer; see `score_topk`."""
-        if self.mlp_item is not None and not self.layers:
-            every = torch.eye(self.mlp_item.num_embeddings, device=user_rows[0].device)
-            scorer: NCFScorer | DotScorer = DotScorer(self.score_items(user_rows), every)
-        else:
-            scorer = self.scorer(user_rows)
-        return score_topk(scorer, k, seen_indptr=seen_offsets, seen_indices=seen_items, seen_rows=seen_rows)
+    def _scores_of_all(self, user_rows: tuple[Tensor, ...], start: int, end: int) -> Tensor:
+        """Logits [end - start, N] of every item for users start to end."""
+        assert self.mlp_item is not None
+        rows = tuple(row[start:end].unsqueeze(1) for row in user_rows)
+        items = torch.arange(self.mlp_item.num_embeddings, device=rows[0].device)
+        return self.forward_rows(tuple(row.expand(-1, len(items), -1) for row in rows), items.expand(end - start, -1))
 
 
 def _weight(table: Embedding | None) -> Tensor | None:

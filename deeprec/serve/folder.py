@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -34,17 +35,14 @@ from deeprec._record import RecordError, check_fields, typed
 from deeprec._suggest import did_you_mean
 from deeprec._tensors import write_tensors
 from deeprec.config import config_from_dict
-from deeprec.contract import Schema, Seen, check_rows
+from deeprec.contract import AnyModel, Schema, Seen, check_rows
 from deeprec.data import IdMap
 from deeprec.data.columns.encoder import FILES as ENCODER_FILES
 from deeprec.data.columns.encoder import Encoder
-from deeprec.data.columns.inputs import Inputs
 from deeprec.data.reading.arrays import require_pool
 from deeprec.device import Device, resolve_device
 from deeprec.evaluate import Card
-from deeprec.models.base import Recommender
-from deeprec.models.click import ClickModel
-from deeprec.registry import config_class, create, is_click_model, names
+from deeprec.registry import config_class, create, model_class, names
 
 FORMAT = 2  # 1 lists neither the encoder's files nor its own checksum
 _REMEDY = "restore it or train the model anew"
@@ -52,11 +50,12 @@ _ENCODER = "encoder"
 _WEIGHTS, _SEEN, _USERS, _ITEMS = "model.safetensors", "seen.safetensors", "users.parquet", "items.parquet"
 _OF_ENCODER = tuple(f"{_ENCODER}/{name}" for name in ENCODER_FILES)
 _FILES = (_WEIGHTS, _SEEN, _USERS, _ITEMS, *_OF_ENCODER)
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class _RecommenderHead:
-    """config.json of a `Recommender`.
+class _Head:
+    """config.json, but for what the model is built for and the numbers that it keeps.
 
     Attributes:
         config: fields of the model's config class.
@@ -66,30 +65,35 @@ class _RecommenderHead:
 
     format: int
     model: str
-    schema: Schema
     config: dict[str, Any]
     sha256: dict[str, str]
     checksum: str
 
 
-@dataclass(frozen=True)
-class _ClickHead:
-    """config.json of a `ClickModel`."""
+class _Kept(NamedTuple):
+    """How something that a model keeps beside its weights lies in the folder.
 
-    format: int
-    model: str
-    inputs: Inputs
-    negative_rate: float
-    config: dict[str, Any]
-    sha256: dict[str, str]
-    checksum: str
+    Attributes:
+        files: their names.
+        since: first format that lists them.
+        is_optional: whether it may be None, and its files missing.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 < self.negative_rate <= 1:
-            raise ValueError(f"negative_rate must lie in (0, 1], got {self.negative_rate}")
+    files: tuple[str, ...]
+    since: int = 1
+    is_optional: bool = False
 
 
-def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card | None = None) -> Path:
+_KEPT = {
+    "user_ids": _Kept((_USERS,)),
+    "item_ids": _Kept((_ITEMS,)),
+    "seen": _Kept((_SEEN,), is_optional=True),
+    "encoder": _Kept(_OF_ENCODER, since=2),
+}
+_RATE = "negative_rate"  # a number in config.json itself
+
+
+def save(model: AnyModel, directory: str | Path, *, card: Card | None = None) -> Path:
     """Write `model` into `directory` (made if needed): all files beside those of a model that is there, then renamed.
 
     Returns:
@@ -98,48 +102,54 @@ def save(model: Recommender | ClickModel, directory: str | Path, *, card: Card |
         ValueError: the model was never built or fitted, or a weight is NaN or infinite.
         OSError: not writable or disk full; a model that was there is as it was.
     """
-    files: dict[str, bytes] = {}
     folder = Path(directory)
-    config: dict[str, Any] = {"format": FORMAT, "model": model.name}
-    if isinstance(model, ClickModel):
-        inputs = model.require_built()
-        if model.encoder is None:
-            raise ValueError(
-                f"save: {model.name} has no encoder; fit it first (a plain module: torch.save its state_dict)"
-            )
-        config |= {"inputs": inputs.as_dict(), "negative_rate": model.negative_rate}
-    else:
-        schema = model.require_built()
-        if model.user_ids is None or model.item_ids is None:
-            raise ValueError(
-                f"save: {model.name} has no id maps; fit it first (a plain module: torch.save its state_dict)"
-            )
-        config["schema"] = dataclasses.asdict(schema)
-        files |= {_USERS: _parquet(model.user_ids), _ITEMS: _parquet(model.item_ids)}
-        if model.seen is not None:
-            seen = {name: torch.from_numpy(np.ascontiguousarray(getattr(model.seen, name))) for name in Seen._fields}
-            files[_SEEN] = save_tensors(seen)
+    sizes = model.require_built()
+    _require_kept(model)
     weights = model.state_dict()
     _require_finite(weights, f"save: the weights of {model.name}", "train it with a smaller lr")
+    config: dict[str, Any] = {"format": FORMAT, "model": model.name, model.sizes: sizes.as_dict()}
+    if _RATE in model.keeps:
+        config[_RATE] = model.negative_rate
     make_folder(folder)
     for place in (folder, folder / _ENCODER):
         remove_unfinished(place)
     with unfinished_directory(folder / "model") as beside:
         digests = {_WEIGHTS: write_tensors(beside / _WEIGHTS, weights)}
-        if isinstance(model, ClickModel):
-            written = model.encoder.save(beside / _ENCODER)
-            digests |= {f"{_ENCODER}/{name}": digest for name, digest in written.items()}
-        digests |= {name: sha256_of(content) for name, content in files.items()}
+        for name in model.keeps:
+            if name != _RATE and (value := getattr(model, name)) is not None:
+                digests |= _write_kept(beside, name, value)
         config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
         config["checksum"] = _checksum(config)
-        files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
-        for name, content in files.items():
-            write_atomically(beside / name, content)
+        write_atomically(beside / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
         if card is not None:
             card.write(beside / "card.json")
-        names = [*digests, *(("card.json",) if card is not None else ()), "config.json"]
+        names = [*digests, *(("card.json",) if card is not None else ()), _CONFIG]
         _move_into_place(beside, folder, names)
     return folder
+
+
+def _require_kept(model: AnyModel) -> None:
+    for name in model.keeps:
+        if name in _KEPT and not _KEPT[name].is_optional and getattr(model, name) is None:
+            what = "encoder" if name == "encoder" else "id maps"
+            raise ValueError(
+                f"save: {model.name} has no {what}; fit it first (a plain module: torch.save its state_dict)"
+            )
+
+
+def _write_kept(directory: Path, name: str, value: Any) -> dict[str, str]:
+    """Write what a model keeps; SHA-256 of its files by name."""
+    if name == "encoder":
+        return {f"{_ENCODER}/{file}": digest for file, digest in value.save(directory / _ENCODER).items()}
+    (file,) = _KEPT[name].files
+    if name == "seen":
+        content = save_tensors(
+            {part: torch.from_numpy(np.ascontiguousarray(getattr(value, part))) for part in Seen._fields}
+        )
+    else:
+        content = _parquet(value)
+    write_atomically(directory / file, content)
+    return {file: sha256_of(content)}
 
 
 def _move_into_place(beside: Path, folder: Path, names: list[str]) -> None:
@@ -154,7 +164,7 @@ def _move_into_place(beside: Path, folder: Path, names: list[str]) -> None:
 
 
 def load(directory: str | Path, *, device: Device = "auto") -> Any:
-    """The `Recommender` or `ClickModel` in a folder written by `save`, in evaluation mode.
+    """The model in a folder written by `save`, in evaluation mode.
 
     Args:
         device: where the model lives, whatever it was trained on: "cpu", "cuda", "cuda:1"; "auto": a GPU where torch
@@ -170,30 +180,39 @@ def load(directory: str | Path, *, device: Device = "auto") -> Any:
 def _load(directory: str | Path) -> Any:
     """The model on the CPU."""
     folder = Path(directory)
-    head = _read_head(folder)
-    contents = _read_files(folder, head)
+    head, sizes, kept = _read_head(folder)
+    kind = model_class(head.model)
+    contents = _read_files(folder, head, kind.keeps)
     try:
         settings = config_from_dict(config_class(head.model), head.config)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise ValueError(f"load: config in {folder / 'config.json'} is wrong ({error}); {_REMEDY}") from None
-    if isinstance(head, _ClickHead):
-        options: dict[str, Any] = {"inputs": head.inputs, "config": settings}
-        click_model: ClickModel = _with_weights(folder, head.model, options, contents[_WEIGHTS])
-        click_model.encoder, click_model.negative_rate = Encoder.load(folder / _ENCODER), head.negative_rate
-        if click_model.encoder.inputs != head.inputs:
-            raise ValueError(f"load: {folder / _ENCODER} belongs to another model; {_REMEDY}")
-        return click_model
-    users = _id_map(folder / _USERS, contents[_USERS], "user", head.schema.num_users)
-    items = _id_map(folder / _ITEMS, contents[_ITEMS], "item", head.schema.num_items)
-    seen = _seen(folder / _SEEN, contents[_SEEN], head.schema) if _SEEN in contents else None
-    options = {"schema": head.schema, "config": settings}
-    model: Recommender = _with_weights(folder, head.model, options, contents[_WEIGHTS])
-    model.user_ids, model.item_ids, model.seen = users, items, seen
+    for name in kind.keeps:
+        if name in _KEPT:
+            kept[name] = _read_kept(folder, name, contents, sizes)
+    model = _with_weights(folder, head.model, {kind.sizes: sizes, "config": settings}, contents[_WEIGHTS])
+    for name, value in kept.items():
+        setattr(model, name, value)
     return model
 
 
-def _read_head(folder: Path) -> _RecommenderHead | _ClickHead:
-    path = folder / "config.json"
+def _read_kept(folder: Path, name: str, contents: dict[str, bytes], sizes: Any) -> Any:
+    """What a model built for `sizes` keeps, out of the files' contents; the encoder reads its own."""
+    if name == "encoder":
+        encoder = Encoder.load(folder / _ENCODER)
+        if encoder.inputs != sizes:
+            raise ValueError(f"load: {folder / _ENCODER} belongs to another model; {_REMEDY}")
+        return encoder
+    (file,) = _KEPT[name].files
+    if name == "seen":
+        return _seen(folder / file, contents[file], sizes) if file in contents else None
+    count = sizes.num_users if name == "user_ids" else sizes.num_items
+    return _id_map(folder / file, contents[file], name.removesuffix("_ids"), count)
+
+
+def _read_head(folder: Path) -> tuple[_Head, Any, dict[str, Any]]:
+    """config.json: the head, what the model is built for, and the numbers that it keeps."""
+    path = folder / _CONFIG
     try:
         values = read_json(path, "load", _REMEDY)
     except FileNotFoundError:
@@ -209,19 +228,28 @@ def _read_head(folder: Path) -> _RecommenderHead | _ClickHead:
         )
     if not isinstance(name, str) or name not in names():
         raise ValueError(f"load: model in {path} is unknown, got {name!r:.80}; {did_you_mean(str(name), names())}")
-    kind = _ClickHead if is_click_model(name) else _RecommenderHead
+    kind = model_class(name)
+    own = {field.name for field in dataclasses.fields(_Head)}
+    numbers = [_RATE] if _RATE in kind.keeps else []
+    whole = {"checksum": "", **values} if version == 1 else values
+    if version == 1 and isinstance(whole.get("schema"), dict):  # the first ones had no features
+        whole = {**whole, "schema": {"num_features": 0, **whole["schema"]}}
     try:
-        if version == 1:
-            values = {**values, "checksum": ""}
-            if isinstance(values.get("schema"), dict):  # the first ones had no features
-                values["schema"] = {"num_features": 0, **values["schema"]}
-        head: _RecommenderHead | _ClickHead = typed(kind, values, "")
-        check_fields(config_class(name), head.config, "config", optional=version == 1)
+        for key in (kind.sizes, *numbers):
+            if key not in whole:
+                raise RecordError(f"{key} is missing")
+        head: _Head = typed(_Head, {k: v for k, v in whole.items() if k in own or k not in (kind.sizes, *numbers)}, "")
+        sizes = typed(kind.sizes_class, whole[kind.sizes], kind.sizes)
+        kept = {key: typed(float, whole[key], key) for key in numbers}
+        if numbers and not 0 < kept[_RATE] <= 1:
+            raise RecordError(f"{_RATE} must lie in (0, 1], got {kept[_RATE]}")
+        # An option that is younger than the folder has its default there.
+        check_fields(config_class(name), head.config, "config", optional=True)
     except RecordError as error:
         raise ValueError(f"load: {path}: {error}; {_REMEDY}") from None
     if version > 1 and head.checksum != _checksum(values):
         raise ValueError(f"load: {path} was changed after it was written (its checksum is another); {_REMEDY}")
-    return head
+    return head, sizes, kept
 
 
 def _checksum(config: dict[str, Any]) -> str:
@@ -229,14 +257,12 @@ def _checksum(config: dict[str, Any]) -> str:
     return sha256_of(json.dumps({k: v for k, v in config.items() if k != "checksum"}, sort_keys=True).encode())
 
 
-def _read_files(folder: Path, head: _RecommenderHead | _ClickHead) -> dict[str, bytes]:
+def _read_files(folder: Path, head: _Head, keeps: Sequence[str]) -> dict[str, bytes]:
     """The content of every file of the model; the files that are there and those that are listed must be the same."""
-    if isinstance(head, _ClickHead):
-        needed = {_WEIGHTS, *(_OF_ENCODER if head.format > 1 else ())}
-    else:
-        needed = {_WEIGHTS, _USERS, _ITEMS}
-    allowed = needed | ({_SEEN} if isinstance(head, _RecommenderHead) else set())
-    listed, config = set(head.sha256), folder / "config.json"
+    kept = [_KEPT[name] for name in keeps if name in _KEPT]
+    needed = {_WEIGHTS, *(f for each in kept for f in each.files if each.since <= head.format and not each.is_optional)}
+    allowed = needed | {file for each in kept for file in each.files if each.since <= head.format}
+    listed, config = set(head.sha256), folder / _CONFIG
     if listed - allowed:
         raise ValueError(f"load: {config} lists {min(listed - allowed)!r:.80}, which is no file of {head.model}; "
                          f"{_REMEDY}")  # fmt: skip

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deeprec._files import replacing
 from deeprec._suggest import did_you_mean, listed
+from deeprec.contract import RATES, AnyModel
 from deeprec.data.columns.rows import take
 from deeprec.data.reading.errors import check_file, reading
 from deeprec.data.reading.sources import open_source
@@ -20,11 +21,9 @@ from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad
 from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
-from deeprec.models.base import Recommender
-from deeprec.models.click import ClickModel
+from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.serve.recommend import id_maps
 from deeprec.surroundings import served
-from deeprec.train.clicks import predict_rows
 
 COLUMN = "probability"
 _BATCH_ROWS = 1 << 14
@@ -34,7 +33,7 @@ _WRITERS = (".parquet", ".csv", ".tsv")
 
 @served
 def predict(
-    model: ClickModel,
+    model: AnyModel,
     source: Any,
     *,
     on_bad: OnBad = "raise",
@@ -68,7 +67,7 @@ def predict(
             rows = encoder.encode(chunk, with_labels=False)
         for start in range(0, len(rows), _BATCH_ROWS):
             some = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
-            logits = predict_rows(model, some)
+            logits = logits_of_rows(model, some)
             if np.isnan(logits).any():
                 row = chunk.first_row + start + int(np.isnan(logits).argmax())
                 raise ValueError(
@@ -80,7 +79,7 @@ def predict(
 
 
 def predict_file(
-    model: ClickModel,
+    model: AnyModel,
     source: str | Path,
     output: str | Path,
     *,
@@ -112,7 +111,7 @@ def predict_file(
 
 @served
 def predict_pairs_file(
-    model: Recommender, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
+    model: AnyModel, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
 ) -> tuple[int, str]:
     """Write what a recommender says of the pairs of a file: user_id, item_id and "rating", or "score".
 
@@ -129,7 +128,7 @@ def predict_pairs_file(
     """
     users_map, items_map = id_maps(model)
     path = _writable(output)
-    name = "rating" if hasattr(model, "predict_ratings") else "score"
+    name = "rating" if RATES in model.capabilities else "score"
     frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
     codes = []
     for ids in (users_map, items_map):
@@ -165,7 +164,7 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
             frame.write_csv(file, separator="\t" if path.suffix == ".tsv" else ",")
 
 
-def _encoder(model: ClickModel) -> Any:
+def _encoder(model: AnyModel) -> Any:
     model.require_built()
     if model.encoder is None:
         raise ValueError(f"predict: {model.name} has no encoder; fit it, or load it with deeprec.load(dir)")

@@ -12,80 +12,99 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.contract import Seen
+from deeprec.contract import AnyModel, Queries
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.kernels.sample_negatives import sample_negatives
-from deeprec.kernels.score_topk import DotScorer, score_topk
-from deeprec.models.base import Recommender
+from deeprec.nn.scoring import DotScorer, KeptLists, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.surroundings import served
 
 _USERS_A_BLOCK = 1024
-_FOLD_IN_STEPS = 100
-_FOLD_IN_LR = 0.05
-_FOLD_IN_NEGATIVES = 4
 
 
 @served
-def recommend(model: Recommender, user_ids: Any, k: int = 10, *, exclude_seen: bool = True) -> pl.DataFrame:
+def recommend(
+    model: AnyModel, user_ids: Any, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
+) -> pl.DataFrame:
     """The k best items for each user.
 
     Args:
         user_ids: one external id or a sequence of them; none gives an empty frame, a repeated one a list each time.
         k: list length, >= 1.
         exclude_seen: leave out the items each user has met in the data the model was fitted on.
+        allow: external ids of the only items that may come; None: all.
+        deny: external ids of items that may not come; they win over `allow`.
     Returns:
-        user_id, rank (from 1), item_id, score; fewer than k rows for a user who has seen nearly everything.
+        user_id, rank (from 1), item_id, score; fewer than k rows for a user to whom fewer items are left.
     Raises:
-        ValueError: an unknown user (for a new one use `recommend_for_history`) or k < 1.
+        ValueError: an unknown user (for a new one use `recommend_for_history`) or item, or k < 1.
         TypeError: ids of another type than the data's, a k that is no whole number, or no flag.
     """
     users_map, items_map = id_maps(model)
     k = min(require_k("recommend", k), len(items_map))
     seen = model.seen if require_flag("recommend", "exclude_seen", exclude_seen) else None
     users = codes_of("recommend", "user_ids", user_ids, users_map)
+    only, never = _filter("recommend", "allow", allow, items_map), _filter("recommend", "deny", deny, items_map)
     starts = range(0, len(users), _USERS_A_BLOCK)
-    blocks = [model.topk(_there(model, users[at : at + _USERS_A_BLOCK]).long(), k, seen) for at in starts]
+    asked = (_there(model, users[at : at + _USERS_A_BLOCK]).long() for at in starts)
+    blocks = [model.topk(block, k, seen, allow=only, deny=never) for block in asked]
     places, ranked = _ranked(blocks, k, items_map, "item_id")
     return pl.DataFrame([users_map.values.gather(users[places]).alias("user_id"), *ranked])
 
 
 @served
-def recommend_for_history(model: Recommender, item_ids: Any, k: int = 10, *, ratings: Any = None) -> pl.DataFrame:
+def recommend_for_history(
+    model: AnyModel, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
+) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
     A model that knows no way of its own fits the user's vectors to the history with every other weight frozen: logistic
     loss over the items and seeded negatives, from the mean user (the same call gives the same list).
 
     Args:
-        item_ids: external ids of the items the user liked (without ratings) or rated, at least one.
+        item_ids: external ids of the items the user liked (without ratings) or rated, at least one, in the order the
+            user met them; most models take them as a set.
         k: list length, >= 1.
         ratings: what the user gave each item, in the units of the data; for models that predict ratings, which hold
             them to the range of the training ratings.
+        allow: external ids of the only items that may come; None: all.
+        deny: external ids of items that may not come; they win over `allow`.
     Returns:
-        rank (from 1), item_id, score.
+        rank (from 1), item_id, score; fewer than k rows where fewer items are left.
     Raises:
         ValueError: an empty history, an unknown item, ratings that do not fit, or k < 1.
         TypeError: ids of another type than the data's, ratings that are no numbers, or a k that is no whole number.
     """
+    name = "recommend_for_history"
     _, items_map = id_maps(model)
-    k = min(require_k("recommend_for_history", k), len(items_map))
+    k = min(require_k(name, k), len(items_map))
     if ratings is None:
-        history = np.unique(codes_of("recommend_for_history", "item_ids", item_ids, items_map))
+        history, rated = codes_of(name, "item_ids", item_ids, items_map), None
         if not len(history):
-            raise ValueError("recommend_for_history: item_ids must hold at least one item, got none; try popularity")
-        rows = fold_in(model, _there(model, history).long())
+            raise ValueError(f"{name}: item_ids must hold at least one item, got none; try popularity")
     else:
-        history, given = _rated("recommend_for_history", "item_ids", item_ids, ratings, items_map)
-        rows = model.rows_for_ratings(_there(model, history).long(), _there(model, given))
-    seen = Seen(np.array([0, len(history)], dtype=np.int64), history.astype(np.int32))
-    _, ranked = _ranked([model.topk_from_rows(rows, k, seen)], k, items_map, "item_id")
+        history, rated = _rated(name, "item_ids", item_ids, ratings, items_map)
+    only, never = _filter(name, "allow", allow, items_map), _filter(name, "deny", deny, items_map)
+    scorer = model.scorer(model.encode(_asked(history, rated)))
+    met = np.unique(history).astype(np.int32)
+    lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
+    _, ranked = _ranked([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
 
 
+def _asked(history: NDArray[np.int32], ratings: NDArray[np.float32] | None) -> Queries:
+    """One new user with a history."""
+    rows = torch.tensor([0, len(history)]), torch.from_numpy(history).long()
+    return Queries(history=rows, ratings=None if ratings is None else torch.from_numpy(ratings))
+
+
+def _filter(function: str, argument: str, item_ids: Any, items_map: IdMap) -> NDArray[np.int32] | None:
+    """Items that may come, or may not, by index; None where none are named."""
+    return None if item_ids is None else codes_of(function, argument, item_ids, items_map)
+
+
 @served
-def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_user(model: AnyModel, item_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings of every item by a user whom the model never saw, nothing trained anew.
 
     Args:
@@ -97,13 +116,12 @@ def predict_for_user(model: Recommender, item_ids: Any, ratings: Any) -> pl.Data
         ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
     """
     _, items_map = id_maps(model)
-    items, given = _rated("predict_for_user", "item_ids", item_ids, ratings, items_map)
-    rows = model.rows_for_ratings(_there(model, items).long(), _there(model, given))
-    return _all_ratings(model, "item_id", items_map, model.score_items_from_rows(rows)[0])
+    asked = _asked(*_rated("predict_for_user", "item_ids", item_ids, ratings, items_map))
+    return _all_ratings(model, "item_id", items_map, score_items(model.scorer(model.encode(asked)))[0])
 
 
 @served
-def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.DataFrame:
+def predict_for_item(model: AnyModel, user_ids: Any, ratings: Any) -> pl.DataFrame:
     """Ratings by every user of an item that the model never saw, nothing trained anew.
 
     Args:
@@ -116,11 +134,12 @@ def predict_for_item(model: Recommender, user_ids: Any, ratings: Any) -> pl.Data
     """
     users_map, _ = id_maps(model)
     users, given = _rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
-    found = model.rate_new_item(_there(model, users).long(), _there(model, given))
-    return _all_ratings(model, "user_id", users_map, found)
+    order = np.argsort(users)
+    predicted = model.rate_new_item(_there(model, users[order]).long(), _there(model, given[order]))
+    return _all_ratings(model, "user_id", users_map, predicted)
 
 
-def _there(model: Recommender, values: NDArray[Any]) -> Tensor:
+def _there(model: AnyModel, values: NDArray[Any]) -> Tensor:
     """The values where the model is."""
     return to_device(torch.from_numpy(values), device_of(model))
 
@@ -128,65 +147,35 @@ def _there(model: Recommender, values: NDArray[Any]) -> Tensor:
 def _rated(
     function: str, argument: str, ids: Any, ratings: Any, known: IdMap
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Internal ids in ascending order with their ratings."""
+    """Internal ids as they were given, with their ratings."""
     codes = codes_of(function, argument, ids, known)
     given = ratings_of(function, ratings, len(codes), known.name)
     if not len(codes):
         raise ValueError(
             f"{function}: {argument} must hold at least one {known.name}, got none; pass one with its rating"
         )
-    indices, places = np.unique(codes, return_index=True)
-    if len(indices) < len(codes):
+    if (distinct := len(np.unique(codes))) < len(codes):
         raise ValueError(
-            f"{function}: each {known.name} may be rated once, got {len(codes)} ratings of {len(indices)}; keep one"
+            f"{function}: each {known.name} may be rated once, got {len(codes)} ratings of {distinct}; keep one"
         )
-    return indices, given[places]
+    return codes, given
 
 
-def _all_ratings(model: Recommender, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
+def _all_ratings(model: AnyModel, column: str, known: IdMap, ratings: Tensor) -> pl.DataFrame:
     limits: Tensor | None = getattr(model, "limits", None)
     ratings = ratings if limits is None else ratings.clamp(*limits)
     return pl.DataFrame([known.values.alias(column), pl.Series("rating", ratings.cpu().numpy())])
 
 
 @served
-def fold_in(model: Recommender, history: Tensor) -> tuple[Tensor, ...]:
-    """User rows [1, D] for a new user, fitted to `history` [n] (item indices) with the model frozen."""
-    schema = model.require_built()
-    known = model.rows_for_history(history)
-    if known is not None:
-        return known
-    device = history.device
-    sample = torch.arange(min(schema.num_users, _USERS_A_BLOCK), device=device)
-    rows = tuple(table.mean(0, keepdim=True).detach() for table in model.user_rows(sample))
-    if not any(row.numel() for row in rows) or len(history) == schema.num_items:
-        return rows
-    rows = tuple(row.requires_grad_() for row in rows)
-    offsets = torch.arange(2, device=device) * len(history)
-    # Those of all steps in one call: a look at the device, and they do not depend on how they are split.
-    negatives = sample_negatives(
-        torch.zeros(_FOLD_IN_STEPS * len(history), dtype=torch.int32, device=device),
-        offsets,
-        history.to(torch.int32),
-        schema.num_items,
-        _FOLD_IN_NEGATIVES,
-        seed=0,
-    ).view(_FOLD_IN_STEPS, -1)
-    optimizer = torch.optim.Adam(rows, lr=_FOLD_IN_LR)
-    with torch.enable_grad():
-        for drawn in negatives.unbind():
-            items = torch.cat([history, drawn.long()])
-            labels = (torch.arange(len(items), device=device) < len(history)).float()
-            logits = model.forward_rows(tuple(row.expand(len(items), -1) for row in rows), items)
-            gradients = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, labels), rows)
-            for row, gradient in zip(rows, gradients, strict=True):
-                row.grad = gradient
-            optimizer.step()
-    return tuple(row.detach() for row in rows)
+def fold_in(model: AnyModel, history: Tensor) -> tuple[Tensor, ...]:
+    """What the model makes of a new user with `history` [n] (item indices), for its `scorer`."""
+    state: tuple[Tensor, ...] = model.encode(_asked(history.cpu().int().numpy(), None))
+    return state
 
 
 @served
-def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFrame:
+def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     """The k nearest items to each item by the cosine of the model's item vectors, the item itself left out.
 
     Returns:
@@ -199,14 +188,13 @@ def similar_items(model: Recommender, item_ids: Any, k: int = 10) -> pl.DataFram
     blocks = []
     if len(codes):
         own = torch.arange(len(codes) + 1, device=vectors.device), _there(model, codes)
-        scorer = DotScorer(vectors[own[1].long()], vectors)
-        blocks.append(score_topk(scorer, k, seen_indptr=own[0], seen_indices=own[1]))
+        blocks.append(topk(DotScorer(vectors[own[1].long()], vectors), k, seen=own))
     places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
     return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
 
 
 @served
-def score(model: Recommender, pairs: Any) -> np.ndarray:
+def score(model: AnyModel, pairs: Any) -> np.ndarray:
     """Scores of (user, item) pairs.
 
     Args:
@@ -223,8 +211,8 @@ def score(model: Recommender, pairs: Any) -> np.ndarray:
     if not len(user_codes):
         return np.zeros(0, dtype=np.float32)
     scores = model.score_pairs(_there(model, user_codes).long(), _there(model, item_codes).long())
-    found: np.ndarray = scores.cpu().numpy()
-    return found
+    result: np.ndarray = scores.cpu().numpy()
+    return result
 
 
 def _ranked(
@@ -233,17 +221,17 @@ def _ranked(
     """Top-k blocks as long columns without empty places (-1): which list each row is of; rank, `column` and score."""
     scores = np.concatenate([np.empty((0, k), np.float32), *(values.cpu().numpy() for values, _ in blocks)])
     items = np.concatenate([np.empty((0, k), np.int64), *(indices.cpu().numpy() for _, indices in blocks)])
-    found = items >= 0
-    places, ranks = np.nonzero(found)
+    is_item = items >= 0
+    places, ranks = np.nonzero(is_item)
     columns = [
         pl.Series("rank", ranks + 1),
-        items_map.values.gather(items[found]).alias(column),
-        pl.Series("score", scores[found].astype(np.float32)),
+        items_map.values.gather(items[is_item]).alias(column),
+        pl.Series("score", scores[is_item].astype(np.float32)),
     ]
     return places, columns
 
 
-def id_maps(model: Recommender) -> tuple[IdMap, IdMap]:
+def id_maps(model: AnyModel) -> tuple[IdMap, IdMap]:
     """Users' and items' ids."""
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"{model.name}: the model has no id maps; call fit(data) or load one with deeprec.load(dir)")

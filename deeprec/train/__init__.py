@@ -1,6 +1,7 @@
-"""Training: `fit`, sparse optimizers (`deeprec.train.optim`), checkpoints and model folders."""
+"""Training: `fit`, callbacks and loggers, sparse optimizers (`deeprec.train.optim`), checkpoints."""
 
 from deeprec.serve.folder import load, save
-from deeprec.train.fit import FitResult, Progress, evaluate_model, fit
+from deeprec.train.callbacks import Callback, CallbackError, Progress
+from deeprec.train.fit import FitResult, evaluate_model, fit
 
-__all__ = ["FitResult", "Progress", "evaluate_model", "fit", "load", "save"]
+__all__ = ["Callback", "CallbackError", "FitResult", "Progress", "evaluate_model", "fit", "load", "save"]

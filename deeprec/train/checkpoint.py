@@ -18,7 +18,7 @@ from deeprec._record import typed
 from deeprec._tensors import SEAL, require_sealed, write_tensors
 
 FILE_NAME = "checkpoint.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _PARTS = ("model", "average", "best")
 _REMEDY = "remove it to start the run anew"
 
@@ -54,9 +54,11 @@ class Checkpoint:
     optimizer: dict[str, Any]
 
 
-def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Replace the checkpoint in `directory`.
 
+    Returns:
+        its path.
     Raises:
         OSError: not writable or disk full; the previous checkpoint is then untouched.
     """
@@ -79,6 +81,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "optimizer_extra": {k: v for k, v in checkpoint.optimizer.items() if k not in ("state", "param_groups")},
     }
     write_tensors(directory / FILE_NAME, tensors, {"deeprec": json.dumps(header)}, sealed=True)
+    return directory / FILE_NAME
 
 
 def read_checkpoint(directory: Path) -> Checkpoint | None:

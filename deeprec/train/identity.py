@@ -18,7 +18,7 @@ import torch
 
 from deeprec.evaluate import Card, protocol_from_dict, read_card
 from deeprec.evaluate.card import CHECKSUMS
-from deeprec.registry import config_class, is_click_model, names
+from deeprec.registry import config_class, names
 from deeprec.serve.folder import load
 from deeprec.train.checkpoint import has_checkpoint
 
@@ -121,8 +121,7 @@ def adopt_finished(model: Any, directory: Path) -> None:
     saved = load(directory, device="cpu")
     if saved.name != model.name or saved.config != model.config:
         raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
-    sizes = saved.inputs if is_click_model(saved.name) else saved.schema
-    model.build(sizes, torch.Generator())
+    model.build(getattr(saved, saved.sizes), torch.Generator())
     model.load_state_dict(saved.state_dict())
 
 

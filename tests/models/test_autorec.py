@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 import deeprec
+from deeprec.contract import Queries
 from deeprec.data import Interactions, from_frame, load
 from deeprec.data.sets.datasets import find
 from deeprec.evaluate import evaluate, protocol
 from deeprec.models import AutoRec, Schema
-from deeprec.models._autoencoder import RatingRows
 from deeprec.models.autorec import AutoRecConfig
 from deeprec.train import fit
-from deeprec.train.fit import make_optimizer, train_epoch
+from deeprec.train.loop import train_epoch
 from deeprec.train.optim import Adam
+from deeprec.train.optimizers import Optimizers
+from deeprec.train.schedules import Schedule
 
 needs_ml_100k = pytest.mark.skipif(find("ml-100k") is None, reason="needs ml-100k, see `deeprec data list`")
 needs_ml_1m = pytest.mark.skipif(find("ml-1m") is None, reason="needs ml-1m, see `deeprec data list`")
@@ -136,9 +138,9 @@ def test_what_has_no_ratings_is_predicted_within_their_range(side: str, output: 
     every_user, every_item = torch.arange(data.num_users), torch.arange(data.num_items)
     of_user = model.predict_ratings(torch.full_like(every_item, cold_user), every_item)
     of_item = model.predict_ratings(every_user, torch.full_like(every_user, cold_item))
-    for some in (of_user, of_item):
-        assert ((some > 1) & (some < 5)).all()
-        assert abs(float(some.mean() - train.ratings.mean())) < 0.5
+    for rated in (of_user, of_item):
+        assert ((rated > 1) & (rated < 5)).all()
+        assert abs(float(rated.mean() - train.ratings.mean())) < 0.5
 
 
 def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_the_mean_column() -> None:
@@ -148,13 +150,14 @@ def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_t
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
     center = columns[model._rows.indices].mean(0, keepdim=True)  # a column as often as it has ratings
     rating = model.codes[:1] @ center.T
-    (row,) = model.rows_for_ratings(torch.tensor([0]), rating[0])
+    (row,) = model.encode(Queries(history=(torch.tensor([0, 1]), torch.tensor([0])), ratings=rating[0]))
     torch.testing.assert_close(row, center)
-    torch.testing.assert_close(model.user_rows(torch.tensor([50]))[0], center)
+    nobody = Queries(torch.tensor([50]))
+    torch.testing.assert_close(model.encode(nobody)[0], center)
     loaded = AutoRec(model.schema, hidden=8)
     state = model.state_dict()
     loaded.load_state_dict(state)
-    assert torch.equal(loaded.user_rows(torch.tensor([50]))[0], model.user_rows(torch.tensor([50]))[0])
+    assert torch.equal(loaded.encode(nobody)[0], model.encode(nobody)[0])
     del state["center"]  # as folders of before have it
     loaded.load_state_dict(state)
     torch.testing.assert_close(loaded.center, columns.mean(0))
@@ -166,7 +169,7 @@ def test_a_new_column_is_the_ridge_regression_on_its_ratings(count: int) -> None
     model = AutoRec(hidden=12, epochs=40, l2=3.0, refit=False).fit(data, protocol="rating", seed=0)
     items = torch.arange(count)
     given = torch.from_numpy(np.random.default_rng(0).uniform(1, 5, count).astype(np.float32))
-    (row,) = model.rows_for_ratings(items, given)
+    (row,) = model.encode(Queries(history=(torch.tensor([0, count]), items), ratings=given))
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach().double()
     center, codes = columns[model._rows.indices].mean(0), model.codes[:count].double()
     gram = codes[:, :-1].T @ codes[:, :-1] + 1.5 * torch.eye(12)
@@ -214,20 +217,6 @@ def test_bad_ratings_are_refused_before_training_starts() -> None:
         model.predict_for_item([0], [-1])
 
 
-def test_batches_hold_every_rating_once() -> None:
-    data = ratings()
-    for side in ("item", "user"):
-        rows = RatingRows(data, side=side, batch_size=7, seed=3)
-        whole = sorted(zip(rows.indices.tolist(), rows.ratings.tolist(), strict=True))
-        for number in (0, 1):
-            batches = list(rows.epoch(number))
-            assert all(len(batch.indptr) <= 8 for batch in batches)
-            pairs = [zip(batch.indices.tolist(), batch.labels.tolist(), strict=True) for batch in batches]
-            assert sorted(pair for some in pairs for pair in some) == whole
-        again = list(rows.epoch(1))
-        assert all(torch.equal(a.indices, b.indices) for a, b in zip(batches, again, strict=True))
-
-
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "batch_size": 8, "lr": 0.01, "l2": 1.0}])
 @pytest.mark.parametrize("side", ["item", "user"])
 def test_learns_saves_and_loads(side: str, options: dict[str, Any], tmp_path: Any) -> None:
@@ -271,11 +260,11 @@ def objectives(**options: Any) -> list[float]:
     data = ratings()
     model = AutoRec(hidden=7, init_std=0.3, l2=0.7, **options)
     model.build(model.schema_for(data), torch.Generator().manual_seed(0))
-    batches, optimizer = model.batches(data, 0), make_optimizer(model, model.config)
+    batches, optimizers = model.batches(data, 0), Optimizers(model)
     (whole,) = batches.epoch(0)
     values = []
     for epoch in range(model.config.epochs):
-        train_epoch(model, optimizer, batches, epoch)
+        train_epoch(model, optimizers, batches, epoch)
         values.append(float(model.loss(whole).detach()) + model.penalty())
     return values
 
@@ -308,9 +297,9 @@ def test_pretraining_starts_the_deep_model_from_the_shallow_one_and_its_codes() 
 
 def test_learning_rates_follow_the_schedule() -> None:
     linear = AutoRecConfig(optimizer="sgd", lr=1.0, epochs=4, lr_schedule="linear")
-    assert [linear.lr_of(t) for t in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [Schedule(linear, 1).share(t) for t in range(4)] == [1, 0.75, 0.5, 0.25]
     decaying = AutoRecConfig(optimizer="sgd", lr=1.0, lr_decay=0.5)
-    assert [decaying.lr_of(t) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
+    assert [Schedule(decaying, 1).share(t) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
     data, used = ratings(), []
 
     def look(progress: Any) -> None:
@@ -428,7 +417,7 @@ def test_protocols_and_models_that_do_not_go_together_are_refused() -> None:
         ({"inner": (0,)}, "inner"),
         ({"pretrain": True}, "pretrain needs inner layers"),
         ({"pretrain_lr": -1.0}, "pretrain_lr must be >= 0"),
-        ({"lr_schedule": "cosine"}, "lr_schedule must be one of"),
+        ({"lr_schedule": "cyclic"}, "lr_schedule must be one of"),
         ({"reduction": "mean"}, "reduction has no effect here"),
         ({"weight_decay": 0.1}, "weight_decay must be 0 with rprop, got 0.1; take l2"),
         ({"precision": "bfloat16"}, "precision has no effect here"),
@@ -485,7 +474,7 @@ def test_a_new_user_or_item_is_rated_as_one_like_it_is(side: str, output: str) -
 def test_a_model_without_ratings_says_so() -> None:
     model = deeprec.models.create("popularity").fit(ratings(), protocol="full")
     for call in (model.predict_for_user, model.predict_for_item):
-        with pytest.raises(ValueError, match="does not predict ratings"):
+        with pytest.raises(ValueError, match="that predicts ratings"):
             call([0], [5])
 
 

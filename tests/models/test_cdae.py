@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import deeprec
+from deeprec.batches import UserBatch
+from deeprec.contract import Queries
 from deeprec.data import Interactions, from_frame
 from deeprec.models import CDAE, Schema
-from deeprec.models.cdae import VARIANTS, Likes, UserBatch
+from deeprec.models.cdae import VARIANTS
+from deeprec.nn.scoring import score_items
 from deeprec.train import fit
-from deeprec.train.fit import make_optimizer
+from deeprec.train.optimizers import Optimizers
 
 
 def likes(num_users: int = 40, num_items: int = 30, density: float = 0.3, seed: int = 0) -> Interactions:
@@ -42,11 +45,11 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
     loss = torch.zeros((), dtype=torch.float64)
     for row, user in enumerate(batch.users):
         corrupted = torch.zeros(num_items, dtype=torch.float64)
-        begin, end = batch.input_indptr[row], batch.input_indptr[row + 1]
+        begin, end = batch.input_offsets[row], batch.input_offsets[row + 1]
         corrupted[batch.input_indices[begin:end]] = 1 / (1 - config.corruption)
         z = corrupted @ p["encoder"] + p["users"][user] + p["encoder_bias"]
         z = {"identity": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[config.activation]
-        scored = slice(int(batch.indptr[row]), int(batch.indptr[row + 1]))
+        scored = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         logits = (z @ decoder.T + p["decoder_bias"])[batch.indices[scored]]
         labels = batch.labels[scored].double()
         if config.loss == "squared":
@@ -56,8 +59,8 @@ def dense(model: CDAE, batch: UserBatch) -> tuple[Tensor, dict[str, Tensor]]:
         else:
             loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
     every = torch.arange(num_items)
-    touched_in = every if model._likes.is_input_dense else batch.input_indices.unique()
-    touched_out = every if model._likes.is_output_dense else batch.indices.unique()
+    touched_in = every if model._is_input_dense else batch.input_indices.unique()
+    touched_out = every if model._is_output_dense else batch.indices.unique()
     if config.tied:
         rows = [p["encoder"][torch.cat([touched_in, touched_out]).unique()]]
     else:
@@ -92,7 +95,7 @@ def test_loss_and_gradients_are_the_formula(options: dict[str, Any], is_dense: b
     got = model.backward(batch)
     torch.testing.assert_close(got.double(), loss.detach(), rtol=1e-5, atol=1e-5)
     assert model.users.grad.is_sparse
-    assert model.decoder.grad.is_sparse == (not is_dense and not model._likes.is_output_dense)
+    assert model.decoder.grad.is_sparse == (not is_dense and not model._is_output_dense)
     names = [key for key, _ in model.named_parameters()]
     exact = dict(zip(names, torch.autograd.grad(p["objective"], [p[key] for key in names]), strict=True))
     for key, value in model.named_parameters():
@@ -110,60 +113,22 @@ def test_prediction_reads_the_uncorrupted_likes(activation: str) -> None:
     z = {"identity": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[activation]
     want = (z @ model.decoder.T + model.decoder_bias).detach()
     torch.testing.assert_close(model.score_items(torch.arange(data.num_users)), want, rtol=1e-5, atol=1e-5)
-    new = model.score_items_from_rows(model.rows_for_history(torch.tensor([1, 4])))
+    asked = Queries(history=(torch.tensor([0, 3]), torch.tensor([4, 1, 4])))
+    new = score_items(model.scorer(model.encode(asked)))
     z = model.encoder[[1, 4]].sum(0) + model.encoder_bias
     z = {"identity": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[activation]
     torch.testing.assert_close(new[0], (z @ model.decoder.T + model.decoder_bias).detach(), rtol=1e-5, atol=1e-5)
-
-
-def test_batches_hold_every_like_once_and_unseen_items_beside_it() -> None:
-    data = likes()
-    model = small(data, batch_size=7, corruption=0.0, num_negatives=3)
-    batches = model.batches(data, seed=3)
-    liked = set(zip(data.users.tolist(), data.items.tolist(), strict=True))
-    for number in (0, 1):
-        found, examples = [], 0
-        for batch in batches.epoch(number):
-            owners = torch.repeat_interleave(batch.users, batch.indptr.diff()).view(-1, 4)
-            scored, labels = batch.indices.view(-1, 4), batch.labels.view(-1, 4)
-            assert (labels == torch.tensor([1.0, 0, 0, 0])).all()
-            found += zip(owners[:, 0].tolist(), scored[:, 0].tolist(), strict=True)
-            negatives = zip(owners[:, 1:].flatten().tolist(), scored[:, 1:].flatten().tolist(), strict=True)
-            assert not liked & set(negatives)
-            assert torch.equal(batch.input_indices, scored[:, 0])
-            assert len(batch.users) <= 7
-            examples += batch.labels.numel()
-        assert sorted(found) == sorted(liked)
-        assert examples == batches.num_examples
-    first, second = (torch.cat([b.indices for b in batches.epoch(n)]).sort().values for n in (0, 1))
-    assert not torch.equal(first, second)  # negatives are drawn anew
-
-
-def test_corruption_drops_the_share_it_says_and_scales_the_rest() -> None:
-    data = likes(300, 200, density=0.6)
-    config = CDAE(corruption=0.7, batch_size=50).config
-    batches = list(Likes(data, config, seed=0).epoch(0))
-    kept = sum(len(batch.input_indices) for batch in batches) / len(data)
-    assert kept == pytest.approx(0.3, abs=0.02)
-    for batch in batches:
-        assert (batch.input_values == torch.tensor(1 / 0.3)).all()
-        rows = torch.repeat_interleave(torch.arange(len(batch.users)), batch.input_indptr.diff())
-        owners = torch.repeat_interleave(torch.arange(len(batch.users)), batch.indptr.diff())
-        inputs = set(zip(rows.tolist(), batch.input_indices.tolist(), strict=True))
-        assert inputs <= set(zip(owners[::6].tolist(), batch.indices[::6].tolist(), strict=True))
-    again = list(Likes(data, config, seed=0).epoch(0))
-    assert all(torch.equal(a.input_indices, b.input_indices) for a, b in zip(batches, again, strict=True))
 
 
 def test_adagrad_divides_by_the_root_of_beta_plus_the_squares() -> None:
     data = likes()
     model = small(data, batch_size=1000, lr=0.1, adagrad_start=1.0)
     (batch,) = model.batches(data, seed=0).epoch(0)
-    optimizer = make_optimizer(model, model.config)
+    optimizers = Optimizers(model)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     model.backward(batch)
     grads = {key: value.grad.to_dense() for key, value in model.named_parameters()}
-    optimizer.step()
+    optimizers.step()
     for key, value in model.named_parameters():
         want = before[key] - 0.1 * grads[key] / (1 + grads[key] ** 2).sqrt()
         torch.testing.assert_close(value.detach(), want, rtol=1e-5, atol=1e-6)

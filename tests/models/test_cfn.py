@@ -18,7 +18,6 @@ from deeprec.data.interactions.features import feature_matrix
 from deeprec.data.sets.datasets import find
 from deeprec.evaluate import protocol
 from deeprec.models import CFN
-from deeprec.models.cfn import CFNConfig, Corruption
 from deeprec.train import fit
 
 needs_ml_100k = pytest.mark.skipif(find("ml-100k") is None, reason="needs ml-100k, see `deeprec data list`")
@@ -111,37 +110,6 @@ def test_loss_gradients_and_predictions_are_the_formula(side: str, has_features:
     got = model.eval().predict_ratings(users, items).view(data.num_users, data.num_items)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.score_items(torch.tensor([3, 4])).double(), want[3:5], rtol=1e-5, atol=1e-5)
-
-
-def test_corruption_has_its_shares_and_weights() -> None:
-    config = CFNConfig(hide=0.3, gaussian=0.2, noise_std=0.5, salt_pepper=0.1, alpha=2.0, beta=0.5)
-    rows, width = 200, 100
-    targets = torch.full((rows * width,), 0.25)
-    indptr = torch.arange(0, rows * width + 1, width)
-    inputs, weights = Corruption(config)(targets, indptr, torch.Generator().manual_seed(1))
-    assert weights is not None
-    is_hidden, is_extreme, is_same = inputs == 0, inputs.abs() == 1, inputs == 0.25
-    is_noisy = ~(is_hidden | is_extreme | is_same)
-    for some, share in ((is_hidden, 0.3), (is_noisy, 0.2), (is_extreme, 0.1), (is_same, 0.4)):
-        assert float(some.float().mean()) == pytest.approx(share, abs=0.015)
-    assert float((inputs[is_noisy] - 0.25).std()) == pytest.approx(0.5, abs=0.03)
-    assert 0.4 < float((inputs[is_extreme] > 0).float().mean()) < 0.6
-    assert (weights[is_same] == 0.5).all()
-    assert (weights[~is_same] == 2.0).all()
-
-
-def test_a_row_whose_entries_were_all_drawn_keeps_them() -> None:
-    config = CFNConfig(hide=0.9)
-    lengths = torch.arange(1, 40).repeat(20)
-    indptr = torch.cat([torch.zeros(1).long(), lengths.cumsum(0)])
-    inputs, weights = Corruption(config)(torch.ones(int(indptr[-1])), indptr, torch.Generator().manual_seed(0))
-    assert weights is not None
-    shown = [part.sum() for part in inputs.split(lengths.tolist())]
-    assert all(count > 0 for count in shown)
-    single = lengths[torch.repeat_interleave(torch.arange(len(lengths)), lengths)] == 1
-    assert (inputs[single] == 1).all()
-    assert (weights[single] == torch.tensor(config.beta)).all()
-    assert float((inputs == 0).float().mean()) > 0.75
 
 
 def test_l2_of_rarely_touched_rows_is_as_strong_on_average() -> None:
@@ -275,7 +243,7 @@ def test_cold_rows_are_average_but_for_side_information_and_cold_columns_get_the
     batch = model._rows.whole()
     codes = model._encode_whole(batch).detach()
     cold, cold_column = (cold_item, cold_user) if side == "item" else (cold_user, cold_item)
-    has_ratings = batch.indptr.diff() > 0
+    has_ratings = batch.offsets.diff() > 0
     codes[cold, :5] = codes[has_ratings, :5].mean(0)
     codes = torch.cat([codes, torch.ones(len(codes), 1)], 1)
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
@@ -313,15 +281,14 @@ def test_recommends_in_blocks_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     users = data.user_ids.values.to_list()
     whole, unmasked = model.recommend(users, 7), model.recommend(users, 7, exclude_seen=False)
     shapes = []
-    scores = CFN.score_items_from_rows
+    rating_of = CFN._rating_of
 
-    def watched(self: CFN, rows: tuple[Tensor, ...]) -> Tensor:
-        found = scores(self, rows)
-        shapes.append(found.numel())
-        return found
+    def watched(self: CFN, logits: Tensor, means: Tensor | None) -> Tensor:
+        shapes.append(logits.numel())
+        return rating_of(self, logits, means)
 
-    monkeypatch.setattr(CFN, "score_items_from_rows", watched)
-    monkeypatch.setattr("deeprec.models._autoencoder._SCORES_A_BLOCK", 400)
+    monkeypatch.setattr(CFN, "_rating_of", watched)
+    monkeypatch.setattr("deeprec.nn.scoring._SCORES_A_BLOCK", 400)
     assert model.recommend(users, 7).equals(whole)
     assert model.recommend(users, 7, exclude_seen=False).equals(unmasked)
     assert max(shapes) <= 400
@@ -332,7 +299,7 @@ def test_bad_options_are_refused() -> None:
         ({"hide": 1.0}, "less than 1 together"),
         ({"salt_pepper": -0.1}, "must be >= 0"),
         ({"alpha": -1.0}, "alpha, beta and noise_std"),
-        ({"beta": 0.0, "hide": 0.0}, "some entry must have a weight"),
+        ({"beta": 0.0, "hide": 0.0}, "an entry must have a weight"),
         ({"rating_range": (5, 1)}, "rating_range must ascend"),
         ({"weight_decay": 0.1}, "take l2"),
         ({"optimizer": "rprop", "batch_size": 0}, "optimizer must be one of"),

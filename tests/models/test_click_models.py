@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from deeprec.data.columns.inputs import BagField, Field, Inputs
 from deeprec.models import ClickBatch, ClickModel, click_models, config_class, create, is_click_model, recommenders
 from deeprec.train import optim
-from deeprec.train.clicks import Optimizers
+from deeprec.train.optimizers import Optimizers
 
 D = 4
 FIELDS = (Field("user", 7), Field("user x item", 13, is_cross=True), Field("item", 11), Field("train", 3))
@@ -401,11 +401,11 @@ def test_a_batch_of_another_shape_is_refused(name):
     model = create(name, inputs=INPUTS["everything"], **options(name))
     batch = batch_of(INPUTS["everything"], 5)
     with pytest.raises(ValueError, match=r"ids must be \[B, 4\]"):
-        model(batch._replace(ids=batch.ids[:, :3]))
+        model(dataclasses.replace(batch, ids=batch.ids[:, :3]))
     with pytest.raises(ValueError, match=r"values must be \[B, 2\]"):
-        model(batch._replace(values=batch.values[:, :1]))
+        model(dataclasses.replace(batch, values=batch.values[:, :1]))
     with pytest.raises(ValueError, match="tags"):
-        model(batch._replace(bags={key: bag for key, bag in batch.bags.items() if key != "tags"}))
+        model(dataclasses.replace(batch, bags={key: bag for key, bag in batch.bags.items() if key != "tags"}))
 
 
 @pytest.mark.parametrize(

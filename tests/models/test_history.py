@@ -10,7 +10,7 @@ import torch
 from deeprec.data import Interactions, from_frame
 from deeprec.models import EASE, ItemKNN, Schema, Seen, create
 from deeprec.models import history as module
-from deeprec.models.history import cooccurrences, topk_of_scores
+from deeprec.models.history import cooccurrences
 from deeprec.train import fit
 
 
@@ -90,15 +90,6 @@ def test_top_k_is_the_sorted_list_without_what_was_seen(name: str) -> None:
         assert items[row].tolist() == order + [-1] * (45 - len(order))
         torch.testing.assert_close(values[row, : len(order)], scores[row, order])
     assert torch.equal(model.topk(users, 5, None)[0], scores.sort(1, descending=True).values[:, :5])
-
-
-def test_equal_scores_rank_by_index() -> None:
-    scores = torch.zeros(3, 50)
-    scores[1, 30] = 1
-    scores[2] = torch.arange(50)
-    values, items = topk_of_scores(scores, 4, (torch.arange(4), torch.tensor([0, 1, 49])), torch.arange(3))
-    assert items.tolist() == [[1, 2, 3, 4], [30, 0, 2, 3], [48, 47, 46, 45]]
-    assert values.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [48, 47, 46, 45]]
 
 
 @pytest.mark.parametrize("name", ["item-knn", "ease"])

@@ -15,7 +15,6 @@ from deeprec.data import synthetic
 from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.evaluate import ClickProtocol, read_card
 from deeprec.train import fit
-from deeprec.train.clicks import fit_clicks
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -126,8 +125,8 @@ def test_fit_names_keywords_that_it_does_not_have() -> None:
     data = synthetic(num_users=30, num_items=40, num_interactions=300)
     for model, keyword, message in (
         (models.GMF(), {"epochs": 3}, r"option of the model: models.create\('gmf', epochs=3\)"),
-        (models.GMF(), {"schema": None}, "it goes with click models"),
-        (models.LR(), {"report_best_on_test": True}, "models that rank items"),
+        (models.GMF(), {"schema": None}, "it goes with afm, dcn-v2"),
+        (models.LR(), {"report_best_on_test": True}, "it goes with autorec, cdae"),
         (models.LR(), {"sead": 3}, "did you mean 'seed'"),
     ):
         with pytest.raises(TypeError, match=message):
@@ -168,8 +167,8 @@ def test_a_log_that_is_cut_is_not_cut_again(tmp_path: Path) -> None:
         (ClickProtocol(holdout="official"), "holdout='official' has no effect"),
     ):
         with pytest.raises(ValueError, match=message):
-            fit_clicks(models.LR(epochs=1), log, protocol=rule)
-    fit_clicks(models.LR(epochs=1), log, protocol=ClickProtocol(validation_share=0.2, seed=3))
+            fit(models.LR(epochs=1), log, protocol=rule)
+    fit(models.LR(epochs=1), log, protocol=ClickProtocol(validation_share=0.2, seed=3))
 
 
 @pytest.fixture

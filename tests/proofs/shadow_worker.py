@@ -28,16 +28,19 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import deeprec
 from deeprec import models, serve
+from deeprec.batches import SequenceBatches
 from deeprec.config import FULL_BATCH_OPTIMIZERS
-from deeprec.contract import Schema, Seen
+from deeprec.contract import RATES, SIMILAR_ITEMS, Queries, Schema, Seen
 from deeprec.data import from_frame
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
+from deeprec.device import device_of
 from deeprec.evaluate import evaluate, protocol
+from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.models.click import ClickBatch
-from deeprec.train._row_optimizer import RowOptimizer
+from deeprec.nn.scoring import BlockScorer
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, write_checkpoint
-from deeprec.train.clicks import Optimizers, predict_rows
-from deeprec.train.fit import _search_line, make_optimizer, train_epoch
+from deeprec.train.loop import search_line, train_epoch
+from deeprec.train.optimizers import Optimizers
 
 _setup_privateuseone_for_python_backend("shadow")
 SHADOW = torch.device("shadow", 0)
@@ -208,21 +211,33 @@ def recommender(name: str, optimizer: str = "") -> Any:
         return models.create(name, schema=Schema(DATA.num_users, DATA.num_items), **options)
 
 
-def recommender_step(name: str, optimizer: str) -> dict[str, Any]:
-    """The second step of a new model, by when states are there, with a batch of its own sampler."""
-    model = recommender(name, optimizer)
-    batch = next(iter(model.batches(DATA, 0).epoch(0)))
-    chosen = make_optimizer(model, model.config)
+def made(name: str, optimizer: str = "", **options: Any) -> tuple[Any, Any]:
+    """A model on the device, and a batch of its own sampler."""
+    if name in models.recommenders():
+        model = recommender(name, optimizer)
+        return model, next(iter(model.batches(DATA, 0).epoch(0)))
+    chosen = {"optimizer": optimizer} if optimizer else {}
+    with OnShadow():
+        model = models.create(name, inputs=INPUTS, **chosen, **options)
+    return model, ClickBatch.of(rows()).to(SHADOW)
+
+
+def training_step(name: str, optimizer: str, **options: Any) -> dict[str, Any]:
+    """The second step of a new model, by when states are there."""
+    model, batch = made(name, optimizer, **options)
+    chosen = Optimizers(model)
     model.train()
 
     def step() -> None:
-        for parameter in model.parameters():
-            parameter.grad = None
-        if optimizer == "lbfgs":
-            _search_line(model, chosen, batch)
-            return
-        model.backward(batch)
-        chosen.update() if isinstance(chosen, RowOptimizer) else chosen.step()
+        chosen.clear()
+        search = chosen.line_search
+        for turn in model.turns():
+            if search is not None:
+                search_line(chosen, turn, batch, model.penalty)
+                return
+            turn.backward(batch)
+            chosen.step(turn.groups)
+            chosen.clear()
 
     first = measured(step)
     return first if "error" in first else measured(step)
@@ -230,9 +245,8 @@ def recommender_step(name: str, optimizer: str) -> dict[str, Any]:
 
 def checkpoint(name: str) -> dict[str, Any]:
     """A checkpoint of the device, read back on the CPU and put into a model and an optimizer of the device."""
-    model, again = recommender(name), recommender(name)
-    batch, _ = (next(iter(each.batches(DATA, 0).epoch(0))) for each in (model, again))
-    first, second = make_optimizer(model, model.config), make_optimizer(again, again.config)
+    (model, batch), (again, _) = made(name), made(name)
+    first, second = Optimizers(model), Optimizers(again)
     model.backward(batch)
     first.step()
     with tempfile.TemporaryDirectory() as directory:
@@ -243,10 +257,11 @@ def checkpoint(name: str) -> dict[str, Any]:
     devices = {value.device.type for value in found.model.values()}
     again.load_state_dict(found.model)
     second.load_state_dict(found.optimizer)
-    there = {x.device.type for state in second.state.values() for x in state.values() if isinstance(x, torch.Tensor)}
+    states = [state for one in second.each for state in one.state.values()]
+    there = {x.device.type for state in states for x in state.values() if isinstance(x, torch.Tensor)}
     again.backward(batch)
     second.step()
-    return {"file": sorted(devices), "state": sorted(there), "model": again.device.type}
+    return {"file": sorted(devices), "state": sorted(there), "model": device_of(again).type}
 
 
 def serving(name: str) -> dict[str, Any]:
@@ -264,15 +279,28 @@ def serving(name: str) -> dict[str, Any]:
         "score": lambda: serve.score(model, [(users[0], items[1]), (users[2], items[0])]),
         "history": lambda: serve.recommend_for_history(model, items[:2], 5),
         "topk": lambda: model.topk(torch.arange(4, device=SHADOW), 5, model.seen),
+        "topk unmasked": lambda: model.topk(torch.arange(4, device=SHADOW), 5, None),
+        "recommend allowed": lambda: serve.recommend(model, users[:3], 5, allow=items[:9], deny=items[5:7]),
+        "recommend but denied": lambda: serve.recommend(model, users[:3], 5, deny=items[:2]),
+        "recommend from the rest": lambda: serve.recommend(model, users[:3], 5, exclude_seen=False, deny=items[:70]),
+        "allowed by user": lambda: model.topk(
+            torch.arange(4, device=SHADOW), 5, model.seen, allow=(np.arange(5) * 3, np.arange(12))
+        ),
     }
-    if name != "popularity":
+    if SIMILAR_ITEMS in model.capabilities:
         works["similar"] = lambda: serve.similar_items(model, items[:2], 3)
-    rules = ["full", "ncf", *(["rating"] if hasattr(model, "predict_ratings") else [])]
+    rules = ["full", "ncf", *(["rating"] if RATES in model.capabilities else [])]
     for rule in rules:
         chosen = protocol(rule, **({"metrics": ("ndcg", "coverage")} if rule == "full" else {})).resolve(DATA)
         split = chosen.split(DATA)
         works[f"evaluate {rule}"] = lambda split=split, chosen=chosen: evaluate(model, split, chosen)
     return {what: measured(work) for what, work in works.items()}
+
+
+def has_kernel(name: str) -> bool:
+    """Whether a kernel makes the lists of the best items."""
+    model = recommender(name)
+    return not isinstance(model.scorer(model.encode(Queries(torch.arange(2, device=SHADOW)))), BlockScorer)
 
 
 def rows() -> Encoded:
@@ -292,33 +320,23 @@ def rows() -> Encoded:
     return Encoded(ids, values, bags, (draw.random(count) < 0.5).astype(np.float32))
 
 
-def click_step(name: str, optimizer: str, *, step_in_backward: bool = False) -> dict[str, Any]:
-    """The second step of a new click model."""
-    with OnShadow():
-        model = models.create(name, inputs=INPUTS, optimizer=optimizer, step_in_backward=step_in_backward)
-    chosen, batch = Optimizers(model), ClickBatch.of(rows()).to(SHADOW)
-    model.train()
-
-    def step() -> None:
-        chosen.clear()
-        model.loss(batch).backward()
-        chosen.step()
-
-    first = measured(step)
-    return first if "error" in first else measured(step)
-
-
 def click_serving(name: str) -> dict[str, Any]:
     """Predictions."""
     with OnShadow():
         model = models.create(name, inputs=INPUTS)
-    return {"predict": measured(lambda: predict_rows(model, rows()))}
+    return {"predict": measured(lambda: logits_of_rows(model, rows()))}
 
 
 def faults() -> dict[str, Any]:
     """What must be noticed: a tensor of the CPU beside one of the device, and a look at a value."""
     there = torch.ones(3, device=SHADOW)
     return {"mixed": measured(lambda: there + torch.ones(3)), "look": measured(lambda: bool(there.sum() > 0))}
+
+
+def sequences(batch_size: int) -> dict[str, Any]:
+    """An epoch of windows of histories, which no model here trains on."""
+    options = {"length": 5, "seed": 0, "num_negatives": 2, "device": SHADOW}
+    return measured(lambda: list(SequenceBatches(DATA, batch_size=batch_size, **options).epoch(0)))
 
 
 def main() -> None:
@@ -328,21 +346,22 @@ def main() -> None:
     _mode = Shadow()
     with _mode:
         found["faults"] = faults()
+        found["sequences"] = {"few batches": sequences(20), "many batches": sequences(2)}
         for name in models.recommenders():
             kind = models.model_class(name)
             optimizers = kind.config_class.optimizers if kind.trains_by_gradient else ()
-            steps = {optimizer: recommender_step(name, optimizer) for optimizer in optimizers}
-            found[name] = {"steps": steps, "serving": serving(name)}
+            steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
+            found[name] = {"steps": steps, "serving": serving(name), "has_kernel": has_kernel(name)}
             if optimizers:
                 model = recommender(name)
-                batches, chosen = model.batches(DATA, 0), make_optimizer(model, model.config)
+                batches, chosen = model.batches(DATA, 0), Optimizers(model)
                 found[name]["epoch"] = measured(lambda m=model, o=chosen, b=batches: train_epoch(m, o, b, 0))
                 found[name]["checkpoint"] = checkpoint(name)
         for name in models.click_models():
             optimizers = models.config_class(name).optimizers
-            steps = {optimizer: click_step(name, optimizer) for optimizer in optimizers}
-            steps["adagrad in backward"] = click_step(name, "adagrad", step_in_backward=True)
-            found[name] = {"steps": steps, "serving": click_serving(name)}
+            steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
+            steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
+            found[name] = {"steps": steps, "serving": click_serving(name), "checkpoint": checkpoint(name)}
     json.dump(found, sys.stdout)
 
 

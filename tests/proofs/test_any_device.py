@@ -21,32 +21,30 @@ LOOKS = {
     "deeprec.embedding_bags_plan": "distinct rows of the ids",
     "deeprec.embedding_bags_grad": "distinct rows of each table",
     "deeprec.embedding_fm_grad": "distinct rows of each table",
-    "deeprec.kernels.embedding_bag.functions.row_grads": "where the rows of each table begin, one list",
-    "deeprec.kernels.embedding_fm.row_grads": "where the rows of each table begin, one list",
+    "deeprec.kernels.embedding_bag.plan.rows_by_table": "where the rows of each table begin, one list",
     "deeprec.nn._bag_inputs._bounds": "where the ids of each bag begin, for rows that Adam has yet to catch up with",
     # L-BFGS chooses its steps by the losses it sees.
-    "deeprec.train.fit._search_line": "L-BFGS",
-    "deeprec.train.fit.objective": "L-BFGS",
+    "deeprec.train.loop.search_line": "L-BFGS",
+    "deeprec.train.loop.objective": "L-BFGS",
     "deeprec.models.autorec.<genexpr>": "L-BFGS: the penalty",
     # Once a block of a million draws, never in a step: a kernel cannot raise.
     "deeprec.kernels.sample_negatives._check_lists": "the lists, once",
     "deeprec.kernels.sample_negatives.reference.check_users": "the users of a block",
-    "deeprec.train.fit.train_epoch": "the loss of the epoch",
+    "deeprec.train.loop.epoch": "the loss, once in 64 steps and at the end of an epoch",
     # After training, once: rows without ratings.
     "deeprec.models._autoencoder._finish_codes": "is a row without ratings",
     # What comes back to be shown.
     "deeprec.serve.recommend.<genexpr>": "items and scores",
     "deeprec.serve.recommend.score": "scores",
-    "deeprec.train.clicks._logits": "predictions, one transfer for all rows",
+    "deeprec.evaluate.tasks._logits": "predictions, one transfer for all rows",
     "deeprec.evaluate.ranking._together": "ranks, candidates and lists, a transfer each for all users",
     "deeprec.evaluate.ranking._first_true": "whether a score was NaN",
     "deeprec.evaluate.evaluator.rating_figures": "predictions, one transfer",
     # Ratings that a caller gives, once a call.
     "deeprec.models._autoencoder._check_range": "ratings outside the range",
-    # Lists of several lengths, once a block of users.
-    "deeprec.models.history.user_rows": "the longest history",
-    "deeprec.models.history.score_items_from_rows": "items of all histories",
-    "deeprec.models.history.topk_of_scores": "items that are left out",
+    # Lists of several lengths, once a block of users: histories, and seen items where no kernel takes them as they are.
+    "deeprec.nn.scoring._taken": "lengths of the lists",
+    "deeprec.nn.scoring.rows_of": "lengths of the lists",
     "deeprec.models.history.forward": "distinct users of the pairs",
 }
 
@@ -93,6 +91,14 @@ def test_faults_are_noticed(found: dict[str, Any]) -> None:
     assert found["faults"]["look"]["reads"] == {"elsewhere": 1}
 
 
+def test_epoch_of_sequences(found: dict[str, Any]) -> None:
+    for what, work in found["sequences"].items():
+        require_queued(what, work)
+    few, many = found["sequences"]["few batches"], found["sequences"]["many batches"]
+    assert few["calls"] < many["calls"]
+    assert few["reads"] == many["reads"]  # once an epoch or a block, not in a step
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_training_step_of_every_optimizer(found: dict[str, Any], name: str) -> None:
     steps = found[name]["steps"]
@@ -112,7 +118,7 @@ def test_evaluation_recommendation_and_prediction(found: dict[str, Any], name: s
 @pytest.mark.parametrize("name", TRAINED)
 def test_epoch_with_the_models_own_sampler(found: dict[str, Any], name: str) -> None:
     require_queued(name, found[name]["epoch"])
-    assert found[name]["epoch"]["reads"]["deeprec.train.fit.train_epoch"] == 1
+    assert found[name]["epoch"]["reads"]["deeprec.train.loop.epoch"] == 1
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -130,3 +136,12 @@ def test_step_keeps_to_its_budget(found: dict[str, Any], name: str) -> None:
     most, most_looks = BUDGET[name]
     assert most / 1.25 <= calls <= most * HEADROOM, f"{name}: {calls} operator calls a step, the budget is {most}"
     assert looks <= most_looks, f"{name}: a step waits for the device {looks} times, the budget is {most_looks}"
+
+
+@pytest.mark.parametrize("name", models.recommenders())
+def test_top_k_waits_at_most_once_for_lists_of_several_lengths(found: dict[str, Any], name: str) -> None:
+    serving = found[name]["serving"]
+    own = serving["topk unmasked"]["reads"]  # a model whose users are lists of items waits for these
+    assert sum(own.values()) <= 1
+    for what, waits in (("topk", not found[name]["has_kernel"]), ("allowed by user", True)):
+        assert sum(serving[what]["reads"].values()) == sum(own.values()) + waits, what

@@ -26,7 +26,6 @@ from deeprec.data import synthetic
 from deeprec.data.sets.click_datasets import load_clicks, synthetic_clicks
 from deeprec.serve.folder import _checksum
 from deeprec.train import fit
-from deeprec.train.clicks import fit_clicks
 
 SECONDS = 5  # after which a load counts as hanging
 USERS, ITEMS = 40, 150
@@ -45,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         rated = models.AutoRec(epochs=2, hidden=4)
         made["autorec" + twin] = fit(rated, data, protocol="rating", out=where / f"autorec{twin}").out
         log = load_clicks("synthetic", rows=600, fields=2, values=20, numerics=2, seed=seed)
-        made["lr" + twin] = fit_clicks(models.LR(epochs=1), log, out=where / f"lr{twin}").out
+        made["lr" + twin] = fit(models.LR(epochs=1), log, out=where / f"lr{twin}").out
     return {name: folder for name, folder in made.items() if folder is not None}
 
 

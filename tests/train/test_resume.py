@@ -23,7 +23,6 @@ from deeprec.evaluate import read_card
 from deeprec.evaluate.card import check_comparable
 from deeprec.train import fit
 from deeprec.train.checkpoint import FILE_NAME
-from deeprec.train.clicks import fit_clicks
 
 SIZES = {"num_users": 50, "num_items": 120, "num_interactions": 900}
 Data = Interactions
@@ -223,17 +222,17 @@ def test_a_damaged_checkpoint_is_named(damage: str, runs: dict[str, Path], data:
 
 def test_click_models_read_finished_runs_too(tmp_path: Path) -> None:
     log = load_clicks("synthetic", rows=600, fields=2, numerics=2)
-    first = fit_clicks(models.LR(epochs=1), log, out=tmp_path)
+    first = fit(models.LR(epochs=1), log, out=tmp_path)
     model = models.LR(epochs=1)
-    again = fit_clicks(model, log, out=tmp_path, resume=True)
+    again = fit(model, log, out=tmp_path, resume=True)
     assert again.was_finished
     frame, _ = synthetic_clicks(rows=20, fields=2, numerics=2)
     assert np.array_equal(model.predict(frame), first.model.predict(frame))
     with pytest.raises(ValueError, match=r"finished run of other settings: config\.lr is 0.1 there and 0.2 here"):
-        fit_clicks(models.LR(epochs=1, lr=0.2), log, out=tmp_path, resume=True)
+        fit(models.LR(epochs=1, lr=0.2), log, out=tmp_path, resume=True)
     other = load_clicks("synthetic", rows=601, fields=2, numerics=2)
     with pytest.raises(ValueError, match=r"data\.sha256"):
-        fit_clicks(models.LR(epochs=1), other, out=tmp_path, resume=True)
+        fit(models.LR(epochs=1), other, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])

@@ -1,0 +1,230 @@
+"""Where the command line takes a model's data from: interactions, or a log of clicks. A model says which it `reads`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from deeprec.cli import folder
+from deeprec.cli.console import command, progress, say
+from deeprec.cli.settings import Settings
+from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
+from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
+from deeprec.evaluate.tasks import ClickTask, InteractionTask
+
+# What decides which rows the model was trained on: testing on other rows would test what it has seen.
+_CUT = ("holdout", "test_share", "validation", "validation_share", "seed")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a training was asked to learn from; arguments of `deeprec train`."""
+
+    data: str
+    protocol: str | None
+    settings: Settings
+    out: Path | None
+    seed: int
+    data_dir: Path | None = None
+    user_features: Path | None = None
+    item_features: Path | None = None
+    schema: Path | None = None
+    log: Path | None = None
+    on_bad: str = "raise"
+
+
+class InteractionSource:
+    """Users, items, and what they did; for models that rank or rate."""
+
+    protocol_class: ClassVar[type[Any]] = Protocol
+
+    def rule(self, model: str, request: Request) -> Protocol:
+        """The protocol that was asked for."""
+        if request.protocol == "click":
+            raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
+        return protocol(request.protocol or "full", **request.settings.protocol)
+
+    def open(self, model: Any, rule: Protocol, request: Request, target: Path) -> InteractionTask:
+        """The data, cut."""
+        for name in ("user_features", "item_features"):
+            if getattr(request, name) is not None and name not in model.features_taken():
+                side = name.partition("_")[0]
+                raise ValueError(
+                    f"train: {model.name} does not use --{side}-features with these options; leave it out, or take "
+                    f"side={side} and name columns of the table with features=COLUMN,..."
+                )
+        interactions = folder.load_data(request.data, request.data_dir, request.settings.data)
+        interactions = folder.with_tables(interactions, request.user_features, request.item_features)
+        return InteractionTask(interactions, rule)
+
+    def announce(self, task: InteractionTask) -> None:
+        """Lines about the data and the protocol."""
+        data, rule = task.data, task.protocol
+        say(f"data      {data.name}: {len(data):,} interactions, {data.num_users:,} users, {data.num_items:,} items")
+        for repair, count in data.repairs.items():
+            say("          ", ("repaired", "yellow"), f" {repair}: {count:,}")
+        against = "all items" if rule.candidates == "all" else f"{rule.candidates} {rule.negatives} negatives"
+        how = f"ranked against {against}, {rule.ties} ties"
+        if rule.task == "rating":
+            how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
+        say(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
+
+    def remember(self, target: Path, task: InteractionTask, request: Request) -> list[str]:
+        """Keep in the folder where the data came from; names of the files."""
+        return folder.remember(target, task.data, request.data, request.settings.data)
+
+    def say_next(self, target: Path, task: InteractionTask) -> None:
+        """Commands that go with the trained model."""
+        user = task.data.user_ids.decode([0])[0]
+        say(f"Next: {command('recommend', target, '--user', user, '-k', 10)}")
+        say(f"      {command('evaluate', target)}")
+
+    def reopen(
+        self,
+        directory: Path,
+        model: Any,
+        card: Card,
+        *,
+        name: str | None,
+        overrides: dict[str, Any],
+        data: str | None,
+        data_dir: Path | None,
+        options: dict[str, Any],
+    ) -> InteractionTask:
+        """The data of a trained model with its rows held out, to be measured again, perhaps by another protocol."""
+        trained = Protocol.from_dict(card.protocol)
+        for key in overrides:
+            if key in _CUT:
+                raise ValueError(
+                    f"evaluate: protocol.{key} would test rows that the model has trained on; train anew with it"
+                )
+        kept = {field: getattr(trained, field) for field in _CUT}
+        rule = protocol(name, **{**overrides, **kept}) if name is not None else trained.changed(**overrides)
+        source, known = (data, {}) if data is not None else folder.source_of(directory)
+        interactions = folder.load_data(source, data_dir, {**known, **options})
+        _require_same(directory, card, interactions)
+        return InteractionTask(interactions, rule)
+
+
+class LogSource:
+    """The rows of a log; for models of clicks."""
+
+    protocol_class: ClassVar[type[Any]] = ClickProtocol
+
+    def rule(self, model: str, request: Request) -> ClickProtocol:
+        """The protocol that was asked for."""
+        if request.protocol not in (None, "click"):
+            raise ValueError(
+                f"train: {model} predicts clicks, so --protocol must be click, got {request.protocol}; leave it out"
+            )
+        return ClickProtocol(**request.settings.protocol)
+
+    def open(self, model: Any, rule: ClickProtocol, request: Request, target: Path) -> ClickTask:
+        """The log, encoded; a large file is converted first."""
+        schema = None if request.schema is None else FeatureSchema.from_yaml(request.schema)
+        directory, path = request.log, Path(request.data)
+        if directory is None and path.is_file() and path.stat().st_size > IN_MEMORY_BYTES:
+            directory = target / "log"
+        options = request.settings.data
+        return ClickTask(
+            _load_log(request.data, schema, rule, request.data_dir, directory, request.on_bad, options), rule
+        )
+
+    def announce(self, task: ClickTask) -> None:
+        """Lines about the log and the protocol."""
+        log, rule = task.log, task.protocol
+        inputs, train = log.inputs, log.parts["train"]
+        kinds = f"{len(inputs.fields)} fields, {len(inputs.numerics)} numerics, {len(inputs.bags)} bags"
+        rows = ", ".join(f"{name} {len(part):,}" for name, part in log.parts.items())
+        say(f"data      {log.name}: {rows} rows; {kinds}")
+        if log.directory is not None:
+            say(f"          converted to {log.directory}, which --data takes next time")
+        if log.bad:
+            say("          ", ("skipped", "yellow"), f" {log.bad:,} bad rows")
+        say(f"          {train.positives / max(1, len(train)):.2%} clicks in the train part")
+        kept = "" if rule.negative_rate == 1 else f", {rule.negative_rate:.0%} of the negatives kept for training"
+        say(f"protocol  {rule.name}: {log.split['kind']}{kept}")
+
+    def remember(self, target: Path, task: ClickTask, request: Request) -> list[str]:
+        """Keep in the folder where the log came from."""
+        folder.remember_source(target, request.data, request.settings.data)
+        return []
+
+    def say_next(self, target: Path, task: ClickTask) -> None:
+        """The command that goes with the trained model."""
+        say(f"Next: {command('predict', target, '--input', 'ROWS', '--output', 'scores.parquet')}")
+
+    def reopen(
+        self,
+        directory: Path,
+        model: Any,
+        card: Card,
+        *,
+        name: str | None,
+        overrides: dict[str, Any],
+        data: str | None,
+        data_dir: Path | None,
+        options: dict[str, Any],
+    ) -> ClickTask:
+        """The log of a trained model, to be measured again."""
+        if name or overrides or options:
+            raise ValueError(f"evaluate: {model.name} is measured by the protocol of its training; leave options out")
+        rule = ClickProtocol.from_dict(card.protocol)
+        source, known = (data, {}) if data is not None else folder.source_of(directory)
+        converted = directory / "log"
+        place = converted if converted.is_dir() and data is None else None
+        schema = None if place else model.encoder.schema
+        log = _load_log(str(place or source), schema, rule, data_dir, None, "raise", {} if place else known)
+        _require_same(directory, card, log)
+        return ClickTask(log, rule)
+
+
+SOURCES: dict[str, InteractionSource | LogSource] = {"interactions": InteractionSource(), "log": LogSource()}
+
+
+def source_for(model: Any) -> Any:
+    """The source of a model or of its class."""
+    return SOURCES[model.reads]
+
+
+def _require_same(directory: Path, card: Card, data: Any) -> None:
+    if data.sha256 != card.data.get("sha256"):
+        raise ValueError(
+            f"evaluate: {data.name} is not what {directory} was trained on (its SHA-256 is another), so its test part "
+            "may hold training rows; pass the same data"
+        )
+
+
+def _load_log(
+    data: str,
+    schema: FeatureSchema | None,
+    rule: ClickProtocol,
+    data_dir: Path | None,
+    directory: Path | None,
+    on_bad: str,
+    options: dict[str, Any],
+) -> ClickLog:
+    folder.require_named(data, data_dir, [entry.name for entry in list_click_datasets()])
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        return load_clicks(
+            data,
+            schema,
+            holdout=rule.holdout,
+            shares=(rule.validation_share, rule.test_share),
+            seed=rule.seed,
+            data_dir=data_dir,
+            directory=directory,
+            on_bad=on_bad,  # type: ignore[arg-type]
+            progress=show,
+            **options,
+        )
