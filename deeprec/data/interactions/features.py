@@ -1,4 +1,4 @@
-"""Side information as frames whose row i describes internal id i: MovieLens' files, your own, and as encoded columns."""
+"""Side information as frames whose row i describes internal id i: of MovieLens' files, your own; and as numbers."""
 
 from __future__ import annotations
 
