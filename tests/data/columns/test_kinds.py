@@ -110,7 +110,9 @@ def test_inputs_and_schema_go_through_json_and_yaml() -> None:
     unlabelled = FeatureSchema((Categorical("a"),), label=None)
     assert FeatureSchema.from_yaml(unlabelled.to_yaml()) == unlabelled
     # what older readers know is written as they know it
-    assert set(Inputs((Field("a", 2),)).as_dict()) == {"fields", "numerics", "bags"}
+    old = Inputs((Field("a", 2),))
+    assert set(old.as_dict()) == {"fields", "numerics", "bags"}
+    assert Inputs.from_dict(old.as_dict()) == old
 
 
 def test_an_encoder_of_all_kinds_saves_and_loads(tmp_path: Path) -> None:

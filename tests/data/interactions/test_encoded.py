@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from deeprec.data import Domains, encode_tables, from_frame, leave_one_out, load, with_features
+from deeprec.data import Domains, IdMap, encode_tables, from_frame, leave_one_out, load, with_features
 from deeprec.data.columns.data_schema import DataSchema
 from deeprec.data.columns.kinds import Bag, Categorical, Numeric, Sequence, Text, Vector
 from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.interactions.features import feature_matrix
 
 SCHEMA = DataSchema(
     users=FeatureSchema((Categorical("city"),)),
@@ -80,6 +81,23 @@ def test_movies_and_people_of_ml_1m() -> None:
     genres = [data.item_features["genres"][number].to_list() for number in (0, 5)]
     assert np.diff(rows.bags["genres"].offsets).tolist() == [len(one) for one in genres]
     assert next(field.size for field in tables.users.inputs.fields) == 3
+
+
+def test_side_information_is_an_indicator_of_each_value_in_order() -> None:
+    values = {
+        "text": ["b", "", "a", "b"],
+        "list": [["z", "y"], [], ["y", "y"], ["x"]],
+        "number": [10, 9, 9, -1],
+        "flag": [True, False, True, True],
+    }
+    frame = pl.DataFrame({"item_id": [1, 2, 3, 4], **values, "share": [0.25, 1e-9, -0.0, 3.0]})
+    ids = IdMap([1, 2, 3, 4], "item")
+    for column, cells in values.items():
+        rows = [set(cell) if isinstance(cell, list) else {cell} for cell in cells]
+        expected = [[float(value in row) for value in sorted(set().union(*rows))] for row in rows]
+        assert feature_matrix(frame, [column], ids).tolist() == expected
+    both = feature_matrix(frame, ["share", "flag"], ids)
+    assert both.tobytes() == np.array([[0.25, 0, 1], [1e-9, 1, 0], [-0.0, 0, 1], [3, 0, 1]], np.float32).tobytes()
 
 
 FRAME = pl.DataFrame(
