@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_dense, step_tensors
-from deeprec.train._options import Group, Shared, numbers_of, require
+from deeprec.train._options import Group, Shared, require
 from deeprec.train._replay import CatchUp, Rule, StepHistory, share_rates, table_lists
 from deeprec.train._row_grad import RowGrad
 from deeprec.train._row_optimizer import Params, RowOptimizer, RowRule, Tensors
@@ -22,8 +22,7 @@ _ops = torch.ops.deeprec
 
 def _adam_rule(group: Group) -> Rule:
     beta1, beta2 = group["betas"]
-    eps, decay = numbers_of(group, "eps", "weight_decay")
-    return float(beta1), float(beta2), eps, decay
+    return float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
 
 
 class Adam(RowOptimizer):
@@ -238,11 +237,11 @@ class Adam(RowOptimizer):
     def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
         step, lr, moments = state["step"] + 1, float(group["lr"]), (state["exp_avg"], state["exp_avg_sq"])
         if group["mode"] == "lazy":
-            return RowRule(_ops.adam_update_, moments, (step, lr, *_adam_rule(group), seed))
+            return _ops.adam_update_, moments, (step, lr, *_adam_rule(group), seed)
         history = self._histories[param]
         history.record(step, lr)
         replayed = (history.learning_rates, history.start, step, *history.rule)
-        return RowRule(_ops.adam_dense_update_, (*moments, state["last_step"]), replayed)
+        return _ops.adam_dense_update_, (*moments, state["last_step"]), replayed
 
     def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         if "exp_avg" not in state:

@@ -137,8 +137,3 @@ def check_options(owner: str, options: Mapping[str, Any]) -> None:
             value = options[key]
             shown = repr(value) if option.is_word else value
             require(option.holds(value), owner, f"{key} must be {option.requirement}", shown)
-
-
-def numbers_of(group: Group, *names: str) -> tuple[float, ...]:
-    """Options of a group, which may be tensors of one element, as numbers."""
-    return tuple([float(group[name]) for name in names])

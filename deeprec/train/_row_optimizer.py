@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeAlias, overload
+from typing import Any, ClassVar, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -26,20 +26,10 @@ from deeprec.train._row_step import RowStep, Tables
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
 Tensors: TypeAlias = list[Tensor]
-
-
-class RowRule(NamedTuple):
-    """A step of a fused kernel on rows: operator(weight, *states, rows, grads, *numbers).
-
-    Attributes:
-        operator: of `torch.ops.deeprec`.
-        states: as the operator takes them; None for one that the options leave out.
-        numbers: those of the rule, then the rounding seed where the operator has one.
-    """
-
-    operator: Callable[..., Any]
-    states: tuple[Tensor | None, ...]
-    numbers: tuple[Any, ...]
+# A step of a fused kernel on rows, operator(weight, *states, rows, grads, *numbers): an operator of torch.ops.deeprec,
+# its states (None for one that the options leave out), and the numbers of the rule, the rounding seed last. A plain
+# tuple, for it is made at every step of every table.
+RowRule: TypeAlias = tuple[Callable[..., Any], tuple[Tensor | None, ...], tuple[Any, ...]]
 
 
 class RowOptimizer(Optimizer):

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from deeprec.train._adam import Adam, AdamW
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_tensors
-from deeprec.train._options import Group, Shared, is_at_least, numbers_of, require
+from deeprec.train._options import Group, Shared, is_at_least, require
 from deeprec.train._row_grad import RowGrad
 from deeprec.train._row_optimizer import Params, RowOptimizer, RowRule, Tensors
 
@@ -150,9 +150,9 @@ class SGD(RowOptimizer):
         return not group["momentum"] or "momentum_buffer" in state or self._has_no_kernel(group)
 
     def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
-        lr, momentum, decay = numbers_of(group, "lr", "momentum", "weight_decay")
+        momentum = float(group["momentum"])
         buffer = state["momentum_buffer"] if momentum else None
-        return RowRule(_ops.sgd_update_, (buffer,), (lr, momentum, decay, seed))
+        return _ops.sgd_update_, (buffer,), (float(group["lr"]), momentum, float(group["weight_decay"]), seed)
 
     def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None with nesterov or dampening."""
@@ -229,9 +229,9 @@ class Adagrad(RowOptimizer):
         make_flat(state, param)
 
     def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
-        lr, lr_decay, eps, decay = numbers_of(group, "lr", "lr_decay", "eps", "weight_decay")
-        lr /= 1 + state["step"] * lr_decay
-        return RowRule(getattr(_ops, self.OPERATOR), (state["sum"],), (lr, eps, decay, seed))
+        lr = float(group["lr"]) / (1 + state["step"] * float(group["lr_decay"]))
+        numbers = (lr, float(group["eps"]), float(group["weight_decay"]), seed)
+        return getattr(_ops, self.OPERATOR), (state["sum"],), numbers
 
     def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None with lr_decay."""
@@ -295,6 +295,10 @@ class RowWiseAdagrad(Adagrad):
         return RowOptimizer.state_dict(self)
 
 
+def _ftrl_rule(group: Group) -> tuple[float, float, float, float]:
+    return float(group["lr"]), float(group["l1"]), float(group["l2"]), float(group["beta"])
+
+
 class FTRL(RowOptimizer):
     """FTRL-proximal: Adagrad's learning rates with an L1 that makes weights exactly zero.
 
@@ -347,8 +351,7 @@ class FTRL(RowOptimizer):
         self._start_dense(param, state, group)
 
     def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
-        numbers = (*numbers_of(group, "lr", "l1", "l2", "beta"), seed)
-        return RowRule(_ops.ftrl_update_, (state["sum"], state["linear"]), numbers)
+        return _ops.ftrl_update_, (state["sum"], state["linear"]), (*_ftrl_rule(group), seed)
 
     def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group."""
@@ -364,7 +367,7 @@ class FTRL(RowOptimizer):
 
     def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         """The kernel of the rows on all elements, whatever the shape."""
-        rule = numbers_of(group, "lr", "l1", "l2", "beta")
+        rule = _ftrl_rule(group)
         for weight, grad, state in zip(weights, grads, states, strict=True):
             count = weight.numel()
             width = math.gcd(count, 1024)
