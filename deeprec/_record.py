@@ -58,7 +58,7 @@ def check_fields(kind: type[Any], values: Any, key: str, *, optional: bool = Fal
     """The values of a dataclass by field, each of its type, without making one.
 
     Args:
-        optional: fields with a default may be missing.
+        optional: fields with a default may be missing; those with metadata {"optional": True} always may.
     Raises:
         RecordError: as `typed`.
     """
@@ -70,7 +70,8 @@ def check_fields(kind: type[Any], values: Any, key: str, *, optional: bool = Fal
             raise RecordError(f"{_below(key, name)} is unknown; {did_you_mean(name, fields)}")
     for name, field in fields.items():
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name not in values and not (optional and has_default):
+        may_lack = has_default and (optional or field.metadata.get("optional", False))
+        if name not in values and not may_lack:
             raise RecordError(f"{_below(key, name)} is missing")
     hints = typing.get_type_hints(kind)
     return {name: typed(hints[name], value, _below(key, name)) for name, value in values.items()}

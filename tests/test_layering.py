@@ -28,7 +28,7 @@ LEVELS = {
 ROOMS = {
     "reading": set[str](),
     "columns": {"reading"},
-    "interactions": {"reading"},
+    "interactions": {"reading", "columns"},
     "clicks": {"reading", "columns"},
     "sets": {"reading", "columns", "interactions", "clicks"},
 }

@@ -7,10 +7,15 @@ Rooms, each of which knows none after it: `reading` (files to columns), `columns
 from __future__ import annotations
 
 from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.data_schema import DataSchema
 from deeprec.data.columns.encoder import Encoder
-from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.columns.kinds import Audio, Bag, Categorical, Cross, Image, Numeric, Sequence, Text, Vector, Video
+from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
+from deeprec.data.columns.table import EncodedTable
 from deeprec.data.interactions.build import from_frame
+from deeprec.data.interactions.domains import Domains
+from deeprec.data.interactions.encoded import EncodedTables, encode_tables
 from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.interactions.selection import positives
@@ -24,22 +29,33 @@ from deeprec.data.sets.synthetic import SyntheticInteractions, SyntheticTruth, s
 
 __all__ = [
     "SOURCES",
+    "Audio",
     "Bag",
     "Categorical",
     "ClickLog",
     "Cross",
+    "DataSchema",
     "DatasetInfo",
+    "Domains",
+    "EncodedTable",
+    "EncodedTables",
     "Encoder",
     "FeatureSchema",
     "IdMap",
+    "Image",
     "Interactions",
     "Numeric",
     "OfficialSplit",
+    "Sequence",
     "Split",
     "SyntheticInteractions",
     "SyntheticTruth",
+    "Text",
     "UnknownIdError",
+    "Vector",
+    "Video",
     "cache_dir",
+    "encode_tables",
     "fetch",
     "find",
     "from_frame",

@@ -52,14 +52,37 @@ class Part:
 
 
 def everything(inputs: Inputs) -> Part:
-    """All inputs, crosses too."""
+    """All inputs, crosses too.
+
+    Raises:
+        ValueError: an input of a kind that click models do not take.
+    """
+    _require_kinds(inputs)
     return Part(inputs, tuple(range(len(inputs.fields))), True, inputs.bags)
 
 
 def without_crosses(inputs: Inputs, *, numerics: bool = True) -> Part:
-    """What gets embeddings: all but the crosses, and the numerics if they are used as fields."""
+    """What gets embeddings: all but the crosses, and the numerics if they are used as fields.
+
+    Raises:
+        ValueError: an input of a kind that click models do not take.
+    """
+    _require_kinds(inputs)
     fields = tuple(number for number, field in enumerate(inputs.fields) if not field.is_cross)
     return Part(inputs, fields, numerics, tuple(bag for bag in inputs.bags if not bag.is_cross))
+
+
+def _require_kinds(inputs: Inputs) -> None:
+    others = [(field.name, "sequence of ids or tokens") for field in inputs.sequences]
+    others += [(field.name, field.kind) for field in inputs.texts] + [
+        (field.name, "vector") for field in inputs.vectors
+    ]
+    if others:
+        got = ", ".join(f"{name!r} ({kind})" for name, kind in others)
+        raise ValueError(
+            f"build: click models take the kinds categorical, numeric, bag and cross, got {got}; leave them out of the "
+            "schema, or declare a sequence as a bag and a vector as numerics"
+        )
 
 
 def require_width(model: str, part: Part, least: int, what: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.data.columns.inputs import Bags, Encoded, Inputs
+from deeprec.data.columns.inputs import BagField, Bags, Encoded, Inputs, TextField
 from deeprec.data.columns.rows import join
 from deeprec.data.reading.errors import reading
 
@@ -29,7 +29,7 @@ class Writer:
 
     def __init__(self, inputs: Inputs) -> None:
         self.rows = self.positives = 0
-        self.nnz = {bag.name: 0 for bag in inputs.bags}
+        self.nnz = {bag.name: 0 for bag in inputs.compressed}
 
     def append(self, rows: Encoded) -> None:
         """Take some rows, with labels."""
@@ -113,15 +113,15 @@ def mapped(directory: Path, inputs: Inputs, rows: int, nnz: dict[str, int], *, h
 
     bags = {
         bag.name: Bags(
-            array(f"bag{at}_ids", "<i4", nnz[bag.name]),
+            array(f"bag{at}_ids", "u1" if isinstance(bag, TextField) else "<i4", nnz[bag.name]),
             array(f"bag{at}_offsets", "<i8", rows + 1),
-            array(f"bag{at}_weights", "<f4", nnz[bag.name]) if bag.is_weighted else None,
+            array(f"bag{at}_weights", "<f4", nnz[bag.name]) if isinstance(bag, BagField) and bag.is_weighted else None,
         )
-        for at, bag in enumerate(inputs.bags)
+        for at, bag in enumerate(inputs.compressed)
     }
     return Encoded(
         ids=array("ids", "<i4", rows, len(inputs.fields)),
-        values=array("values", "<f4", rows, len(inputs.numerics)),
+        values=array("values", "<f4", rows, inputs.num_values),
         bags=bags,
         labels=array("labels", "<f4", rows),
         groups=array("groups", "<i8", rows) if has_groups else None,

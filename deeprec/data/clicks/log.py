@@ -273,6 +273,8 @@ class _Conversion:
         options: dict[str, Any],
     ) -> None:
         check_on_bad(on_bad)
+        if schema.label is None:
+            raise ValueError("convert: the rows of a log must have a label, got a schema without; name its column")
         self.schema, self.split, self.on_bad = schema, split, on_bad
         self.progress = progress or (lambda stage, done, total: None)
         given = {"train": source, "validation": split.validation, "test": split.test}
@@ -317,6 +319,7 @@ class _Conversion:
         }
 
     def _count(self) -> int:
+        assert self.schema.label is not None
         label = (self.schema.label,)
         wanted = Wanted(categorical=label) if self.schema.positive_values else Wanted(numeric=label)
         return sum(chunk.rows for chunk in self._chunks("count", "train", wanted))

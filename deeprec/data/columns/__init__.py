@@ -1,7 +1,11 @@
-"""What columns mean: the features of a log declared, drafted and encoded.
+"""What columns mean: the features of a log or a table declared, drafted and encoded.
 
-`schema` has `FeatureSchema` and its kinds `Categorical`, `Numeric`, `Bag` and `Cross`, `schema_yaml` their YAML,
-`schema_inference.infer` a first draft; `encoder.Encoder` learns from train rows what the features are in numbers
-(`numbers` for the numeric ones); `inputs` and `rows` are what a model is fed. Public as `deeprec.data.FeatureSchema`,
-`Categorical`, `Numeric`, `Bag`, `Cross`, `Encoder` and `infer_schema`.
+`kinds` has the kinds of columns, `schema` the `FeatureSchema` that lists them, `data_schema` that of a whole data set
+(`DataSchema`), `schema_yaml` their YAML,
+`schema_inference.infer` a first draft; `encoder.Encoder` is what the columns are in numbers, `fitting` what it learns
+of them from train rows (`numbers` for the numeric ones, `tokens` for texts, `hashed` for buckets); `inputs` and `rows`
+are what a model is fed, `table.EncodedTable` the encoded rows of users or items by their numbers. Public as
+`deeprec.data.FeatureSchema`, `Categorical`, `Numeric`, `Bag`, `Cross`, `Sequence`, `Text`, `Vector`, `Image`, `Audio`,
+`Video`, `Encoder`, `EncodedTable`,
+`DataSchema` and `infer_schema`.
 """

@@ -9,8 +9,6 @@ of means.
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,29 +23,19 @@ from safetensors.numpy import save as save_tensors
 
 from deeprec._files import make_folder, read_json, read_regular, sha256_of, write_atomically
 from deeprec._record import RecordError, typed
-from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
-from deeprec.data.columns.numbers import (
-    Moments,
-    NumberState,
-    Rows,
-    Sample,
-    buckets,
-    column_of,
-    logarithm,
-    number_state,
-    numbers_of,
-    transformed,
-)
-from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.reading.chunks import BagChunk, Chunk, RowError, Vocabulary, hash_text
-from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, mix
+from deeprec.data.columns.fitting import Counts, Fitting, bad_label, labels_of
+from deeprec.data.columns.hashed import cross, modulo
+from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs, SequenceField, TextField, VectorField
+from deeprec.data.columns.kinds import MEDIA, Bag, Categorical, Cross, Numeric, Sequence, Text, Vector, WithIds
+from deeprec.data.columns.numbers import NumberState, Rows, buckets, column_of, numbers_of, transformed
+from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.columns.tokens import token_hashes
+from deeprec.data.reading.chunks import BagChunk, Chunk, RowError, Vocabulary
+from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, as_series, buffers, hash_series
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.text import OnBad
 
-_log = logging.getLogger("deeprec")
-
 VERSION = 1
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STATE = "encoder.json"
 _VOCABULARIES = "vocabularies.safetensors"
 FILES = (_STATE, _VOCABULARIES)
@@ -118,10 +106,32 @@ class Encoder:
             ValueError: no train row, an infinite number, a label that is none (also outside the train rows), a missing
                 number where the schema refuses them; the message names the row.
         """
-        fitting = _Fitting(schema, seed, on_bad)
+        fitting = Fitting(schema, seed, on_bad)
         for chunk, rows in chunks:
             fitting.add(chunk, rows)
-        return fitting.finish()
+        return cls(schema, *fitting.finish())
+
+    def grown(self, chunks: Iterable[tuple[Chunk, Rows | None]]) -> Encoder:
+        """The same encoder with the new values of later rows: nothing that it knows changes, ids least of all.
+
+        New values come after the old ones, most frequent first, ties by hash, if they occur `min_count` times in these
+        rows, until a vocabulary is full (`max_size`). Statistics of numbers stay those of the first train rows. Hash
+        buckets do not grow; crosses stay as large, but rows with new values fall into other buckets than before.
+
+        Args:
+            chunks: as of `fit`; labels are not read.
+        """
+        counts = Counts(self.schema)
+        for chunk, rows in chunks:
+            counts.add(chunk, rows)
+        hashes = {}
+        for feature, values in counts.finish():
+            old = self.hashes[feature.name]
+            new = values[~np.isin(values, old)]
+            if feature.max_size is not None:
+                new = new[: max(0, feature.max_size - len(old))]
+            hashes[feature.name] = np.concatenate([old, new])
+        return Encoder(self.schema, hashes, self.numbers, self.negative_label)
 
     def encode(self, chunk: Chunk, with_labels: bool = True) -> Encoded:
         """The rows of a chunk as ids and numbers.
@@ -133,42 +143,61 @@ class Encoder:
             ValueError: a column that is missing, an infinite number, a label that is none, a missing number where the
                 schema refuses them; the message names column and row.
         """
-        if with_labels:
+        if with_labels and self.schema.label is not None:
             return self.encode_good(chunk, "raise")[0]
-        fields = self.inputs.fields
-        ids = np.empty((chunk.rows, len(fields)), dtype=np.int32)
-        column = {field.name: at for at, field in enumerate(fields)}
-        values = np.empty((chunk.rows, len(self.inputs.numerics)), dtype=np.float32)
-        at_value = 0
-        bags: dict[str, Bags] = {}
+        encoded = self._blank(chunk.rows)
+        column = {field.name: at for at, field in enumerate(self.inputs.fields)}
+        value = {name: at for at, name in enumerate(self.inputs.numerics)}
         for feature in self.schema.features:
+            name = feature.name
             if isinstance(feature, Categorical):
-                ids[:, column[feature.name]] = self._ids(feature, column_of(chunk, feature.column, "hashes"))
-            elif isinstance(feature, Bag):
-                bags[feature.name] = self._bags(feature, column_of(chunk, feature.column, "bags"))
+                encoded.ids[:, column[name]] = self._ids(feature, column_of(chunk, feature.column, "hashes"))
             elif isinstance(feature, Numeric) and feature.is_bucketised:
-                ids[:, column[feature.name]] = buckets(numbers_of(chunk, feature), self.numbers[feature.name])
+                encoded.ids[:, column[name]] = buckets(numbers_of(chunk, feature), self.numbers[name])
             elif isinstance(feature, Numeric):
                 x = numbers_of(chunk, feature)
-                values[:, at_value] = transformed(feature, self.numbers[feature.name], x)
-                at_value += 1
+                encoded.values[:, value[name]] = transformed(feature, self.numbers[name], x)
                 if feature.missing_indicator:
-                    values[:, at_value] = np.isnan(x)
-                    at_value += 1
+                    encoded.values[:, value[name] + 1] = np.isnan(x)
+            elif isinstance(feature, Vector):
+                encoded.values[:, self.inputs.columns_of(name)] = _vectors(chunk, feature)
+            elif isinstance(feature, Bag):
+                encoded.bags[name] = self._bags(feature, column_of(chunk, feature.column, "bags"))
+            elif isinstance(feature, Sequence):
+                encoded.bags[name] = self._sequence(feature, column_of(chunk, feature.column, "bags"))
+            elif not isinstance(feature, Cross):
+                encoded.bags[name] = self._text(feature, column_of(chunk, feature.column, "texts"))
+        self._cross(encoded)
+        return encoded
+
+    def unknown(self, rows: int) -> Encoded:
+        """So many rows of which nothing is known: ids 0, numbers that are missing, empty bags, vectors of zeros."""
+        encoded = self._blank(rows)
+        value = {name: at for at, name in enumerate(self.inputs.numerics)}
         for feature in self.schema.features:
-            if isinstance(feature, Cross):
-                crossed = _cross(feature, {name: ids[:, at] for name, at in column.items()}, bags)
-                if isinstance(crossed, Bags):
-                    bags[feature.name] = crossed
-                else:
-                    ids[:, column[feature.name]] = crossed
-        return Encoded(ids, values, {bag.name: bags[bag.name] for bag in self.inputs.bags})
+            if isinstance(feature, Numeric) and not feature.is_bucketised:
+                encoded.values[:, value[feature.name]] = self.numbers[feature.name].fill
+                if feature.missing_indicator:
+                    encoded.values[:, value[feature.name] + 1] = 1.0
+        self._cross(encoded)
+        return encoded
+
+    def ids_of(self, name: str, values: Any) -> NDArray[np.int32]:
+        """The ids that a categorical feature has for values, [n]: text, numbers, booleans or times.
+
+        Raises:
+            KeyError: no such feature.
+        """
+        for feature in self.schema.features:
+            if isinstance(feature, Categorical) and feature.name == name:
+                return self._ids(feature, hash_series(as_series(values)))
+        raise KeyError(name)
 
     def encode_good(self, chunk: Chunk, on_bad: OnBad) -> tuple[Encoded, Rows]:
         """(all rows of a chunk, which of them have a label that is one); "raise" refuses the others."""
         labels, is_good = labels_of(chunk, self.schema, self.negative_label)
         if on_bad == "raise" and not is_good.all():
-            raise _bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
+            raise bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
         encoded = self.encode(chunk, with_labels=False)
         encoded.labels, encoded.groups = labels, self._groups(chunk)
         return encoded, is_good
@@ -241,10 +270,50 @@ class Encoder:
             raise ValueError(f"Encoder.load: {packed_path} holds no vocabularies ({error}); {_REMEDY}") from None
         return cls(schema, hashes, state.numbers, state.negative_label)
 
-    def _ids(self, feature: Categorical | Bag, hashes: Hashes) -> NDArray[np.int32]:
-        if feature.num_buckets is not None:
-            return _modulo(hashes, feature.num_buckets)
-        return self._lookup[feature.name].lookup(hashes)
+    def _blank(self, rows: int) -> Encoded:
+        """Rows of zeros and empty bags, to be written over."""
+        inputs, none = self.inputs, np.zeros(rows + 1, dtype=np.int64)
+        bags: dict[str, Bags] = {}
+        for bag in inputs.bags:
+            bags[bag.name] = Bags(np.empty(0, np.int32), none, np.empty(0, np.float32) if bag.is_weighted else None)
+        bags |= {sequence.name: Bags(np.empty(0, np.int32), none) for sequence in inputs.sequences}
+        bags |= {text.name: Bags(np.empty(0, np.uint8), none) for text in inputs.texts}
+        ids = np.zeros((rows, len(inputs.fields)), dtype=np.int32)
+        return Encoded(ids, np.zeros((rows, inputs.num_values), dtype=np.float32), bags)
+
+    def _cross(self, encoded: Encoded) -> None:
+        """Write the crosses of what is there."""
+        column = {field.name: at for at, field in enumerate(self.inputs.fields)}
+        for feature in self.schema.features:
+            if isinstance(feature, Cross):
+                crossed = cross(feature, {name: encoded.ids[:, at] for name, at in column.items()}, encoded.bags)
+                if isinstance(crossed, Bags):
+                    encoded.bags[feature.name] = crossed
+                else:
+                    encoded.ids[:, column[feature.name]] = crossed
+
+    def _ids(self, feature: WithIds, hashes: Hashes) -> NDArray[np.int32]:
+        owner = self.schema.ids_from(feature)
+        if owner.num_buckets is not None:
+            return modulo(hashes, owner.num_buckets)
+        return self._lookup[owner.name].lookup(hashes)
+
+    def _sequence(self, feature: Sequence, chunk: BagChunk) -> Bags:
+        offsets, hashes, _ = chunk
+        if feature.length is not None:
+            lengths = np.diff(offsets)
+            after = np.repeat(offsets[1:], lengths) - np.arange(len(hashes))  # 1 for the last one of a row
+            hashes = hashes[after <= feature.length]
+            offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, feature.length))])
+        return Bags(self._ids(feature, hashes), offsets.astype(np.int64))
+
+    def _text(self, feature: Any, texts: Any) -> Bags:
+        if not isinstance(feature, Text) or feature.is_raw:
+            offsets, data = buffers(texts)
+            return Bags(np.frombuffer(data, dtype=np.uint8), offsets)
+        tokens = token_hashes(texts, feature.tokens)
+        offsets, hashes = _first(tokens.offsets, feature.length, tokens.hashes)
+        return Bags(self._ids(feature, hashes), offsets)
 
     def _bags(self, feature: Bag, chunk: BagChunk) -> Bags:
         offsets, hashes, weights = chunk
@@ -252,17 +321,12 @@ class Encoder:
             raise ValueError(
                 f"encode: {feature.name} must have weights, got values alone; drop weight_separator from the schema"
             )
-        if feature.max_length is not None:
-            lengths = np.diff(offsets)
-            place = np.arange(len(hashes)) - np.repeat(offsets[:-1], lengths)
-            kept = place < feature.max_length
-            hashes, weights = hashes[kept], None if weights is None else weights[kept]
-            offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, feature.max_length))])
+        arrays = (hashes,) if weights is None else (hashes, weights)
+        offsets, hashes, *rest = _first(offsets, feature.max_length, *arrays)
         if not feature.is_weighted:
             return Bags(self._ids(feature, hashes), offsets.astype(np.int64))
         seen = self.numbers.get(feature.name, NumberState())
-        assert weights is not None
-        bounded = weights.clip(np.float32(seen.low), np.float32(seen.high))
+        bounded = rest[0].clip(np.float32(seen.low), np.float32(seen.high))
         return Bags(self._ids(feature, hashes), offsets.astype(np.int64), bounded)
 
     def _groups(self, chunk: Chunk) -> NDArray[np.int64] | None:
@@ -270,87 +334,6 @@ class Encoder:
             return None
         groups: NDArray[np.int64] = column_of(chunk, self.schema.group, "hashes").view(np.int64)
         return groups
-
-
-class _Fitting:
-    """The sums, counts and samples of the train rows so far."""
-
-    def __init__(self, schema: FeatureSchema, seed: int, on_bad: OnBad) -> None:
-        self.schema, self.on_bad = schema, on_bad
-        self.rows = 0
-        self.positives = 0
-        self.negative_label: float | None = None
-        # Features that read the same column with the same values share one vocabulary's counts.
-        self.counted = {
-            (type(f), f.column): Vocabulary()
-            for f in schema.features
-            if isinstance(f, (Categorical, Bag)) and f.num_buckets is None
-        }
-        numeric = [f for f in schema.features if isinstance(f, Numeric)]
-        self.moments = {f.name: Moments() for f in numeric}
-        self.sample = Sample([f for f in numeric if f.quantiles], seed)
-        self.weights = {f.name: (math.inf, -math.inf) for f in schema.features if isinstance(f, Bag) and f.is_weighted}
-
-    def add(self, chunk: Chunk, rows: Rows | None) -> None:
-        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
-        if not is_good.all():
-            if self.on_bad == "raise":
-                raise _bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
-            rows = is_good if rows is None else rows & is_good
-        chosen = np.ones(chunk.rows, dtype=np.bool_) if rows is None else rows
-        if self.negative_label is None:
-            self.negative_label = _negative_label(chunk, self.schema, chosen)
-        count = int(chosen.sum())
-        if not count:
-            return
-        for (kind, name), vocabulary in self.counted.items():
-            if kind is Categorical:
-                vocabulary.count(column_of(chunk, name, "hashes"), rows)
-            else:
-                bag = column_of(chunk, name, "bags")
-                entries = None if rows is None else np.repeat(rows, np.diff(bag.offsets))
-                vocabulary.count(bag.hashes, entries)
-        for feature in self.schema.features:
-            if isinstance(feature, Numeric):
-                x = numbers_of(chunk, feature)
-                self.moments[feature.name].add(logarithm(feature, x if rows is None else x[rows]))
-            elif isinstance(feature, Bag) and feature.is_weighted:
-                bag = column_of(chunk, feature.column, "bags")
-                some = slice(None) if rows is None else np.repeat(rows, np.diff(bag.offsets))
-                if bag.weights is not None and len(seen := bag.weights[some]):
-                    low, high = self.weights[feature.name]
-                    self.weights[feature.name] = min(low, float(seen.min())), max(high, float(seen.max()))
-        self.sample.add(chunk, rows, count)
-        self.rows += count
-        self.positives += int(labels[chosen].sum())
-
-    def finish(self) -> Encoder:
-        if not self.rows:
-            raise ValueError("Encoder.fit: at least one train row is required, got none; check the split")
-        if self.positives in (0, self.rows):
-            _log.warning(
-                "Encoder.fit: all %s train rows have label %d; check label, positive_from and positive_values",
-                f"{self.rows:,}",
-                self.positives > 0,
-            )
-        kept: dict[str, Hashes] = {}
-        readers: dict[Any, list[Categorical | Bag]] = {key: [] for key in self.counted}
-        for f in self.schema.features:
-            if isinstance(f, (Categorical, Bag)) and f.num_buckets is None:
-                readers[type(f), f.column].append(f)
-        for key, features in readers.items():
-            counts = self.counted.pop(key)  # freed before the next one is sorted
-            for f in features:
-                kept[f.name] = counts.finish(f.min_count, f.max_size)[0]
-            del counts
-        numbers = {
-            f.name: number_state(f, self.moments[f.name], self.sample.of(f))
-            for f in self.schema.features
-            if isinstance(f, Numeric)
-        }
-        for name, (low, high) in self.weights.items():
-            numbers[name] = NumberState(low=low, high=high) if low <= high else NumberState(low=0.0, high=0.0)
-        return Encoder(self.schema, kept, numbers, self.negative_label)
 
 
 def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> None:
@@ -367,7 +350,7 @@ def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> No
 
 def _check_vocabularies(schema: FeatureSchema, hashes: dict[str, Hashes]) -> None:
     """Raise ValueError unless there is a list of hashes for each feature with a vocabulary."""
-    wanted = {f.name for f in schema.features if isinstance(f, (Categorical, Bag)) and f.num_buckets is None}
+    wanted = {feature.name for feature in schema.with_vocabulary()}
     if wanted != set(hashes):
         raise ValueError(f"vocabularies of {sorted(wanted)} are needed, got {sorted(hashes)}")
     for name, values in hashes.items():
@@ -375,44 +358,63 @@ def _check_vocabularies(schema: FeatureSchema, hashes: dict[str, Hashes]) -> Non
             raise ValueError(f"{name} must be uint64 [n], got {values.dtype} {list(values.shape)}")
 
 
-def _modulo(hashes: Hashes, num_buckets: int) -> NDArray[np.int32]:
-    """Hashes to [0, num_buckets) by their high halves, without a division."""
-    return (((hashes >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)).astype(np.int32)
+def _first(offsets: NDArray[np.int64], most: int | None, *entries: Any) -> tuple[Any, ...]:
+    """Offsets and entries with at most so many of each row, its first ones; None: all."""
+    if most is not None:
+        lengths = np.diff(offsets)
+        kept = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) < most
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
+        entries = tuple(entry[kept] for entry in entries)
+    return offsets.astype(np.int64), *entries
 
 
-def _cross(cross: Cross, ids: dict[str, NDArray[np.int32]], bags: dict[str, Bags]) -> NDArray[np.int32] | Bags:
-    """h_0 = 0, h_c = mix(h_(c-1) + (id_c + 1) g), modulo the buckets; mix and g are splitmix64's."""
-    bag: Bags | None = None
-    state: Any = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for name in cross.columns:
-            if name in bags:
-                bag = bags[name]
-                lengths = np.diff(bag.offsets)
-                state = np.repeat(state, lengths) if np.ndim(state) else state
-                column = bag.ids
-            else:
-                column = ids[name] if bag is None else np.repeat(ids[name], lengths)
-            state = mix(state + (column.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    crossed = _modulo(state, cross.num_buckets)
-    return crossed if bag is None else Bags(crossed, bag.offsets, bag.weights)
+def _vectors(chunk: Chunk, feature: Vector) -> NDArray[np.float32]:
+    """[rows, width], finite."""
+    if feature.columns:
+        with np.errstate(over="ignore"):
+            numbers = [column_of(chunk, column, "numbers").astype(np.float32) for column in feature.columns]
+        values = np.stack(numbers, axis=1)
+    else:
+        values = column_of(chunk, feature.column, "vectors")
+    is_missing = np.isnan(values).all(axis=1)
+    bad = ~np.isfinite(values).all(axis=1)
+    if feature.missing == "zeros":
+        bad &= ~is_missing
+    if bad.any():
+        row = int(np.argmax(bad))
+        got = "none" if is_missing[row] else str(values[row][~np.isfinite(values[row])][0])
+        problem = f"a vector of {feature.num_values} finite numbers is required, got {got}; correct the row"
+        problem += ", or set missing: zeros in the schema" if is_missing[row] else ""
+        raise RowError("encode", feature.name, chunk.first_row + row, problem)
+    return np.where(is_missing[:, None], np.float32(0), values)
 
 
 def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dict[str, NumberState]) -> Inputs:
     fields: list[Field] = []
     numerics: list[str] = []
     bags: dict[str, BagField] = {}
+    sequences: list[SequenceField] = []
+    texts: list[TextField] = []
+
+    def size(feature: WithIds) -> int:
+        owner = schema.ids_from(feature)
+        return owner.num_buckets or len(vocabularies[owner.name]) + 1
+
     for f in schema.features:
         if isinstance(f, Numeric) and f.is_bucketised:
             fields.append(Field(f.name, len(numbers[f.name].boundaries) + 2))
         elif isinstance(f, Numeric):
             numerics += [f.name, f"{f.name}_missing"] if f.missing_indicator else [f.name]
-        elif isinstance(f, (Categorical, Bag)):
-            size = f.num_buckets or len(vocabularies[f.name]) + 1
-            if isinstance(f, Categorical):
-                fields.append(Field(f.name, size))
-            else:
-                bags[f.name] = BagField(f.name, size, f.pooling, f.is_weighted)
+        elif isinstance(f, Categorical):
+            fields.append(Field(f.name, size(f)))
+        elif isinstance(f, Bag):
+            bags[f.name] = BagField(f.name, size(f), f.pooling, f.is_weighted)
+        elif isinstance(f, Sequence):
+            sequences.append(SequenceField(f.name, size(f), f.length, f.vocabulary))
+        elif isinstance(f, Text) and not f.is_raw:
+            sequences.append(SequenceField(f.name, size(f), f.length))
+        elif isinstance(f, (Text, *MEDIA)):
+            texts.append(TextField(f.name, f.kind, getattr(f, "folder", "")))
     plain = dict(bags)
     for f in schema.features:
         if isinstance(f, Cross):
@@ -421,39 +423,5 @@ def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dic
                 fields.append(Field(f.name, f.num_buckets, is_cross=True))
             else:
                 bags[f.name] = BagField(f.name, f.num_buckets, bag.pooling, bag.is_weighted, is_cross=True)
-    return Inputs(tuple(fields), tuple(numerics), tuple(bags.values()))
-
-
-def labels_of(
-    chunk: Chunk, schema: FeatureSchema, negative_label: float | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(labels [rows], 0 or 1; whether each is one)."""
-    if schema.positive_values:
-        hashes = column_of(chunk, schema.label, "hashes")
-        return np.isin(hashes, hash_text(schema.positive_values)).astype(np.float32), hashes != 0
-    x = column_of(chunk, schema.label, "numbers")
-    if schema.positive_from is not None:
-        return (x >= schema.positive_from).astype(np.float32), ~np.isnan(x)
-    if negative_label is None:
-        negative_label = -1.0 if (x == -1).any() else 0.0
-    return (x == 1).astype(np.float32), (x == 1) | (x == negative_label)
-
-
-def _negative_label(chunk: Chunk, schema: FeatureSchema, rows: Rows) -> float | None:
-    """What stands for "no" in the first train rows that have one."""
-    if schema.positive_values or schema.positive_from is not None:
-        return None
-    x = column_of(chunk, schema.label, "numbers")[rows]
-    negatives = x[x != 1]
-    return float(negatives[0]) if len(negatives) else None
-
-
-def _bad_label(chunk: Chunk, schema: FeatureSchema, row: int, negative_label: float | None) -> RowError:
-    if schema.positive_values or schema.positive_from is not None:
-        got, wanted = "nothing", "a value"
-    else:
-        got = str(column_of(chunk, schema.label, "numbers")[row])
-        got = "nothing" if got == "nan" else got
-        wanted = "0 or 1, or -1 or 1," if negative_label is None else f"{negative_label:g} or 1"
-    problem = f"{wanted} is required, got {got}; correct the row, or set positive_from or positive_values in the schema"
-    return RowError("encode", f"label {schema.label}", chunk.first_row + row, problem)
+    vectors = tuple(VectorField(f.name, f.num_values) for f in schema.vectors)
+    return Inputs(tuple(fields), tuple(numerics), tuple(bags.values()), tuple(sequences), tuple(texts), vectors)

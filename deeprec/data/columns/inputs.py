@@ -1,9 +1,10 @@
-"""What a click model is fed: the sizes of its inputs, and rows of a log as ids and numbers."""
+"""What a model is fed: the sizes of its inputs, and rows of a log or of a table as ids and numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,57 @@ class BagField:
             raise ValueError(f"Inputs: pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
 
 
+@dataclass(frozen=True)
+class SequenceField:
+    """A column of any number of ids a row, in order: of a sequence, or of the tokens of a text.
+
+    Attributes:
+        name, size: as of a `Field`.
+        length: most ids of a row; None: any number.
+        vocabulary: the field whose ids, and so whose table, these are; "": a table of its own.
+    """
+
+    name: str
+    size: int
+    length: int | None = None
+    vocabulary: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size(self.name, self.size)
+
+
+@dataclass(frozen=True)
+class VectorField:
+    """As many numbers for every row.
+
+    Attributes:
+        name: unique among all inputs.
+        width: columns of `Encoded.values`, >= 1.
+    """
+
+    name: str
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"Inputs: the width of {self.name!r} must be >= 1, got {self.width}")
+
+
+@dataclass(frozen=True)
+class TextField:
+    """A column that is kept as text, for the module that makes a vector of it.
+
+    Attributes:
+        name: unique among all inputs.
+        kind: "text", or what the file of the path or key is: "image", "audio" or "video".
+        folder: of the files.
+    """
+
+    name: str
+    kind: str = "text"
+    folder: str = ""
+
+
 def _check_size(name: str, size: int) -> None:
     if not 1 <= size < 2**31:
         raise ValueError(f"Inputs: the size of {name!r} must lie in [1, 2^31), for its ids are int32, got {size}")
@@ -62,27 +114,54 @@ def _check_size(name: str, size: int) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a click model, in the order of the columns of `Encoded`.
+    """All inputs of a model, in the order of the columns of `Encoded`.
 
     Attributes:
         fields: columns of `Encoded.ids`.
-        numerics: names of the columns of `Encoded.values`.
-        bags: keys of `Encoded.bags`.
+        numerics: names of the first columns of `Encoded.values`.
+        bags: first keys of `Encoded.bags`.
+        sequences: the next ones.
+        texts: the last ones.
+        vectors: the columns of `Encoded.values` after those of the numerics, as many as each is wide.
     """
 
     fields: tuple[Field, ...] = ()
     numerics: tuple[str, ...] = ()
     bags: tuple[BagField, ...] = ()
+    sequences: tuple[SequenceField, ...] = field(default=(), metadata={"optional": True})
+    texts: tuple[TextField, ...] = field(default=(), metadata={"optional": True})
+    vectors: tuple[VectorField, ...] = field(default=(), metadata={"optional": True})
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.fields] + list(self.numerics) + [b.name for b in self.bags]
+        names = [f.name for f in self.fields] + list(self.numerics) + [b.name for b in self.compressed]
+        names += [v.name for v in self.vectors]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice or not names:
             raise ValueError(f"Inputs: each input must have a name of its own, got {twice or names}")
 
+    @property
+    def compressed(self) -> tuple[BagField | SequenceField | TextField, ...]:
+        """What `Encoded.bags` holds, in its order."""
+        return (*self.bags, *self.sequences, *self.texts)
+
+    @property
+    def num_values(self) -> int:
+        """Columns of `Encoded.values`."""
+        return len(self.numerics) + sum(vector.width for vector in self.vectors)
+
+    def columns_of(self, vector: str) -> slice:
+        """The columns of `Encoded.values` that are a vector's; KeyError for a name that is none of `vectors`."""
+        start = len(self.numerics)
+        for one in self.vectors:
+            if one.name == vector:
+                return slice(start, start + one.width)
+            start += one.width
+        raise KeyError(vector)
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` takes it back."""
-        return asdict(self)
+        """JSON-ready; `from_dict` takes it back. Kinds that older readers do not know are there only if used."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] or not f.metadata.get("optional")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Inputs:
@@ -99,24 +178,29 @@ class Bags(NamedTuple):
     """The bags of one column: row b holds ids[offsets[b]:offsets[b + 1]].
 
     Attributes:
-        ids: [nnz], int32.
+        ids: [nnz], int32; of a column of texts their bytes in UTF-8, uint8.
         offsets: [n + 1], int64, from 0 to nnz.
         weights: [nnz], float32, or None where the field is not weighted.
     """
 
-    ids: NDArray[np.int32]
+    ids: NDArray[Any]
     offsets: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
+
+    def texts(self) -> list[str]:
+        """The text of each row of a column of texts."""
+        data, ends = self.ids.tobytes(), self.offsets.tolist()
+        return [data[start:end].decode() for start, end in pairwise(ends)]
 
 
 @dataclass
 class Encoded:
-    """Rows of a log as a model takes them.
+    """Rows of a log or of a table as a model takes them.
 
     Attributes:
         ids: [n, F], int32, a column for each of `Inputs.fields`.
-        values: [n, P], float32, finite, a column for each of `Inputs.numerics`.
-        bags: one for each of `Inputs.bags`.
+        values: [n, P], float32, finite, a column for each of `Inputs.numerics`, then those of `Inputs.vectors`.
+        bags: one for each of `Inputs.bags`, `Inputs.sequences` and `Inputs.texts`.
         labels: [n], float32, 0 or 1; None where the source has none (serving).
         groups: [n], int64, the group of each row for grouped AUC, or None.
     """

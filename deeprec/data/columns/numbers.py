@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
-from deeprec.data.columns.schema import Numeric
+from deeprec.data.columns.kinds import Numeric
 from deeprec.data.random_bits import random_bits
 from deeprec.data.reading.chunks import Chunk, RowError
 

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from deeprec._suggest import did_you_mean
-from deeprec.data.columns.schema import Bag, Categorical, Feature, FeatureSchema, Numeric
+from deeprec.data.columns.kinds import Bag, Categorical, Feature, Numeric
+from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.reading.chunks import Source
 from deeprec.data.reading.errors import naming
 from deeprec.data.reading.sources import open_source
@@ -134,7 +135,7 @@ def _feature(column: pl.Series) -> tuple[Feature | None, str]:
     if dtype.is_float():
         return _number(column.name, present)
     if distinct == column.len() and distinct > 10:
-        return None, f"another value in each of {distinct:,} rows: a row number or a key says nothing about new rows"
+        return None, _as_key(present, is_text)
     if is_text:
         text = present.cast(pl.String)
         share = float(text.str.contains("|", literal=True).mean() or 0)  # type: ignore[arg-type]
@@ -148,6 +149,14 @@ def _feature(column: pl.Series) -> tuple[Feature | None, str]:
         return _categorical(column.name, present, distinct, "integers; make it numeric if they are amounts")
     feature, note = _number(column.name, present)
     return feature, f"{distinct:,} different integers; make it categorical if they are codes; {note}"
+
+
+def _as_key(present: pl.Series, is_text: bool) -> str:
+    note = f"another value in each of {present.len():,} rows: a row number or a key says nothing about new rows"
+    spaces = present.cast(pl.String).str.count_matches(" ", literal=True).mean() if is_text else 0
+    if isinstance(spaces, (int, float)) and spaces >= 1:
+        note += f"; `text: {present.name}` makes tokens of it, for a model that takes texts"
+    return note
 
 
 def _categorical(name: str, present: pl.Series, distinct: int, what: str) -> tuple[Feature, str]:
@@ -176,8 +185,17 @@ def _number(name: str, present: pl.Series) -> tuple[Feature, str]:
 
 def _list_bag(column: pl.Series) -> tuple[Feature | None, str]:
     inner = column.dtype.inner  # type: ignore[attr-defined]
-    if not (inner == pl.String or inner.is_integer() or isinstance(inner, (pl.Categorical, pl.Enum))):
-        return None, f"a list of {inner}: only lists of text or integers are bags"
     lists = column if isinstance(column.dtype, pl.List) else column.arr.to_list()
     lengths = lists.list.len().fill_null(0).to_numpy()
-    return Bag(column.name), f"lists of {lengths.mean():.1f} values on average, at most {lengths.max()}"
+    known = lengths[column.is_not_null().to_numpy()]
+    if inner.is_float() and len(known) and known.min() == known.max() > 0:
+        return None, (
+            f"a list of {known[0]} numbers: declare `vector: {column.name}` with `width: {known[0]}` for a model that "
+            "takes vectors"
+        )
+    if not (inner == pl.String or inner.is_integer() or isinstance(inner, (pl.Categorical, pl.Enum))):
+        return None, f"a list of {inner}: only lists of text or integers are bags"
+    return Bag(column.name), (
+        f"lists of {lengths.mean():.1f} values on average, at most {lengths.max()}; `sequence: {column.name}` keeps "
+        "their order, for a model that takes sequences"
+    )

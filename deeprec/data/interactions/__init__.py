@@ -1,8 +1,9 @@
 """Who met what: interactions with their ids and side information, read, built, selected and divided.
 
 `interactions` has `Interactions`, `OfficialSplit` and `Split`, `ids` has `IdMap`; `readers` and `build.from_frame`
-make them of files and frames, `features.with_features` adds tables of users and items, `selection.positives` turns
-ratings to likes, and `splits` holds rows out and draws candidates. Public as `deeprec.data.Interactions`,
-`OfficialSplit`, `Split`, `IdMap`, `UnknownIdError`, `from_frame`, `with_features`, `positives`, `leave_one_out`,
-`official`, `random_holdout` and `sampled_negatives`.
+make them of files and frames, `features.with_features` adds tables of users and items, `encoded.encode_tables` encodes
+them, `domains.Domains` holds several domains with the same users, `selection.positives` turns ratings to likes, and
+`splits` holds rows out and draws candidates. Public as `deeprec.data.Interactions`, `OfficialSplit`, `Split`, `IdMap`,
+`UnknownIdError`, `from_frame`, `with_features`, `encode_tables`, `Domains`, `positives`, `leave_one_out`, `official`,
+`random_holdout` and `sampled_negatives`.
 """

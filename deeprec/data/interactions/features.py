@@ -1,4 +1,4 @@
-"""Side information as frames whose row i describes internal id i: MovieLens' files, your own, and as numbers."""
+"""Side information as frames whose row i describes internal id i: of MovieLens' files, your own; and as numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec._suggest import listed
+from deeprec.data.columns.kinds import Bag, Categorical, Feature, Numeric, Vector
+from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.columns.table import EncodedTable
 from deeprec.data.interactions.ids import IdMap, normalise_ids
 from deeprec.data.interactions.interactions import Interactions
 from deeprec.data.reading.errors import did_you_mean
+from deeprec.data.reading.hashing import Vocabulary, hash_series
 from deeprec.data.reading.text import read_bytes
 
 # fmt: off
@@ -177,11 +181,41 @@ def _bytes_of(values: pl.Series) -> Iterator[bytes]:
         yield b"".join(text.drop_nulls().to_list())
 
 
+def schema_of(frame: pl.DataFrame, columns: Sequence[str], ids: IdMap) -> FeatureSchema:
+    """Columns of side information as what they are: text, booleans and whole numbers categorical, lists of text or
+    whole numbers bags, fractions numeric and lists of as many fractions vectors, these as they are.
+
+    Raises:
+        ValueError: an unknown column, or one of another kind.
+    """
+    features: list[Feature] = []
+    for column in columns:
+        if column not in frame.columns:
+            raise ValueError(
+                f"features: a column of {ids.name}s must be one of {listed(frame.columns)}, got {column!r}"
+                f"{did_you_mean(column, frame.columns)}"
+            )
+        values = frame.get_column(column)
+        inner = values.dtype.inner if isinstance(values.dtype, pl.List | pl.Array) else None
+        if values.dtype.is_float():
+            features.append(Numeric(column, transform="none", missing="raise"))
+        elif inner is not None and inner.is_float():
+            features.append(Vector(column, _width(values, column, ids), missing="raise"))
+        elif isinstance(values.dtype, pl.List) and _is_value(inner):
+            features.append(Bag(column))
+        elif _is_value(values.dtype):
+            features.append(Categorical(column))
+        else:
+            raise ValueError(f"features: {column} must be text, lists of text or numbers, got {values.dtype}")
+    return FeatureSchema(tuple(features), label=None)
+
+
 def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMap) -> NDArray[np.float32]:
     """Columns of a feature frame as numbers.
 
-    Text, lists of text, booleans and whole numbers become one indicator for each value; fractions, and lists of as many
-    fractions for each, are taken as they are.
+    Text, lists of text, booleans and whole numbers become one indicator for each value, in ascending order; fractions,
+    and lists of as many fractions for each, are taken as they are. Spellings of one value ("12" and "12.0", see
+    `deeprec.data.reading.hashing`) are one, and an empty text in a list is none.
 
     Args:
         frame: row i describes internal id i; None: there is none.
@@ -202,21 +236,26 @@ def feature_matrix(frame: pl.DataFrame | None, columns: Sequence[str], ids: IdMa
             f"features: the table must have a row for each of the {len(ids)} {ids.name}s, got {len(frame)} rows; pass "
             "it with deeprec.data.with_features"
         )
-    parts = []
-    for column in columns:
-        if column not in frame.columns:
-            raise ValueError(
-                f"features: a column of {ids.name}s must be one of {listed(frame.columns)}, got {column!r}"
-                f"{did_you_mean(column, frame.columns)}"
-            )
-        parts.append(_numbers(frame.get_column(column), column, ids))
+    schema = schema_of(frame, columns, ids)
+    for feature in schema.features:
+        _check_known(frame.get_column(feature.name), feature.name, ids)
+    table = EncodedTable.fit(schema, frame.select(list(columns)))
+    parts = [_dense(table, feature, frame.get_column(feature.name)) for feature in schema.features]
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def _numbers(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32]:
-    bad, numbers = values.is_null(), _fractions(values, column, ids)
-    if numbers is not None:
-        bad |= pl.Series(~np.isfinite(numbers).all(axis=1))
+def _check_known(values: pl.Series, column: str, ids: IdMap) -> None:
+    """Raise ValueError unless each value is known, and finite in float32."""
+    bad = values.is_null()
+    if values.dtype.is_float():
+        bad |= ~_finite(values)
+    elif isinstance(values.dtype, pl.List | pl.Array) and values.dtype.inner.is_float():
+        lists = values.cast(pl.List(pl.Float64))
+        rows = np.repeat(np.arange(len(lists)), lists.list.len().fill_null(0).to_numpy())
+        entries = lists.filter(lists.list.len().fill_null(0) > 0).explode()
+        is_bad = np.zeros(len(lists), dtype=np.bool_)
+        is_bad[rows[~(_finite(entries) & entries.is_not_null()).to_numpy()]] = True
+        bad |= pl.Series(is_bad)
     if bad.any():
         first = int(bad.arg_max() or 0)
         (got,) = values.slice(first, 1).to_list()
@@ -224,39 +263,49 @@ def _numbers(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32]:
             f"features: {column} must be known and finite for every {ids.name}, got {got} for {ids.name} "
             f"{ids.values[first]!r} and {int(bad.sum())} in all; fill them in"
         )
-    if numbers is not None:
-        return numbers
-    if not (isinstance(values.dtype, pl.List) or values.dtype.is_integer() or values.dtype in _INDICATOR_TYPES):
-        raise ValueError(f"features: {column} must be text, lists of text or numbers, got {values.dtype}")
-    rows = pl.DataFrame({"row": np.arange(len(values)), "value": values})
-    if isinstance(values.dtype, pl.List):
-        rows = rows.explode("value").drop_nulls()
-    if not rows.get_column("value").dtype.is_integer():
-        rows = rows.with_columns(pl.col("value").cast(pl.String))
-    known = rows.get_column("value").unique().sort()
-    result = np.zeros((len(values), len(known)), dtype=np.float32)
-    result[rows.get_column("row").to_numpy(), known.search_sorted(rows.get_column("value")).to_numpy()] = 1.0
-    return result
 
 
-def _fractions(values: pl.Series, column: str, ids: IdMap) -> NDArray[np.float32] | None:
-    """A column of fractions, or of lists of them, [n, P], a missing one NaN or 0; None for another kind of column."""
-    if values.dtype.is_float():
-        numbers = values.to_numpy()[:, None]
-    elif isinstance(values.dtype, pl.List | pl.Array) and values.dtype.inner.is_float():
-        lists = values.cast(pl.List(pl.Float64))
-        lengths = lists.list.len().drop_nulls().to_numpy()
-        width = int(lengths.max(initial=0))
-        if not width or (lengths != width).any():
-            raise ValueError(
-                f"features: {column} must hold as many numbers for every {ids.name}, at least one, got lists of "
-                f"{lengths.min(initial=width)} to {width}"
-            )
-        numbers = lists.fill_null(pl.lit([0.0] * width)).explode().to_numpy().reshape(len(values), width)
-    else:
-        return None
+def _finite(values: pl.Series) -> pl.Series:
     with np.errstate(over="ignore"):
-        return numbers.astype(np.float32)
+        return pl.Series(np.isfinite(values.to_numpy().astype(np.float32)))
 
 
-_INDICATOR_TYPES = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
+def _width(values: pl.Series, column: str, ids: IdMap) -> int:
+    """How many numbers each list of a column holds."""
+    lengths = values.cast(pl.List(pl.Float64)).list.len().drop_nulls().to_numpy()
+    width = int(lengths.max(initial=0))
+    if not width or (lengths != width).any():
+        raise ValueError(
+            f"features: {column} must hold as many numbers for every {ids.name}, at least one, got lists of "
+            f"{lengths.min(initial=width)} to {width}"
+        )
+    return width
+
+
+def _is_value(dtype: Any) -> bool:
+    return dtype.is_integer() or dtype in (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
+
+
+def _dense(table: EncodedTable, feature: Feature, values: pl.Series) -> NDArray[np.float32]:
+    """The columns of a feature in the matrix: its numbers, or an indicator for each value, in ascending order."""
+    inputs, rows = table.inputs, table.rows
+    if isinstance(feature, Numeric):
+        return rows.values[:, [inputs.numerics.index(feature.name)]]
+    if isinstance(feature, Vector):
+        return rows.values[:, inputs.columns_of(feature.name)]
+    if isinstance(feature, Bag):
+        bags = rows.bags[feature.name]
+        ids, row = bags.ids, np.repeat(np.arange(len(rows)), np.diff(bags.offsets))
+        values = values.explode()
+    else:
+        column = [field.name for field in inputs.fields].index(feature.name)
+        ids, row = rows.ids[:, column], np.arange(len(rows))
+    values = values if values.dtype.is_integer() else values.cast(pl.String)
+    hashes = hash_series(values.unique().drop_nulls().sort())
+    place = Vocabulary(table.encoder.hashes[feature.name]).lookup(hashes)  # vocabularies are by frequency
+    order = list(dict.fromkeys(place[place > 0].tolist()))
+    column_of = np.empty(len(order) + 1, dtype=np.int64)
+    column_of[order] = np.arange(len(order))
+    result = np.zeros((len(rows), len(order)), dtype=np.float32)
+    result[row, column_of[ids]] = 1.0
+    return result

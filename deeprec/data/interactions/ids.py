@@ -112,6 +112,32 @@ class IdMap:
         distinct = series.unique(maintain_order=not sort)
         return cls(distinct.sort() if sort else distinct, name)
 
+    def grown(self, values: Any) -> IdMap:
+        """This map with the ids of `values` that it lacks after its own, by first appearance; no index changes.
+
+        Raises:
+            ValueError: a missing id, or one beyond the whole numbers that the map can hold. TypeError: ids of another
+                type than the map's.
+        """
+        given = to_series(values, self.name)
+        if len(self) == 0:
+            return IdMap.from_values(given, self.name)
+        if given.null_count():
+            raise ValueError(f"IdMap.grown: {self.name} ids must not be missing, got {given.null_count()} null")
+        new = given.gather(np.flatnonzero(self.encode(given, unknown=-1) < 0)) if len(given) else given
+        if not len(new):
+            return self
+        old, new = self._values, normalise_ids(new).unique(maintain_order=True)
+        try:
+            new = new.cast(old.dtype)
+        except pl.exceptions.PolarsError:  # whole numbers beyond those of a narrow type
+            kind = pl.UInt64 if new.dtype == pl.UInt64 else pl.Int64
+            try:
+                old, new = old.cast(kind), new.cast(kind)
+            except pl.exceptions.PolarsError as error:
+                raise ValueError(f"IdMap.grown: {self.name} ids must fit in {kind}, got {error}") from None
+        return IdMap(pl.concat([old, new]), self.name)
+
     def __len__(self) -> int:
         return len(self._values)
 

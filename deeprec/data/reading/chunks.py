@@ -40,6 +40,7 @@ __all__ = [
     "BagColumn",
     "Chunk",
     "Source",
+    "VectorColumn",
     "Vocabulary",
     "Wanted",
     "hash_text",
@@ -68,12 +69,27 @@ class BagColumn(NamedTuple):
     weight_separator: str | None = None
 
 
+class VectorColumn(NamedTuple):
+    """A column of lists of `width` numbers each, >= 1, that is wanted."""
+
+    name: str
+    width: int
+
+
 class Wanted(NamedTuple):
     """Columns to read, and as what; a column may be wanted in several ways."""
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     bags: tuple[BagColumn, ...] = ()
+    texts: tuple[str, ...] = ()
+    vectors: tuple[VectorColumn, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, each once."""
+        lists = [bag.name for bag in self.bags] + [vector.name for vector in self.vectors]
+        return tuple(dict.fromkeys([*self.categorical, *self.numeric, *self.texts, *lists]))
 
 
 @dataclass
@@ -86,6 +102,8 @@ class Chunk:
         hashes: [rows], uint64, of each categorical column; 0 = missing (empty or null).
         numbers: [rows], float64, of each numeric column, never infinite; NaN = missing.
         bags: of each column of bags.
+        texts: [rows], of type String, of each column of texts; null = missing.
+        vectors: [rows, width], float32, of each column of vectors; a missing one is NaN throughout.
 
     The arrays of a chunk may share one piece of memory, which lives as long as any of them: copy what is to be kept.
     """
@@ -95,6 +113,8 @@ class Chunk:
     hashes: dict[str, Hashes] = field(default_factory=dict)
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bags: dict[str, BagChunk] = field(default_factory=dict)
+    texts: dict[str, pl.Series] = field(default_factory=dict)
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class BadRow(NamedTuple):
@@ -194,7 +214,7 @@ class Source:
 
     def check(self, wanted: Wanted) -> None:
         """Raises ValueError or TypeError unless all `wanted` columns are there and can be what is wanted of them."""
-        for column in (*wanted.categorical, *wanted.numeric, *(bag.name for bag in wanted.bags)):
+        for column in wanted.names:
             if column not in self._column_set:
                 raise ValueError(
                     f"chunks: {self.name} must have a column {column!r}; {did_you_mean(column, self.columns)}"

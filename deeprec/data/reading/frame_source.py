@@ -74,10 +74,22 @@ class TableSource(Source):
                 raise TypeError(
                     f"chunks: column {bag.name!r} of {self.name} must hold lists of values or text, got {kind}"
                 )
+        for column in wanted.texts:
+            kind = self.schema[column]
+            if kind.is_nested() or kind in (pl.Object, pl.Binary):
+                raise TypeError(f"chunks: column {column!r} of {self.name} must hold one text a row, got {kind}")
+        for vector in wanted.vectors:
+            kind = self.schema[vector.name]
+            if not isinstance(kind, _LISTS) or not kind.inner.is_numeric():
+                raise TypeError(
+                    f"chunks: column {vector.name!r} of {self.name} must hold lists of {vector.width} numbers, got "
+                    f"{kind}; declare what it is, or declare the vector by its columns of numbers"
+                )
 
     def _rows(self, wanted: Wanted) -> int:
         """Rows in a slice whose columns take about `block_bytes`."""
-        columns = len(wanted.categorical) + len(wanted.numeric) + 4 * len(wanted.bags)
+        columns = len(wanted.categorical) + len(wanted.numeric) + 4 * len(wanted.bags) + 8 * len(wanted.texts)
+        columns += sum(vector.width for vector in wanted.vectors)
         return max(1, self.block_bytes // (16 * max(1, columns)))
 
     def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -85,12 +97,11 @@ class TableSource(Source):
         raise NotImplementedError
 
     def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        names = [*wanted.categorical, *wanted.numeric, *(bag.name for bag in wanted.bags)]
-        columns = list(dict.fromkeys(names))
+        columns = list(wanted.names)
         parts = self._parts(self._rows(wanted), columns)
         for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, wanted), self.threads):
             if bad:
-                self._report(bad)
+                self._report(bad, dict(wanted.vectors))
             progress(start + height, self.size)
             yield chunk
 
@@ -120,6 +131,12 @@ class TableSource(Source):
         for bag in wanted.bags:
             chunk.bags[bag.name], wrong, texts = _bags(part.get_column(bag.name), bag, self.dialect)
             note(wrong, bag.name, texts)
+        for column in wanted.texts:
+            chunk.texts[column] = part.get_column(column).cast(pl.String)
+        for vector in wanted.vectors:
+            series = part.get_column(vector.name)
+            chunk.vectors[vector.name], wrong = _vectors(series, vector.width)
+            note(wrong, vector.name, series.gather(wrong).to_list())
         return chunk
 
     def _numbers(self, series: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -130,18 +147,20 @@ class TableSource(Source):
         values = series.cast(pl.Float64).to_numpy()  # a null is NaN
         return values, np.flatnonzero(np.isinf(values))
 
-    def _report(self, bad: dict[int, BadRow]) -> None:
+    def _report(self, bad: dict[int, BadRow], vectors: dict[str, int]) -> None:
         rows = [bad[row] for row in sorted(bad)]
         self.bad.add(len(rows), rows[: separated.KEPT_BAD])
         if self.on_bad == "raise":
             row = rows[0]
-            wanted = "finite"
+            needed = "finite"
             if row.column in self.codes:
-                wanted = f"one of the texts in codes ({did_you_mean(row.text, self.codes[row.column])})"
+                needed = f"one of the texts in codes ({did_you_mean(row.text, self.codes[row.column])})"
+            elif row.column in vectors:
+                needed = f"a list of {vectors[row.column]} finite numbers"
             elif self.schema[row.column] == pl.String or self.schema[row.column].is_nested():
-                wanted = "values with a finite weight each"
+                needed = "values with a finite weight each"
             raise ValueError(
-                f"read: {self.name}, row {row.line}: {row.column} must be {wanted}, got {row.text!r}; "
+                f"read: {self.name}, row {row.line}: {row.column} must be {needed}, got {row.text!r}; "
                 "correct it or pass on_bad='skip'"
             )
 
@@ -253,3 +272,17 @@ def _bags(series: pl.Series, bag: BagColumn, dialect: Dialect) -> tuple[BagChunk
     made, wrong, _ = separated.parse_bags(offsets, data, (b"", weight), dialect._replace(missing=()))
     rows = np.unique(np.searchsorted(ends, wrong, side="right") - 1)
     return made._replace(offsets=made.offsets[ends]), rows, [str(text) for text in series.gather(rows).to_list()]
+
+
+def _vectors(series: pl.Series, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """([n, width], NaN throughout where the list is missing; the rows of another length or with no finite number)."""
+    lists = series.cast(pl.List(pl.Float64))
+    lengths, is_known = without_nulls(lists.list.len(), 0)
+    is_wrong = is_known & (lengths != width)
+    fits = is_known & ~is_wrong
+    numbers = np.full((len(series), width), np.nan, dtype=np.float32)
+    if fits.any():
+        with np.errstate(over="ignore"):
+            numbers[fits] = lists.filter(pl.Series(fits)).explode().to_numpy().reshape(-1, width)
+        is_wrong |= fits & ~np.isfinite(numbers).all(axis=1)
+    return numbers, np.flatnonzero(is_wrong)

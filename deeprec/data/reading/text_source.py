@@ -61,6 +61,15 @@ class TextSource(Source):
         self.size = path.stat().st_size
         self._header_bytes = header_bytes
 
+    def check(self, wanted: Wanted) -> None:
+        super().check(wanted)
+        for column in (*wanted.texts, *(vector.name for vector in wanted.vectors)):
+            raise TypeError(
+                f"chunks: {self.name} is separated text, whose columns are read as categories, numbers, bags and "
+                f"sequences; {column!r} is declared a text, a file or a vector: write the table as Parquet or pass a "
+                "frame, or declare a vector by its columns of numbers"
+            )
+
     def _cut(self, text: Data) -> int:
         return separated.cut_log(text, Dialect(b" "))
 

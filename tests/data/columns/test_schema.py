@@ -58,7 +58,7 @@ def test_wrong_options_are_named_with_a_remedy(make: Any, message: str) -> None:
         ((Categorical("a"), Numeric("a")), {}, "got a again; to use a column twice"),
         ((Numeric("a", missing_indicator=True), Categorical("a_missing")), {}, "got a_missing again"),
         ((Categorical("label"),), {}, "Categorical 'label' reads the label"),
-        (("a",), {}, "must be Categorical, Numeric, Bag or Cross, got 'a'"),
+        (("a",), {}, "must be of the kinds categorical, numeric, bag, cross, .*, got 'a'"),
         (
             (Categorical("age"), Cross(("age", "sexx"), 5), Categorical("sex")),
             {},

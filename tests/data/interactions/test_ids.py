@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -169,3 +170,33 @@ def test_a_damaged_parquet_is_named(tmp_path: Path) -> None:
     IdMap([1], "user").write_parquet(path)
     with pytest.raises(ValueError, match="item_id"):
         IdMap.read_parquet(path, "item")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ([5, 3], [3, 9, 9, 7], [5, 3, 9, 7]),
+        (["b", "a"], ["c", "a"], ["b", "a", "c"]),
+        ([], ["c", "a", "c"], ["c", "a"]),
+        ([5, 3], [], [5, 3]),
+        ([5, 3], [4.0, 3.0], [5, 3, 4]),
+        (np.array([1, 2], dtype=np.int8), [300, 2], [1, 2, 300]),
+        (np.array([1, 2], dtype=np.int64), np.array([2**63 + 1], dtype=np.uint64), [1, 2, 2**63 + 1]),
+    ],
+)
+def test_a_grown_map_keeps_its_numbers(old: Any, new: Any, expected: list[Any]) -> None:
+    ids = IdMap(old, "item")
+    grown = ids.grown(new)
+    assert grown.values.to_list() == expected
+    assert ids.values.to_list() == list(old)
+    if len(old):
+        assert grown.encode(ids.values).tolist() == list(range(len(ids)))
+
+
+def test_a_map_grows_by_ids_of_its_own_kind_only() -> None:
+    with pytest.raises(TypeError, match="item ids here are integers, got strings"):
+        IdMap([1, 2], "item").grown(["a"])
+    with pytest.raises(ValueError, match="must not be missing, got 1 null"):
+        IdMap([1, 2], "item").grown([3, None])
+    with pytest.raises(ValueError, match="must fit in UInt64"):
+        IdMap([-1, 2], "item").grown(np.array([2**63 + 1], dtype=np.uint64))
