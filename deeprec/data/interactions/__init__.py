@@ -4,5 +4,5 @@
 make them of files and frames, `features.with_features` adds tables of users and items, `selection.positives` turns
 ratings to likes, and `splits` holds rows out and draws candidates. Public as `deeprec.data.Interactions`,
 `OfficialSplit`, `Split`, `IdMap`, `UnknownIdError`, `from_frame`, `with_features`, `positives`, `leave_one_out`,
-`official`, `random_holdout` and `sampled_negatives`.
+`official`, `random_holdout`, `time_holdout`, `items_holdout` and `sampled_negatives`.
 """
