@@ -11,7 +11,7 @@ import deeprec
 from deeprec.cli.console import console, figure, print_json, say, table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import source_for
-from deeprec.evaluate import protocol_from_dict, read_card
+from deeprec.evaluate import PROTOCOLS, protocol_from_dict, read_card
 from deeprec.models import TrainConfig
 from deeprec.train import evaluate_model
 
@@ -22,7 +22,11 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as protocol.cutoffs=5,10,20.")
     ] = None,
     protocol_name: Annotated[
-        str | None, typer.Option("--protocol", help="Another way to measure; the rows held out stay those of training.")
+        str | None,
+        typer.Option(
+            "--protocol",
+            help=f"Another way to measure: {', '.join(PROTOCOLS)}; the rows held out stay those of training.",
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="The data, if it lies elsewhere now.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,11 +66,16 @@ class InteractionSource:
         say(f"data      {data.name}: {len(data):,} interactions, {data.num_users:,} users, {data.num_items:,} items")
         for repair, count in data.repairs.items():
             say("          ", ("repaired", "yellow"), f" {repair}: {count:,}")
-        against = "all items" if rule.candidates == "all" else f"{rule.candidates} {rule.negatives} negatives"
-        how = f"ranked against {against}, {rule.ties} ties"
+        against = {"all": "all items", "part": "the items of their part"}.get(str(rule.candidates))
+        against = against or f"{rule.candidates} {rule.negatives} negatives"
+        what = "next item after the ordered history, " if rule.task == "next-item" else ""
+        how = f"{what}ranked against {against}, {rule.ties} ties"
         if rule.task == "rating":
             how = f"errors of predicted ratings, {'clamped' if rule.clamp else 'not clamped'}"
         say(f"protocol  {rule.name}: {rule.holdout.replace('_', ' ')}, {how}")
+        for left_out, count in task.split.notes.items():
+            if left_out.endswith("left_out") and count:
+                say(f"          {count:,} held-out {left_out.removesuffix('_left_out')} left out, unknown in training")
 
     def remember(self, target: Path, task: InteractionTask, request: Request) -> list[str]:
         """Keep in the folder where the data came from; names of the files."""
@@ -102,7 +107,11 @@ class InteractionSource:
                     f"evaluate: protocol.{key} would test rows that the model has trained on; train anew with it"
                 )
         kept = {field: getattr(trained, field) for field in _CUT}
-        rule = protocol(name, **{**overrides, **kept}) if name is not None else trained.changed(**overrides)
+        if name is not None:
+            # Where the other protocol cuts the data its own way, what was kept need not have an effect there.
+            rule = replace(protocol(name, **overrides), **kept)
+        else:
+            rule = trained.changed(**overrides)
         source, known = (data, {}) if data is not None else folder.source_of(directory)
         interactions = folder.load_data(source, data_dir, {**known, **options})
         _require_same(directory, card, interactions)

@@ -13,6 +13,7 @@ from deeprec.cli.display import Display, figures_table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.device import resolve_device
+from deeprec.evaluate import PROTOCOLS
 from deeprec.train import fit
 from deeprec.train.checkpoint import has_checkpoint
 
@@ -30,7 +31,7 @@ def train(
     ] = "synthetic",
     protocol_name: Annotated[
         str | None,
-        typer.Option("--protocol", help="How to split and measure: full, ncf, random, cdae, rating; clicks: click."),
+        typer.Option("--protocol", help=f"How to split and measure: {', '.join(PROTOCOLS)}; clicks: click."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and negatives.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the model, its card and its curves.")] = None,

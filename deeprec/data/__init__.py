@@ -19,7 +19,14 @@ from deeprec.data.interactions.encoded import EncodedTables, encode_tables
 from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.interactions.selection import positives
-from deeprec.data.interactions.splits import leave_one_out, official, random_holdout, sampled_negatives
+from deeprec.data.interactions.splits import (
+    items_holdout,
+    leave_one_out,
+    official,
+    random_holdout,
+    sampled_negatives,
+    time_holdout,
+)
 from deeprec.data.reading.sources import open_source
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
@@ -61,6 +68,7 @@ __all__ = [
     "from_frame",
     "infer_schema",
     "info",
+    "items_holdout",
     "leave_one_out",
     "list_datasets",
     "load",
@@ -72,5 +80,6 @@ __all__ = [
     "sampled_negatives",
     "search_dirs",
     "synthetic",
+    "time_holdout",
     "with_features",
 ]

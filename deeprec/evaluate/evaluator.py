@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deeprec.contract import RATES
+from deeprec.contract import RATES, Scorable
 from deeprec.device import Device, device_of, placed, to_device
 from deeprec.evaluate import metrics
+from deeprec.evaluate.histories import HistoryScorer, histories_before
 from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.ranking import Progress, Ranking, Scorer, candidate_ranks, full_ranks
 from deeprec.registry import with_capabilities
@@ -38,7 +39,8 @@ def evaluate(
 
     Args:
         model: anything with `score_pairs` and `score_items` (see `Scorer`); an nn.Module is put into eval mode
-            meanwhile.
+            meanwhile. One whose `reads_history` is True is asked for next items through `encode` and `scorer`, with the
+            ordered histories before the part.
         split: what `protocol.split(data)` returned.
         protocol: candidates, mask, tie rule, metrics and cutoffs.
         part: "validation" or "test". The test part is for the end: choosing anything on it inflates the figure.
@@ -76,11 +78,25 @@ def rank(
     held_out = split.validation if part == "validation" else split.test
     wants_lists = any(name in metrics.LIST_METRICS for name in protocol.metrics)
     top = max(protocol.cutoffs) if wants_lists else 0
-    device = device_of(model)
+    device = ids_on = device_of(model)
+    scorer: Scorer = model
+    if protocol.task == "next-item" and getattr(model, "reads_history", False):
+        # Histories are cut out on the CPU, where their lengths are known without waiting.
+        scorer = HistoryScorer(cast(Scorable, model), histories_before(split, part), device)
+        ids_on = torch.device("cpu")
     with _evaluating(model):
-        if protocol.candidates == "all":
-            masked = [getattr(split, name) for name in protocol.mask if name != part]
-            return full_ranks(model, held_out, masked, users=users, top=top, device=device, progress=progress)
+        if protocol.candidates in ("all", "part"):
+            return full_ranks(
+                scorer,
+                held_out,
+                [getattr(split, name) for name in protocol.mask if name != part],
+                only_its_items=protocol.candidates == "part",
+                users=users,
+                top=top,
+                device=device,
+                ids_on=ids_on,
+                progress=progress,
+            )
         negatives = split.validation_negatives if part == "validation" else split.test_negatives
         if negatives is None or len(negatives) != len(held_out):
             raise ValueError(f"evaluate: the {part} part has no negatives; take the split of protocol.split(data)")
@@ -91,13 +107,13 @@ def rank(
             )
         rows = slice(None) if users is None else np.flatnonzero(np.isin(held_out.users, users))
         return candidate_ranks(
-            model,
+            scorer,
             held_out.users[rows],
             held_out.items[rows],
             negatives[rows],
             ties=protocol.ties,
             top=top,
-            device=device,
+            device=ids_on,
             progress=progress,
         )
 

@@ -24,7 +24,7 @@ _logger = logging.getLogger("deeprec")
 
 # What is reported does not change what a figure means, so these do not stand in the way of a comparison.
 _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
-_RANDOM = ("random", "random_by_user")
+_BY_SHARE = ("random", "random_by_user", "time", "items")
 _TEST_STREAM, _VALIDATION_STREAM = 4, 5  # independent negatives for the two parts under one seed
 
 
@@ -43,21 +43,26 @@ class Protocol:
     """One way to measure a model; immutable, checked on construction.
 
     Attributes:
-        name: how it was asked for ("ncf", "full", "random", "cdae", "rating").
-        task: "ranking", the positives among candidates; or "rating", the error of predicted ratings (then candidates,
-            negatives, mask, ties and cutoffs have no meaning).
+        name: how it was asked for, one of `NAMES`.
+        task: "ranking", the positives among candidates; "next-item", the same after what each user did before, in
+            order: a model that reads histories is asked with the training items, and for the test with the validation
+            items behind them (see `histories.histories_before`), any other as it was trained; or "rating", the error of
+            predicted ratings (then candidates, negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
-            interactions; "random_by_user": a random share of each user's; "official": the split that came with the
-            data; "auto": official where the data has it, leave_one_out otherwise (see `resolve`).
-        test_share: test share for "random" and "random_by_user", in (0, 1).
-        validation: "random" or "last" (one training interaction of each user), "share" (a random share as that of the
-            test, with the random hold-outs) or "none".
+            interactions; "random_by_user": a random share of each user's; "time": what came last, from one moment on
+            for all users (each user's positives of that part are ranked in one list); "items": a random share of the
+            items, with all their interactions; "official": the split that came with the data; "auto": official where
+            the data has it, leave_one_out otherwise (see `resolve`).
+        test_share: test share for "random", "random_by_user", "time" and "items", in (0, 1).
+        validation: "random" or "last" (one training interaction of each user), "share" (a share like that of
+            the test, with the hold-outs that have one; before it in time) or "none".
         validation_share: validation share for "share", in (0, 1).
-        candidates: "all" items, or the number of sampled negatives each positive is ranked against, at least 1.
+        candidates: "all" items; "part", the items of the part that is measured alone, for holdout "items"; or the
+            number of sampled negatives each positive is ranked against, at least 1.
         negatives: "given" (the lists published with the data), "seeded" (drawn from `negatives_seed`), "auto" (given
-            where the data has them, seeded otherwise; see `resolve`), "none" with all candidates.
+            where the data has them, seeded otherwise; see `resolve`), "none" where none are sampled.
         negatives_seed: seed of seeded negatives, at least 0. Validation negatives are always seeded.
-        mask: parts whose items are taken out of the candidates when all items are ranked; subset of
+        mask: parts whose items are taken out of a user's candidates when all items are ranked; subset of
             ("train", "validation"). Validation items are masked in the test only.
         ties: "pessimistic": among equal scores the positive ranks last; "authors": the order in which the NCF authors'
             `heapq.nlargest` meets the candidates (sampled candidates only; see `evaluator.candidate_ranks`).
@@ -69,11 +74,11 @@ class Protocol:
     """
 
     name: str
-    holdout: Literal["leave_one_out", "random", "random_by_user", "official", "auto"] = "leave_one_out"
+    holdout: Literal["leave_one_out", "random", "random_by_user", "time", "items", "official", "auto"] = "leave_one_out"
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
     validation_share: float = 0.1
-    candidates: int | Literal["all"] = "all"
+    candidates: int | Literal["all", "part"] = "all"
     negatives: Literal["given", "seeded", "auto", "none"] = "none"
     negatives_seed: int = 0
     mask: tuple[str, ...] = ("train", "validation")
@@ -81,7 +86,7 @@ class Protocol:
     metrics: tuple[str, ...] = ("hr", "ndcg")
     cutoffs: tuple[int, ...] = (10,)
     seed: int = 0
-    task: Literal["ranking", "rating"] = "ranking"
+    task: Literal["ranking", "next-item", "rating"] = "ranking"
     default_rating: float = 3.0
     clamp: bool = True
 
@@ -111,20 +116,38 @@ class Protocol:
         for field in ("test_share", "validation_share"):
             _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
         _require(isinstance(self.clamp, bool), "clamp must be True or False", self.clamp)
-        random_share = (self.holdout in _RANDOM, self.validation == "share")
+        random_share = (self.holdout in _BY_SHARE, self.validation == "share")
         if self.validation != "none" and random_share[0] != random_share[1]:
             remedy = "'share'" if random_share[0] else "'random' or 'last'"
             raise ValueError(
                 f"protocol: validation={self.validation!r} does not go with holdout={self.holdout!r}; "
                 f"take validation={remedy} or 'none'"
             )
+        self._check_task()
         self._check_candidates()
+
+    def _check_task(self) -> None:
+        if self.task == "next-item" and (self.holdout not in ("leave_one_out", "time") or self.validation == "random"):
+            raise ValueError(
+                f"protocol: a next item needs what came before it, got holdout={self.holdout!r} and "
+                f"validation={self.validation!r}; take holdout='leave_one_out' with validation='last', or 'time' with "
+                "'share'"
+            )
+        if self.holdout == "items" and self.task != "ranking":
+            raise ValueError(
+                f"protocol: items held out whole can be ranked only, got task={self.task!r}; take another holdout"
+            )
 
     def _check_candidates(self) -> None:
         candidates = self.candidates
-        sampled = candidates != "all"
+        sampled = self.has_negatives
         enough = isinstance(candidates, int) and not isinstance(candidates, bool) and candidates >= 1
-        _require(not sampled or enough, "candidates must be 'all' or a number of negatives of at least 1", candidates)
+        requirement = "candidates must be 'all', 'part' or a number of negatives of at least 1"
+        _require(not sampled or enough, requirement, candidates)
+        if candidates == "part" and self.holdout != "items":
+            raise ValueError(
+                f"protocol: candidates='part' goes with holdout='items', got {self.holdout!r}; take candidates='all'"
+            )
         if sampled != (self.negatives != "none"):
             remedy = "'given', 'seeded' or 'auto'" if sampled else "'none', or candidates a number"
             raise ValueError(
@@ -138,12 +161,23 @@ class Protocol:
                 "take holdout='official' or negatives='seeded'"
             )
 
+    @property
+    def has_negatives(self) -> bool:
+        """Whether the candidates are sampled negatives."""
+        return self.candidates not in ("all", "part")
+
     def resolve(self, data: Interactions) -> Protocol:
         """The same protocol with every "auto" replaced by what it means for `data`; a card must hold this one.
 
         Raises:
-            ValueError: the official split or given negatives are asked for and `data` has none.
+            ValueError: the official split or given negatives are asked for and `data` has none, or next items and it
+                has no order.
         """
+        if self.task == "next-item" and data.order is None:
+            raise ValueError(
+                f"protocol: next items need the order of the interactions, got {data.name} without timestamps; name "
+                "their column, or take the protocol 'full'"
+            )
         published = data.official
         given = None if published is None else published.test_negatives
         if published is None and self.holdout == "official":
@@ -199,11 +233,13 @@ class Protocol:
         found = {"default_rating", "clamp"}
         if self.task == "rating":
             found = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs"}
-        if self.holdout not in _RANDOM:
+        if self.holdout not in _BY_SHARE:
             found |= {"test_share", "validation_share"}
-        if self.candidates != "all":
+        if self.holdout == "time" or self.task == "next-item":
+            found.add("seed")
+        if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
             found.add("mask")
-        else:
+        if not self.has_negatives:
             found.add("negatives_seed")
         return found
 
@@ -264,7 +300,22 @@ PROTOCOLS: dict[str, Protocol] = {
     "rating": Protocol(
         "rating", task="rating", holdout="random", validation="share", validation_share=0.09, metrics=("rmse", "mae")
     ),
+    # Kang and McAuley 2018, section 4, but among all items: the last interaction tests, the one before it chooses.
+    "next-item": Protocol(
+        "next-item", task="next-item", validation="last", metrics=("hr", "ndcg", "mrr"), cutoffs=(10,)
+    ),
+    # Wang and Blei 2011, "out-of-matrix": items without any training interaction, among themselves. A model that knows
+    # nothing else of them gives them equal scores, which rank last, or guesses.
+    "cold-items": Protocol(
+        "cold-items",
+        holdout="items",
+        validation="share",
+        candidates="part",
+        metrics=("recall", "hr", "ndcg"),
+        cutoffs=(20,),
+    ),
 }
+NAMES = (*PROTOCOLS, "click")  # all that `protocol` takes
 
 
 def protocol_from_dict(values: Mapping[str, Any]) -> Any:
@@ -280,22 +331,28 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
     """A protocol by name with some fields replaced: `protocol("ncf", ties="authors", cutoffs=(5, 10))`.
 
     Args:
-        name: "ncf", "full", "random", "cdae", "rating"; "click" for click models.
-        overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse.
+        name: one of `NAMES`; "click" for click models.
+        overrides: fields of `Protocol`. Asking for sampled `candidates` implies seeded negatives, and the reverse;
+            another `holdout` implies the validation that goes with it.
     Raises:
         ValueError: an unknown name or field, or a value out of its range.
     """
     if name == "click":
         return ClickProtocol.from_dict(overrides)
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol: unknown protocol {name!r}; {did_you_mean(name, [*PROTOCOLS, 'click'])}")
+        raise ValueError(f"protocol: unknown protocol {name!r}; {did_you_mean(name, NAMES)}")
     _check_keys(overrides)
     base = PROTOCOLS[name]
     if "candidates" in overrides and "negatives" not in overrides:
-        if overrides["candidates"] == "all":
+        if overrides["candidates"] in ("all", "part"):
             overrides["negatives"] = "none"
         elif base.negatives == "none":
             overrides["negatives"] = "seeded"
+    if "holdout" in overrides and "validation" not in overrides and base.validation != "none":
+        if overrides["holdout"] in _BY_SHARE:
+            overrides["validation"] = "share"
+        elif base.validation == "share":
+            overrides["validation"] = "random"
     return base.changed(**overrides)
 
 
@@ -304,17 +361,19 @@ def _split(protocol: Protocol, data: Interactions) -> Split:
     from deeprec.data.interactions import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
-    if protocol.holdout in _RANDOM:
-        share = 0.0 if protocol.validation == "none" else protocol.validation_share
+    shares = (protocol.test_share, 0.0 if protocol.validation == "none" else protocol.validation_share)
+    if protocol.holdout in ("random", "random_by_user"):
         by_user = protocol.holdout == "random_by_user"
-        parts = splits.random_holdout(
-            data, test=protocol.test_share, validation=share, seed=protocol.seed, by_user=by_user
-        )
+        parts = splits.random_holdout(data, *shares, seed=protocol.seed, by_user=by_user)
+    elif protocol.holdout == "time":
+        parts = splits.time_holdout(data, *shares)
+    elif protocol.holdout == "items":
+        parts = splits.items_holdout(data, *shares, seed=protocol.seed)
     elif protocol.holdout == "official":
         parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
     else:
         parts = splits.leave_one_out(data, validation=validation_rows, seed=protocol.seed)
-    if protocol.candidates == "all":
+    if not isinstance(protocol.candidates, int):
         return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
     test, validation = (
         splits.sampled_negatives(data, part.users, protocol.candidates, protocol.negatives_seed, stream=stream)

@@ -197,9 +197,11 @@ def full_ranks(
     part: Interactions,
     masked: typing.Sequence[Interactions] = (),
     *,
+    only_its_items: bool = False,
     users: NDArray[Any] | None = None,
     top: int = 0,
     device: torch.device | str = "cpu",
+    ids_on: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """Rank of each item of `part` among all items but those its user has in `masked`.
@@ -210,9 +212,11 @@ def full_ranks(
         scorer: see `Scorer`; only `score_items` is called.
         part: interactions to rank; users without any are left out.
         masked: parts whose items are no candidates (training, validation).
+        only_its_items: whether the items of `part`, of all its users, are the only candidates.
         users: internal user ids to evaluate, or None for all.
         top: also return the first `top` items of each list; equal scores by item index.
-        device: where the scorer wants its ids.
+        device: where the scores are.
+        ids_on: where the scorer wants its ids; None: there too.
         progress: called with (users done, users).
     Raises:
         ValueError: a score is NaN, or `score_items` returns another shape than [b, num_items].
@@ -222,6 +226,10 @@ def full_ranks(
     chosen = np.flatnonzero(counts) if users is None else np.unique(np.asarray(users, dtype=np.int64))
     chosen = chosen[counts[chosen] > 0].astype(np.int64)
     device = torch.device(device)
+    ids_on = device if ids_on is None else torch.device(ids_on)
+    others: Tensor | None = None
+    if only_its_items:
+        others = to_device(torch.from_numpy(np.flatnonzero(part.item_counts() == 0)), device)
     # Offsets stay on the CPU, so that sizes are known without waiting.
     positives, *seen = (
         (torch.from_numpy(offsets), to_device(torch.from_numpy(listed), device))
@@ -232,8 +240,10 @@ def full_ranks(
     is_nan: list[Tensor] = []
     for start in range(0, chosen.size, step):
         block = chosen[start : start + step]
-        scores, lowest = _item_scores(scorer, block, part.num_items, device)
+        scores, lowest = _item_scores(scorer, block, part.num_items, ids_on)
         is_nan.append(torch.isnan(lowest))
+        if others is not None:
+            scores.index_fill_(1, to_device(others, scores.device), -torch.inf)
         rows, listed = _entries(positives, block, scores.device)
         hidden = [_entries(lists, block, scores.device) for lists in seen]
         blocks.append(_rank_block(scores, rows, listed, hidden, top, most=int(counts[block].max())))
@@ -241,7 +251,7 @@ def full_ranks(
             progress(start + block.size, chosen.size)
     for start in _first_true(is_nan, step):
         block = chosen[start : start + step]
-        row, item = torch.isnan(_item_scores(scorer, block, part.num_items, device)[0]).nonzero()[0].tolist()
+        row, item = torch.isnan(_item_scores(scorer, block, part.num_items, ids_on)[0]).nonzero()[0].tolist()
         raise ValueError(_nan_message(int(block[row]), item))
     ranks, candidates, lists = (_together([block[place] for block in blocks]) for place in range(3))
     offsets = np.concatenate([[0], np.cumsum(counts[chosen])]).astype(np.int64)

@@ -55,6 +55,7 @@ class Model(WholeTables):
     trains_by_gradient: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]]  # inputs of a run beside data and options; see `deeprec.registry.require_taken`
     reads: ClassVar[str]  # "interactions" or "log"
+    reads_history: ClassVar[bool] = False  # whether `encode` is to be asked with ordered histories for the next item
     sizes: ClassVar[str]  # this and the next two: see `deeprec.contract.Stored`
     sizes_class: ClassVar[type[Any]]
     keeps: ClassVar[tuple[str, ...]]

@@ -281,3 +281,39 @@ def test_module_runs_as_a_process(tmp_path, small) -> None:
     wrong = subprocess.run([sys.executable, "-m", "deeprec", "train", "neufm"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.strip() == "error: model: unknown name 'neufm'; did you mean 'neumf'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("next-item", "next-item: leave one out, next item after the ordered history, ranked against all items"),
+        ("cold-items", "cold-items: items, ranked against the items of their part, pessimistic ties"),
+    ],
+)
+def test_protocols_train_and_evaluate_by_name(deeprec, tmp_path, small, name: str, said: str) -> None:
+    out = tmp_path / "run"
+    done = deeprec("train", "popularity", "--protocol", name, "--out", out, *small[:3])
+    assert done.exit_code == 0, done.output
+    assert said in done.output
+    assert read_card(out).protocol["name"] == name
+    again = deeprec("evaluate", out, "--json")
+    assert json.loads(again.stdout)["metrics"] == pytest.approx(read_card(out).metrics)
+    other = json.loads(deeprec("evaluate", out, "--protocol", "full", "--json").stdout)
+    assert other["protocol"]["holdout"] == read_card(out).protocol["holdout"]
+    assert name in deeprec("train", "--help").output
+
+
+def test_a_moment_divides_by_option(deeprec, tmp_path, small) -> None:
+    out = tmp_path / "run"
+    words = ("train", "popularity", "--protocol", "next-item", "protocol.holdout=time", "--out", out, *small[:3])
+    done = deeprec(*words)
+    assert done.exit_code == 0, done.output
+    assert "protocol  next-item: time, next item after" in done.output
+    assert read_card(out).protocol["validation"] == "share"
+    assert "not comparable" not in deeprec("compare", out, out).output
+
+
+def test_cards_of_another_task_are_not_compared(trained, deeprec, tmp_path, small) -> None:
+    out = tmp_path / "run"
+    assert deeprec("train", "popularity", "--protocol", "next-item", "--out", out, *small[:3]).exit_code == 0
+    assert "protocol task: 'ranking' / 'next-item'" in _error(deeprec("compare", trained[0], out))

@@ -24,6 +24,10 @@ def test_named_protocols_say_what_they_are() -> None:
     assert (random.holdout, random.test_share, random.validation) == ("random", 0.1, "share")
     assert (cdae.holdout, cdae.test_share, cdae.headline) == ("random_by_user", 0.2, "map@10")
     assert cdae.differences(protocol("cdae", test_share=0.3)) == ["test_share: 0.2 / 0.3"]
+    following, cold = PROTOCOLS["next-item"], PROTOCOLS["cold-items"]
+    assert (following.task, following.holdout, following.validation) == ("next-item", "leave_one_out", "last")
+    assert (following.candidates, following.metrics, following.cutoffs) == ("all", ("hr", "ndcg", "mrr"), (10,))
+    assert (cold.task, cold.holdout, cold.candidates, cold.cutoffs) == ("ranking", "items", "part", (20,))
 
 
 def test_protocol_is_frozen() -> None:
@@ -33,7 +37,7 @@ def test_protocol_is_frozen() -> None:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_dict_goes_there_and_back(name: str) -> None:
-    original = protocol(name, seed=3)
+    original = dataclasses.replace(PROTOCOLS[name], seed=3)
     assert Protocol.from_dict(original.as_dict()) == original
     assert isinstance(original.as_dict()["cutoffs"], list)
 
@@ -64,6 +68,15 @@ def test_dict_goes_there_and_back(name: str) -> None:
         ("random", {"validation": "last"}, "take validation='share'"),
         ("cdae", {"validation": "last"}, "take validation='share'"),
         ("full", {"candidates": 5, "negatives": "given"}, "official test part"),
+        ("next-item", {"holdout": "random"}, "a next item needs what came before it, got holdout='random'"),
+        ("next-item", {"validation": "random"}, "validation='random'; take holdout='leave_one_out' with"),
+        ("next-item", {"seed": 1}, "seed has no effect on a next-item protocol"),
+        ("full", {"holdout": "time", "seed": 1}, "seed has no effect"),
+        ("full", {"candidates": "part"}, "goes with holdout='items', got 'leave_one_out'"),
+        ("cold-items", {"holdout": "random"}, "take candidates='all'"),
+        ("cold-items", {"mask": ("train",)}, "mask has no effect"),
+        ("rating", {"holdout": "items"}, "can be ranked only, got task='rating'"),
+        ("next_item", {}, "did you mean 'next-item'"),
     ],
 )
 def test_bad_protocol_is_refused_with_a_remedy(name, overrides, message) -> None:
@@ -74,6 +87,14 @@ def test_bad_protocol_is_refused_with_a_remedy(name, overrides, message) -> None
 def test_asking_for_candidates_settles_the_negatives() -> None:
     assert protocol("full", candidates=99).negatives == "seeded"
     assert protocol("ncf", candidates="all").negatives == "none"
+    assert protocol("cold-items", candidates=99).negatives == "seeded"
+
+
+def test_asking_for_a_holdout_settles_the_validation() -> None:
+    assert protocol("full", holdout="time").validation == "share"
+    assert protocol("next-item", holdout="time").validation == "share"
+    assert protocol("random", holdout="leave_one_out").validation == "random"
+    assert protocol("random", holdout="time", validation="none").validation == "none"
 
 
 def test_auto_becomes_what_the_data_has() -> None:
@@ -83,6 +104,12 @@ def test_auto_becomes_what_the_data_has() -> None:
     assert (plain.holdout, plain.negatives) == ("leave_one_out", "seeded")
     assert (other.holdout, other.negatives) == ("official", "seeded")
     assert published.resolve(_data(99)) is published
+
+
+def test_next_items_of_data_without_order_are_refused() -> None:
+    data = SimpleNamespace(name="blind", official=None, order=None)
+    with pytest.raises(ValueError, match="next items need the order of the interactions, got blind without timestamps"):
+        protocol("next-item").resolve(data)
 
 
 def test_given_parts_that_the_data_lacks_are_refused() -> None:
@@ -101,6 +128,13 @@ def test_what_is_reported_is_no_difference_but_what_is_measured_is() -> None:
     assert not protocol("random").same_as(protocol("random", test_share=0.2))
     assert ncf.differences(protocol("ncf", ties="authors", seed=1)) == [
         "ties: 'pessimistic' / 'authors'",
+        "seed: 0 / 1",
+    ]
+    following, cold = protocol("next-item"), protocol("cold-items")
+    assert following.differences(protocol("full")) == ["validation: 'last' / 'random'", "task: 'next-item' / 'ranking'"]
+    assert following.same_as(dataclasses.replace(following, seed=4, cutoffs=(5,)))
+    assert cold.differences(protocol("cold-items", seed=1, candidates="all")) == [
+        "candidates: 'part' / 'all'",
         "seed: 0 / 1",
     ]
     assert any(line.startswith("candidates: 99 / 'all'") for line in ncf.differences(protocol("full")))

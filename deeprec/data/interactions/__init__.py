@@ -5,5 +5,5 @@ make them of files and frames, `features.with_features` adds tables of users and
 them, `domains.Domains` holds several domains with the same users, `selection.positives` turns ratings to likes, and
 `splits` holds rows out and draws candidates. Public as `deeprec.data.Interactions`, `OfficialSplit`, `Split`, `IdMap`,
 `UnknownIdError`, `from_frame`, `with_features`, `encode_tables`, `Domains`, `positives`, `leave_one_out`, `official`,
-`random_holdout` and `sampled_negatives`.
+`random_holdout`, `time_holdout`, `items_holdout` and `sampled_negatives`.
 """

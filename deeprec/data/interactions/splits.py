@@ -2,8 +2,9 @@
 
 Each split is a pure function of the data and the seed (see random_bits.py), so it can be named on a result card.
 
-A user always keeps one training row: users with a single interaction are trained on and not tested, users with two
-have a test row but no validation row. How many there were stands in `Split.notes`.
+Where rows of a user are held out, one training row stays: users with a single interaction are trained on and not
+tested, users with two have a test row but no validation row. Where a moment or the items divide, rows that nothing in
+the training part could speak for are in no part. How many there were stands in `Split.notes`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _log = logging.getLogger("deeprec")
 
 Validation = Literal["random", "last", "none"]
 
-_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES = range(1, 6)  # streams of a seed
+# Streams of a seed.
+_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS = range(1, 7)
 
 
 def leave_one_out(
@@ -99,11 +101,7 @@ def random_holdout(
         Split; notes["rows_kept_for_training"] counts the rows that stayed.
     """
     _need_rows("random_holdout", data)
-    if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
-        raise ValueError(
-            "random_holdout: test and validation must be shares in [0, 1) with a sum below 1, "
-            f"got {test} and {validation}; the usual are 0.1 and 0.1"
-        )
+    _need_shares("random_holdout", test, validation)
     shuffled = np.argsort(random_bits(seed, _HOLDOUT, np.arange(len(data))), kind="stable")
     if by_user:
         return _holdout_by_user(data, shuffled, test, validation)
@@ -133,6 +131,93 @@ def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, vali
     train_rows, validation_rows, test_rows = (np.sort(part) for part in parts)
     notes = {"rows_kept_for_training": kept}
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
+
+
+def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1) -> Split:
+    """Hold out what came last: train before one moment, validate up to a second one, test from there on.
+
+    The moments are those of the rows where the shares begin, so that rows of one moment are never divided; the test
+    part may hold more than its share. Nothing that is trained on is as late as the validation part, and nothing of that
+    as late as the test part. Held-out rows of users or items without training rows are left out.
+
+    Args:
+        test, validation: shares of the rows, each in [0, 1), together below 1.
+    Returns:
+        Split; notes: users_left_out, items_left_out and rows_left_out, of validation and test together.
+    Raises:
+        ValueError: the data has no times, bad shares, or nothing is before the first moment.
+    """
+    _need_rows("time_holdout", data)
+    _need_shares("time_holdout", test, validation)
+    if data.order is None or data.order_kind == "rank":
+        got = "no order" if data.order is None else "places within each user's own sequence"
+        raise ValueError(
+            f"time_holdout: the data must have times, got {got} in {data.name}; take leave_one_out, or data with a "
+            "timestamp"
+        )
+    order = data.order
+    ascending = np.sort(order)
+    num_test, num_validation = round(len(data) * test), round(len(data) * validation)
+
+    def is_since(count: int) -> NDArray[np.bool_]:
+        """Rows from the moment on at which the last `count` rows begin."""
+        return order >= ascending[len(data) - count] if count else np.zeros(len(data), dtype=np.bool_)
+
+    is_test, is_held = is_since(num_test), is_since(num_test + num_validation)
+    if is_held.all():
+        raise ValueError(
+            f"time_holdout: interactions must lie before the first moment held out, got none of the {len(data)} of "
+            f"{data.name}; take smaller shares, or finer times"
+        )
+    return _of_known(data, is_held, is_test, items_too=True)
+
+
+def items_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0) -> Split:
+    """Hold out random items whole: all interactions of a share of the items test, those of another one validate.
+
+    Held-out rows of users without training rows are left out.
+
+    Args:
+        test, validation: shares of the items that have interactions, each in [0, 1), together below 1.
+        seed: of the choice.
+    Returns:
+        Split; notes: users_left_out and rows_left_out, of validation and test together.
+    Raises:
+        ValueError: bad shares, or one above 0 that is less than one item, or no item is left to train on.
+    """
+    _need_rows("items_holdout", data)
+    _need_shares("items_holdout", test, validation)
+    items = np.flatnonzero(data.item_counts())
+    shuffled = items[np.argsort(random_bits(seed, _ITEMS, items), kind="stable")]
+    num_test, num_validation = round(len(items) * test), round(len(items) * validation)
+    for name, share, count in (("test", test, num_test), ("validation", validation, num_validation)):
+        if share > 0 and count < 1:
+            raise ValueError(
+                f"items_holdout: {name} must be at least one of the items, got {share} of {len(items)} items of "
+                f"{data.name}; take a larger share"
+            )
+    if num_test + num_validation >= len(items):
+        raise ValueError(
+            f"items_holdout: an item must be left to train on, got shares {test} and {validation} of {len(items)} "
+            f"items of {data.name}; take smaller shares"
+        )
+    is_test = np.isin(data.items, shuffled[:num_test])
+    is_held = np.isin(data.items, shuffled[: num_test + num_validation])
+    return _of_known(data, is_held, is_test, items_too=False)
+
+
+def _of_known(data: Interactions, is_held: NDArray[np.bool_], is_test: NDArray[np.bool_], *, items_too: bool) -> Split:
+    """The parts, in the order of the rows; held-out rows of users (and items) without training rows are left out."""
+    train = data.take(~is_held)
+    knows_user, knows_item = train.user_counts() > 0, train.item_counts() > 0
+    is_known = knows_user[data.users] & (knows_item[data.items] if items_too else True)
+    notes = {"users_left_out": len(np.unique(data.users[is_held & ~knows_user[data.users]]))}
+    if items_too:
+        notes["items_left_out"] = len(np.unique(data.items[is_held & ~knows_item[data.items]]))
+    notes["rows_left_out"] = int((is_held & ~is_known).sum())
+    if any(notes.values()):
+        _log.info("split of %s: %s (nothing of theirs is in the training part)", data.name, notes)
+    return Split(train, data.take(is_held & ~is_test & is_known), data.take(is_test & is_known), notes=notes)
 
 
 def sampled_negatives(
@@ -267,6 +352,14 @@ def _without(count: int, rows: Int64Array) -> Int64Array:
 def _need_rows(function: str, data: Interactions) -> None:
     if len(data) == 0:
         raise ValueError(f"{function}: at least one interaction is required, got none in {data.name}")
+
+
+def _need_shares(function: str, test: float, validation: float) -> None:
+    if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
+        raise ValueError(
+            f"{function}: test and validation must be shares in [0, 1) with a sum below 1, "
+            f"got {test} and {validation}; the usual are 0.1 and 0.1"
+        )
 
 
 def _validation_mode(function: str, validation: Validation | bool) -> Validation:

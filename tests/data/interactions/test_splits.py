@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -185,3 +186,76 @@ def test_holdout_by_user_is_random_and_seeded() -> None:
     first, second = (data.random_holdout(big, 0.2, 0.1, seed=seed, by_user=True) for seed in (1, 2))
     assert first.sha256 == data.random_holdout(big, 0.2, 0.1, seed=1, by_user=True).sha256 != second.sha256
     assert first.test.item_counts().max() < 13  # of 20 users, a fifth each: 4 expected
+
+
+@given(random_data, st.sampled_from([(0.2, 0.2), (0.5, 0.0), (0.0, 0.3)]))
+def test_a_moment_divides_and_nothing_later_is_before_it(
+    interactions: Interactions, shares: tuple[float, float]
+) -> None:
+    held = sum(round(len(interactions) * share) for share in shares)
+    if held and np.sort(interactions.order)[-held] == interactions.order.min():
+        with pytest.raises(ValueError, match="take smaller shares, or finer times"):
+            data.time_holdout(interactions, *shares)
+        return
+    split = data.time_holdout(interactions, *shares)
+    parts = (split.train, split.validation, split.test)
+    assert sum(map(len, parts)) + split.notes["rows_left_out"] == len(interactions)
+    filled = [part.order for part in parts if len(part)]
+    assert all(earlier.max() < later.min() for earlier, later in pairwise(filled))
+    for part in parts[1:]:
+        assert np.isin(part.users, split.train.users).all()
+        assert np.isin(part.items, split.train.items).all()
+    if split.notes["rows_left_out"] == 0:
+        assert len(split.test) >= round(len(interactions) * shares[0])
+
+
+def test_who_and_what_comes_after_the_moment_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 3, 4), (1, 9, 5), (2, 2, 5), (3, 1, 6), (3, 9, 7), (1, 3, 7)]
+    interactions = make(rows)
+    with caplog.at_level("INFO", logger="deeprec"):
+        split = data.time_holdout(interactions, 0.35, 0.2)
+    assert split.train.to_frame().rows() == [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 3, 4)]
+    assert split.validation.to_frame().rows() == [(2, 2, 5)]
+    assert split.test.to_frame().rows() == [(1, 3, 7)]
+    assert split.notes == {"users_left_out": 1, "items_left_out": 1, "rows_left_out": 3}
+    assert "nothing of theirs is in the training part" in caplog.text
+    assert len(data.time_holdout(interactions, 0.1, 0.0).train) == 7  # both rows of the last moment are held out
+
+
+def test_data_without_times_has_no_moment() -> None:
+    with pytest.raises(ValueError, match="must have times, got no order"):
+        data.time_holdout(replace(SMALL, order=None, order_kind=None))
+    with pytest.raises(ValueError, match="got places within each user's own sequence"):
+        data.time_holdout(replace(SMALL, order_kind="rank"))
+    with pytest.raises(ValueError, match="sum below 1"):
+        data.time_holdout(SMALL, 0.6, 0.4)
+
+
+@given(random_data, st.integers(0, 3))
+def test_items_are_held_out_whole(interactions: Interactions, seed: int) -> None:
+    counts = [round(share * interactions.num_items) for share in (0.3, 0.2)]
+    if 0 in counts:
+        with pytest.raises(ValueError, match="must be at least one of the items"):
+            data.items_holdout(interactions, 0.3, 0.2, seed)
+        return
+    split = data.items_holdout(interactions, 0.3, 0.2, seed)
+    parts = [set(part.items.tolist()) for part in (split.train, split.validation, split.test)]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+    assert len(parts[0]) == interactions.num_items - sum(counts)
+    assert len(split.train) + len(split.validation) + len(split.test) + split.notes["rows_left_out"] == len(
+        interactions
+    )
+    for part in (split.validation, split.test):
+        assert np.isin(part.users, split.train.users).all()
+    assert data.items_holdout(interactions, 0.3, 0.2, seed).sha256 == split.sha256
+
+
+def test_too_few_items_to_hold_out_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"validation must be at least one of the items, got 0\.05 of 4 items"):
+        data.items_holdout(SMALL, 0.3, 0.05)
+    with pytest.raises(ValueError, match="an item must be left to train on"):
+        data.items_holdout(SMALL, 0.5, 0.45)
+    assert len(data.items_holdout(SMALL, 0.3, 0.0).validation) == 0
+    assert len({data.items_holdout(SMALL, 0.3, 0.3, seed).sha256 for seed in range(6)}) > 1
