@@ -1,6 +1,6 @@
 """Train every recipe under results/ over several seeds, write the cards and the table.
 
-    python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR]
+    python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR] [--check]
 
 A recipe is results/<set>/<name>/recipe.json: {"model", "data", "protocol", "select", "options", "target", "paper"}, and
 "repeats": "splits" where a seed draws the split anew too, or "folds" where seed N is of the published fold uN;
@@ -22,7 +22,7 @@ from typing import Any
 from deeprec.config import config_from_dict
 from deeprec.data import load
 from deeprec.data.sets.click_datasets import load_clicks
-from deeprec.evaluate import Card, ClickProtocol, protocol
+from deeprec.evaluate import Card, protocol, read_card
 from deeprec.models import create
 from deeprec.registry import config_class
 from deeprec.train import Progress, fit
@@ -43,47 +43,45 @@ def train(recipe_path: Path, seed: int, data_dir: str | None) -> None:
     if card_path.exists():
         print(f"{card_path.relative_to(ROOT)} is there already")
         return
+    card = run(recipe_path, seed, data_dir)
+    card.write(card_path)
+    _tell(card_path, card)
+
+
+def check(recipe_path: Path, seed: int, data_dir: str | None) -> bool:
+    """Train one seed of a recipe again and say whether its figures are those of its card, number by number."""
+    kept = read_card(recipe_path.parent / f"seed-{seed}.json")
+    metrics = run(recipe_path, seed, data_dir).as_dict()["metrics"]
+    name = f"{recipe_path.parent.relative_to(ROOT)} seed {seed}"
+    lines = [f"{key} {value} -> {metrics[key]}" for key, value in kept.metrics.items() if value != metrics[key]]
+    print(f"{name}: {'; '.join(lines) if lines else 'the same figures'}", flush=True)
+    return not lines
+
+
+def run(recipe_path: Path, seed: int, data_dir: str | None) -> Card:
+    """The card of one seed of a recipe, trained now."""
     recipe = json.loads(recipe_path.read_text())
     config, repeats = config_from_dict(config_class(recipe["model"]), recipe["options"]), recipe.get("repeats")
-    split = {"seed": seed} if repeats == "splits" else {}
-    if recipe["protocol"]["name"] == "click":
-        _train_clicks(
-            recipe, config, ClickProtocol.from_dict({**recipe["protocol"], **split}), seed, card_path, data_dir
-        )
-        return
-    fold = {"fold": f"u{seed}"} if repeats == "folds" else {}
+    rule = protocol(**recipe["protocol"], **({"seed": seed} if repeats == "splits" else {}))
+    options = {"data_dir": data_dir, **recipe.get("data_options", {})}
+    model = create(recipe["model"], config=config)
+    if model.reads == "log":
+        shares = (rule.validation_share, rule.test_share)
+        data: Any = load_clicks(recipe["data"], holdout=rule.holdout, shares=shares, seed=rule.seed, **options)
+    else:
+        data = load(recipe["data"], **options, **({"fold": f"u{seed}"} if repeats == "folds" else {}))
     with tempfile.TemporaryDirectory() as folder:
-        result = fit(
-            create(recipe["model"], config=config),
-            load(recipe["data"], data_dir=data_dir, **recipe.get("data_options", {}), **fold),
-            protocol=protocol(**recipe["protocol"], **split),
+        fit(
+            model,
+            data,
+            protocol=rule,
             select=recipe.get("select"),
             seed=seed,
             out=folder,
-            report_best_on_test=recipe.get("best_on_test", True),
+            report_best_on_test="best_on_test" in model.takes and recipe.get("best_on_test", True),
             on_progress=_say,
         )
-        card_path.write_bytes((Path(folder) / "card.json").read_bytes())
-    _tell(card_path, result.card)
-
-
-def _train_clicks(
-    recipe: dict[str, Any], config: Any, rule: ClickProtocol, seed: int, card_path: Path, data_dir: str | None
-) -> None:
-    """The same for a click model."""
-    shares = (rule.validation_share, rule.test_share)
-    log = load_clicks(
-        recipe["data"],
-        holdout=rule.holdout,
-        shares=shares,
-        seed=rule.seed,
-        data_dir=data_dir,
-        **recipe.get("data_options", {}),
-    )
-    model = create(recipe["model"], config=config)
-    result = fit(model, log, protocol=rule, seed=seed, select=recipe.get("select"), on_progress=_say)
-    result.card.write(card_path)
-    _tell(card_path, result.card)
+        return read_card(folder)
 
 
 def _tell(card_path: Path, card: Card) -> None:
@@ -231,14 +229,23 @@ def _mean_and_spread(values: list[float]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", help="names of recipe folders; all by default")
+    parser.add_argument("recipes", nargs="*", help="names of recipe folders, or SET/NAME; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--data-dir")
+    parser.add_argument("--check", action="store_true", help="train again, compare with the cards, write nothing")
     arguments = parser.parse_args()
-    for recipe_path in sorted(ROOT.glob("*/*/recipe.json")):
-        if not arguments.recipes or recipe_path.parent.name in arguments.recipes:
-            for seed in arguments.seeds:
-                train(recipe_path, seed, arguments.data_dir)
+    chosen = [
+        (path, seed)
+        for path in sorted(ROOT.glob("*/*/recipe.json"))
+        if not arguments.recipes or {path.parent.name, str(path.parent.relative_to(ROOT))} & set(arguments.recipes)
+        for seed in arguments.seeds
+    ]
+    if arguments.check:
+        same = [check(path, seed, arguments.data_dir) for path, seed in chosen]
+        print(f"{sum(same)} of {len(same)} cards come out the same")
+        raise SystemExit(0 if all(same) else 1)
+    for path, seed in chosen:
+        train(path, seed, arguments.data_dir)
     page = ROOT / "README.md"
     tables = (
         ("table", table()),

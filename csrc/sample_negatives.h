@@ -114,7 +114,7 @@ DEEPREC_HOST_DEVICE inline int64_t unseen_by_rank(const NegativeSource& s, int64
   const int32_t* seen = s.indices + s.indptr[user];
   const int64_t n = s.indptr[user + 1] - s.indptr[user];
   int64_t item = static_cast<int64_t>(multiply_high(random, static_cast<uint64_t>(s.num_items - n)));
-  // `low` is the number of seen items before the wanted one: the first k with seen[k] - k > rank.
+  // `low` is the number of seen items before the drawn one: the first k with seen[k] - k > rank.
   int64_t low = 0, high = n;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -144,7 +144,7 @@ DEEPREC_HOST_DEVICE inline int64_t unseen_by_weight(const NegativeSource& s, int
   if (unseen <= 0) {
     return kNoNegative;  // every item of positive weight is seen
   }
-  // `mark` walks up the cumulative axis: each seen item before the wanted one pushes it by that item's weight.
+  // `mark` walks up the cumulative axis: each seen item before the drawn one pushes it by that item's weight.
   int64_t mark = static_cast<int64_t>(multiply_high(random, static_cast<uint64_t>(unseen)));
   for (int64_t k = 0; k < n && (seen[k] < 0 || (seen[k] < s.num_items && s.cumulative[seen[k]] <= mark)); ++k) {
     mark += weight_of(s, seen[k]);

@@ -105,8 +105,8 @@ def differentiable(again: Callable[..., tuple[Tensor | None, ...] | Refusal]) ->
         def wrapper(ctx: Any, *grads: Tensor) -> Any:
             if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or _is_inside_transform(grads)):
                 return backward(ctx, *grads)
-            found = again(ctx, *grads)
-            return _refused(found, ctx, backward, grads) if isinstance(found, Refusal) else found
+            grads_again = again(ctx, *grads)
+            return _refused(grads_again, ctx, backward, grads) if isinstance(grads_again, Refusal) else grads_again
 
         wrapper.again = again  # type: ignore[attr-defined]  # what the test over all Functions asks for
         return wrapper
@@ -181,10 +181,10 @@ def gradient_of(
     if not pairs:  # a table that no feature looks up in
         return result
     outputs, given = zip(*pairs, strict=True)
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         outputs, [own[place] for place in needed], given, create_graph=is_recorded, allow_unused=True
     )
-    for place, grad in zip(needed, found, strict=True):
+    for place, grad in zip(needed, gradients, strict=True):
         result[place] = grad
     return result
 

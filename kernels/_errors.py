@@ -21,5 +21,5 @@ def translate(error: RuntimeError) -> Exception:
     """
     if _NO_MEMORY in str(error):
         return MemoryError("no memory for the result or for a copy of an argument; ask for less at a time")
-    found = _PATTERN.search(str(error))
-    return _KINDS[found.group(1)](found.group(2).strip()) if found else error
+    match = _PATTERN.search(str(error))
+    return _KINDS[match.group(1)](match.group(2).strip()) if match else error

@@ -31,7 +31,7 @@ def kernel_files() -> list[Path]:
 
 
 def kernel_names(paths: Iterable[Path]) -> set[str]:
-    """Every `@triton.jit` function whose name ends in `_kernel`: each must be in some case."""
+    """Every `@triton.jit` function whose name ends in `_kernel`: each must be in a case."""
     names: set[str] = set()
     for path in paths:
         names |= set(re.findall(r"@triton\.jit[^\n]*\s+def (\w+_kernel)\(", path.read_text(encoding="utf-8")))
@@ -112,21 +112,21 @@ def loads(sass: str) -> dict[str, int]:
         widest_load_bits; vector_loads: those of 16 bytes; loads_in_flight: the most loads of the widest kind that are
         issued before an instruction reads what the first of them brings.
     """
-    found = [(_width(m.group(1)), int(m.group(2))) if (m := _LOAD.search(line)) else None for line in _lines(sass)]
-    widest = max((load[0] for load in found if load), default=0)
+    per_line = [(_width(m.group(1)), int(m.group(2))) if (m := _LOAD.search(line)) else None for line in _lines(sass)]
+    widest = max((load[0] for load in per_line if load), default=0)
     waiting: list[range] = []  # registers of loads nobody has read
     most = 0
-    for line, load in zip(_lines(sass), found, strict=True):
+    for line, load in zip(_lines(sass), per_line, strict=True):
         sources = line.split(",", 1)[1] if load or not re.search(r"\bST[GSL]\b|\bRED", line) else line
         read = {int(number) for number in _REGISTER.findall(sources)}
-        if any(read.intersection(some) for some in waiting):
+        if any(read.intersection(registers) for registers in waiting):
             waiting = []
         if load and load[0] == widest:
             waiting.append(range(load[1], load[1] + max(1, widest // 32)))
             most = max(most, len(waiting))
     return {
         "widest_load_bits": widest,
-        "vector_loads": sum(1 for load in found if load and load[0] == 128),
+        "vector_loads": sum(1 for load in per_line if load and load[0] == 128),
         "loads_in_flight": most,
     }
 

@@ -60,12 +60,12 @@ struct Csr {
   // The first row of `chunk` when rows are dealt to chunks by their entries.
   int64_t first_row(int64_t chunk, int64_t chunks) const {
     int64_t low = 0, high = batch;
-    const int64_t wanted = (nnz + batch) * chunk / chunks;
+    const int64_t share = (nnz + batch) * chunk / chunks;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       const int64_t before = middle + (wide_ids ? static_cast<const int64_t*>(indptr.data_ptr())[middle]
                                                 : static_cast<const int32_t*>(indptr.data_ptr())[middle]);
-      (before < wanted ? low : high) = before < wanted ? middle + 1 : middle;
+      (before < share ? low : high) = before < share ? middle + 1 : middle;
     }
     return chunk == chunks ? batch : low;
   }

@@ -90,3 +90,17 @@ struct Accumulator<double> {
 
 }  // namespace DEEPREC_ISA
 }  // namespace deeprec
+
+// Returns run<T>(args) for the type of an element.
+#define DEEPREC_BY_ELEMENT(element, run, args) \
+  switch (element) {                           \
+    case Element::f32:                         \
+      return run<float>(args);                 \
+    case Element::f64:                         \
+      return run<double>(args);                \
+    case Element::bf16:                        \
+      return run<Bf16>(args);                  \
+    case Element::f16:                         \
+      return run<F16>(args);                   \
+  }                                            \
+  static_assert(true)

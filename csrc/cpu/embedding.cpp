@@ -114,18 +114,7 @@ void sum_segments_of(const SegmentSumArgs& a) {
 
 int64_t gather_rows(const GatherArgs& a) { return a.wide_ids ? gather<int64_t>(a) : gather<int32_t>(a); }
 
-void segment_sum(const SegmentSumArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return sum_segments_of<float>(a);
-    case Element::f64:
-      return sum_segments_of<double>(a);
-    case Element::bf16:
-      return sum_segments_of<Bf16>(a);
-    case Element::f16:
-      return sum_segments_of<F16>(a);
-  }
-}
+void segment_sum(const SegmentSumArgs& a) { DEEPREC_BY_ELEMENT(a.element, sum_segments_of, a); }
 
 }  // namespace deeprec::DEEPREC_ISA
 

@@ -383,16 +383,7 @@ OffsetSteps steps_of_offsets(const void* offsets, int64_t count, bool wide, int6
 }
 
 int64_t pool_bags(const PoolArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return pool<float>(a);
-    case Element::f64:
-      return pool<double>(a);
-    case Element::bf16:
-      return pool<Bf16>(a);
-    case Element::f16:
-      return pool<F16>(a);
-  }
+  DEEPREC_BY_ELEMENT(a.element, pool, a);
   return -1;
 }
 

@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> plan_as(const Layout& layout,
     most[static_cast<size_t>(tables[i])] += layout.num_entries(static_cast<int64_t>(i));
   }
   // One allocation: what several threads allocate in turn, the system gives and takes page by page.
-  std::unique_ptr<Entry<Key>[]> room(new Entry<Key>[static_cast<size_t>(2 * layout.nnz)]);
-  Entry<Key>* next = room.get();
+  std::unique_ptr<Entry<Key>[]> memory(new Entry<Key>[static_cast<size_t>(2 * layout.nnz)]);
+  Entry<Key>* next = memory.get();
   for (size_t t = 0; t < sizes.size(); ++t) {
     sorted[t].entries = next;
     next += 2 * most[t];

@@ -1,8 +1,8 @@
 // deeprec::embedding_fm: lookup, linear term and factorisation machine in one pass over the entries.
-// Ids become addresses some samples at a time, so that ids and bags are read in the order in which they lie, and the
-// loop that sums asks for the rows a fixed number of entries ahead, across features, bags and samples. It does the one
-// in short turns with the other: the requests on their way must not run dry. The sums of a sample stay in registers.
-// Pairwise products are added as they are, p += s v; s += v (see fm_interaction.cpp).
+// Ids become addresses a tile of samples at a time, so that ids and bags are read in the order in which they lie, and
+// the loop that sums asks for the rows a fixed number of entries ahead, across features, bags and samples. It does the
+// one in short turns with the other: the requests on their way must not run dry. The sums of a sample stay in
+// registers. Pairwise products are added as they are, p += s v; s += v (see fm_interaction.cpp).
 #include "embedding_fm.h"
 
 #include "lanes.h"
@@ -62,14 +62,14 @@ struct Tile {
 
   int64_t size() const { return starts[end - first]; }
 
-  void make_room(const FmForwardArgs& a, int64_t entries) {
+  void reserve(const FmForwardArgs& a, int64_t entries) {
     if (entries <= capacity) {
       return;
     }
     capacity = entries;
     const int64_t slots = capacity + kMostAhead;
-    char* room = a.room(a.rooms, which, slots * static_cast<int64_t>(2 * sizeof(char*) + sizeof(double)));
-    rows = reinterpret_cast<const char**>(room);
+    char* slot_memory = a.get_memory(a.memory, which, slots * static_cast<int64_t>(2 * sizeof(char*) + sizeof(double)));
+    rows = reinterpret_cast<const char**>(slot_memory);
     linear = rows + slots;
     x = linear + slots;
   }
@@ -104,7 +104,7 @@ void open_tile(const FmForwardArgs& a, Tile* t, int64_t first) {
       t->starts[i + 1] += t->starts[i];
     }
   }
-  t->make_room(a, t->size());
+  t->reserve(a, t->size());
 }
 
 template <class Id, class T, bool kScaled, bool kLinear>
@@ -150,27 +150,27 @@ struct Places {
     if constexpr (kScaled) {
       __builtin_prefetch(values + f * a.value_feature_stride + (t.end + count) * a.value_bag_stride);
     }
-    bool found = false;
+    bool is_bad = false;
     for (int64_t i = 0; i < count; ++i) {
-      found |= place_single(t, feature, f, i);
+      is_bad |= place_single(t, feature, f, i);
     }
-    return found;
+    return is_bad;
   }
 
   // Entries [begin, end) of a tile whose samples have their ids together.
   bool place_rows(const Tile& t, int64_t begin, int64_t end) const {
-    bool found = false;
+    bool is_bad = false;
     int64_t i = begin / a.num_features, f = begin % a.num_features;
     while (begin < end) {
       const int64_t stop = end - begin < a.num_features - f ? f + end - begin : a.num_features;
       begin += stop - f;
       for (; f < stop; ++f) {
-        found |= place_single(t, a.features[f], f, i);
+        is_bad |= place_single(t, a.features[f], f, i);
       }
       f = 0;
       ++i;
     }
-    return found;
+    return is_bad;
   }
 
   bool place_bags(Tile* t, int64_t f) const {
@@ -182,33 +182,33 @@ struct Places {
     for (int64_t line = 0; line < length; line += 64 / static_cast<int64_t>(sizeof(Id))) {
       __builtin_prefetch(ids + p + 2 * length + line);
     }
-    bool found = false;
+    bool is_bad = false;
     for (int64_t i = 0; i < count; ++i) {
       int64_t to = t->at[i];
       for (const int64_t last = bounds[i + 1]; p < last; ++p, ++to) {
-        found |= place(*t, feature, ids[p], kScaled ? values + p : nullptr, to);
+        is_bad |= place(*t, feature, ids[p], kScaled ? values + p : nullptr, to);
       }
       t->at[i] = to;
     }
-    return found;
+    return is_bad;
   }
 
   bool run(Tile* t, int64_t units) const {
     int64_t u = t->done;
     t->done = units;
-    bool found = false;
+    bool is_bad = false;
     if (offsets) {
       for (; u < units; ++u) {
-        found |= place_bags(t, u);
+        is_bad |= place_bags(t, u);
       }
     } else if (goes_by_feature(a)) {
       for (; u < units; ++u) {
-        found |= place_column(*t, u);
+        is_bad |= place_column(*t, u);
       }
     } else {
-      found = place_rows(*t, u, units);
+      is_bad = place_rows(*t, u, units);
     }
-    return found;
+    return is_bad;
   }
 };
 
@@ -245,9 +245,9 @@ struct Forward {
         row_bytes(args.dim * static_cast<int64_t>(sizeof(T))),
         open(args.wide_ids ? open_tile<int64_t> : open_tile<int32_t>),
         place(kScaled ? place_of<T, true, kLinear>(args) : place_of<float, false, kLinear>(args)) {
-    const int64_t lines = (row_bytes + 63) / 64, wanted = kLinesAhead / lines;
+    const int64_t lines = (row_bytes + 63) / 64, rows = kLinesAhead / lines;
     const int64_t most = kLinear ? kMostAhead / 2 : kMostAhead;
-    ahead = wanted < 4 ? 4 : wanted > most ? most : wanted;
+    ahead = rows < 4 ? 4 : rows > most ? most : rows;
   }
 
   __attribute__((noinline)) void place_until(Tile* t, int64_t units) {
@@ -384,16 +384,7 @@ bool run_of(const FmForwardArgs& a) {
 }  // namespace
 
 bool fm_forward(const FmForwardArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return run_of<float>(a);
-    case Element::f64:
-      return run_of<double>(a);
-    case Element::bf16:
-      return run_of<Bf16>(a);
-    case Element::f16:
-      return run_of<F16>(a);
-  }
+  DEEPREC_BY_ELEMENT(a.element, run_of, a);
   return false;
 }
 

@@ -38,8 +38,8 @@ struct FmForwardArgs {
   const char* zeros;  // a row of zeros
   bool one_line;      // each row lies within one line of 64 bytes
   // Memory that stays as it is until the next call with the same number, 0, 1 or 2.
-  char* (*room)(void* rooms, int which, int64_t bytes);
-  void* rooms;
+  char* (*get_memory)(void* memory, int which, int64_t bytes);
+  void* memory;
   int64_t begin, end;
 };
 

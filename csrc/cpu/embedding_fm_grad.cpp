@@ -183,17 +183,6 @@ void sum_of(const FmGradArgs& a) {
 
 }  // namespace
 
-void fm_sum_grads(const FmGradArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return sum_of<float>(a);
-    case Element::f64:
-      return sum_of<double>(a);
-    case Element::bf16:
-      return sum_of<Bf16>(a);
-    case Element::f16:
-      return sum_of<F16>(a);
-  }
-}
+void fm_sum_grads(const FmGradArgs& a) { DEEPREC_BY_ELEMENT(a.element, sum_of, a); }
 
 }  // namespace deeprec::DEEPREC_ISA

@@ -112,31 +112,9 @@ void backward(const FmArgs& a) {
 
 }  // namespace
 
-void fm_rows(const FmArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return forward<float>(a);
-    case Element::f64:
-      return forward<double>(a);
-    case Element::bf16:
-      return forward<Bf16>(a);
-    case Element::f16:
-      return forward<F16>(a);
-  }
-}
+void fm_rows(const FmArgs& a) { DEEPREC_BY_ELEMENT(a.element, forward, a); }
 
-void fm_grad_rows(const FmArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return backward<float>(a);
-    case Element::f64:
-      return backward<double>(a);
-    case Element::bf16:
-      return backward<Bf16>(a);
-    case Element::f16:
-      return backward<F16>(a);
-  }
-}
+void fm_grad_rows(const FmArgs& a) { DEEPREC_BY_ELEMENT(a.element, backward, a); }
 
 }  // namespace deeprec::DEEPREC_ISA
 

@@ -24,11 +24,11 @@ Isa detect() {
   }
 #endif
   if (const char* asked = std::getenv("DEEPREC_ISA")) {
-    const Isa wanted = !std::strcmp(asked, "portable") ? Isa::portable
-                       : !std::strcmp(asked, "avx2")   ? Isa::avx2
-                                                       : Isa::avx512;
-    if (static_cast<int>(wanted) < static_cast<int>(best)) {
-      best = wanted;
+    const Isa limit = !std::strcmp(asked, "portable") ? Isa::portable
+                      : !std::strcmp(asked, "avx2")   ? Isa::avx2
+                                                      : Isa::avx512;
+    if (static_cast<int>(limit) < static_cast<int>(best)) {
+      best = limit;
     }
   }
   return best;

@@ -177,13 +177,13 @@ static inline void each_block(int64_t dim, const Body& body) {
 }
 
 #if defined(DEEPREC_ISA_avx512)
-static inline __mmask16 at_least_mask(const int32_t* ids, __mmask16 some, int64_t bound) {
+static inline __mmask16 at_least_mask(const int32_t* ids, __mmask16 lanes, int64_t bound) {
   return bound > INT32_MAX ? 0
-                           : _mm512_mask_cmpge_epi32_mask(some, _mm512_maskz_loadu_epi32(some, ids),
+                           : _mm512_mask_cmpge_epi32_mask(lanes, _mm512_maskz_loadu_epi32(lanes, ids),
                                                           _mm512_set1_epi32(static_cast<int32_t>(bound)));
 }
-static inline __mmask8 at_least_mask(const int64_t* ids, __mmask16 some, int64_t bound) {
-  const __mmask8 low = static_cast<__mmask8>(some);
+static inline __mmask8 at_least_mask(const int64_t* ids, __mmask16 lanes, int64_t bound) {
+  const __mmask8 low = static_cast<__mmask8>(lanes);
   return _mm512_mask_cmpge_epi64_mask(low, _mm512_maskz_loadu_epi64(low, ids), _mm512_set1_epi64(bound));
 }
 #endif
@@ -195,9 +195,9 @@ static inline int64_t first_at_least(const Id* ids, int64_t begin, int64_t end, 
   constexpr int64_t N = 64 / static_cast<int64_t>(sizeof(Id));
   for (; begin < end; begin += N) {
     const int64_t count = end - begin < N ? end - begin : N;
-    const unsigned found = at_least_mask(ids + begin, static_cast<__mmask16>((1u << count) - 1), bound);
-    if (found) {
-      return begin + __builtin_ctz(found);
+    const unsigned reached = at_least_mask(ids + begin, static_cast<__mmask16>((1u << count) - 1), bound);
+    if (reached) {
+      return begin + __builtin_ctz(reached);
     }
   }
   return end;

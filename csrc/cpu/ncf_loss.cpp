@@ -9,6 +9,7 @@
 //
 // Chunks depend on the batch alone and are summed in order: the result is the same bit for bit whatever the number
 // of threads. ncf_loss_op.cpp checks, allocates and runs the passes.
+#include "lanes_math.h"
 #include "ncf_loss_tile.h"
 
 namespace deeprec::DEEPREC_ISA {
@@ -78,33 +79,8 @@ float horizontal(Vec v) {
   return parts[0];
 }
 
-// exp(-a) for a >= 0 (Cephes' polynomial, 2 ulp); beyond 87 it stays at exp(-87).
-DEEPREC_INLINE Vec exp_negative(Vec a) {
-  typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-  const Vec x = -(a < 87.0f ? a : Vec{} + 87.0f);
-  const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
-  const Vec n = __builtin_convertvector(whole, Vec);
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  return y * (Vec)((whole + 127) << 23);
-}
-
-// log(1 + t) for t in [0, 1]: 2 atanh(t / (2 + t)), whose argument is at most 1/3.
-DEEPREC_INLINE Vec log_one_plus(Vec t) {
-  const Vec s = t / (t + 2.0f), q = s * s;
-  Vec y = q * (1.0f / 15) + 1.0f / 13;
-  y = y * q + 1.0f / 11;
-  y = y * q + 1.0f / 9;
-  y = y * q + 1.0f / 7;
-  y = y * q + 1.0f / 5;
-  y = y * q + 1.0f / 3;
-  return 2.0f * (s + s * q * y);
-}
+// exp(-a) for a >= 0; beyond 87 it stays at exp(-87).
+DEEPREC_INLINE Vec exp_negative(Vec a) { return exp_bounded<kLanes>(-(a < 87.0f ? a : Vec{} + 87.0f)); }
 
 // Binary cross-entropy of num logits, and its gradient: max(z, 0) - z y + log(1 + exp(-|z|)); sigmoid(z) - y.
 // Arrays hold a multiple of kPad entries.
@@ -113,7 +89,7 @@ void cross_entropy(const float* logits, const float* labels, float scale, int64_
   for (int64_t e = 0; e < num; e += kLanes) {
     const Vec z = load(logits + e), y = load(labels + e);
     const Vec t = exp_negative(z < 0.0f ? -z : z);
-    const Vec value = (z > 0.0f ? z : Vec{}) - z * y + log_one_plus(t);
+    const Vec value = (z > 0.0f ? z : Vec{}) - z * y + log_one_plus<kLanes>(t);
     const Vec g = scale * ((z < 0.0f ? t : Vec{} + 1.0f) / (t + 1.0f) - y);
     store(gradients + e, z == z ? g : z);
     for (int i = 0; i < kLanes && e + i < num; ++i) {

@@ -31,13 +31,13 @@ struct Comparison {
   bool has_bags_of() const {
     const Position* bags = static_cast<const Position*>(plan.bags.data_ptr());
     const Id* bounds = static_cast<const Id*>(layout.offsets->data_ptr());
-    bool good = true;
+    bool is_right = true;
     for (int64_t bag = 0; bag < layout.num_features * layout.batch; ++bag) {
       for (int64_t entry = bounds[bag]; entry < bounds[bag + 1]; ++entry) {
-        good &= bags[entry] == bag;
+        is_right &= bags[entry] == bag;
       }
     }
-    return good;
+    return is_right;
   }
 
   // Whether a table's rows hold as many entries as its features have beside padding.
@@ -69,18 +69,18 @@ struct Comparison {
           static_cast<const Id*>(layout.ids_from(layout.start(f) - layout.first_entry(f) * layout.bag_stride)));
     }
     const int64_t step = layout.bag_stride, batch = layout.batch;
-    bool good = true;
+    bool is_right = true;
     for (int64_t u = begin; u < end; ++u) {
       const Id row = rows[u];
       int64_t before = -1;
       for (int64_t j = offsets[u]; j < offsets[u + 1]; ++j) {
         const int64_t entry = order[j];
         const size_t f = static_cast<size_t>(only >= 0 ? only : (bags ? bags[entry] : entry) / batch);
-        good &= (entry > before) & (ids[f][entry * step] == row) & (row != padding[f]);
+        is_right &= (entry > before) & (ids[f][entry * step] == row) & (row != padding[f]);
         before = entry;
       }
     }
-    return good;
+    return is_right;
   }
 
   template <class Id, class Position>
@@ -95,7 +95,7 @@ struct Comparison {
         return false;
       }
     }
-    std::atomic<bool> good{has_bags<Position>()};
+    std::atomic<bool> is_right{has_bags<Position>()};
     for_each_chunk(chunks, [&](int64_t chunk) {
       const int64_t first = plan.first_row_from(plan.num_entries * chunk / chunks);
       const int64_t last =
@@ -103,11 +103,11 @@ struct Comparison {
       for (int64_t t = 0; t < num_tables; ++t) {
         const int64_t from = std::max(first, plan.table_start[t]), to = std::min(last, plan.table_start[t + 1]);
         if (from < to && !bear_their_row<Id, Position>(from, to, only[static_cast<size_t>(t)])) {
-          good = false;
+          is_right = false;
         }
       }
     });
-    return good;
+    return is_right;
   }
 
   bool holds() const {

@@ -8,7 +8,7 @@
 namespace deeprec {
 
 // Rows of a weight and its states that an optimizer will need after the rows now being summed: asked for one by one in
-// between, because a processor has room for a few dozen requests only.
+// between, because a processor holds a few dozen requests only.
 struct RowsAhead {
   const void* rows;  // of the plan; null: nothing to ask for
   bool wide_rows;
@@ -55,7 +55,7 @@ static inline void copy_fixed(char* to, const char* from) {
   __builtin_memcpy(to, from, N);
 }
 
-// Copies with the longest moves that the row has room for; the last move overlaps the one before.
+// Copies with the longest moves that fit into the row; the last move overlaps the one before.
 static inline void copy_row(char* to, const char* from, int64_t n) {
   if (n >= 64) {
     int64_t b = 0;

@@ -5,39 +5,11 @@
 // Where hidden rows share columns, a tile of the decoder stays in the second-level cache (in the third where they share
 // few) while all of them use it: each row goes on up to the first column beyond the tile, so that entries keep their
 // order whatever the tile, sorted or not.
-#include <cmath>
+#include "sampled_linear_loss.h"
 
-#include "isa.h"
 #include "lanes.h"
+#include "lanes_math.h"
 #include "row_copy.h"
-
-namespace deeprec {
-
-enum class Activation : int64_t { identity = 0, sigmoid = 1, tanh = 2 };
-enum class EntryLoss : int64_t { squared = 0, cross_entropy = 1, logistic = 2, hinge = 3 };
-
-struct SampledArgs {
-  Element element;
-  const void *hidden, *weight, *bias;  // [B, H], [N, H], [N] or null; columns adjacent
-  int64_t hidden_stride, weight_stride, dim;
-  const void *indptr, *indices;  // [B + 1], [nnz]
-  bool wide_ids;
-  const void *targets, *entry_weights;  // [nnz], accumulator type; weights may be null
-  Activation activation;
-  EntryLoss loss;
-  void *predictions, *slopes;  // [nnz], accumulator type
-  void* hidden_grad;           // [B, H]; null: not wanted
-  void* grads;                 // [B, H], accumulator type: hidden_grad where that is its type
-  double* row_loss;            // [B]
-  int64_t* next;               // [B]: the entry that each row has come to
-  int64_t num_columns, tile;   // columns of the decoder, and how many of them are worked on at a time
-  bool asks;                   // for rows of the decoder: a tile is too large for the second-level cache
-  int64_t begin, end;          // rows
-};
-
-}  // namespace deeprec
-
-DEEPREC_DECLARE(void, sampled_rows, (const SampledArgs& a))
 
 namespace deeprec::DEEPREC_ISA {
 namespace {
@@ -180,33 +152,10 @@ static inline A entry_loss(const SampledArgs& a, A z, A y, A weight, A* predicti
   }
 }
 
-// exp(x) for x <= 0 (Cephes' polynomial, 2 ulp); below -87 as at -87.
+// exp(x) for x <= 0; below -87 as at -87.
 template <int N>
 static inline Lanes<float, N> exp_negative(Lanes<float, N> x) {
-  x = x < -87.0f ? Lanes<float, N>{} - 87.0f : x;
-  const auto whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Lanes<int32_t, N>);
-  const auto n = __builtin_convertvector(whole, Lanes<float, N>);
-  const auto r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  auto y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  return y * (Lanes<float, N>)((Lanes<uint32_t, N>)(whole + 127) << 23);
-}
-
-// log(1 + t) for t in [0, 1]: 2 atanh(t / (2 + t)), whose argument is at most 1/3.
-template <int N>
-static inline Lanes<float, N> log_one_plus(Lanes<float, N> t) {
-  const auto s = t / (t + 2.0f), q = s * s;
-  auto y = q * (1.0f / 15) + 1.0f / 13;
-  y = y * q + 1.0f / 11;
-  y = y * q + 1.0f / 9;
-  y = y * q + 1.0f / 7;
-  y = y * q + 1.0f / 5;
-  y = y * q + 1.0f / 3;
-  return 2.0f * (s + s * q * y);
+  return exp_bounded<N>(x < -87.0f ? Lanes<float, N>{} - 87.0f : x);
 }
 
 // entry_loss of up to N cross-entropies at once; the lanes beyond hold zeros. Each lane is computed as any other, so an
@@ -353,125 +302,6 @@ void run_rows(const SampledArgs& a) {
 
 }  // namespace
 
-void sampled_rows(const SampledArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return run_rows<float>(a);
-    case Element::f64:
-      return run_rows<double>(a);
-    case Element::bf16:
-      return run_rows<Bf16>(a);
-    case Element::f16:
-      return run_rows<F16>(a);
-  }
-}
+void sampled_rows(const SampledArgs& a) { DEEPREC_BY_ELEMENT(a.element, run_rows, a); }
 
 }  // namespace deeprec::DEEPREC_ISA
-
-#ifdef DEEPREC_ISA_portable
-#include <optional>
-#include <tuple>
-
-#include "csr.h"
-
-namespace deeprec {
-namespace {
-
-constexpr const char* kOp = "sampled_linear_loss";
-constexpr int64_t kGrain = 1 << 15;  // multiplications a thread should have
-
-Tensor columns_adjacent(const char* name, const Tensor& x, ScalarType dtype) {
-  DEEPREC_CHECK(x.dim() == 2 && x.is_cpu() && x.scalar_type() == dtype, kOp, ": ", name,
-                " must be a matrix on the CPU in the dtype of hidden");
-  return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-}
-
-const void* entry_values(const char* name, const Tensor& t, int64_t nnz, ScalarType wide) {
-  DEEPREC_CHECK(t.dim() == 1 && t.size(0) == nnz && t.scalar_type() == wide && t.is_cpu() && t.is_contiguous(), kOp,
-                ": ", name, " must be [", nnz, "], contiguous, float32 (float64 beside float64)");
-  return t.data_ptr();
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_linear_loss(const Tensor& hidden_in, const Tensor& weight_in,
-                                                               const std::optional<Tensor>& bias,
-                                                               const Tensor& indptr_in, const Tensor& indices_in,
-                                                               const Tensor& targets_in,
-                                                               const std::optional<Tensor>& entry_weights_in,
-                                                               int64_t activation, int64_t loss, bool need_grad) {
-  const ScalarType dtype = hidden_in.scalar_type();
-  const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const Tensor hidden = columns_adjacent("hidden", hidden_in, dtype);
-  const Tensor weight = columns_adjacent("weight", weight_in, dtype);
-  const int64_t batch = hidden.size(0), dim = hidden.size(1), num_columns = weight.size(0);
-  DEEPREC_CHECK(weight.size(1) == dim, kOp, ": weight must be [N, ", dim, "], got [", num_columns, ", ", weight.size(1),
-                "]");
-  DEEPREC_CHECK(activation >= 0 && activation <= 2 && loss >= 0 && loss <= 3 && (loss != 1 || activation == 1), kOp,
-                ": activation must be 0 to 2, loss 0 to 3, and loss 1 goes with activation 1");
-  const Csr csr(kOp, indptr_in, indices_in, batch, num_columns);
-  const int64_t nnz = csr.nnz;
-  SampledArgs args{};
-  args.element = element_of(kOp, dtype);
-  args.hidden = hidden.data_ptr();
-  args.weight = weight.data_ptr();
-  args.hidden_stride = hidden.stride(0);
-  args.weight_stride = weight.stride(0);
-  args.dim = dim;
-  std::optional<Tensor> adjacent_bias, weights;
-  if (bias) {
-    DEEPREC_CHECK(bias->numel() == num_columns && bias->scalar_type() == dtype && bias->is_cpu(), kOp,
-                  ": bias must be [", num_columns, "] in the dtype of hidden");
-    adjacent_bias = as_contiguous(*bias);
-    args.bias = adjacent_bias->data_ptr();
-  }
-  args.indptr = csr.indptr.data_ptr();
-  args.indices = csr.indices.data_ptr();
-  args.wide_ids = csr.wide_ids;
-  const Tensor targets = as_contiguous(targets_in);
-  args.targets = entry_values("targets", targets, nnz, wide);
-  if (entry_weights_in) {
-    weights = as_contiguous(*entry_weights_in);
-    args.entry_weights = entry_values("entry_weights", *weights, nnz, wide);
-  }
-  args.activation = static_cast<Activation>(activation);
-  args.loss = static_cast<EntryLoss>(loss);
-  Tensor predictions = empty_cpu({nnz}, wide), slopes = empty_cpu({nnz}, wide), total = empty_cpu({}, wide);
-  Tensor hidden_grad = need_grad ? empty_cpu({batch, dim}, dtype) : empty_cpu({0}, dtype);
-  args.predictions = predictions.data_ptr();
-  args.slopes = slopes.data_ptr();
-  args.hidden_grad = need_grad ? hidden_grad.data_ptr() : nullptr;
-  std::vector<double> row_loss(static_cast<size_t>(batch));
-  std::vector<int64_t> next(static_cast<size_t>(batch));
-  args.row_loss = row_loss.data();
-  args.next = next.data();
-  args.num_columns = num_columns;
-  const int64_t row_bytes = dim * static_cast<int64_t>(weight.element_size());
-  args.tile = csr.tile(row_bytes);
-  args.asks = Csr::asks(args.tile, row_bytes);
-
-  // Threads get rows with about as many entries.
-  const int64_t chunks = threads_for((nnz + batch) * (dim + 1), kGrain);
-  const Tensor grads = need_grad && wide != dtype ? empty_cpu({batch, dim}, wide) : hidden_grad;
-  args.grads = need_grad ? grads.data_ptr() : nullptr;
-  for_each_chunk(chunks, [&](int64_t chunk) {
-    SampledArgs part = args;
-    part.begin = csr.first_row(chunk, chunks);
-    part.end = csr.first_row(chunk + 1, chunks);
-    DEEPREC_DISPATCH(sampled_rows)(part);
-  });
-  double sum = 0;
-  for (const double some : row_loss) {
-    sum += some;
-  }
-  if (wide == ScalarType::Double) {
-    *static_cast<double*>(total.data_ptr()) = sum;
-  } else {
-    *static_cast<float*>(total.data_ptr()) = static_cast<float>(sum);
-  }
-  return {total, predictions, slopes, hidden_grad};
-}
-
-}  // namespace
-}  // namespace deeprec
-
-STABLE_TORCH_LIBRARY_IMPL(deeprec, CPU, m) { m.impl("sampled_linear_loss", TORCH_BOX(&deeprec::sampled_linear_loss)); }
-#endif

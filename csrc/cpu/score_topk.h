@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace deeprec {
 
 constexpr int64_t kTileItems = 64;   // items scored together; their packed rows stay in the first-level cache
@@ -54,3 +56,12 @@ struct ScoreSink {
 };
 
 }  // namespace deeprec
+
+DEEPREC_DECLARE(void, score_block,
+                (const ::deeprec::ScoreJob& job, const ::deeprec::ScoreScratch& scratch,
+                 const ::deeprec::ScoreSink& sink, int64_t user_begin, int64_t user_end, int64_t item_begin,
+                 int64_t item_end))
+DEEPREC_DECLARE(void, merge_best,
+                (const float* values, const int64_t* ids, int64_t count, float* best_values, int64_t* best_ids,
+                 int64_t k))
+DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, int64_t columns, uint32_t* packed))

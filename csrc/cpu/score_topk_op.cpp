@@ -1,17 +1,7 @@
 // The PyTorch side of score_topk and score_items: checks, buffers, and the split into blocks of users and of items.
 // The split depends on the shapes alone and a score does not depend on the split, so results are the same for any
 // number of threads.
-#include "isa.h"
 #include "score_topk.h"
-
-DEEPREC_DECLARE(void, score_block,
-                (const ::deeprec::ScoreJob& job, const ::deeprec::ScoreScratch& scratch,
-                 const ::deeprec::ScoreSink& sink, int64_t user_begin, int64_t user_end, int64_t item_begin,
-                 int64_t item_end))
-DEEPREC_DECLARE(void, merge_best,
-                (const float* values, const int64_t* ids, int64_t count, float* best_values, int64_t* best_ids,
-                 int64_t k))
-DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, int64_t columns, uint32_t* packed))
 
 #ifdef DEEPREC_ISA_portable
 #include <torch/csrc/stable/library.h>
@@ -37,7 +27,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kUserBlock = 5 * kScoreUsers;  // a packed tile of items serves this many users of the dot scorer
 constexpr int64_t kMinChunk = 1024;              // items; fewer are not worth a unit of work of their own
-constexpr int64_t kWantedUnits = 16;
+constexpr int64_t kEnoughUnits = 16;
 
 Tensor as_float(const Tensor& t) {
   return torch::stable::contiguous(t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
@@ -210,7 +200,7 @@ class Scratch {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// `chunks` parts of the catalogue for every block of users; sink.values has room for each part of each user.
+// `chunks` parts of the catalogue for every block of users; sink.values holds those of each part of each user.
 void run(const ScoreJob& job, ScoreSink sink, int64_t block, int64_t chunks) {
   const int64_t blocks = divide_up(job.num_users, block);
   const int64_t per_chunk = divide_up(divide_up(job.num_items, chunks), kTileItems) * kTileItems;
@@ -232,7 +222,7 @@ int64_t block_of(const ScoreJob& job) { return job.num_hidden ? kScoreUsers : kU
 
 int64_t chunks_of(const ScoreJob& job) {
   const int64_t blocks = divide_up(job.num_users, block_of(job));
-  return std::max<int64_t>(1, std::min(divide_up(kWantedUnits, blocks), job.num_items / kMinChunk));
+  return std::max<int64_t>(1, std::min(divide_up(kEnoughUnits, blocks), job.num_items / kMinChunk));
 }
 
 Tensor score_all(const ScoreJob& job, const Tensor& like) {

@@ -202,18 +202,7 @@ void run_slice(const SparseLinearArgs& a) {
 
 }  // namespace
 
-void sparse_linear_slice(const SparseLinearArgs& a) {
-  switch (a.element) {
-    case Element::f32:
-      return run_slice<float>(a);
-    case Element::f64:
-      return run_slice<double>(a);
-    case Element::bf16:
-      return run_slice<Bf16>(a);
-    case Element::f16:
-      return run_slice<F16>(a);
-  }
-}
+void sparse_linear_slice(const SparseLinearArgs& a) { DEEPREC_BY_ELEMENT(a.element, run_slice, a); }
 
 // Columns that the registers hold.
 int64_t sparse_linear_width(Element element) {
@@ -281,13 +270,13 @@ Tensor sparse_linear(const Tensor& indptr, const Tensor& indices, const Tensor& 
   const auto kernel = DEEPREC_DISPATCH(sparse_linear_slice);
   const auto run = [&](int64_t task) {
     const int64_t slice = task / parts, part = task % parts;
-    SparseLinearArgs some = args;
-    some.column = dim * slice / slices;
-    some.width = dim * (slice + 1) / slices - some.column;
-    some.next = next.data() + slice * csr.batch;
-    some.begin = csr.first_row(part, parts);
-    some.end = csr.first_row(part + 1, parts);
-    kernel(some);
+    SparseLinearArgs mine = args;
+    mine.column = dim * slice / slices;
+    mine.width = dim * (slice + 1) / slices - mine.column;
+    mine.next = next.data() + slice * csr.batch;
+    mine.begin = csr.first_row(part, parts);
+    mine.end = csr.first_row(part + 1, parts);
+    kernel(mine);
   };
   if (threads == 1) {
     for (int64_t slice = 0; slice < slices; ++slice) {

@@ -260,17 +260,6 @@ __attribute__((noinline)) void adam_replay_coefficients(const DenseAdamArgs& a, 
   powers = p;
 }
 
-void adam_dense_rows(const DenseAdamArgs& a) {
-  switch (a.row.element) {
-    case Element::f32:
-      return rows_of_any<float>(a);
-    case Element::f64:
-      return rows_of_any<double>(a);
-    case Element::bf16:
-      return rows_of_any<Bf16>(a);
-    case Element::f16:
-      return rows_of_any<F16>(a);
-  }
-}
+void adam_dense_rows(const DenseAdamArgs& a) { DEEPREC_BY_ELEMENT(a.row.element, rows_of_any, a); }
 
 }  // namespace deeprec::DEEPREC_ISA

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kMaxTable = 512;
 constexpr int64_t kSharedSteps = 128, kSharingRows = 512;  // a table of coefficients costs about as much as 128 rows
-constexpr int64_t kLooksGrain = 8192;                      // random reads of last_step worth a thread
+constexpr int64_t kReadsGrain = 8192;                      // random reads of last_step worth a thread
 
 // Steps after which what is left of a_k / s_k cannot be seen in float32; all of them where it does not shrink.
 int64_t max_counted(const RowUpdateArgs& row) {
@@ -152,15 +152,15 @@ void run(const char* op, DenseAdamArgs& a, int64_t num_rows) {
 // each thread takes a piece of it: the threads are started once, and a thread meets much the same rows in every call
 // and in the passes of ncf_loss, so that they are still in its own cache.
 void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::vector<int64_t>& num_rows) {
-  int64_t work = 0, looks = 0;
+  int64_t work = 0, reads = 0;
   bool has_grads = false;
   for (size_t t = 0; t < tables.size(); ++t) {
     DEEPREC_CHECK(tables[t].row.element == tables[0].row.element, op, ": tables must have one dtype");
     work += tables[t].row.end * tables[t].row.dim;
-    looks += tables[t].row.end;
+    reads += tables[t].row.end;
     has_grads = has_grads || tables[t].row.grads;
   }
-  const int64_t count = static_cast<int64_t>(tables.size()), pieces = std::min(threads_for(looks, kLooksGrain), count);
+  const int64_t count = static_cast<int64_t>(tables.size()), pieces = std::min(threads_for(reads, kReadsGrain), count);
   std::vector<int64_t> absences(tables.size());
   std::vector<std::exception_ptr> errors(tables.size());  // to be thrown by this thread, that of the first table
   for_each_chunk(pieces, [&](int64_t piece) {
@@ -188,14 +188,14 @@ void run_tables(const char* op, std::vector<DenseAdamArgs>& tables, const std::v
   for (size_t t = 0; t < tables.size(); ++t) {
     DenseAdamArgs& a = tables[t];
     if (t == 0) {
-      replay = plan_replay(a, missed, looks);
+      replay = plan_replay(a, missed, reads);
     } else {
       a.max_counted = tables[0].max_counted, a.tolerance = tables[0].tolerance;
       a.table = tables[0].table, a.table_size = tables[0].table_size;
     }
     const auto same_rows = [&](const auto& group) { return group[0]->row.rows == a.row.rows; };
-    const auto found = std::find_if(groups.begin(), groups.end(), same_rows);
-    found == groups.end() ? groups.push_back({&a}) : found->push_back(&a);
+    const auto group = std::find_if(groups.begin(), groups.end(), same_rows);
+    group == groups.end() ? groups.push_back({&a}) : group->push_back(&a);
   }
   const auto kernel = DEEPREC_DISPATCH(adam_dense_rows);
   const int64_t parts = threads_for(work, kUpdateGrain);

@@ -29,7 +29,7 @@ namespace {
 
 enum Kind : unsigned char { kHash = 1, kNumber = 2, kBag = 4 };
 
-// One piece of memory for the columns of a block: on large pages, as some ten thousand page faults a block would take a
+// One piece of memory for the columns of a block: on large pages, as ten thousand page faults a block would take a
 // quarter of the time.
 class Arena {
  public:
@@ -52,12 +52,12 @@ class Arena {
   template <typename T>
   T* take(size_t count) {
     T* start = reinterpret_cast<T*>(static_cast<char*>(memory_) + used_);
-    used_ += room<T>(count);
+    used_ += bytes_of<T>(count);
     return start;
   }
 
   template <typename T>
-  static size_t room(size_t count) {
+  static size_t bytes_of(size_t count) {
     return (count * sizeof(T) + 63) / 64 * 64;
   }
 
@@ -241,7 +241,7 @@ py::tuple parse_log(const py::buffer& data, const std::string& separator, const 
   std::vector<Column> columns(kind_bytes.size());
   size_t arrays = 0;
   for (const char kind : kind_bytes) arrays += ((kind & kHash) != 0) + ((kind & kNumber) != 0);
-  auto* arena = new Arena(arrays * Arena::room<double>(rows_at_most));
+  auto* arena = new Arena(arrays * Arena::bytes_of<double>(rows_at_most));
   const py::capsule owner(arena, [](void* pointer) { delete static_cast<Arena*>(pointer); });
   std::vector<Bags> bags(bag_separators.size());
   size_t next_bag = 0;
@@ -251,8 +251,8 @@ py::tuple parse_log(const py::buffer& data, const std::string& separator, const 
     if (column.kind & kHash) column.hashes = arena->take<uint64_t>(rows_at_most);
     if (column.kind & kNumber) {
       column.numbers = arena->take<double>(rows_at_most);
-      const auto found = codes.find(static_cast<int64_t>(at));
-      if (found != codes.end()) column.codes = &found->second;
+      const auto code = codes.find(static_cast<int64_t>(at));
+      if (code != codes.end()) column.codes = &code->second;
     }
     if (column.kind & kBag) {
       if (next_bag == bags.size()) throw std::invalid_argument("parse_log: each column of bags needs its separators");

@@ -29,8 +29,8 @@ class PairParser {
   void run(std::string_view text) {
     int64_t line = 0;
     for (size_t start = 0; start < text.size(); ++line) {
-      const size_t found = text.find('\n', start);
-      const size_t end = found == std::string_view::npos ? text.size() : found;
+      const size_t feed = text.find('\n', start);
+      const size_t end = feed == std::string_view::npos ? text.size() : feed;
       read_row(text.substr(start, end - start), line);
       start = end + 1;
     }
@@ -96,9 +96,9 @@ class PairParser {
     if (mode_ == kByField) {
       int64_t number = 0;
       if (!take_integer(&rest, &number)) return kNotAnIndex;
-      const auto found = slots_.find(number);
-      if (found == slots_.end()) return kUnknownField;
-      slot = found->second;
+      const auto known = slots_.find(number);
+      if (known == slots_.end()) return kUnknownField;
+      slot = known->second;
     } else if (mode_ == kByPlace) {
       if (place >= bags_.size()) return -1;  // counted by the caller
       slot = place;

@@ -1,4 +1,4 @@
-// Fields of separated text, one after another: found 64 bytes at a time where the text has no quotes. Part of log.cpp.
+// Fields of separated text, one after another: 64 bytes at a time where the text has no quotes. Part of log.cpp.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@ size_t scan_portable(const char* bytes, size_t blocks, char first, uint16_t* pla
     const __m128i separator = _mm_set1_epi8(first);
     const __m128i feed = _mm_set1_epi8('\n');
     for (int part = 0; part < 4; ++part) {
-      const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * part));
-      const __m128i equal = _mm_or_si128(_mm_cmpeq_epi8(some, separator), _mm_cmpeq_epi8(some, feed));
+      const __m128i piece = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * part));
+      const __m128i equal = _mm_or_si128(_mm_cmpeq_epi8(piece, separator), _mm_cmpeq_epi8(piece, feed));
       mask |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_epi8(equal))) << (16 * part);
     }
 #else
@@ -57,17 +57,17 @@ __attribute__((target("avx2,bmi,popcnt"))) size_t scan_avx2(const char* bytes, s
     const __m256i high_equal = _mm256_or_si256(_mm256_cmpeq_epi8(high, separator), _mm256_cmpeq_epi8(high, feed));
     uint64_t mask = static_cast<uint32_t>(_mm256_movemask_epi8(low_equal)) |
                     static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(high_equal))) << 32;
-    const size_t found = static_cast<size_t>(__builtin_popcountll(mask));
+    const size_t hits = static_cast<size_t>(__builtin_popcountll(mask));
     const uint16_t start = static_cast<uint16_t>(64 * block);
     uint16_t* out = places + count;
-    for (size_t done = 0; done < found; done += 8) {
+    for (size_t done = 0; done < hits; done += 8) {
       for (int at = 0; at < 8; ++at) {
         out[at] = static_cast<uint16_t>(start + _tzcnt_u64(mask));
         mask = _blsr_u64(mask);
       }
       out += 8;
     }
-    count += found;
+    count += hits;
   }
   return count;
 }
@@ -78,8 +78,8 @@ __attribute__((target("avx2,popcnt"))) size_t count_feeds_avx2(const char* bytes
   const __m256i feed = _mm256_set1_epi8('\n');
   size_t count = 0;
   for (const char* end = bytes + 32 * blocks; bytes < end; bytes += 32) {
-    const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
-    const int mask = _mm256_movemask_epi8(_mm256_cmpeq_epi8(some, feed));
+    const __m256i piece = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+    const int mask = _mm256_movemask_epi8(_mm256_cmpeq_epi8(piece, feed));
     count += static_cast<size_t>(__builtin_popcount(static_cast<uint32_t>(mask)));
   }
   return count;
@@ -98,7 +98,7 @@ size_t count_feeds(std::string_view text) {
   return count + static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
 }
 
-// Places of the bytes `first` and of line feeds in a text, found some KB ahead.
+// Places of the bytes `first` and of line feeds in a text, looked for several KB ahead.
 class Scanner {
  public:
   Scanner(std::string_view text, char first) : text_(text), first_(first) {
@@ -148,7 +148,7 @@ class Scanner {
   char first_;
   size_t (*scan_)(const char*, size_t, char, uint16_t*) = scan_portable;
   size_t start_ = 0;  // of the places
-  size_t end_ = 0;    // up to where they have been found
+  size_t end_ = 0;    // up to where they are known
   size_t at_ = 0;
   size_t count_ = 0;
   int64_t skipped_feeds_ = 0;

@@ -124,14 +124,14 @@ int parse_number(std::string_view text, double* value) {
   if (unsigned_text.empty()) return kNotANumber;
   const char first = unsigned_text.front();
   if ((first >= '0' && first <= '9') || first == '.') {
-    double found = 0;
+    double parsed = 0;
     const char* end = unsigned_text.data() + unsigned_text.size();
-    const auto [stop, error] = std::from_chars(unsigned_text.data(), end, found);
+    const auto [stop, error] = std::from_chars(unsigned_text.data(), end, parsed);
     if (stop != end || error == std::errc::invalid_argument) return kNotANumber;
     // Too large or too small for a double, which from_chars does not tell apart.
-    if (error != std::errc()) found = std::strtod(std::string(unsigned_text).c_str(), nullptr);
-    if (!std::isfinite(found)) return kInfinite;
-    *value = text.front() == '-' ? -found : found;
+    if (error != std::errc()) parsed = std::strtod(std::string(unsigned_text).c_str(), nullptr);
+    if (!std::isfinite(parsed)) return kInfinite;
+    *value = text.front() == '-' ? -parsed : parsed;
     return -1;
   }
   if (equals_lowered(unsigned_text, "nan")) {

@@ -54,21 +54,21 @@ int parse_line(std::string_view line, std::string_view separator, std::vector<Co
     const size_t end = line.find(separator);
     const std::string_view field = line.substr(0, end);
     Column& column = columns[done];
-    bool good = true;
+    bool is_number = true;
     if (column.kind == 'i') {
       int64_t value = 0;
-      good = parse_number(field, &value);
-      if (good) column.integers.push_back(value);
+      is_number = parse_number(field, &value);
+      if (is_number) column.integers.push_back(value);
     } else if (column.kind == 'f') {
       double value = 0;
-      good = parse_number(field, &value) && std::isfinite(value);
-      if (good) column.floats.push_back(value);
+      is_number = parse_number(field, &value) && std::isfinite(value);
+      if (is_number) column.floats.push_back(value);
     }
     const bool last = end == std::string_view::npos;
-    if (!good || (last && done + 1 < count)) {
-      *bad = good ? std::string_view() : field;
-      const int at = good ? done + 1 : done;
-      for (int undo = 0; undo < (good ? done + 1 : done); ++undo) {
+    if (!is_number || (last && done + 1 < count)) {
+      *bad = is_number ? std::string_view() : field;
+      const int at = is_number ? done + 1 : done;
+      for (int undo = 0; undo < (is_number ? done + 1 : done); ++undo) {
         if (columns[undo].kind == 'i') columns[undo].integers.pop_back();
         if (columns[undo].kind == 'f') columns[undo].floats.pop_back();
       }
@@ -132,9 +132,10 @@ py::tuple parse_table(const py::bytes& data, const std::string& separator, const
 }  // namespace
 
 void bind_table(py::module_& module) {
-  module.def("parse_table", &parse_table, py::arg("data"), py::arg("separator"), py::arg("kinds"),
-             "Numbers of a separated text, one pass.\n\n"
-             "kinds: one letter a column, 'i' int64, 'f' finite float64, '-' skipped; further columns are ignored.\n"
-             "Returns (arrays of the good lines, int64 numbers of the bad lines from 1,\n"
-             "[(line, column from 0, text)] of the first five bad fields). Blank lines are passed over.");
+  module.def(
+      "parse_table", &parse_table, py::arg("data"), py::arg("separator"), py::arg("kinds"),
+      "Numbers of a separated text, one pass.\n\n"
+      "kinds: one letter a column, 'i' int64, 'f' finite float64, '-' skipped; further columns are ignored.\n"
+      "Returns (arrays of the lines that were read, int64 numbers of the others from 1,\n"
+      "[(line, column from 0, text)] of the first five fields that are no numbers). Blank lines are passed over.");
 }

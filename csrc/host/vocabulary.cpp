@@ -46,12 +46,12 @@ class Table {
   size_t bytes() const { return capacity_ * sizeof(Slot); }
 
   void reserve(size_t keys) {
-    size_t wanted = capacity_;
-    while (keys * 10 > wanted * 7) wanted *= 2;
-    if (wanted == capacity_) return;
+    size_t capacity = capacity_;
+    while (keys * 10 > capacity * 7) capacity *= 2;
+    if (capacity == capacity_) return;
     const std::unique_ptr<Slot[], Free> old = std::move(slots_);
     const size_t old_capacity = capacity_;
-    allocate(wanted);
+    allocate(capacity);
     for (size_t start = 0; start < old_capacity; start += kBatch) {
       const size_t stop = std::min(start + kBatch, old_capacity);
       for (size_t at = start; at < stop; ++at) prefetch(old[at].key);
@@ -153,7 +153,7 @@ class Vocabulary {
                                   std::to_string(mask->size()) + ",)");
     }
     const uint64_t* keys = hashes.data();
-    const bool* wanted = mask ? mask->data() : nullptr;
+    const bool* counts = mask ? mask->data() : nullptr;
     const size_t size = static_cast<size_t>(hashes.size());
     py::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -162,7 +162,7 @@ class Vocabulary {
       table_.reserve(table_.size() + kBatch);
       for (size_t at = start; at < stop; ++at) table_.prefetch(keys[at]);
       for (size_t at = start; at < stop; ++at) {
-        if (wanted && !wanted[at]) continue;
+        if (counts && !counts[at]) continue;
         if (keys[at]) {
           table_.add(keys[at], 1);
         } else {
@@ -173,32 +173,32 @@ class Vocabulary {
   }
 
   py::tuple finish(int64_t min_count, std::optional<int64_t> max_size) {
-    std::vector<std::pair<int64_t, uint64_t>> found;  // (-count, hash): ascending is the order wanted
+    std::vector<std::pair<int64_t, uint64_t>> words;  // (-count, hash), to be put in ascending order
     {
       py::gil_scoped_release release;
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (zero_ && zero_ >= min_count) found.emplace_back(-zero_, 0);
+      if (zero_ && zero_ >= min_count) words.emplace_back(-zero_, 0);
       size_t kept = 0;
       table_.each([&](const Slot& slot) { kept += slot.value >= min_count; });
-      found.reserve(found.size() + kept);
+      words.reserve(words.size() + kept);
       table_.each([&](const Slot& slot) {
-        if (slot.value >= min_count) found.emplace_back(-slot.value, slot.key);
+        if (slot.value >= min_count) words.emplace_back(-slot.value, slot.key);
       });
-      if (max_size && static_cast<size_t>(std::max<int64_t>(*max_size, 0)) < found.size()) {
-        const auto border = found.begin() + std::max<int64_t>(*max_size, 0);
-        std::nth_element(found.begin(), border, found.end());
-        found.erase(border, found.end());
+      if (max_size && static_cast<size_t>(std::max<int64_t>(*max_size, 0)) < words.size()) {
+        const auto border = words.begin() + std::max<int64_t>(*max_size, 0);
+        std::nth_element(words.begin(), border, words.end());
+        words.erase(border, words.end());
       }
-      std::sort(found.begin(), found.end());
+      std::sort(words.begin(), words.end());
     }
-    const py::ssize_t size = static_cast<py::ssize_t>(found.size());
+    const py::ssize_t size = static_cast<py::ssize_t>(words.size());
     py::array_t<uint64_t> hashes(size);
     py::array_t<int64_t> counts(size);
     uint64_t* hash = hashes.mutable_data();
     int64_t* count = counts.mutable_data();
     for (py::ssize_t at = 0; at < size; ++at) {
-      hash[at] = found[static_cast<size_t>(at)].second;
-      count[at] = -found[static_cast<size_t>(at)].first;
+      hash[at] = words[static_cast<size_t>(at)].second;
+      count[at] = -words[static_cast<size_t>(at)].first;
     }
     return py::make_tuple(hashes, counts);
   }

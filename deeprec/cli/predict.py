@@ -10,7 +10,7 @@ import typer
 import deeprec
 from deeprec.cli.console import progress, say
 from deeprec.cli.settings import DEVICE_HELP
-from deeprec.models.click import ClickModel
+from deeprec.contract import PREDICTS
 from deeprec.serve.predict import predict_file, predict_pairs_file
 
 
@@ -32,7 +32,7 @@ def predict(
     where it predicts ratings.
     """
     model = deeprec.load(directory, device=device)
-    if not isinstance(model, ClickModel):
+    if PREDICTS not in model.capabilities:
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
         rows, name = predict_pairs_file(model, source, output, keep=keep or ())

@@ -12,10 +12,10 @@ import deeprec
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, print_json, table
 from deeprec.cli.settings import DEVICE_HELP
+from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
 from deeprec.data.reading.tables import read_parquet, read_separated
 from deeprec.data.reading.text import read_bytes
-from deeprec.models import ClickModel
 
 _TABLES = (".parquet", ".csv", ".tsv")
 
@@ -52,7 +52,7 @@ def recommend(
     if ratings and not history:
         raise ValueError("recommend: --ratings goes with --history ITEM,ITEM; leave it out")
     model = deeprec.load(directory, device=device)
-    if isinstance(model, ClickModel):
+    if RECOMMENDS not in model.capabilities and PREDICTS in model.capabilities:
         raise ValueError(
             f"recommend: {directory} holds {model.name}, which predicts clicks of rows; use "
             f"{command('predict', directory)} --input ROWS --output SCORES"

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deeprec.contract import RATES
 from deeprec.device import Device, device_of, placed, to_device
 from deeprec.evaluate import metrics
 from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.ranking import Progress, Ranking, Scorer, candidate_ranks, full_ranks
+from deeprec.registry import with_capabilities
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -127,10 +129,13 @@ def figures(ranking: Ranking, protocol: Protocol, train: Interactions) -> dict[s
 
 def require_ratings(model: Any, protocol: Protocol) -> None:
     """Raise ValueError for a model that predicts no ratings under a protocol that measures them."""
-    if protocol.task == "rating" and not hasattr(model, "predict_ratings"):
+    capabilities = getattr(model, "capabilities", None)
+    rates = hasattr(model, "predict_ratings") if capabilities is None else RATES in capabilities
+    if protocol.task == "rating" and not rates:
+        able, name = ", ".join(with_capabilities(RATES)), getattr(model, "name", type(model).__name__)
         raise ValueError(
-            f"evaluate: the protocol {protocol.name!r} needs a model that predicts ratings, got "
-            f"{getattr(model, 'name', type(model).__name__)}; take autorec, or a ranking protocol such as full"
+            f"evaluate: the protocol {protocol.name!r} needs a model that predicts ratings, got {name}; take {able} "
+            "or a ranking protocol such as full"
         )
 
 

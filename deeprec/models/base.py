@@ -12,13 +12,14 @@ from torch import Tensor
 
 from deeprec.batches.pairs import PairwiseBatches
 from deeprec.config import TrainConfig
-from deeprec.contract import NEW_USERS, RECOMMENDS, Batches, Queries, Schema, Seen
+from deeprec.contract import NEW_ITEMS, NEW_USERS, RATES, RECOMMENDS, SIMILAR_ITEMS, Batches, Queries, Schema, Seen
 from deeprec.data import IdMap, Interactions
 from deeprec.device import Device, to_device
 from deeprec.evaluate.tasks import InteractionTask
 from deeprec.models.fold_in import fold_in
 from deeprec.models.model import Model
 from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
+from deeprec.registry import require_capability
 
 _PAIRS_A_BLOCK = 1 << 16
 
@@ -111,7 +112,8 @@ class Recommender(Model):
 
     def rated_rows(self, offsets: Tensor, items: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
         """The same for new users who gave these items the ratings [nnz], in the units of the data."""
-        raise self._knows_no_ratings()
+        require_capability(self, f"{self.name}: ratings", RATES, NEW_USERS)
+        raise NotImplementedError
 
     def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         """Scores of items [n] for the rows [n, D] of a state, differentiable in them; only `fold_in` asks."""
@@ -123,16 +125,13 @@ class Recommender(Model):
 
     def rate_new_item(self, users: Tensor, ratings: Tensor) -> Tensor:
         """Ratings [num_users] that every user would give a new item which `users` [n] gave the ratings [n]."""
-        raise self._knows_no_ratings()
-
-    def _knows_no_ratings(self) -> ValueError:
-        return ValueError(f"{self.name}: this model does not predict ratings; train autorec or cfn")
+        require_capability(self, f"{self.name}: ratings", RATES, NEW_ITEMS)
+        raise NotImplementedError
 
     def item_vectors(self) -> Tensor:
         """[num_items, D] vectors whose cosine says how alike two items are."""
-        raise ValueError(
-            f"{self.name}: this model has no item vectors, so it knows no similar items; train mf or neumf"
-        )
+        require_capability(self, f"{self.name}: item_vectors", SIMILAR_ITEMS)
+        raise NotImplementedError
 
     def task_for(self, data: Any, protocol: Any, schema: Any = None) -> InteractionTask:
         """Ranking or rating the interactions of `data`."""

@@ -223,8 +223,8 @@ def _picked(
         else:
             runs.append([place, place + 1])
 
-    def picked(some: Tensor) -> Tensor:
-        parts = [some[starts[first] : starts[last]] for first, last in runs]
+    def picked(flat: Tensor) -> Tensor:
+        parts = [flat[starts[first] : starts[last]] for first, last in runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return BagInputs(picked(ids), bounds, None if values is None else picked(values), shapes)
@@ -287,7 +287,7 @@ def _of_mapping(
     shapes: tuple[tuple[int, ...] | Tensor | None, ...] = ((),) * len(features.lookups)
     if not values and len(ids) == len(names) and not torch.compiler.is_compiling():
         singles = [ids.get(name) for name in features.lookups]
-        if all(type(some) is Tensor and some.dim() == 1 for some in singles):
+        if all(type(ids) is Tensor and ids.dim() == 1 for ids in singles):
             try:
                 return BagInputs(torch.stack(singles), None, None, shapes)  # type: ignore[arg-type]
             except RuntimeError:
@@ -312,17 +312,18 @@ def _of_mapping(
     if all(part.offsets is None and part.ids.dim() == 1 for part in parts):
         return BagInputs(torch.stack(flat), None, None if numbers is None else torch.stack(numbers), shapes)
     starts, done = [], 0
-    for some, part in zip(flat, parts, strict=True):
+    for entries, part in zip(flat, parts, strict=True):
         own = part.offsets
         if own is None:
-            own = torch.arange(batch + 1, dtype=kind, device=some.device) * (1 if some.dim() == 1 else some.shape[1])
+            length = 1 if entries.dim() == 1 else entries.shape[1]
+            own = torch.arange(batch + 1, dtype=kind, device=entries.device) * length
         else:
-            _check_bounds(owner, own, some.shape[0])
+            _check_bounds(owner, own, entries.shape[0])
         starts.append(own[:-1].to(kind) + done)
-        done += some.numel()
+        done += entries.numel()
     ends = torch.full((1,), done, dtype=kind, device=flat[0].device)
-    everything = torch.cat([some.reshape(-1) for some in flat])
-    together = None if numbers is None else torch.cat([some.reshape(-1) for some in numbers])
+    everything = torch.cat([entries.reshape(-1) for entries in flat])
+    together = None if numbers is None else torch.cat([column.reshape(-1) for column in numbers])
     return BagInputs(everything, torch.cat([*starts, ends]), together, shapes)
 
 

@@ -94,7 +94,7 @@ def catch_up_tables(
         except (IndexError, RuntimeError, TypeError, ValueError):
             return None  # nothing has been changed; the lookup that follows says what is wrong
         rows = [plan.rows[first:last] for first, last in pairwise(plan.table_starts.tolist())]
-        together(hooks, [some for group in groups if group for some in rows])
+        together(hooks, [touched for group in groups if group for touched in rows])
         return plan
     by_feature = inputs.by_feature()
     for group in groups:

@@ -42,14 +42,14 @@ class KeyedJaggedTensor(JaggedTensor, Protocol):
         """Which bag serves which sample, where bags are shared."""
 
 
-def is_jagged(some: Any) -> TypeGuard[JaggedTensor]:
+def is_jagged(value: Any) -> TypeGuard[JaggedTensor]:
     """Whether it is a JaggedTensor or a KeyedJaggedTensor."""
-    return not isinstance(some, Tensor) and hasattr(some, "weights_or_none")
+    return not isinstance(value, Tensor) and hasattr(value, "weights_or_none")
 
 
-def is_keyed_jagged(some: Any) -> TypeGuard[KeyedJaggedTensor]:
+def is_keyed_jagged(value: Any) -> TypeGuard[KeyedJaggedTensor]:
     """Whether it is a KeyedJaggedTensor."""
-    return not isinstance(some, Tensor) and hasattr(some, "stride_per_key") and hasattr(some, "weights_or_none")
+    return not isinstance(value, Tensor) and hasattr(value, "stride_per_key") and hasattr(value, "weights_or_none")
 
 
 def jagged_offsets(jagged: JaggedTensor) -> Tensor:

@@ -96,7 +96,7 @@ class _PairAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias, h)
-        return torch.cat([_pooled(some, weight, bias, h) for some in _chunks(x)])
+        return torch.cat([_pooled(chunk, weight, bias, h) for chunk in _chunks(x)])
 
     @staticmethod
     @differentiable(_again)
@@ -106,12 +106,12 @@ class _PairAttention(torch.autograd.Function):
         parameters = [p.detach().requires_grad_() for p in parameters]
         of_x, totals = [], [torch.zeros_like(p) for p in parameters]
         done = 0
-        for some in _chunks(x):
-            some = some.detach().requires_grad_()
+        for chunk in _chunks(x):
+            chunk = chunk.detach().requires_grad_()
             with torch.enable_grad():
-                out = _pooled(some, *parameters)
-            first, *rest = torch.autograd.grad(out, [some, *parameters], grad[done : done + len(some)])
-            done += len(some)
+                out = _pooled(chunk, *parameters)
+            first, *rest = torch.autograd.grad(out, [chunk, *parameters], grad[done : done + len(chunk)])
+            done += len(chunk)
             of_x.append(first)
             for total, part in zip(totals, rest, strict=True):
                 total.add_(part)

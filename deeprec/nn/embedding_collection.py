@@ -229,9 +229,9 @@ class EmbeddingCollection(WholeTables):
         has_rows = "none" in self._modes
         if has_rows and inputs.offsets is None:
             # The kernel takes bags of one id as pooled: bounds make it give their rows by themselves.
-            count, some = inputs.ids.numel(), inputs.ids
-            bounds = torch.arange(count + 1, dtype=some.dtype, device=some.device)
-            inputs = inputs._replace(ids=some.reshape(-1), offsets=bounds)
+            count, ids = inputs.ids.numel(), inputs.ids
+            bounds = torch.arange(count + 1, dtype=ids.dtype, device=ids.device)
+            inputs = inputs._replace(ids=ids.reshape(-1), offsets=bounds)
         plan = None
         if torch.is_grad_enabled():
             plan = catch_up_tables((weights,), lookups.table_of, lookups.padding, inputs)
@@ -255,13 +255,13 @@ class EmbeddingCollection(WholeTables):
     def _by_output(self, rows: list[Tensor], inputs: BagInputs) -> dict[str, Tensor]:
         places = [f for f, mode in enumerate(self._modes) if mode == "none"]
         out = {}
-        for place, some in zip(places, rows, strict=True):
+        for place, of_feature in zip(places, rows, strict=True):
             shape = inputs.shapes[place]
             if isinstance(shape, Tensor):
-                some = like_nested("EmbeddingCollection", shape, some)
+                of_feature = like_nested("EmbeddingCollection", shape, of_feature)
             elif shape:  # [B, L] ids: as many rows as ids, L of them a bag
-                some = some.reshape(inputs.batch, *shape, some.shape[1])
-            out[self.outputs[place]] = some
+                of_feature = of_feature.reshape(inputs.batch, *shape, of_feature.shape[1])
+            out[self.outputs[place]] = of_feature
         return out
 
     def _pooled_dims(self) -> dict[str, int]:
@@ -272,9 +272,9 @@ class EmbeddingCollection(WholeTables):
         jagged = {}
         if offsets is not None and rows:
             places = [f for f, mode in enumerate(self._modes) if mode == "none"]
-            for place, some in zip(places, rows, strict=True):
+            for place, of_feature in zip(places, rows, strict=True):
                 own = offsets[place * batch : (place + 1) * batch + 1]
-                jagged[self.outputs[place]] = jagged_tensor(some, own)
+                jagged[self.outputs[place]] = jagged_tensor(of_feature, own)
         if not dims:
             return jagged
         keyed = keyed_tensor(list(dims), list(dims.values()), pooled)

@@ -191,7 +191,7 @@ class FactorizationMachine(WholeTables):
         plan = None
         if torch.is_grad_enabled():
             plan = catch_up_tables((weights, linear), lookups.table_of, lookups.padding, inputs)
-        found = embedding_fm(
+        result = embedding_fm(
             weights,
             linear,
             inputs.ids,
@@ -205,7 +205,7 @@ class FactorizationMachine(WholeTables):
             names=lookups.tables,
             **({} if self._in_backward is None else self._in_backward.arguments([*weights, *linear])),
         )
-        logit, embeddings = found if self.return_embeddings else (found, None)
+        logit, embeddings = result if self.return_embeddings else (result, None)
         if self.bias is not None:
             logit = logit + self.bias
         return (logit, embeddings) if self.return_embeddings else logit

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deeprec._files import replacing
 from deeprec._suggest import did_you_mean, listed
-from deeprec.contract import AnyModel
+from deeprec.contract import RATES, AnyModel
 from deeprec.data.columns.rows import take
 from deeprec.data.reading.errors import check_file, reading
 from deeprec.data.reading.sources import open_source
@@ -128,7 +128,7 @@ def predict_pairs_file(
     """
     users_map, items_map = id_maps(model)
     path = _writable(output)
-    name = "rating" if hasattr(model, "predict_ratings") else "score"
+    name = "rating" if RATES in model.capabilities else "score"
     frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
     codes = []
     for ids in (users_map, items_map):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_dense, step_tensors
-from deeprec.train._options import Shared, is_at_least, require
+from deeprec.train._options import Group, Shared, require
 from deeprec.train._replay import CatchUp, Rule, StepHistory, share_rates, table_lists
 from deeprec.train._row_grad import RowGrad
-from deeprec.train._row_optimizer import Params, RowOptimizer
+from deeprec.train._row_optimizer import Params, RowOptimizer, RowRule, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ops = torch.ops.deeprec
 
 
-def _adam_rule(group: dict[str, Any]) -> Rule:
+def _adam_rule(group: Group) -> Rule:
     beta1, beta2 = group["betas"]
     return float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
 
@@ -74,30 +74,19 @@ class Adam(RowOptimizer):
         **shared: Unpack[Shared],
     ) -> None:
         self._histories: dict[Tensor, StepHistory] = {}
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "mode": mode,
-        }
-        super().__init__(params, defaults, shared)
+        rule = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        super().__init__(params, shared, lr=lr, **rule, decoupled_weight_decay=decoupled_weight_decay, mode=mode)
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
-        owner, betas, mode = type(self).__name__, options["betas"], options["mode"]
-        in_range = len(betas) == 2 and all(is_at_least(beta, 0) and beta < 1 for beta in betas)
-        require(in_range, owner, "betas must be two numbers in [0, 1)", betas)
-        require(mode in ("lazy", "dense"), owner, 'mode must be "lazy" or "dense"', repr(mode))
-        both = mode == "dense" and options["stochastic_rounding"]
-        require(not both, owner, 'stochastic_rounding must be off with mode="dense", it is not supported', True)
+        both = options["mode"] == "dense" and options["stochastic_rounding"]
+        requirement = 'stochastic_rounding must be off with mode="dense", it is not supported'
+        require(not both, type(self).__name__, requirement, True)
 
-    def _has_no_kernel(self, group: dict[str, Any]) -> bool:
+    def _has_no_kernel(self, group: Group) -> bool:
         return bool(group["amsgrad"] or (group["decoupled_weight_decay"] and group["weight_decay"]))
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         self._start_dense(param, state, group)
         if "last_step" in state and group["mode"] == "lazy":  # it was "dense"
             self._forget(param)
@@ -108,10 +97,10 @@ class Adam(RowOptimizer):
             state["last_step"] = torch.full((param.shape[0],), state["step"], dtype=torch.int32, device=param.device)
             self._remember(param, state, group)
 
-    def _is_started(self, state: State, group: dict[str, Any]) -> bool:
+    def _is_started(self, state: State, group: Group) -> bool:
         return ("last_step" in state) is (group["mode"] == "dense")
 
-    def start_rows(self, param: Tensor, group: dict[str, Any]) -> State:
+    def start_rows(self, param: Tensor, group: Group) -> State:
         """As `RowOptimizer.start_rows`."""
         state = super().start_rows(param, group)
         if group["mode"] == "dense" and not hasattr(param, "_deeprec_catch_up"):
@@ -123,7 +112,7 @@ class Adam(RowOptimizer):
                 self._remember(param, state, group)
         return state
 
-    def _remember(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _remember(self, param: Tensor, state: State, group: Group) -> None:
         history = StepHistory(param, state, _adam_rule(group))
         self._histories[param] = history
         param._deeprec_catch_up = CatchUp(history)  # type: ignore[attr-defined]
@@ -165,7 +154,7 @@ class Adam(RowOptimizer):
         if "last_step" in self.state[param]:
             history = self._histories.get(param)
             if history is None or history.rates.values.device != param.device:
-                group = next(group for group in self.param_groups if any(param is some for some in group["params"]))
+                group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
                 self._remember(param, self.state[param], group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,11 +174,11 @@ class Adam(RowOptimizer):
     def _shape_of(self, name: str, param: Tensor, state: Mapping[str, Any]) -> torch.Size | None:
         return param.shape[:1] if name == "last_step" else super()._shape_of(name, param, state)
 
-    def _step_tables(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
+    def _step_tables(self, grads: list[RowGrad], group: Group) -> None:
         if group["mode"] != "dense" or len(grads) == 1 or not self._step_together(grads, group):
             super()._step_tables(grads, group)
 
-    def _step_together(self, grads: list[RowGrad], group: dict[str, Any]) -> bool:
+    def _step_together(self, grads: list[RowGrad], group: Group) -> bool:
         """One call for all tables; False, and nothing done, where they have not taken the same steps."""
         if self._has_no_kernel(group) or not all(grad.param.is_contiguous() for grad in grads):
             return False
@@ -214,7 +203,7 @@ class Adam(RowOptimizer):
             state["step"] = step
         return True
 
-    def _step_rows(self, grad: RowGrad, group: dict[str, Any]) -> None:
+    def _step_rows(self, grad: RowGrad, group: Group) -> None:
         if group["mode"] == "dense":
             self.start_rows(grad.param, group)
             history = self._histories[grad.param]
@@ -226,7 +215,7 @@ class Adam(RowOptimizer):
                 history.change_rule(rule)
         super()._step_rows(grad, group)
 
-    def _step_whole(self, grad: RowGrad, history: StepHistory, group: dict[str, Any]) -> None:
+    def _step_whole(self, grad: RowGrad, history: StepHistory, group: Group) -> None:
         """One step on all rows, those without a gradient too."""
         history.flush()
         param, state = grad.param, history.state
@@ -236,7 +225,7 @@ class Adam(RowOptimizer):
         state["last_step"].fill_(state["step"])
         history.start, history.rule = state["step"], _adam_rule(group)
 
-    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+    def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None in dense mode, with amsgrad and with decoupled weight decay."""
         beta1, beta2, eps, decay = _adam_rule(group)
         return None if group["mode"] == "dense" or self._has_no_kernel(group) else [eps, decay, beta1, beta2]
@@ -245,33 +234,20 @@ class Adam(RowOptimizer):
         """The first and the second moments."""
         return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
-    def _update_rows(
-        self,
-        param: Tensor,
-        weight: Tensor,
-        state: State,
-        rows: Tensor,
-        grads: Tensor,
-        group: dict[str, Any],
-        seed: int,
-    ) -> None:
-        step, moments = state["step"] + 1, (state["exp_avg"], state["exp_avg_sq"])
+    def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
+        step, lr, moments = state["step"] + 1, float(group["lr"]), (state["exp_avg"], state["exp_avg_sq"])
         if group["mode"] == "lazy":
-            _ops.adam_update_(weight, *moments, rows, grads, step, float(group["lr"]), *_adam_rule(group), seed)
-        else:
-            history = self._histories[param]
-            history.record(step, float(group["lr"]))
-            replayed = (history.learning_rates, history.start, step, *history.rule)
-            _ops.adam_dense_update_(weight, *moments, state["last_step"], rows, grads, *replayed)
-        state["step"] = step
+            return _ops.adam_update_, moments, (step, lr, *_adam_rule(group), seed)
+        history = self._histories[param]
+        history.record(step, lr)
+        replayed = (history.learning_rates, history.start, step, *history.rule)
+        return _ops.adam_dense_update_, (*moments, state["last_step"]), replayed
 
-    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         if "exp_avg" not in state:
             state.update(step=0, exp_avg=new_state(param), exp_avg_sq=new_state(param))
 
-    def _step_flat(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
-    ) -> None:
+    def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         beta1, beta2, eps, decay = _adam_rule(group)
         largest = []
         if group["amsgrad"]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 from torch import Tensor
 
 from deeprec._suggest import did_you_mean
+
+Group: TypeAlias = dict[str, Any]  # one of Optimizer.param_groups
 
 
 class Shared(TypedDict, total=False):
@@ -41,23 +43,11 @@ SHARED: dict[str, Any] = {
     "capturable": False,
     "differentiable": False,
 }
-# What a state means that was saved without the option: by torch.optim, whose optimizers lack some, or before there
-# was one. All others are taken from the optimizer that loads it.
-ABSENT: dict[str, Any] = {
-    "maximize": False,
-    "dampening": 0.0,
-    "nesterov": False,
-    "amsgrad": False,
-    "decoupled_weight_decay": False,
-    "weight_decay": 0.0,
-}
 # What schedulers of torch, and people, note in a group; no optimizer reads it.
 NOTES = frozenset(
     {"params", "param_names", "name", "initial_lr", "min_lr", "max_lr", "lr_scale", "swa_lr"}
     | {"base_momentum", "max_momentum"}
 )
-_AT_LEAST_ZERO = ("lr", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value")
-_SWITCHES = ("maximize", "nesterov", "amsgrad", "decoupled_weight_decay", "stochastic_rounding")
 
 
 def require(condition: bool, owner: str, requirement: str, value: object) -> None:
@@ -81,21 +71,69 @@ def check_names(owner: str, options: Iterable[str], known: Iterable[str]) -> Non
             raise ValueError(f"{owner}: {key} is not an option of it; {did_you_mean(key, known)}")
 
 
+def _is_positive(value: Any) -> bool:
+    return is_at_least(value, 0) and bool(value > 0)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_betas(value: Any) -> bool:
+    return len(value) == 2 and all(is_at_least(beta, 0) and beta < 1 for beta in value)
+
+
+class Option(NamedTuple):
+    """What an option must be, whichever optimizer has it.
+
+    Attributes:
+        requirement: in the words of the error.
+        holds: whether a value is like that.
+        is_word: the error shows the value as it is written in Python.
+        absent: what a state means that was saved without the option: by torch.optim, whose optimizers lack several of
+            them, or before it existed. None: it is taken from the optimizer that loads the state.
+    """
+
+    requirement: str
+    holds: Callable[[Any], bool]
+    is_word: bool = False
+    absent: Any = None
+
+
+_AT_LEAST_ZERO = Option("a finite number >= 0", lambda value: is_at_least(value, 0))
+_SWITCH = Option("True or False", _is_bool, is_word=True)
+_UNSUPPORTED = Option("False, it is not supported", lambda value: value is None or value is False, is_word=True)
+# In the order in which they are checked; what holds between options is checked by the optimizers.
+OPTIONS: dict[str, Option] = {
+    "lr": _AT_LEAST_ZERO,
+    "weight_decay": _AT_LEAST_ZERO._replace(absent=0.0),
+    "momentum": _AT_LEAST_ZERO,
+    "lr_decay": _AT_LEAST_ZERO,
+    "initial_accumulator_value": _AT_LEAST_ZERO,
+    "maximize": _SWITCH._replace(absent=False),
+    "nesterov": _SWITCH._replace(absent=False),
+    "amsgrad": _SWITCH._replace(absent=False),
+    "decoupled_weight_decay": _SWITCH._replace(absent=False),
+    "stochastic_rounding": _SWITCH,
+    "eps": Option("a finite number > 0", _is_positive),
+    "max_grad_norm": Option("None or a finite number > 0", lambda value: value is None or _is_positive(value)),
+    "seed": Option("an integer in [0, 2^63)", lambda value: isinstance(value, int) and 0 <= value < 2**63),
+    "capturable": _UNSUPPORTED,
+    "differentiable": _UNSUPPORTED,
+    "dampening": Option("a finite number", lambda value: is_at_least(value, -math.inf), absent=0.0),
+    "betas": Option("two numbers in [0, 1)", _are_betas),
+    "mode": Option('"lazy" or "dense"', lambda value: value in ("lazy", "dense"), is_word=True),
+    "l1": _AT_LEAST_ZERO,
+    "l2": _AT_LEAST_ZERO,
+    "beta": _AT_LEAST_ZERO,
+}
+ABSENT: dict[str, Any] = {key: option.absent for key, option in OPTIONS.items() if option.absent is not None}
+
+
 def check_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option, of those that several optimizers have, that is out of its range."""
-    for key in _AT_LEAST_ZERO:
+    """Raise ValueError for an option that is out of its range."""
+    for key, option in OPTIONS.items():
         if key in options:
-            require(is_at_least(options[key], 0), owner, f"{key} must be a finite number >= 0", options[key])
-    for key in _SWITCHES:
-        if key in options:
-            require(isinstance(options[key], bool), owner, f"{key} must be True or False", repr(options[key]))
-    if "eps" in options:
-        positive = is_at_least(options["eps"], 0) and options["eps"] > 0
-        require(positive, owner, "eps must be a finite number > 0", options["eps"])
-    norm, seed = options["max_grad_norm"], options["seed"]
-    positive = norm is None or (is_at_least(norm, 0) and norm > 0)
-    require(positive, owner, "max_grad_norm must be None or a finite number > 0", norm)
-    require(isinstance(seed, int) and 0 <= seed < 2**63, owner, "seed must be an integer in [0, 2^63)", seed)
-    for key in ("capturable", "differentiable"):
-        value = options[key]
-        require(value is None or value is False, owner, f"{key} must be False, it is not supported", repr(value))
+            value = options[key]
+            shown = repr(value) if option.is_word else value
+            require(option.holds(value), owner, f"{key} must be {option.requirement}", shown)

@@ -30,7 +30,7 @@ class LearningRates:
         self._view: np.ndarray[Any, Any] | Tensor = self.values.numpy() if device.type == "cpu" else self.values
 
     def put(self, index: int, lr: float) -> None:
-        """Set one entry, making room for it."""
+        """Set one entry, enlarging the tensor where need be."""
         if index >= self.values.numel():
             self._resize(2 * self.values.numel())
         self._view[index] = lr
@@ -174,8 +174,8 @@ class CatchUp:
         """
         histories = [hook._history for hook in hooks]
         if not are_level(histories):
-            for hook, some in zip(hooks, rows, strict=True):
-                hook(some)
+            for hook, touched in zip(hooks, rows, strict=True):
+                hook(touched)
             return
         first = histories[0]
         if first.state["step"] == first.start:

@@ -20,11 +20,16 @@ from deeprec.train._dense_step import (
     step_dense,
     step_rows_apart,
 )
-from deeprec.train._options import ABSENT, SHARED, Shared, check_names, check_options, require
+from deeprec.train._options import ABSENT, SHARED, Group, Shared, check_names, check_options, require
 from deeprec.train._row_grad import RowGrad, clipped
 from deeprec.train._row_step import RowStep, Tables
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
+Tensors: TypeAlias = list[Tensor]
+# A step of a fused kernel on rows, operator(weight, *states, rows, grads, *numbers): an operator of torch.ops.deeprec,
+# its states (None for one that the options leave out), and the numbers of the rule, the rounding seed last. A plain
+# tuple, for it is made at every step of every table.
+RowRule: TypeAlias = tuple[Callable[..., Any], tuple[Tensor | None, ...], tuple[Any, ...]]
 
 
 class RowOptimizer(Optimizer):
@@ -42,13 +47,20 @@ class RowOptimizer(Optimizer):
     FIRST: ClassVar[str]
     DENSE: ClassVar[tuple[str, ...]]
 
-    def __init__(self, params: Params, defaults: dict[str, Any], shared: Shared) -> None:
+    def __init__(self, params: Params, shared: Shared, **options: Any) -> None:
+        """What a subclass calls.
+
+        Args:
+            params: parameters or groups, as in torch.optim.
+            shared: options that every optimizer has, as they were given.
+            options: of the rule, described in `deeprec.train._options`.
+        """
         self._row_steps: list[RowStep] = []
-        known = {**defaults, **SHARED}
+        known = {**options, **SHARED}
         check_names(type(self).__name__, shared, known)
         super().__init__(params, {**known, **shared})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group with options of its own, as in torch.optim; options are checked.
 
         Raises:
@@ -109,7 +121,7 @@ class RowOptimizer(Optimizer):
             if dense:
                 self._update_dense(dense, group)
 
-    def update_rows(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
+    def update_rows(self, grads: list[RowGrad], group: Group) -> None:
         """One step on the parameters of a group that have gradients by row, clipped as the group says."""
         if group["max_grad_norm"]:
             grads = clipped(grads, group["max_grad_norm"])
@@ -118,12 +130,12 @@ class RowOptimizer(Optimizer):
         self._step_tables(grads, group)
         mark_changed(grad.param for grad in grads)
 
-    def _step_tables(self, grads: list[RowGrad], group: dict[str, Any]) -> None:
+    def _step_tables(self, grads: list[RowGrad], group: Group) -> None:
         """One step on the parameters of a group that have gradients by row."""
         for grad in grads:
             self._step_rows(grad, group)
 
-    def _gradients(self, group: dict[str, Any]) -> tuple[list[RowGrad], list[Tensor]]:
+    def _gradients(self, group: Group) -> tuple[list[RowGrad], list[Tensor]]:
         """The gradients by row, and the parameters with dense ones."""
         by_row, dense = [], []
         in_backward = {id(param) for step in self._row_steps for param in step.params}
@@ -150,7 +162,7 @@ class RowOptimizer(Optimizer):
                 dense.append(param)
         return by_row, dense
 
-    def start_rows(self, param: Tensor, group: dict[str, Any]) -> State:
+    def start_rows(self, param: Tensor, group: Group) -> State:
         """The state of a parameter with gradients by row, made if need be."""
         state: State = self.state[param]
         if "is_sparse" not in state or not self._is_started(state, group):
@@ -162,11 +174,11 @@ class RowOptimizer(Optimizer):
             self.move_state(param)  # the model has been moved since
         return state
 
-    def _is_started(self, state: State, group: dict[str, Any]) -> bool:
+    def _is_started(self, state: State, group: Group) -> bool:
         """Whether a state by row has all that the options of the moment ask for."""
         return True
 
-    def _step_rows(self, grad: RowGrad, group: dict[str, Any]) -> None:
+    def _step_rows(self, grad: RowGrad, group: Group) -> None:
         state = self.start_rows(grad.param, group)
         seed = rounding_seed(group["seed"], state["step"] + 1, grad.place) if group["stochastic_rounding"] else -1
         if self._has_no_kernel(group):
@@ -174,59 +186,50 @@ class RowOptimizer(Optimizer):
             step_rows_apart(grad.param, state, grad.rows, grad.values, group, self._step_flat, seed)
             return
         weight = grad.param.data.contiguous()
+        operator, states, numbers = self._row_rule(grad.param, state, group, seed)
         try:
             # Autograd drops the coalesced flag of gradients that are; the kernel checks, which is cheaper than sorting.
-            self._update_rows(grad.param, weight, state, grad.rows, grad.values, group, seed)
+            operator(weight, *states, grad.rows, grad.values, *numbers)
         except RuntimeError as error:
             if "strictly ascending" not in str(error):
                 raise
             grad = grad.coalesced()
-            self._update_rows(grad.param, weight, state, grad.rows, grad.values, group, seed)
+            operator(weight, *states, grad.rows, grad.values, *numbers)
+        state["step"] += 1
         if not grad.param.is_contiguous():
             grad.param.data.copy_(weight)
 
-    def _has_no_kernel(self, group: dict[str, Any]) -> bool:
+    def _has_no_kernel(self, group: Group) -> bool:
         """Whether rows must be stepped by `_step_flat`, because the kernels lack an option of this group."""
         return False
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         """Create (or widen, after dense steps) the states of a parameter with sparse gradients."""
         raise NotImplementedError
 
-    def _update_rows(
-        self,
-        param: Tensor,
-        weight: Tensor,
-        state: State,
-        rows: Tensor,
-        grads: Tensor,
-        group: dict[str, Any],
-        seed: int,
-    ) -> None:
-        """One step of the fused kernel on rows of `weight`, what is in param in contiguous memory; counts the step."""
+    def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
+        """The next step of the fused kernel on rows of a parameter."""
         raise NotImplementedError
 
-    def _update_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _update_dense(self, params: list[Tensor], group: Group) -> None:
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             self._start_dense(param, state, group)
         grads = [param.grad for param in params if param.grad is not None]
         step_dense(type(self).__name__, params, grads, states, group, self._step_flat, self.DENSE)
 
-    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         """Create what is missing of the states of a parameter with dense gradients."""
         raise NotImplementedError
 
-    def _step_flat(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
-    ) -> None:
+    def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         """The rule for dense parameters, a `FlatRule`; `maximize` is in the gradients already."""
         raise NotImplementedError
 
     def flush(self) -> None:
         """Bring every row up to date; needed by Adam in dense mode only, and harmless elsewhere."""
 
-    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+    def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None where its options have no fused rule."""
         raise NotImplementedError
 

@@ -148,4 +148,4 @@ class RowStep:
         group = self.optimizer.param_groups[self.group]
         places = {id(member): place for place, member in enumerate(group["params"])}
         given = zip(self.params, rows, values, strict=True)
-        self.optimizer.update_rows([RowGrad(places[id(param)], param, *some) for param, *some in given], group)
+        self.optimizer.update_rows([RowGrad(places[id(param)], param, *grad) for param, *grad in given], group)

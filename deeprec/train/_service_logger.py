@@ -83,7 +83,7 @@ class ServiceLogger(Callback, ABC):
     def on_step(self, step: Step) -> None:
         """Log loss and learning rates of the step, over the examples seen."""
         prefix = self._prefix(step.stage)
-        figures = {"step/loss": step.loss, **{f"step/lr/{name}": rate for name, rate in step.rates.items()}}
+        figures = {"step/loss": step.loss, **_rates("step/lr", step.rates)}
         self._log(finite(figures, prefix), step.seen, f"{prefix}examples")
 
     def on_epoch(self, progress: Progress) -> None:
@@ -149,9 +149,14 @@ def epoch_figures(progress: Progress) -> dict[str, float]:
     return {
         "train/loss": float(progress.loss),
         "samples_per_second": float(progress.samples_per_second),
-        **{f"lr/{name}": float(rate) for name, rate in progress.rates.items()},
+        **_rates("lr", progress.rates),
         **{f"validation/{name}": float(value) for name, value in (progress.metrics or {}).items()},
     }
+
+
+def _rates(name: str, rates: Mapping[str, float]) -> dict[str, float]:
+    """Learning rates by figure; the group of a model that has only one is called ""."""
+    return {f"{name}/{group}" if group else name: float(rate) for group, rate in rates.items()}
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool | None]:

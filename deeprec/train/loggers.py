@@ -1,8 +1,8 @@
 """Loggers: callbacks that put a run's parameters, curves, figures and pictures into TensorBoard, MLflow, W&B or a CSV.
 
 A logger imports its service's package when it is made, and costs nothing before. Figures are named alike everywhere:
-"train/loss", "validation/ndcg@10", "test/ndcg@10", "lr/GROUP", "samples_per_second", "step/loss"; where a stage is not
-the model's own they begin with its name, as in "gmf-pre-training/train/loss".
+"train/loss", "validation/ndcg@10", "test/ndcg@10", "lr" or "lr/GROUP", "samples_per_second", "step/loss"; where a stage
+is not the model's own they begin with its name, as in "gmf-pre-training/train/loss".
 """
 
 from __future__ import annotations
@@ -256,14 +256,17 @@ class WandbLogger(ServiceLogger):
         for name in figures.keys() - self._axes:
             self._service_run.define_metric(name, step_metric=axis)
             self._axes.add(name)
+        self._add_row({**figures, axis: at})
+
+    def _add_row(self, values: dict[str, Any]) -> None:
         # Rows are counted through: those of a resumed run must follow those that were there.
         self._state["rows"] = self._state.get("rows", 0) + 1
-        self._service_run.log({**figures, axis: at}, step=self._state["rows"])
+        self._service_run.log(values, step=self._state["rows"])
 
     def _finish(self, card: dict[str, Any], pictures: list[Path], figures: dict[str, float]) -> None:
         self._service_run.summary.update(figures)
         if pictures:
-            self._service_run.log({path.stem: self._package.Image(str(path)) for path in pictures})
+            self._add_row({path.stem: self._package.Image(str(path)) for path in pictures})
         artifact = self._package.Artifact(f"card-{self._service_run.id}", type="card")
         with artifact.new_file("card.json") as file:
             json.dump(card, file, indent=2)

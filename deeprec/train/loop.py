@@ -366,8 +366,7 @@ def search_line(optimizers: Optimizers, turn: Turn, batch: Any, penalty: Callabl
     Args:
         penalty: what the gradients of the turn hold beside the loss that it returns.
     """
-    search = optimizers.line_search
-    assert search is not None
+    search: Any = optimizers.line_search
     losses: list[Tensor] = []
 
     def objective() -> float:

@@ -37,9 +37,9 @@ from torch import Tensor
 
 from deeprec.train._adam import Adam, AdamW
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_tensors
-from deeprec.train._options import Shared, is_at_least, require
+from deeprec.train._options import Group, Shared, is_at_least, require
 from deeprec.train._row_grad import RowGrad
-from deeprec.train._row_optimizer import Params, RowOptimizer
+from deeprec.train._row_optimizer import Params, RowOptimizer, RowRule, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,44 +129,32 @@ class SGD(RowOptimizer):
         **shared: Unpack[Shared],
     ) -> None:
         rule = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **rule}, shared)
+        super().__init__(params, shared, lr=lr, weight_decay=weight_decay, **rule)
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
-        dampening = options["dampening"]
-        require(is_at_least(dampening, -math.inf), "SGD", "dampening must be a finite number", dampening)
-        fits = not options["nesterov"] or (options["momentum"] > 0 and dampening == 0)
-        got = f"momentum {options['momentum']}, dampening {dampening}"
+        fits = not options["nesterov"] or (options["momentum"] > 0 and options["dampening"] == 0)
+        got = f"momentum {options['momentum']}, dampening {options['dampening']}"
         require(fits, "SGD", "nesterov must have momentum > 0 and dampening 0", got)
 
-    def _has_no_kernel(self, group: dict[str, Any]) -> bool:
+    def _has_no_kernel(self, group: Group) -> bool:
         return bool(group["momentum"]) and (group["nesterov"] or group["dampening"] != 0)
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         state.setdefault("step", 0)
         make_flat(state, param)
         if "momentum_buffer" not in state and group["momentum"] and not self._has_no_kernel(group):
             state["momentum_buffer"] = new_state(param)
 
-    def _is_started(self, state: State, group: dict[str, Any]) -> bool:
+    def _is_started(self, state: State, group: Group) -> bool:
         return not group["momentum"] or "momentum_buffer" in state or self._has_no_kernel(group)
 
-    def _update_rows(
-        self,
-        param: Tensor,
-        weight: Tensor,
-        state: State,
-        rows: Tensor,
-        grads: Tensor,
-        group: dict[str, Any],
-        seed: int,
-    ) -> None:
+    def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
         momentum = float(group["momentum"])
-        rule = (float(group["lr"]), momentum, float(group["weight_decay"]), seed)
-        _ops.sgd_update_(weight, state["momentum_buffer"] if momentum else None, rows, grads, *rule)
-        state["step"] += 1
+        buffer = state["momentum_buffer"] if momentum else None
+        return _ops.sgd_update_, (buffer,), (float(group["lr"]), momentum, float(group["weight_decay"]), seed)
 
-    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+    def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None with nesterov or dampening."""
         momentum, decay = float(group["momentum"]), float(group["weight_decay"])
         return None if self._has_no_kernel(group) else [0.0, decay, momentum, 0.0]
@@ -175,12 +163,10 @@ class SGD(RowOptimizer):
         """The momentum buffers, where there are."""
         return [state["momentum_buffer"] for state in states if "momentum_buffer" in state], []
 
-    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         """`_step_flat` makes the buffer, for it must know which are new."""
 
-    def _step_flat(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
-    ) -> None:
+    def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         kinds: dict[bool, list[int]] = {}
         for place, (weight, state) in enumerate(zip(weights, states, strict=True)):
@@ -221,6 +207,7 @@ class Adagrad(RowOptimizer):
     """
 
     RULE = 1
+    OPERATOR = "adagrad_update_"
     STATES = DENSE = ("sum",)
     FIRST = "sum"
 
@@ -234,34 +221,19 @@ class Adagrad(RowOptimizer):
         eps: float = 1e-10,
         **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-        }
-        super().__init__(params, defaults, shared)
+        rule = {"eps": eps, "weight_decay": weight_decay, "initial_accumulator_value": initial_accumulator_value}
+        super().__init__(params, shared, lr=lr, lr_decay=lr_decay, **rule)
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         self._start_dense(param, state, group)
         make_flat(state, param)
 
-    def _update_rows(
-        self,
-        param: Tensor,
-        weight: Tensor,
-        state: State,
-        rows: Tensor,
-        grads: Tensor,
-        group: dict[str, Any],
-        seed: int,
-    ) -> None:
+    def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
         lr = float(group["lr"]) / (1 + state["step"] * float(group["lr_decay"]))
-        self._rule(weight, state["sum"], rows, grads, lr, float(group["eps"]), float(group["weight_decay"]), seed)
-        state["step"] += 1
+        numbers = (lr, float(group["eps"]), float(group["weight_decay"]), seed)
+        return getattr(_ops, self.OPERATOR), (state["sum"],), numbers
 
-    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+    def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None with lr_decay."""
         return None if group["lr_decay"] else [float(group["eps"]), float(group["weight_decay"]), 0.0, 0.0]
 
@@ -269,17 +241,12 @@ class Adagrad(RowOptimizer):
         """The sums of squares."""
         return [state["sum"] for state in states], []
 
-    def _rule(self, *args: Any) -> None:
-        _ops.adagrad_update_(*args)
-
-    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         if "sum" not in state:
             state["step"] = 0
             state["sum"] = new_state(param, float(group["initial_accumulator_value"]))
 
-    def _step_flat(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
-    ) -> None:
+    def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         torch._fused_adagrad_(
             weights,
             grads,
@@ -311,16 +278,14 @@ class RowWiseAdagrad(Adagrad):
     """
 
     RULE = 2
+    OPERATOR = "rowwise_adagrad_update_"
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         state.setdefault("step", 0)
         if "sum" in state:  # dense steps came before
             state["sum"] = state["sum"].to(param.device, state_dtype(param)).mean(1)
         else:
             state["sum"] = new_state(param[:, 0], float(group["initial_accumulator_value"]))
-
-    def _rule(self, *args: Any) -> None:
-        _ops.rowwise_adagrad_update_(*args)
 
     def _shape_of(self, name: str, param: Tensor, state: Mapping[str, Any]) -> torch.Size | None:
         return param.shape[:1] if name == "sum" and "is_sparse" in state else super()._shape_of(name, param, state)
@@ -328,6 +293,10 @@ class RowWiseAdagrad(Adagrad):
     def state_dict(self) -> dict[str, Any]:
         """The state."""
         return RowOptimizer.state_dict(self)
+
+
+def _ftrl_rule(group: Group) -> tuple[float, float, float, float]:
+    return float(group["lr"]), float(group["l1"]), float(group["l2"]), float(group["beta"])
 
 
 class FTRL(RowOptimizer):
@@ -370,34 +339,21 @@ class FTRL(RowOptimizer):
         beta: float = 1.0,
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(params, {"lr": lr, "l1": l1, "l2": l2, "beta": beta}, shared)
+        super().__init__(params, shared, lr=lr, l1=l1, l2=l2, beta=beta)
 
     def _check(self, options: dict[str, Any]) -> None:
         decay = options.get("weight_decay", 0)
         require(not decay, "FTRL", "weight_decay must be 0, l2 is what it has", decay)
         super()._check({key: value for key, value in options.items() if key != "weight_decay"})
         require(options["lr"] > 0, "FTRL", "lr must be a finite number > 0", options["lr"])
-        for key in ("l1", "l2", "beta"):
-            require(is_at_least(options[key], 0), "FTRL", f"{key} must be a finite number >= 0", options[key])
 
-    def _start_rows(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         self._start_dense(param, state, group)
 
-    def _update_rows(
-        self,
-        param: Tensor,
-        weight: Tensor,
-        state: State,
-        rows: Tensor,
-        grads: Tensor,
-        group: dict[str, Any],
-        seed: int,
-    ) -> None:
-        rule = (float(group["lr"]), float(group["l1"]), float(group["l2"]), float(group["beta"]), seed)
-        _ops.ftrl_update_(weight, state["sum"], state["linear"], rows, grads, *rule)
-        state["step"] += 1
+    def _row_rule(self, param: Tensor, state: State, group: Group, seed: int) -> RowRule:
+        return _ops.ftrl_update_, (state["sum"], state["linear"]), (*_ftrl_rule(group), seed)
 
-    def rule_options(self, group: dict[str, Any]) -> list[float] | None:
+    def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group."""
         return [float(group["beta"]), 0.0, float(group["l1"]), float(group["l2"])]
 
@@ -405,15 +361,13 @@ class FTRL(RowOptimizer):
         """The sums of squares and the linear terms."""
         return [state["sum"] for state in states], [state["linear"] for state in states]
 
-    def _start_dense(self, param: Tensor, state: State, group: dict[str, Any]) -> None:
+    def _start_dense(self, param: Tensor, state: State, group: Group) -> None:
         if "sum" not in state:
             state.update(step=0, sum=new_state(param), linear=new_state(param))
 
-    def _step_flat(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
-    ) -> None:
+    def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
         """The kernel of the rows on all elements, whatever the shape."""
-        rule = (float(group["lr"]), float(group["l1"]), float(group["l2"]), float(group["beta"]))
+        rule = _ftrl_rule(group)
         for weight, grad, state in zip(weights, grads, states, strict=True):
             count = weight.numel()
             width = math.gcd(count, 1024)

@@ -133,7 +133,7 @@ def require_embedding_plan(
     Raises:
         ValueError, TypeError: as `require_plan`.
     """
-    if len(plan) != 3 or not all(isinstance(some, Tensor) for some in plan):
+    if len(plan) != 3 or not all(isinstance(part, Tensor) for part in plan):
         raise TypeError(f"{function}: {name} must be what embedding_plan returns, got {type(plan).__name__}")
     if is_remembered(plan, ids, None, num_embeddings):
         return

@@ -6,7 +6,7 @@ order, bitwise the same for any number of threads. With `update=` the optimizer'
 while a row's gradient is still in the cache; gradients of tables are then never stored.
 """
 
-from deeprec.kernels.embedding_bag.call import MODES, Call, GradStep, RowUpdate, mark_changed, raise_named
+from deeprec.kernels.embedding_bag.call import MODES, Call, GradStep, RowUpdate, mark_changed
 from deeprec.kernels.embedding_bag.plan import BagPlan, embedding_bags_plan, require_bag_plan
 from deeprec.kernels.embedding_bag.several import embedding_bags
 from deeprec.kernels.embedding_bag.single import embedding_bag, flat_bags
@@ -22,6 +22,5 @@ __all__ = [
     "embedding_bags_plan",
     "flat_bags",
     "mark_changed",
-    "raise_named",
     "require_bag_plan",
 ]

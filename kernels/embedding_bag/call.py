@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -68,6 +68,16 @@ def raise_named(error: Exception, names: Sequence[str]) -> None:
         text += "; encode ids with the table's id map, or enlarge num_embeddings"
         raise IndexError(text) from None
     raise meant from None
+
+
+def run_named(operator: Callable[..., Any], names: Sequence[str], *arguments: Any) -> Any:
+    """The results of an operator; its errors name the tables."""
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    try:
+        return operator(*arguments)
+    except (RuntimeError, IndexError) as error:
+        return raise_named(error, names)
 
 
 def mark_changed(tables: Iterable[Tensor]) -> None:

@@ -86,13 +86,13 @@ def entries_of(ids: Tensor, offsets: Tensor | None, values: Tensor | None, paddi
     bounds = [0, ids.shape[0]] if count == 1 else _bounds(offsets, batch, count, ids.shape[0])
     for f, pad in enumerate(padding):
         mine = slice(None) if bounds is None else slice(bounds[f], bounds[f + 1])
-        some, bags = ids[mine], every[mine] - f * batch
-        keep = some != pad
+        own, bags = ids[mine], every[mine] - f * batch
+        keep = own != pad
         if bounds is None:
             is_mine = (bags >= 0) & (bags < batch)
             # Ids of other features need not be rows of this one's table.
-            some, bags, keep = torch.where(is_mine, some, 0), torch.where(is_mine, bags, 0), keep & is_mine
-        out.append(Entries(some, bags, keep, None if values is None else values[mine], bounds is not None))
+            own, bags, keep = torch.where(is_mine, own, 0), torch.where(is_mine, bags, 0), keep & is_mine
+        out.append(Entries(own, bags, keep, None if values is None else values[mine], bounds is not None))
     return out
 
 

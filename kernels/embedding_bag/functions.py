@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,20 +10,15 @@ from torch import Tensor
 
 from deeprec.kernels._autograd import Refusal, differentiable, gradient_of, sparse_rows, step_refusal
 from deeprec.kernels.embedding import coalesced_grad
-from deeprec.kernels.embedding_bag.call import Call, GradStep, mark_changed, raise_named
+from deeprec.kernels.embedding_bag.call import Call, GradStep, mark_changed, run_named
 from deeprec.kernels.embedding_bag.composite import embedding_bags_composite
-from deeprec.kernels.embedding_bag.plan import BagPlan
+from deeprec.kernels.embedding_bag.plan import BagPlan, plan_of_batch, rows_by_table
 
 
 def lookup(weights: Sequence[Tensor], ids: Tensor, offsets: Tensor | None, scale: Tensor | None, call: Call) -> Any:
     """Results of the operator `embedding_bags`; its errors name the tables."""
     arguments = (list(weights), ids, offsets, scale, *call.features())
-    if torch.compiler.is_compiling():
-        return torch.ops.deeprec.embedding_bags(*arguments)
-    try:
-        return torch.ops.deeprec.embedding_bags(*arguments)
-    except (RuntimeError, IndexError) as error:
-        return raise_named(error, call.names)
+    return run_named(torch.ops.deeprec.embedding_bags, call.names, *arguments)
 
 
 class _Bags(torch.autograd.Function):
@@ -60,14 +54,7 @@ class _Bags(torch.autograd.Function):
     @staticmethod
     def plan(ctx: Any, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, ...]:
         """The plan of the batch."""
-        if ctx.given_plan is not None:
-            given: tuple[Tensor, ...] = ctx.given_plan
-            return given
-        sizes = [w.shape[0] for w in ctx.weights]
-        plan: tuple[Tensor, ...] = torch.ops.deeprec.embedding_bags_plan(
-            ids, offsets, sizes, list(ctx.call.tables), list(ctx.call.padding)
-        )
-        return plan
+        return plan_of_batch(ctx.given_plan, ctx.weights, ids, offsets, ctx.call)
 
     @staticmethod
     def row_grads(
@@ -79,8 +66,7 @@ class _Bags(torch.autograd.Function):
         *values, scale_grad = torch.ops.deeprec.embedding_bags_grad(
             list(ctx.weights), *arguments, *plan, *ctx.call.features(), need_scale
         )
-        rows = [plan[0][first:last] for first, last in pairwise(plan[-1].tolist())]
-        return rows, values, scale_grad if need_scale else None
+        return rows_by_table(plan), values, scale_grad if need_scale else None
 
     @staticmethod
     def again(ctx: Any, grads: Sequence[Tensor]) -> list[Any]:
@@ -95,10 +81,9 @@ class _Bags(torch.autograd.Function):
 
 def _sparse_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     _, _, _, ids, offsets, _ = _Bags.arguments(ctx, grads)
-    rows, *_, starts = _Bags.plan(ctx, ids, offsets)
-    found = _Bags.again(ctx, grads)
-    touched = [rows[first:last] for first, last in pairwise(starts.tolist())]
-    return (*found[:5], *map(sparse_rows, found[5:], touched))
+    touched = rows_by_table(_Bags.plan(ctx, ids, offsets))
+    grads_again = _Bags.again(ctx, grads)
+    return (*grads_again[:5], *map(sparse_rows, grads_again[5:], touched))
 
 
 def _dense_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

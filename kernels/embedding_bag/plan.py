@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,24 @@ def embedding_bags_plan(
         raise
     remember_source(plan, ids, offsets, PlanFacts(tuple(num_embeddings), call.tables, call.padding))
     return plan
+
+
+def plan_of_batch(
+    given: BagPlan | None, weights: Sequence[Tensor], ids: Tensor, offsets: Tensor | None, call: Call
+) -> tuple[Tensor, ...]:
+    """The plan that was given with a checked call, or a new one."""
+    if given is not None:
+        return given
+    sizes = [w.shape[0] for w in weights]
+    plan: tuple[Tensor, ...] = torch.ops.deeprec.embedding_bags_plan(
+        ids, offsets, sizes, list(call.tables), list(call.padding)
+    )
+    return plan
+
+
+def rows_by_table(plan: Sequence[Tensor]) -> list[Tensor]:
+    """The distinct rows of each table; waits for a GPU."""
+    return [plan[0][first:last] for first, last in pairwise(plan[-1].tolist())]
 
 
 def require_bag_plan(

@@ -73,15 +73,15 @@ def features_of(
     out, column = [], 0
     for f, (table, mode, pad) in enumerate(zip(tables, modes, padding, strict=True)):
         if offsets is None:
-            some, first, bags = ids[f], f * batch, torch.arange(batch, device=ids.device)
+            own, first, bags = ids[f], f * batch, torch.arange(batch, device=ids.device)
         else:
             bounds = offsets[f * batch : (f + 1) * batch + 1].to(torch.int64)
             first = int(bounds[0])
-            some = ids[first : int(bounds[-1])]
+            own = ids[first : int(bounds[-1])]
             bags = torch.repeat_interleave(torch.arange(batch, device=ids.device), bounds.diff())
         place = column if is_pooled(mode, offsets) else -1
         column += dims[table] if place >= 0 else 0
-        out.append(Feature(some, first, bags, some != pad, place))
+        out.append(Feature(own, first, bags, own != pad, place))
     return out
 
 
@@ -121,10 +121,10 @@ def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch
         number = torch.where(is_max, entries.unsqueeze(1), rows.shape[0])
         argmax = torch.full(out.shape, rows.shape[0], dtype=torch.int64, device=rows.device)
         argmax.scatter_reduce_(0, at, number, "amin")
-        found = argmax < rows.shape[0]
+        is_known = argmax < rows.shape[0]
         if rows.shape[0]:
             out = rows.gather(0, argmax.clamp(max=rows.shape[0] - 1))
-        return torch.where(found, out, 0), torch.where(found, argmax + feature.first, -1)
+        return torch.where(is_known, out, 0), torch.where(is_known, argmax + feature.first, -1)
     weighted = rows * feature.keep.unsqueeze(1)
     if scale is not None:
         weighted = weighted * scale.unsqueeze(1)
@@ -232,11 +232,11 @@ def embedding_bags_plan_reference(
         keys = torch.cat([ids.new_empty(0), *(f.ids[f.keep] for f in mine)])
         entries = [(torch.arange(f.ids.shape[0], device=ids.device) + f.first)[f.keep] for f in mine]
         values, by_row = torch.sort(keys, stable=True)
-        some, count = torch.unique_consecutive(values, return_counts=True)
-        rows.append(some)
+        distinct, count = torch.unique_consecutive(values, return_counts=True)
+        rows.append(distinct)
         counts.append(count)
         order.append(torch.cat([by_row.new_empty(0), *entries])[by_row])
-        starts.append(starts[-1] + some.shape[0])
+        starts.append(starts[-1] + distinct.shape[0])
     all_rows = torch.cat(rows)
     row_offsets = torch.zeros(all_rows.shape[0] + 1, dtype=torch.int64, device=ids.device)
     torch.cumsum(torch.cat(counts), 0, out=row_offsets[1:])
@@ -260,21 +260,21 @@ def _entry_grad(
     if sequence_grad is not None:
         return sequence_grad
     columns = slice(feature.column, feature.column + dim)
-    some = grad[:, columns].index_select(0, feature.bags)
+    of_bags = grad[:, columns].index_select(0, feature.bags)
     if mode == MAX:
         entries = torch.arange(feature.ids.shape[0], device=grad.device) + feature.first
-        return torch.where(argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1), some, 0)
+        return torch.where(argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1), of_bags, 0)
     if mode == MEAN:
         counts = _counts(feature, grad.shape[0], grad.dtype).clamp(min=1)
-        return some / counts.index_select(0, feature.bags).unsqueeze(1)
-    return some if scale is None else some * scale.unsqueeze(1)
+        return of_bags / counts.index_select(0, feature.bags).unsqueeze(1)
+    return of_bags if scale is None else of_bags * scale.unsqueeze(1)
 
 
 def planned(
     features: Sequence[Feature], tables: Sequence[int], plan: Sequence[Tensor]
 ) -> Iterator[tuple[Feature, Tensor, Tensor]]:
     """Each feature with its entries that the plan names, [n] positions, and where their rows stand in the table's."""
-    _, row_offsets, order, _, table_starts = (some.reshape(-1).to(torch.int64) for some in plan)
+    _, row_offsets, order, _, table_starts = (part.reshape(-1).to(torch.int64) for part in plan)
     counts, starts = row_offsets.diff(), table_starts.tolist()
     row_of = torch.repeat_interleave(torch.arange(counts.shape[0], device=order.device), counts)
     for feature, table in zip(features, tables, strict=True):
@@ -368,22 +368,22 @@ def update_rows(
         norm = float(torch.stack(squares).sum().sqrt())
         if norm > max_norm:
             values = [v * (max_norm / norm) for v in values]
-    for t, (weight, some, grads) in enumerate(zip(weights, rows, values, strict=True)):
+    for t, (weight, touched, grads) in enumerate(zip(weights, rows, values, strict=True)):
         salt = rounding_seed(given.seed, count, t)
         if rule == SGD:
             buffer = first[t] if first else None
-            sparse_update.sgd_update_reference(weight, buffer, some, grads, rate, beta1, decay, salt)
+            sparse_update.sgd_update_reference(weight, buffer, touched, grads, rate, beta1, decay, salt)
         elif rule == ADAGRAD:
-            sparse_update.adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
+            sparse_update.adagrad_update_reference(weight, first[t], touched, grads, rate, eps, decay, salt)
         elif rule == ROWWISE_ADAGRAD:
-            sparse_update.rowwise_adagrad_update_reference(weight, first[t], some, grads, rate, eps, decay, salt)
+            sparse_update.rowwise_adagrad_update_reference(weight, first[t], touched, grads, rate, eps, decay, salt)
         elif rule == FTRL:
             states = (first[t], second[t])
-            sparse_update.ftrl_update_reference(weight, *states, some, grads, rate, beta1, beta2, eps, salt)
+            sparse_update.ftrl_update_reference(weight, *states, touched, grads, rate, beta1, beta2, eps, salt)
         else:
             moments = (first[t], second[t])
             sparse_update.adam_update_reference(
-                weight, *moments, some, grads, count, rate, beta1, beta2, eps, decay, salt
+                weight, *moments, touched, grads, count, rate, beta1, beta2, eps, decay, salt
             )
 
 

@@ -5,7 +5,7 @@ The kernels are in triton_grad.py.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import MAX, MEAN, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_grad import (
+    BAG_ROWS,
     BAGS,
     MAXIMUM,
     MEANS,
@@ -22,22 +23,18 @@ from deeprec.kernels.embedding_bag.triton_grad import (
     SCALE,
     SCALE_GRAD,
     SEQUENCE,
-    RowPass,
     inverse_lengths,
 )
-from deeprec.kernels.embedding_bag.triton_rows import (
-    PIECES,
+from deeprec.kernels.embedding_bag.triton_rows import PIECES, find_pieces, groups_of
+from deeprec.kernels.embedding_bag.triton_stages import (
+    Entries,
+    RowPass,
     check_update,
-    find_pieces,
-    groups_of,
+    empty_grads,
+    store_grads,
+    take_step,
 )
-from deeprec.kernels.embedding_bag.triton_stages import grad_without_entries, store_grads, take_step
-from deeprec.kernels.embedding_bag.triton_tables import (
-    constant,
-    is_aligned,
-    rows_adjacent,
-    sent,
-)
+from deeprec.kernels.embedding_bag.triton_tables import constant, is_aligned, rows_adjacent, sent
 
 
 def _pass(
@@ -74,7 +71,7 @@ def _pass(
     features = sent(flat, torch.int64, device) if own else constant([flat], device)
 
     of_table = [[f for f, t in enumerate(tables) if t == table] for table in range(len(weights))]
-    is_single = all(len(some) <= 1 for some in of_table)
+    is_single = all(len(features_of) <= 1 for features_of in of_table)
     entries = 0
     if offsets is not None:
         entries |= BAGS.value
@@ -88,7 +85,7 @@ def _pass(
         assert offsets is not None
         has_padding = any(pad >= 0 and mode == MEAN for pad, mode in zip(padding, modes, strict=True))
         inverse = inverse_lengths(features, ids, offsets.contiguous(), batch, has_padding, wide)
-    scale, scale_grad = inverse, inverse
+    scale, scale_grad = inverse, None
     if per_sample_weights is not None:
         entries |= SCALE.value
         scale = per_sample_weights.contiguous()
@@ -97,23 +94,30 @@ def _pass(
             scale_grad = torch.zeros(scale.shape, dtype=wide, device=device)
 
     vecs = []
-    for weight, some in zip(weights, of_table, strict=True):
-        is_all_even = is_even and is_aligned(weight) and all(max(columns[f], 0) % elements == 0 for f in some)
+    for weight, features_of in zip(weights, of_table, strict=True):
+        is_all_even = is_even and is_aligned(weight) and all(max(columns[f], 0) % elements == 0 for f in features_of)
         is_all_even &= all(s.data_ptr() % 16 == 0 for s in [*first, *second, *own])
         vecs.append(elements if is_all_even else 1)
-    place = [(max(columns[some[0]], 0), some[0]) if some else (0, 0) for some in of_table]
+    place = [(max(columns[f[0]], 0), f[0]) if f else (0, 0) for f in of_table]
     groups = groups_of(weights, vecs, [c for c, _ in place], [f for _, f in place], first, second)
     pieces = find_pieces(groups[0].lines, plan[0], plan[1], plan[2], plan[4])
     scratch = grad.new_empty(pieces.most, max(w.shape[1] for w in weights), dtype=wide)
-    tensors = (ids if offsets is None else offsets.contiguous(), grad, argmax, scale, inverse, scale_grad, scratch)
-    out = RowPass(groups, entries, features, plan, pieces, *tensors, batch, own)
+    arguments = {
+        "features": features,
+        "offsets": ids if offsets is None else offsets.contiguous(),
+        "argmax": argmax,
+        "argmax_stride": argmax.shape[-1],
+        "scale": scale,
+        "inverse": inverse,
+        "scale_grad": inverse if scale_grad is None else scale_grad,
+    }
+    out = RowPass(BAG_ROWS, groups, entries, plan, pieces, batch, grad, scratch, arguments, scale_grad, own)
     out.run(PIECES.value)
     return out
 
 
-def _scale_grad(rows_pass: RowPass, dtype: torch.dtype) -> Tensor:
-    is_needed = rows_pass.entries & SCALE_GRAD.value
-    return rows_pass.scale_grad.to(dtype) if is_needed else rows_pass.grad.new_empty(0)
+def _entries(given: BagsBackward) -> Entries:
+    return Entries(given.rows.shape[0], given.per_sample_weights, given.need_weights_grad)
 
 
 def embedding_bags_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -124,13 +128,8 @@ def embedding_bags_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
     """
     op, given = "embedding_bags_grad", BagsBackward(*args)
     weights = [rows_adjacent(w) for w in weights]
-    counts = [end - begin for begin, end in itertools.pairwise(given.table_starts.tolist())]
-    outs = [w.new_empty(count, w.shape[1]) for w, count in zip(weights, counts, strict=True)]
-    if given.rows.shape[0] == 0:
-        return [*outs, grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)]
-    rows_pass = _pass(op, weights, given)
-    store_grads(op, rows_pass, outs, is_dense=False)
-    return [*outs, _scale_grad(rows_pass, weights[0].dtype)]
+    outs = empty_grads(weights, given.table_starts)
+    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, given), outs)
 
 
 def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -144,11 +143,7 @@ def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Ten
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = BagsBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    if given.rows.shape[0] == 0:
-        return [*outs, grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)]
-    rows_pass = _pass(op, weights, given)
-    store_grads(op, rows_pass, outs, is_dense=True)
-    return [*outs, _scale_grad(rows_pass, weights[0].dtype)]
+    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, given), outs, is_dense=True)
 
 
 def embedding_bags_update_(
@@ -161,9 +156,5 @@ def embedding_bags_update_(
     """
     op, given, step = "embedding_bags_update_", BagsBackward(*args[:-6]), Step(*args[-6:])
     check_update(op, weights, first, second, step.rule)
-    if given.rows.shape[0] == 0:
-        step.step.add_(1)
-        return grad_without_entries(weights[0], given.per_sample_weights, given.need_weights_grad)
-    rows_pass = _pass(op, weights, given, first, second)
-    take_step(op, rows_pass, given.rows.shape[0], weights[0], bool(first), step)
-    return _scale_grad(rows_pass, weights[0].dtype)
+    start = functools.partial(_pass, op, weights, given, first, second)
+    return take_step(op, _entries(given), start, weights[0], bool(first), step)

@@ -6,8 +6,6 @@ together. With update= the step is taken while the sum is in registers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -17,37 +15,24 @@ from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, MAX, MEAN, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
-    MAX_REGISTERS,
     MOMENTUM,
     NORM,
     PIECES,
     ROWWISE,
     STORE,
     UPDATE,
-    Group,
-    Pieces,
-    Rule,
     add_pieces,
     apply_rule,
-    clip,
+    clipped_with_decay,
+    mean_square,
+    row_of_grad,
+    rows_at,
     rowwise_state,
-    tile_of_pieces,
-    tile_of_rows,
-    warps_of,
-    with_decay,
+    store_grad,
+    tile_of,
 )
-from deeprec.kernels.embedding_bag.triton_stages import RowsCase
-from deeprec.kernels.embedding_bag.triton_tables import (
-    ADDRESS,
-    COLUMN,
-    DIM,
-    FIELDS,
-    NUMBER,
-    STRIDE,
-    acc_of,
-    registers,
-    rows_of_tile,
-)
+from deeprec.kernels.embedding_bag.triton_stages import RowKernel, RowsCase
+from deeprec.kernels.embedding_bag.triton_tables import COLUMN, DIM, FIELDS, NUMBER
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
 BAGS, ONE_FEATURE, SEQUENCE, MAXIMUM, MEANS, SCALE, SCALE_GRAD = (tl.constexpr(1 << i) for i in range(7))
@@ -90,11 +75,7 @@ def _inverse_lengths_kernel(
 def _add_entries(
     total,  # [R, BLOCK_D]
     weight,  # [R, BLOCK_D] the rows themselves, where SCALE_GRAD
-    begin,  # [R]
-    end,  # [R]
-    number,  # [R] the feature, where ONE_FEATURE
-    place,  # [R] its column in grad
-    dim,  # [R]
+    rows,  # begin, end, dim, all [R]; where ONE_FEATURE also the feature and its column in grad
     column,  # [BLOCK_D]
     in_row,  # [R, BLOCK_D]
     is_first,  # the first block of columns
@@ -105,6 +86,7 @@ def _add_entries(
     UNROLL: tl.constexpr,
 ):
     """total + the gradients of entries [begin, end) of the plan, one after another."""
+    begin, end, dim, number, start = rows
     features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad, batch, grad_stride, argmax_stride = source
     for chunk in range(0, tl.max(end - begin, 0), UNROLL):
         entries = ()
@@ -112,14 +94,14 @@ def _add_entries(
             j = begin + chunk + k
             is_entry = j < end
             entries += ((tl.load(order + j, mask=is_entry, other=0), is_entry),)
-        some = ()
+        sources = ()
         for k in tl.static_range(UNROLL):
             p, is_entry = entries[k]
             bag = p
             if BAGS & ENTRIES:
                 bag = tl.load(bags + p, mask=is_entry, other=0)
             if ONE_FEATURE & ENTRIES:
-                first = place
+                first = start
                 b = bag - number * batch
             else:
                 f = bag // batch
@@ -129,8 +111,8 @@ def _add_entries(
             where = grad + b.to(tl.int64) * grad_stride + first
             if SEQUENCE & ENTRIES:
                 own = tl.load(line + _F_SEQUENCE, mask=is_entry, other=0)
-                start = tl.load(offsets + f.to(tl.int64) * batch, mask=is_entry, other=0)
-                where = tl.where(own != 0, own.to(grad.dtype) + (p - start).to(tl.int64) * dim, where)
+                begins = tl.load(offsets + f.to(tl.int64) * batch, mask=is_entry, other=0)
+                where = tl.where(own != 0, own.to(grad.dtype) + (p - begins).to(tl.int64) * dim, where)
             mask = is_entry[:, None] & in_row
             is_mine = mask
             if MAXIMUM & ENTRIES:
@@ -142,15 +124,15 @@ def _add_entries(
                 factor = tl.load(inverse + bag, mask=is_entry, other=0.0)
             if SCALE & ENTRIES:
                 factor = tl.load(scale + p, mask=is_entry, other=0.0)
-            some += ((where, is_mine, factor, p, is_entry),)
+            sources += ((where, is_mine, factor, p, is_entry),)
         grads = ()
         for k in tl.static_range(UNROLL):
-            where = some[k][0][:, None]
+            where = sources[k][0][:, None]
             if VEC > 1:
                 where = tl.multiple_of(where, (16, 16))
             grads += (tl.load(where + column[None, :], mask=entries[k][1][:, None] & in_row, other=0.0),)
         for k in tl.static_range(UNROLL):
-            _, is_mine, factor, p, is_entry = some[k]
+            _, is_mine, factor, p, is_entry = sources[k]
             g = grads[k].to(ACC)
             if MAXIMUM & ENTRIES:
                 g = tl.where(is_mine, g, 0.0)
@@ -208,28 +190,24 @@ def _bags_rows_kernel(
     """Sum of each row's entries: stored by piece, stored by row, squared, or handed to the optimizer."""
     if tl.load(ok) == 0:
         return
-    if STAGE == PIECES:
-        if tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
-            return
-        slot, is_row, u, begin, end = tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R)
-    else:
-        u, is_row, begin, end, piece, last = tile_of_rows(row_offsets, piece_starts, num_rows, BLOCK_R)
+    if STAGE == PIECES and tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
+        return
+    slot, is_row, u, begin, end, piece, last = tile_of(row_offsets, piece_starts, num_rows, steps, STAGE, BLOCK_R)
     table = tl.load(row_tables + u, mask=is_row, other=0)
     line = tables + table * FIELDS
     dim = tl.multiple_of(tl.load(line + DIM, mask=is_row, other=0), VEC)  # 0: a table of another launch
     end = tl.where(dim > 0, end, begin)
     row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
-    number, place = dim, dim
+    number, start = dim, dim
     if ONE_FEATURE & ENTRIES:
         number = tl.load(line + NUMBER, mask=is_row, other=0)
-        place = tl.load(line + COLUMN, mask=is_row, other=0)
-    address = tl.load(line + ADDRESS, mask=is_row, other=0)
-    stride = tl.load(line + STRIDE, mask=is_row, other=0)
-    weight = (address.to(grad.dtype) + row * stride)[:, None]
-    if VEC > 1:
-        weight = tl.multiple_of(weight, (16, 16))
+        start = tl.load(line + COLUMN, mask=is_row, other=0)
+    weight = rows_at(line, row, is_row, grad, VEC > 1)
+    place = (table, line, row, dim)
+    step_of = (scalars, seed_low, seed_high)
     source = (features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad)
     source += (batch, grad_stride, argmax_stride)
+    entry_rows = (begin, end, dim, number, start)
     blocks = 1
     if not IS_ONE_BLOCK:
         blocks = tl.cdiv(tl.max(dim, 0), BLOCK_D).to(tl.int32)
@@ -243,14 +221,12 @@ def _bags_rows_kernel(
             column = block * BLOCK_D + tl.arange(0, BLOCK_D)
             in_row = column[None, :] < dim[:, None]
             g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
-            g = _add_entries(
-                g, g, begin, end, number, place, dim, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL
-            )
+            g = _add_entries(g, g, entry_rows, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL)
             g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
             w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
-            g = with_decay(clip(g, scalars), w, scalars)
+            g = clipped_with_decay(g, w, scalars)
             total_squares += tl.sum(g * g, 1)
-        sums += total_squares / tl.maximum(dim, 1).to(ACC)
+        sums += mean_square(total_squares, dim, ACC)
     for block in range(0, blocks):
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
@@ -260,9 +236,7 @@ def _bags_rows_kernel(
         g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
         if SCALE_GRAD & ENTRIES:
             tl.debug_barrier()  # the next block of columns adds to what other threads stored
-        g = _add_entries(
-            g, w, begin, end, number, place, dim, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
-        )
+        g = _add_entries(g, w, entry_rows, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL)
         if STAGE == PIECES:
             tl.store(scratch + slot[:, None] * width + column[None, :], g, mask=in_row)
         else:
@@ -270,39 +244,16 @@ def _bags_rows_kernel(
         if STAGE == NORM:
             total_squares += tl.sum(g * g, 1)
         if STAGE == STORE:
-            at = row
-            if not IS_DENSE:
-                at = u - tl.load(table_starts + table, mask=is_row, other=0)
-            out = tl.load(outs + table, mask=is_row, other=0).to(grad.dtype) + at * dim
-            out = out[:, None]
-            if VEC > 1:
-                out = tl.multiple_of(out, (16, 16))
-            tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
+            at = row_of_grad(u, row, table, table_starts, is_row, IS_DENSE)
+            store_grad(g, outs + table, at, dim, is_row, column, in_row, grad, VEC > 1)
         if STAGE == UPDATE:
             if not SCALE_GRAD & ENTRIES:  # so late, for before it would wait in registers
                 w = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
-            g = with_decay(clip(g, scalars), w, scalars)
+            g = clipped_with_decay(g, w, scalars)
             if RULE == ROWWISE and IS_ONE_BLOCK:
-                sums += tl.sum(g * g, 1) / tl.maximum(dim, 1).to(ACC)
-            apply_rule(
-                g,
-                w,
-                weight + column[None, :],
-                line,
-                row,
-                dim,
-                sums,
-                column,
-                in_row,
-                table,
-                scalars,
-                seed_low,
-                seed_high,
-                RULE,
-                IS_STOCHASTIC,
-                ACC,
-                VEC > 1,
-            )
+                sums += mean_square(tl.sum(g * g, 1), dim, ACC)
+            at = weight + column[None, :]
+            apply_rule(g, w, at, place, sums, column, in_row, step_of, RULE, IS_STOCHASTIC, ACC, VEC > 1)
     if STAGE == NORM:
         tl.store(squares + u, total_squares, mask=dim > 0)
     if STAGE == UPDATE and RULE == ROWWISE:
@@ -327,90 +278,7 @@ def _unroll_of(entries: int) -> int:
     return 2 if entries & (MAXIMUM.value | SEQUENCE.value | SCALE_GRAD.value) else 4
 
 
-class RowPass(NamedTuple):
-    """A launch of `_bags_rows_kernel` but for its stage.
-
-    Attributes:
-        groups: the tables of each launch.
-        entries: what their entries have.
-        kept: tensors that only their addresses in `features` tell of.
-    """
-
-    groups: list[Group]
-    entries: int
-    features: Tensor
-    plan: tuple[Tensor, ...]
-    pieces: Pieces
-    offsets: Tensor
-    grad: Tensor
-    argmax: Tensor
-    scale: Tensor
-    inverse: Tensor
-    scale_grad: Tensor
-    scratch: Tensor
-    batch: int
-    kept: list[Tensor]
-
-    def run(
-        self,
-        stage: int,
-        rule: Rule | None = None,
-        *,
-        outs: Tensor | None = None,
-        is_dense: bool = False,
-        squares: Tensor | None = None,
-    ) -> None:
-        """Launch one stage; the scale gets its gradient from PIECES and from the last stage, not from NORM."""
-        num_rows = self.pieces.most if stage == PIECES.value else self.plan[0].shape[0]
-        entries = self.entries & (_SUMS.value if stage == NORM.value else ~0)
-        acc = acc_of(self.grad)
-        nothing = self.scratch
-        for group in self.groups:
-            warps = warps_of(stage)
-            block_r = rows_of_tile(group.block_d, group.vec, warps, 1)
-            rows, row_offsets, order, bags, table_starts = self.plan
-            _bags_rows_kernel[(triton.cdiv(num_rows, block_r),)](
-                group.lines,
-                self.features,
-                rows,
-                row_offsets,
-                order,
-                bags,
-                table_starts,
-                self.pieces.row_tables,
-                self.pieces.starts,
-                self.offsets,
-                self.grad,
-                self.argmax,
-                self.scale,
-                self.inverse,
-                self.scale_grad,
-                self.scratch,
-                nothing if outs is None else outs,
-                nothing if rule is None else rule.scalars,
-                nothing if squares is None else squares,
-                self.pieces.ok,
-                rows.shape[0],
-                self.pieces.steps,
-                self.batch,
-                self.scratch.shape[1],
-                self.grad.stride(0),
-                self.argmax.shape[-1],
-                *((0, 0) if rule is None else rule.seeds),
-                STAGE=stage,
-                ENTRIES=entries,
-                RULE=-1 if rule is None else rule.number,
-                IS_DENSE=is_dense,
-                IS_ONE_BLOCK=group.is_one_block,
-                IS_STOCHASTIC=rule is not None and rule.is_stochastic,
-                ACC=acc,
-                VEC=group.vec,
-                UNROLL=_unroll_of(entries),
-                BLOCK_R=block_r,
-                BLOCK_D=group.block_d,
-                num_warps=warps,
-                **registers(MAX_REGISTERS),
-            )
+BAG_ROWS = RowKernel(_bags_rows_kernel, _SUMS.value, _unroll_of)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -166,14 +166,14 @@ def _bags_pool_kernel(
                 if HAS_SCALE:
                     x = tl.load(scale + p, mask=is_entry, other=0.0)
                 entries += ((id, is_entry, x),)
-            some = ()
+            loaded = ()
             for k in tl.static_range(UNROLL):
                 id, is_entry, x = entries[k]
                 rows, keep, is_lost = load_rows(table, num_rows, row_stride, padding, id, is_entry, column, in_row)
                 is_bad |= is_lost
-                some += ((rows, keep),)
+                loaded += ((rows, keep),)
             for k in tl.static_range(UNROLL):
-                rows, keep = some[k]
+                rows, keep = loaded[k]
                 x = entries[k][2]
                 values = rows.to(ACC)
                 if IS_MAX:
@@ -334,9 +334,9 @@ def embedding_bags(
     if sequences and len(tables) > 1:
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
     for feature in sequences:
-        some = ids[bounds[feature.number] : bounds[feature.number + 1]]
-        rows = feature.weight.new_empty(some.shape[0], feature.weight.shape[1])
-        _gather([feature._replace(number=0)], some, (0, 1), None, rows, ok)
+        own = ids[bounds[feature.number] : bounds[feature.number + 1]]
+        rows = feature.weight.new_empty(own.shape[0], feature.weight.shape[1])
+        _gather([feature._replace(number=0)], own, (0, 1), None, rows, ok)
         out.append(rows)
     torch._assert_async(ok, f"embedding_bags: {BAD_INPUT}")
     return out

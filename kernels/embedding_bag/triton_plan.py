@@ -143,11 +143,11 @@ def embedding_bags_plan(
     is_fine = ok[0] > 0
     if offsets is not None:
         is_fine &= (offsets[0] == 0) & (offsets[-1] == nnz) & (offsets[1:] >= offsets[:-1]).all()
-    found = [counts[-1], is_fine.to(position)]
+    numbers = [counts[-1], is_fine.to(position)]
     if max(padding) >= 0:
-        found.append((keys < starts[-1]).sum(dtype=position))
-    num_rows, is_fine, *some = torch.stack(found).tolist()
-    kept = some[0] if some else nnz
+        numbers.append((keys < starts[-1]).sum(dtype=position))
+    num_rows, is_fine, *num_kept = torch.stack(numbers).tolist()
+    kept = num_kept[0] if num_kept else nnz
     if not is_fine:
         _raise_bad_id(ids, offsets, num_embeddings, tables, padding)
     rows = torch.empty(num_rows, dtype=ids.dtype, device=device)

@@ -17,20 +17,19 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_tables import (
+    ADDRESS,
     COLUMN,
     DIM,
     FIELDS,
     NUMBER,
     ROWS,
+    STRIDE,
     block_of,
     constant,
     new_flag,
-    sent,
 )
-from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS, ftrl_step, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
@@ -43,7 +42,7 @@ _FTRL, MOMENTUM = tl.constexpr(FTRL), tl.constexpr(5)
 
 _SGD = tl.constexpr(SGD)
 # Places of the hyperparameters.
-_LR, _EPS, _DECAY, _BETA1, _REST1, _BETA2, _REST2, _STEP_SIZE, _SCALE, _FACTOR = (tl.constexpr(i) for i in range(10))
+_LR, _EPS, _DECAY, _BETA1, _REST1, _BETA2, _REST2, _STEP_SIZE, _SCALE, FACTOR = (tl.constexpr(i) for i in range(10))
 SHORT = tl.constexpr(64)
 # Arguments that change from batch to batch: each variant of them would be a compilation.
 CHANGING = ("num_rows", "steps", "batch", *SEEDS)
@@ -129,29 +128,73 @@ def tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R: tl.const
 
 
 @triton.jit
+def tile_of(row_offsets, piece_starts, num_rows, steps, STAGE: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Slots of this program, which of them there are, their rows u, entries [begin, end), pieces [piece, last).
+
+    A slot is a piece of a long row in PIECES, otherwise a row.
+    """
+    if STAGE == PIECES:
+        slot, is_slot, u, begin, end = tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R)
+        piece, last = slot, slot
+    else:
+        u, is_slot, begin, end, piece, last = tile_of_rows(row_offsets, piece_starts, num_rows, BLOCK_R)
+        slot = u
+    return slot, is_slot, u, begin, end, piece, last
+
+
+@triton.jit
+def rows_at(line, row, is_row, like, ALIGNED: tl.constexpr):
+    """Pointers [R, 1] to rows of tables of like's type; line: of each row's table, pointers [R]."""
+    address = tl.load(line + ADDRESS, mask=is_row, other=0)
+    stride = tl.load(line + STRIDE, mask=is_row, other=0)
+    pointers = (address.to(like.dtype) + row * stride)[:, None]
+    if ALIGNED:  # said where the pointers are computed: of an argument it would be lost
+        pointers = tl.multiple_of(pointers, (16, 16))
+    return pointers
+
+
+@triton.jit
+def row_of_grad(u, row, table, table_starts, is_row, IS_DENSE: tl.constexpr):
+    """The row [R] of a table's gradient that is this row's: of the whole table, or of the touched rows."""
+    at = row
+    if not IS_DENSE:
+        at = u - tl.load(table_starts + table, mask=is_row, other=0)
+    return at
+
+
+@triton.jit
+def store_grad(g, out, at, dim, is_row, column, in_row, like, ALIGNED: tl.constexpr):
+    """Store g [R, C] in like's type in rows `at` of matrices of dim columns; out: where their addresses lie [R]."""
+    rows = (tl.load(out, mask=is_row, other=0).to(like.dtype) + at * dim)[:, None]
+    if ALIGNED:
+        rows = tl.multiple_of(rows, (16, 16))
+    tl.store(rows + column[None, :], g.to(like.dtype.element_ty), mask=in_row)
+
+
+@triton.jit
 def add_pieces(total, scratch, width, piece, last, column, in_row, UNROLL: tl.constexpr):
     """total [BLOCK_R, BLOCK_D] + the pieces of each row in their order; scratch [pieces, width]."""
     for chunk in range(0, tl.max(last - piece, 0), UNROLL):
-        some = ()
+        parts = ()
         for k in tl.static_range(UNROLL):
             at = (piece + chunk + k).to(tl.int64)
             mask = (at < last)[:, None] & in_row
-            some += (tl.load(scratch + at[:, None] * width + column[None, :], mask=mask, other=0.0),)
+            parts += (tl.load(scratch + at[:, None] * width + column[None, :], mask=mask, other=0.0),)
         for k in tl.static_range(UNROLL):
-            total += some[k]
+            total += parts[k]
     return total
 
 
 @triton.jit
-def clip(g, scalars):
-    """g times what max_norm allows."""
-    return g * tl.load(scalars + _FACTOR)
+def clipped_with_decay(g, w, scalars):
+    """g times what max_norm allows, + weight_decay w."""
+    return g * tl.load(scalars + FACTOR) + tl.load(scalars + _DECAY) * w
 
 
 @triton.jit
-def with_decay(g, w, scalars):
-    """g + weight_decay w."""
-    return g + tl.load(scalars + _DECAY) * w
+def mean_square(total, dim, ACC: tl.constexpr):
+    """total [R] / dim, for rows of other launches too."""
+    return total / tl.maximum(dim, 1).to(ACC)
 
 
 @triton.jit
@@ -168,22 +211,19 @@ def apply_rule(
     g,  # [R, C] clipped, weight decay added
     w,  # [R, C]
     weight,  # pointers [R, C]
-    line,  # of the row's table, pointers [R]
-    row,  # [R]
-    dim,  # [R]
+    rows,  # each row's table, pointers to the table's line, the row, its dim, all [R]
     sums,  # [R] the new state of row-wise Adagrad
     column,  # [C]
     mask,  # [R, C]
-    table,  # [R]
-    scalars,
-    seed_low,
-    seed_high,
+    step_of,  # hyperparameters, halves of the rounding seed
     RULE: tl.constexpr,
     IS_STOCHASTIC: tl.constexpr,
     ACC: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
     """One step of RULE; states are [rows, dim] in ACC, but for row-wise Adagrad's, which the caller stores."""
+    table, line, row, dim = rows
+    scalars, seed_low, seed_high = step_of
     place = row[:, None] * dim[:, None] + column[None, :]
     lr = tl.load(scalars + _LR)
     if RULE != _SGD and RULE != ROWWISE:
@@ -313,67 +353,6 @@ def groups_of(
             lines.append(line)
         groups.append(Group(*key, constant(lines, weights[0].device)))
     return groups
-
-
-class Rule(NamedTuple):
-    """An optimizer's step for the kernels: the rule, its numbers on the device, the halves of the rounding seed."""
-
-    number: int
-    scalars: Tensor
-    seeds: tuple[int, int]
-    is_stochastic: bool
-
-
-def check_update(
-    op: str, weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], rule: int
-) -> None:
-    """What the CPU's update asks of tables and states."""
-    wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    if rule not in (SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL):
-        raise RuntimeError(
-            f"{op}: rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got {rule}"
-        )
-    wanted = (len(weights) if rule != SGD or first else 0, len(weights) if rule in (ADAM, FTRL) else 0)
-    if (len(first), len(second)) != wanted:
-        raise RuntimeError(
-            f"{op}: this rule needs other states for {len(weights)} tables, got {len(first)} and {len(second)}"
-        )
-    for name, states in (("first", first), ("second", second)):
-        for weight, state in zip(weights, states, strict=False):
-            shape = weight.shape[:1] if rule == ROWWISE_ADAGRAD else weight.shape
-            if state.numel() != shape.numel() or state.dtype != wide or not state.is_contiguous():
-                raise RuntimeError(
-                    f"{op}: the {name} state must be contiguous {tuple(shape)} in {wide}, got {tuple(state.shape)} in "
-                    f"{state.dtype}"
-                )
-    for weight in weights:
-        if not weight.is_contiguous():
-            raise RuntimeError(f"{op}: weights must be contiguous [R, D]")
-
-
-def rule_of(op: str, weight: Tensor, has_first: bool, given: Step) -> Rule:
-    """The step after `given.step`; nothing is counted yet."""
-    rule, seed = given.rule, given.seed
-    count, rate = int(given.step) + 1, float(given.lr)
-    check_options(op, rule, rate, count, given.options)
-    eps, decay, beta1, beta2 = given.options
-    size, scale = rate, 1.0
-    if rule == ADAM:
-        size, scale = rate / (1 - beta1**count), (1 - beta2**count) ** -0.5
-    numbers = (rate, eps, decay, beta1, 1 - beta1, beta2, 1 - beta2, size, scale, 1.0)
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    salt = (seed + count * 0x9E3779B97F4A7C15) % 2**64 if seed >= 0 else 0
-    low, high = (half - 2**32 if half >= 2**31 else half for half in (salt & 0xFFFFFFFF, salt >> 32))
-    number = MOMENTUM.value if rule == SGD and has_first else rule
-    is_stochastic = seed >= 0 and weight.dtype == torch.bfloat16
-    return Rule(number, sent(numbers, wide, weight.device), (low, high), is_stochastic)
-
-
-def set_clip(rule: Rule, squares: Tensor, max_norm: float) -> None:
-    """From the squared norms of the rows' gradients: the factor that brings all of them down to max_norm."""
-    norm = squares.sum(dtype=torch.float64).sqrt()
-    factor = torch.where(norm > max_norm, max_norm / norm, 1.0)
-    rule.scalars[_FACTOR.value :].copy_(factor)
 
 
 def compile_cases() -> list[CompileCase]:

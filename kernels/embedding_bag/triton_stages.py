@@ -1,37 +1,134 @@
-"""What the launchers of embedding_bag and embedding_fm share: the order of the stages of a pass over rows."""
+"""What the launchers of embedding_bag and embedding_fm share: a pass over the rows of a plan, its stages in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.backward import Step
+from deeprec.kernels.embedding_bag.backward import Plan, Step
+from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
+    FACTOR,
     MAX_REGISTERS,
+    MOMENTUM,
     NORM,
+    PIECES,
     STORE,
     UPDATE,
+    Group,
     Pieces,
-    Rule,
-    rule_of,
-    set_clip,
     warps_of,
 )
-from deeprec.kernels.embedding_bag.triton_tables import block_of, rows_of_tile, sent
+from deeprec.kernels.embedding_bag.triton_tables import acc_of, block_of, registers, rows_of_tile, sent
+from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
 
-class RowStages(Protocol):
-    """A launch over the rows of a plan but for its stage; the pieces of long rows are summed already."""
+class Rule(NamedTuple):
+    """An optimizer's step for the kernels: the rule, its numbers on the device, the halves of the rounding seed."""
 
-    @property
-    def pieces(self) -> Pieces:
-        """Pieces of the long rows, and whether the plan fits the tables."""
+    number: int
+    scalars: Tensor
+    seeds: tuple[int, int]
+    is_stochastic: bool
+
+
+def check_update(
+    op: str, weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], rule: int
+) -> None:
+    """What the CPU's update asks of tables and states."""
+    wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    if rule not in (SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL):
+        raise RuntimeError(
+            f"{op}: rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got {rule}"
+        )
+    counts = (len(weights) if rule != SGD or first else 0, len(weights) if rule in (ADAM, FTRL) else 0)
+    if (len(first), len(second)) != counts:
+        raise RuntimeError(
+            f"{op}: this rule needs other states for {len(weights)} tables, got {len(first)} and {len(second)}"
+        )
+    for name, states in (("first", first), ("second", second)):
+        for weight, state in zip(weights, states, strict=False):
+            shape = weight.shape[:1] if rule == ROWWISE_ADAGRAD else weight.shape
+            if state.numel() != shape.numel() or state.dtype != wide or not state.is_contiguous():
+                raise RuntimeError(
+                    f"{op}: the {name} state must be contiguous {tuple(shape)} in {wide}, got {tuple(state.shape)} in "
+                    f"{state.dtype}"
+                )
+    for weight in weights:
+        if not weight.is_contiguous():
+            raise RuntimeError(f"{op}: weights must be contiguous [R, D]")
+
+
+def rule_of(op: str, weight: Tensor, has_first: bool, given: Step) -> Rule:
+    """The step after `given.step`; nothing is counted yet."""
+    rule, seed = given.rule, given.seed
+    count, rate = int(given.step) + 1, float(given.lr)
+    check_options(op, rule, rate, count, given.options)
+    eps, decay, beta1, beta2 = given.options
+    size, scale = rate, 1.0
+    if rule == ADAM:
+        size, scale = rate / (1 - beta1**count), (1 - beta2**count) ** -0.5
+    numbers = (rate, eps, decay, beta1, 1 - beta1, beta2, 1 - beta2, size, scale, 1.0)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    salt = (seed + count * 0x9E3779B97F4A7C15) % 2**64 if seed >= 0 else 0
+    low, high = (half - 2**32 if half >= 2**31 else half for half in (salt & 0xFFFFFFFF, salt >> 32))
+    number = MOMENTUM.value if rule == SGD and has_first else rule
+    is_stochastic = seed >= 0 and weight.dtype == torch.bfloat16
+    return Rule(number, sent(numbers, wide, weight.device), (low, high), is_stochastic)
+
+
+def set_clip(rule: Rule, squares: Tensor, max_norm: float) -> None:
+    """From the squared norms of the rows' gradients: the factor that brings all of them down to max_norm."""
+    norm = squares.sum(dtype=torch.float64).sqrt()
+    factor = torch.where(norm > max_norm, max_norm / norm, 1.0)
+    rule.scalars[FACTOR.value :].copy_(factor)
+
+
+class RowKernel(NamedTuple):
+    """A kernel over the rows of a plan.
+
+    Attributes:
+        function: the `@triton.jit` function.
+        sums: the flags of entries that NORM knows: all but that which asks for a gradient of every entry.
+        unroll_of: entries in flight, by their flags.
+    """
+
+    function: Any
+    sums: int
+    unroll_of: Callable[[int], int]
+
+
+class RowPass(NamedTuple):
+    """What the launches of a kernel over the rows of a plan share, whatever their stage.
+
+    Attributes:
+        groups: the tables of each launch.
+        entries: what the entries have, in the kernel's own flags.
+        arguments: those that the kernel has beside the ones of every pass over rows, by name.
+        scratch: [pieces, width], the sums of the pieces.
+        entries_grad: the gradient of every entry's weight, where it is asked for; in the type of sums.
+        kept: tensors of which only the address is known elsewhere.
+    """
+
+    kernel: RowKernel
+    groups: Sequence[Group]
+    entries: int
+    plan: Plan
+    pieces: Pieces
+    batch: int
+    grad: Tensor
+    scratch: Tensor
+    arguments: dict[str, Any]
+    entries_grad: Tensor | None
+    kept: Sequence[Tensor] = ()
 
     def run(
         self,
@@ -42,43 +139,130 @@ class RowStages(Protocol):
         is_dense: bool = False,
         squares: Tensor | None = None,
     ) -> None:
-        """Launch one stage: STORE to addresses outs, NORM to squares [U], or UPDATE by the rule."""
+        """Launch one stage: PIECES, STORE to addresses outs, NORM to squares [U], or UPDATE by the rule.
+
+        Entries get their gradient from PIECES and from the last stage, not from NORM.
+        """
+        rows, row_offsets, order, bags, table_starts = self.plan
+        num_slots = self.pieces.most if stage == PIECES.value else rows.shape[0]
+        entries = self.entries & (self.kernel.sums if stage == NORM.value else ~0)
+        warps, nothing = warps_of(stage), self.scratch
+        seed_low, seed_high = (0, 0) if rule is None else rule.seeds
+        for group in self.groups:
+            block_r = rows_of_tile(group.block_d, group.vec, warps, 1)
+            self.kernel.function[(triton.cdiv(num_slots, block_r),)](
+                tables=group.lines,
+                rows=rows,
+                row_offsets=row_offsets,
+                order=order,
+                bags=bags,
+                table_starts=table_starts,
+                row_tables=self.pieces.row_tables,
+                piece_starts=self.pieces.starts,
+                grad=self.grad,
+                scratch=self.scratch,
+                outs=nothing if outs is None else outs,
+                scalars=nothing if rule is None else rule.scalars,
+                squares=nothing if squares is None else squares,
+                ok=self.pieces.ok,
+                num_rows=rows.shape[0],
+                steps=self.pieces.steps,
+                batch=self.batch,
+                width=self.scratch.shape[1],
+                grad_stride=self.grad.stride(0),
+                seed_low=seed_low,
+                seed_high=seed_high,
+                **self.arguments,
+                STAGE=stage,
+                ENTRIES=entries,
+                RULE=-1 if rule is None else rule.number,
+                IS_DENSE=is_dense,
+                IS_ONE_BLOCK=group.is_one_block,
+                IS_STOCHASTIC=rule is not None and rule.is_stochastic,
+                ACC=acc_of(self.grad),
+                VEC=group.vec,
+                UNROLL=self.kernel.unroll_of(entries),
+                BLOCK_R=block_r,
+                BLOCK_D=group.block_d,
+                num_warps=warps,
+                **registers(MAX_REGISTERS),
+            )
+
+    def finish(self, op: str) -> Tensor:
+        """The gradient of the entries' weights [0 where nobody asks], after a check that the plan fitted the tables."""
+        message = f"{op}: the plan must come from embedding_bags_plan of these ids and offsets"
+        torch._assert_async(self.pieces.ok, message)
+        return self.grad.new_empty(0) if self.entries_grad is None else self.entries_grad.to(self.grad.dtype)
 
 
-def store_grads(op: str, rows_pass: RowStages, outs: Sequence[Tensor], is_dense: bool) -> None:
-    """Fill outs, one a table, with the gradients of the touched rows, or of whole tables where is_dense."""
-    addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
-    rows_pass.run(STORE.value, outs=addresses, is_dense=is_dense)
-    _require_plan(op, rows_pass)
+class Entries(NamedTuple):
+    """What a backward pass tells of its entries.
+
+    Attributes:
+        num_rows: that they touch.
+        weights: of the entries, or None.
+        need_grad: of the weights.
+    """
+
+    num_rows: int
+    weights: Tensor | None
+    need_grad: bool
+
+    def no_grad(self, like: Tensor) -> Tensor:
+        """The gradient of the weights where there are no rows, in the dtype of a table."""
+        if self.weights is None or not self.need_grad:
+            return like.new_empty(0)
+        return torch.zeros_like(self.weights, memory_format=torch.contiguous_format)
 
 
-def take_step(op: str, rows_pass: RowStages, num_rows: int, weight: Tensor, has_first: bool, given: Step) -> None:
-    """Step the num_rows rows of the plan without waiting for the GPU, and count the step.
+def empty_grads(tables: Sequence[Tensor], table_starts: Tensor) -> list[Tensor]:
+    """For the gradients of the touched rows of each table; waits for the GPU. More tables repeat the same rows."""
+    counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
+    return [w.new_empty(count, *w.shape[1:]) for w, count in zip(tables, itertools.cycle(counts), strict=False)]
+
+
+def store_grads(
+    op: str, entries: Entries, start: Callable[[], RowPass], outs: Sequence[Tensor], is_dense: bool = False
+) -> list[Tensor]:
+    """Fill outs, one a table, with the gradients of the touched rows, or of whole tables where is_dense.
 
     Args:
+        start: makes the pass, the pieces of long rows summed.
+    Returns:
+        outs and the gradient of the entries' weights.
+    """
+    if entries.num_rows == 0:
+        return [*outs, entries.no_grad(outs[0])]
+    rows_pass = start()
+    addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
+    rows_pass.run(STORE.value, outs=addresses, is_dense=is_dense)
+    return [*outs, rows_pass.finish(op)]
+
+
+def take_step(
+    op: str, entries: Entries, start: Callable[[], RowPass], weight: Tensor, has_first: bool, given: Step
+) -> Tensor:
+    """Step the rows of the plan without waiting for the GPU, and count the step.
+
+    Args:
+        start: as in `store_grads`.
         weight: a table, for its dtype and device.
         has_first: whether the tables have first states, which makes SGD one with momentum.
+    Returns:
+        The gradient of the entries' weights.
     """
+    if entries.num_rows == 0:
+        given.step.add_(1)
+        return entries.no_grad(weight)
+    rows_pass = start()
     rule = rule_of(op, weight, has_first, given)
     given.step.add_(1)
     if given.max_norm > 0:
-        squares = torch.zeros(num_rows, dtype=rule.scalars.dtype, device=rule.scalars.device)
+        squares = torch.zeros(entries.num_rows, dtype=rule.scalars.dtype, device=rule.scalars.device)
         rows_pass.run(NORM.value, rule, squares=squares)
         set_clip(rule, squares, given.max_norm)
     rows_pass.run(UPDATE.value, rule)
-    _require_plan(op, rows_pass)
-
-
-def _require_plan(op: str, rows_pass: RowStages) -> None:
-    message = f"{op}: the plan must come from embedding_bags_plan of these ids and offsets"
-    torch._assert_async(rows_pass.pieces.ok, message)
-
-
-def grad_without_entries(like: Tensor, entry_weights: Tensor | None, is_needed: bool) -> Tensor:
-    """Gradient of the weights (or values) of the entries of a batch without entries, in the dtype of a table."""
-    if entry_weights is None or not is_needed:
-        return like.new_empty(0)
-    return torch.zeros_like(entry_weights, memory_format=torch.contiguous_format)
+    return rows_pass.finish(op)
 
 
 class RowsCase(NamedTuple):

@@ -120,11 +120,11 @@ def embedding_fm_reference(
     """out [B], sums [B, D] in the accumulator's dtype, embeddings [B, F, D] (empty unless asked for)."""
     dtype, wide = weights[0].dtype, wide_dtype(weights[0].dtype)
     batch, dim = num_bags(ids, offsets, len(tables)), weights[0].shape[1]
-    some = _entries("embedding_fm", weights, linear, ids, offsets, values, tables, padding)
+    features = _entries("embedding_fm", weights, linear, ids, offsets, values, tables, padding)
     by_bag = weights[0].new_zeros(len(tables), batch, dim, dtype=wide)
     squares = weights[0].new_zeros(batch, dim, dtype=wide)
     out = weights[0].new_zeros(batch, dtype=wide)
-    for f, (feature, x, v, w) in enumerate(some):
+    for f, (feature, x, v, w) in enumerate(features):
         scaled = v * x.unsqueeze(1)
         by_bag[f].index_add_(0, feature.bags, scaled)
         squares.index_add_(0, feature.bags, scaled.square())
@@ -192,10 +192,10 @@ def embedding_fm_dense_grad_reference(weights: Sequence[Tensor], linear: Sequenc
     _check("embedding_fm_dense_grad", weights, linear, ids, offsets, values, tables, padding)
     sizes = [w.shape[0] for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
-    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *args[:6], *plan, *args[6:])
+    *grads, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *args[:6], *plan, *args[6:])
     bounds = list(pairwise(plan[-1].tolist()))
     out = []
-    for weight, value, (begin, end) in zip([*weights, *linear], some, bounds * (2 if linear else 1), strict=True):
+    for weight, value, (begin, end) in zip([*weights, *linear], grads, bounds * (2 if linear else 1), strict=True):
         dense = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         dense[plan[0][begin:end].to(torch.int64)] = value
         out.append(dense)
@@ -218,9 +218,9 @@ def embedding_fm_update_reference(
     op, given, step = "embedding_fm_update_", FMBackward(*args[:-6]), Step(*args[-6:])
     both = [*weights, *(w.view(-1, 1) for w in linear)]
     check_update(op, both, first, second, step)
-    *some, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *given)
+    *grads, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *given)
     touched = touched_rows(given.rows, given.table_starts) * (2 if linear else 1)
-    some = [value.reshape(-1, w.shape[1]) for value, w in zip(some, both, strict=True)]
-    update_rows(op, both, first, second, touched, some, step)
+    grads = [value.reshape(-1, w.shape[1]) for value, w in zip(grads, both, strict=True)]
+    update_rows(op, both, first, second, touched, grads, step)
     out: Tensor = values_grad
     return out

@@ -5,7 +5,7 @@ The kernel is in triton_grad.py.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,19 +15,18 @@ from torch import Tensor
 from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
-from deeprec.kernels.embedding_bag.triton_rows import (
-    PIECES,
+from deeprec.kernels.embedding_bag.triton_rows import PIECES, find_pieces, groups_of
+from deeprec.kernels.embedding_bag.triton_stages import (
+    Entries,
+    RowPass,
     check_update,
-    find_pieces,
-    groups_of,
+    empty_grads,
+    store_grads,
+    take_step,
 )
-from deeprec.kernels.embedding_bag.triton_stages import grad_without_entries, store_grads, take_step
-from deeprec.kernels.embedding_bag.triton_tables import (
-    is_aligned,
-    rows_adjacent,
-)
+from deeprec.kernels.embedding_bag.triton_tables import is_aligned, rows_adjacent
 from deeprec.kernels.embedding_fm.backward import FMBackward
-from deeprec.kernels.embedding_fm.triton_grad import BAGS, EMBEDDINGS, LINEAR, VALUES, VALUES_GRAD, RowPass
+from deeprec.kernels.embedding_fm.triton_grad import BAGS, EMBEDDINGS, FM_ROWS, LINEAR, VALUES, VALUES_GRAD
 
 
 def _pass(
@@ -50,16 +49,16 @@ def _pass(
     sums = sums.contiguous()
     nothing = sums.new_empty(0)
     entries = (BAGS.value if offsets is not None else 0) | (LINEAR.value if linear else 0)
-    strides = (grad.stride(0), 0, 0)
+    e_strides = (0, 0)
     is_even = all(s.data_ptr() % 16 == 0 for s in (*first, *second, sums))
     is_even &= all(is_aligned(w) for w in weights)
     if embeddings_grad is not None:
         entries |= EMBEDDINGS.value
         e = embeddings_grad if dim == 1 or embeddings_grad.stride(2) == 1 else embeddings_grad.contiguous()
-        strides = (grad.stride(0), e.stride(0), e.stride(1))
-        is_even &= e.data_ptr() % 16 == 0 and all(s % elements == 0 for s in strides[1:])
+        e_strides = (e.stride(0), e.stride(1))
+        is_even &= e.data_ptr() % 16 == 0 and all(s % elements == 0 for s in e_strides)
         embeddings_grad = e
-    values_grad = nothing
+    values_grad = None
     if values is not None:
         entries |= VALUES.value
         values = values.contiguous()
@@ -74,18 +73,24 @@ def _pass(
         linear_lines = groups_of(flat, [1] * count, none, none, first[count:], second[count:])[0].lines
     pieces = find_pieces(group.lines, plan[0], plan[1], plan[2], plan[4])
     scratch, scratch2 = (sums.new_empty(pieces.most, size) for size in (dim, 2))
-    optional = (nothing if embeddings_grad is None else embeddings_grad, nothing if values is None else values)
-    tensors = (grad, sums, *optional, values_grad, scratch, scratch2)
-    out = RowPass(
-        group.lines, linear_lines, group.block_d, group.vec, entries, plan, pieces, tensors, count, batch, strides
-    )
+    arguments = {
+        "linear_tables": linear_lines,
+        "sums": sums,
+        "embeddings_grad": nothing if embeddings_grad is None else embeddings_grad,
+        "e_sample_stride": e_strides[0],
+        "e_field_stride": e_strides[1],
+        "values": nothing if values is None else values,
+        "values_grad": nothing if values_grad is None else values_grad,
+        "scratch2": scratch2,
+        "num_tables": count,
+    }
+    out = RowPass(FM_ROWS, [group], entries, plan, pieces, batch, grad, scratch, arguments, values_grad)
     out.run(PIECES.value)
     return out
 
 
-def _values_grad(rows_pass: RowPass, dtype: torch.dtype) -> Tensor:
-    is_needed = rows_pass.entries & VALUES_GRAD.value
-    return rows_pass.tensors[4].to(dtype) if is_needed else rows_pass.tensors[0].new_empty(0)
+def _entries(given: FMBackward) -> Entries:
+    return Entries(given.rows.shape[0], given.values, given.need_values_grad)
 
 
 def embedding_fm_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -96,14 +101,8 @@ def embedding_fm_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args
     """
     op, given = "embedding_fm_grad", FMBackward(*args)
     weights = [rows_adjacent(w) for w in weights]
-    counts = [end - begin for begin, end in itertools.pairwise(given.table_starts.tolist())]
-    outs = [w.new_empty(count, *w.shape[1:]) for w, count in zip(weights, counts, strict=True)]
-    outs += [w.new_empty(count, *w.shape[1:]) for w, count in zip(linear, counts, strict=bool(linear))]
-    if given.rows.shape[0] == 0:
-        return [*outs, grad_without_entries(weights[0], given.values, given.need_values_grad)]
-    rows_pass = _pass(op, weights, linear, given)
-    store_grads(op, rows_pass, outs, is_dense=False)
-    return [*outs, _values_grad(rows_pass, weights[0].dtype)]
+    outs = empty_grads([*weights, *linear], given.table_starts)
+    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, linear, given), outs)
 
 
 def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -117,11 +116,7 @@ def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor],
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = FMBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in [*weights, *linear]]
-    if given.rows.shape[0] == 0:
-        return [*outs, grad_without_entries(weights[0], given.values, given.need_values_grad)]
-    rows_pass = _pass(op, weights, linear, given)
-    store_grads(op, rows_pass, outs, is_dense=True)
-    return [*outs, _values_grad(rows_pass, weights[0].dtype)]
+    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, linear, given), outs, is_dense=True)
 
 
 def embedding_fm_update_(
@@ -138,9 +133,5 @@ def embedding_fm_update_(
     """
     op, given, step = "embedding_fm_update_", FMBackward(*args[:-6]), Step(*args[-6:])
     check_update(op, [*weights, *linear], first, second, step.rule)
-    if given.rows.shape[0] == 0:
-        step.step.add_(1)
-        return grad_without_entries(weights[0], given.values, given.need_values_grad)
-    rows_pass = _pass(op, weights, linear, given, first, second)
-    take_step(op, rows_pass, given.rows.shape[0], weights[0], bool(first), step)
-    return _values_grad(rows_pass, weights[0].dtype)
+    start = functools.partial(_pass, op, weights, linear, given, first, second)
+    return take_step(op, _entries(given), start, weights[0], bool(first), step)

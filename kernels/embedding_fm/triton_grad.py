@@ -8,43 +8,30 @@ A row is read once, whatever the number of its entries, and its linear weight is
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.checks import ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
-    MAX_REGISTERS,
     NORM,
     PIECES,
     ROWWISE,
     STORE,
     UPDATE,
-    Pieces,
-    Rule,
     add_pieces,
     apply_rule,
-    clip,
+    clipped_with_decay,
+    mean_square,
+    row_of_grad,
+    rows_at,
     rowwise_state,
-    tile_of_pieces,
-    tile_of_rows,
-    warps_of,
-    with_decay,
+    store_grad,
+    tile_of,
 )
-from deeprec.kernels.embedding_bag.triton_stages import RowsCase
-from deeprec.kernels.embedding_bag.triton_tables import (
-    ADDRESS,
-    DIM,
-    FIELDS,
-    STRIDE,
-    acc_of,
-    registers,
-    rows_of_tile,
-)
+from deeprec.kernels.embedding_bag.triton_stages import RowKernel, RowsCase
+from deeprec.kernels.embedding_bag.triton_tables import ADDRESS, DIM, FIELDS, STRIDE
 
 # What the entries of a launch have, summed up in the constant ENTRIES.
 BAGS, VALUES, LINEAR, EMBEDDINGS, VALUES_GRAD = (tl.constexpr(1 << i) for i in range(5))
@@ -58,9 +45,7 @@ def _add_entries(
     slope,  # [R] sum of g x
     v,  # [R, BLOCK_D] the rows themselves, where VALUES_GRAD
     w,  # [R] their linear weights, likewise
-    begin,  # [R]
-    end,  # [R]
-    dim,  # [R]
+    rows,  # begin, end, dim, all [R]
     column,  # [BLOCK_D]
     in_row,  # [R, BLOCK_D]
     is_first,  # the first block of columns
@@ -71,17 +56,18 @@ def _add_entries(
     UNROLL: tl.constexpr,
 ):
     """The sums after the entries [begin, end) of the plan, one after another."""
+    begin, end, dim = rows
     order, bags, grad, sums, embeddings_grad, values, values_grad, batch, strides = source
     for chunk in range(0, tl.max(end - begin, 0), UNROLL):
-        some = ()
+        places = ()
         for k in tl.static_range(UNROLL):
             j = begin + chunk + k
             is_entry = j < end
             p = tl.load(order + j, mask=is_entry, other=0)
-            some += ((p, is_entry),)
+            places += ((p, is_entry),)
         gathered = ()
         for k in tl.static_range(UNROLL):
-            p, is_entry = some[k]
+            p, is_entry = places[k]
             bag = p
             if BAGS & ENTRIES:
                 bag = tl.load(bags + p, mask=is_entry, other=0)
@@ -104,7 +90,7 @@ def _add_entries(
                 e = tl.load(where + column[None, :], mask=mask, other=0.0)
             gathered += ((s, g, x, e),)
         for k in tl.static_range(UNROLL):
-            p, is_entry = some[k]
+            p, is_entry = places[k]
             s, g, x, e = gathered[k]
             g = g.to(ACC)
             scaled = g
@@ -192,20 +178,16 @@ def _embedding_fm_rows_kernel(
     """Gradients of rows and linear weights: stored by piece, stored by row, squared, or handed to the optimizer."""
     if tl.load(ok) == 0:
         return
-    if STAGE == PIECES:
-        if tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
-            return
-        slot, is_row, u, begin, end = tile_of_pieces(row_offsets, piece_starts, num_rows, steps, BLOCK_R)
-    else:
-        u, is_row, begin, end, piece, last = tile_of_rows(row_offsets, piece_starts, num_rows, BLOCK_R)
+    if STAGE == PIECES and tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
+        return
+    slot, is_row, u, begin, end, piece, last = tile_of(row_offsets, piece_starts, num_rows, steps, STAGE, BLOCK_R)
     table = tl.load(row_tables + u, mask=is_row, other=0)
     line = tables + table * FIELDS
     dim = tl.multiple_of(tl.load(line + DIM, mask=is_row, other=0), VEC)
     row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
-    address = tl.load(line + ADDRESS, mask=is_row, other=0)
-    weight = (address.to(grad.dtype) + row * tl.load(line + STRIDE, mask=is_row, other=0))[:, None]
-    if VEC > 1:
-        weight = tl.multiple_of(weight, (16, 16))
+    weight = rows_at(line, row, is_row, grad, VEC > 1)
+    place = (table, line, row, dim)
+    step_of = (scalars, seed_low, seed_high)
     one = is_row.to(tl.int64)
     w = tl.zeros([BLOCK_R], ACC)
     if LINEAR & ENTRIES:
@@ -215,6 +197,7 @@ def _embedding_fm_rows_kernel(
         w = tl.load(linear, mask=is_row, other=0.0).to(ACC)
     source = (order, bags, grad, sums, embeddings_grad, values, values_grad, batch)
     source += ((grad_stride, e_sample_stride, e_field_stride),)
+    entry_rows = (begin, end, dim)
     blocks = 1
     if not IS_ONE_BLOCK:
         blocks = tl.cdiv(tl.max(dim, 0), BLOCK_D).to(tl.int32)
@@ -231,14 +214,14 @@ def _embedding_fm_rows_kernel(
             in_row = column[None, :] < dim[:, None]
             g = tl.zeros([BLOCK_R, BLOCK_D], ACC)
             g, curve, slope = _add_entries(
-                g, zeros, zeros, g, w, begin, end, dim, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL
+                g, zeros, zeros, g, w, entry_rows, column, in_row, True, source, _SUMS & ENTRIES, ACC, VEC, UNROLL
             )
             g = add_pieces(g, scratch, width, piece, last, column, in_row, UNROLL)
             curve, slope = _add_two(curve, slope, scratch2, piece, last, is_row)
             v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
-            g = with_decay(clip(g - curve[:, None] * v, scalars), v, scalars)
+            g = clipped_with_decay(g - curve[:, None] * v, v, scalars)
             total_squares += tl.sum(g * g, 1)
-        new_sums += total_squares / tl.maximum(dim, 1).to(ACC)
+        new_sums += mean_square(total_squares, dim, ACC)
     for block in range(0, blocks):
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
@@ -248,7 +231,7 @@ def _embedding_fm_rows_kernel(
             v = tl.load(weight + column[None, :], mask=in_row, other=0.0).to(ACC)
             tl.debug_barrier()  # the next block of columns adds to what other threads stored
         g, curve, slope = _add_entries(
-            g, zeros, zeros, v, w, begin, end, dim, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
+            g, zeros, zeros, v, w, entry_rows, column, in_row, block == 0, source, ENTRIES, ACC, VEC, UNROLL
         )
         if STAGE == PIECES:
             tl.store(scratch + slot[:, None] * width + column[None, :], g, mask=in_row)
@@ -263,39 +246,17 @@ def _embedding_fm_rows_kernel(
         if STAGE == NORM:
             total_squares += tl.sum(g * g, 1)
         if STAGE == STORE:
-            at = row
-            if not IS_DENSE:
-                at = u - tl.load(table_starts + table, mask=is_row, other=0)
-            out = (tl.load(outs + table, mask=is_row, other=0).to(grad.dtype) + at * dim)[:, None]
-            if VEC > 1:
-                out = tl.multiple_of(out, (16, 16))
-            tl.store(out + column[None, :], g.to(grad.dtype.element_ty), mask=in_row)
+            at = row_of_grad(u, row, table, table_starts, is_row, IS_DENSE)
+            store_grad(g, outs + table, at, dim, is_row, column, in_row, grad, VEC > 1)
             if LINEAR & ENTRIES:
                 out1 = tl.load(outs + num_tables + table, mask=is_row, other=0).to(grad.dtype) + at
                 tl.store(out1, slope.to(grad.dtype.element_ty), mask=is_row)
         if STAGE == UPDATE:
-            g = with_decay(clip(g, scalars), v, scalars)
+            g = clipped_with_decay(g, v, scalars)
             if RULE == ROWWISE and IS_ONE_BLOCK:
-                new_sums += tl.sum(g * g, 1) / tl.maximum(dim, 1).to(ACC)
-            apply_rule(
-                g,
-                v,
-                weight + column[None, :],
-                line,
-                row,
-                dim,
-                new_sums,
-                column,
-                in_row,
-                table,
-                scalars,
-                seed_low,
-                seed_high,
-                RULE,
-                IS_STOCHASTIC,
-                ACC,
-                VEC > 1,
-            )
+                new_sums += mean_square(tl.sum(g * g, 1), dim, ACC)
+            at = weight + column[None, :]
+            apply_rule(g, v, at, place, new_sums, column, in_row, step_of, RULE, IS_STOCHASTIC, ACC, VEC > 1)
     if STAGE == NORM:
         if LINEAR & ENTRIES:
             total_squares += slope * slope
@@ -304,107 +265,26 @@ def _embedding_fm_rows_kernel(
         tl.debug_barrier()  # all threads of a row have read its old state
         tl.store(state, new_sums, mask=is_row)
     if STAGE == UPDATE and LINEAR & ENTRIES:
-        h = with_decay(clip(slope, scalars), w, scalars)
+        h = clipped_with_decay(slope, w, scalars)
         if RULE == ROWWISE:
             state, new_sums = rowwise_state(linear_line, row, one, scalars)
             new_sums += h * h
-        apply_rule(
-            h[:, None],
-            w[:, None],
-            linear[:, None],
-            linear_line,
-            row,
-            one,
-            new_sums,
-            tl.arange(0, 1),
-            is_row[:, None],
-            table + num_tables,
-            scalars,
-            seed_low,
-            seed_high,
-            RULE,
-            IS_STOCHASTIC,
-            ACC,
-            False,
-        )
+        place = (table + num_tables, linear_line, row, one)
+        at, column, mask = linear[:, None], tl.arange(0, 1), is_row[:, None]
+        h, w = h[:, None], w[:, None]
+        apply_rule(h, w, at, place, new_sums, column, mask, step_of, RULE, IS_STOCHASTIC, ACC, False)
         if RULE == ROWWISE:
             tl.debug_barrier()
             tl.store(state, new_sums, mask=is_row)
-
-
-class RowPass(NamedTuple):
-    """A launch of `_embedding_fm_rows_kernel` but for its stage."""
-
-    lines: Tensor
-    linear_lines: Tensor
-    block_d: int
-    vec: int
-    entries: int
-    plan: tuple[Tensor, ...]
-    pieces: Pieces
-    tensors: tuple[Tensor, ...]  # grad, sums, embeddings_grad, values, values_grad, scratch, scratch2
-    num_tables: int
-    batch: int
-    strides: tuple[int, int, int]
-
-    def run(
-        self,
-        stage: int,
-        rule: Rule | None = None,
-        *,
-        outs: Tensor | None = None,
-        is_dense: bool = False,
-        squares: Tensor | None = None,
-    ) -> None:
-        """Launch one stage; values get their gradient from PIECES and from the last stage, not from NORM."""
-        rows, row_offsets, order, bags, table_starts = self.plan
-        num_rows = self.pieces.most if stage == PIECES.value else rows.shape[0]
-        entries = self.entries & (_SUMS.value if stage == NORM.value else ~0)
-        warps = warps_of(stage)
-        block_r = rows_of_tile(self.block_d, self.vec, warps, 1)
-        scratch = self.tensors[5]
-        _embedding_fm_rows_kernel[(triton.cdiv(num_rows, block_r),)](
-            self.lines,
-            self.linear_lines,
-            rows,
-            row_offsets,
-            order,
-            bags,
-            table_starts,
-            self.pieces.row_tables,
-            self.pieces.starts,
-            *self.tensors,
-            scratch if outs is None else outs,
-            scratch if rule is None else rule.scalars,
-            scratch if squares is None else squares,
-            self.pieces.ok,
-            rows.shape[0],
-            self.num_tables,
-            self.pieces.steps,
-            self.batch,
-            scratch.shape[1],
-            *self.strides,
-            *((0, 0) if rule is None else rule.seeds),
-            STAGE=stage,
-            ENTRIES=entries,
-            RULE=-1 if rule is None else rule.number,
-            IS_DENSE=is_dense,
-            IS_ONE_BLOCK=scratch.shape[1] <= self.block_d,
-            IS_STOCHASTIC=rule is not None and rule.is_stochastic,
-            ACC=acc_of(self.tensors[0]),
-            VEC=self.vec,
-            UNROLL=_unroll_of(entries),
-            BLOCK_R=block_r,
-            BLOCK_D=self.block_d,
-            num_warps=warps,
-            **registers(MAX_REGISTERS),
-        )
 
 
 def _unroll_of(entries: int) -> int:
     """Entries in flight; fewer where each takes many registers."""
     heavy = [flag for flag in (EMBEDDINGS, VALUES_GRAD) if entries & flag.value]
     return (4, 2, 1)[len(heavy)]
+
+
+FM_ROWS = RowKernel(_embedding_fm_rows_kernel, _SUMS.value, _unroll_of)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -113,7 +113,7 @@ def _embedding_fm_fwd_kernel(
                 longest = tl.max(end - entry, 0).to(tl.int32)
             of_bag = tl.zeros([BLOCK_B, BLOCK_D], ACC)
             for chunk in range(0, longest, UNROLL):
-                some = ()
+                entries = ()
                 for k in tl.static_range(UNROLL):
                     g = f if HAS_OFFSETS else f + k
                     place = entry + chunk + k
@@ -141,9 +141,9 @@ def _embedding_fm_fwd_kernel(
                         x = tl.load(values + value_place, mask=keep, other=0.0)
                     if HAS_LINEAR:
                         w = tl.load(linear + id * tl.load(line + _LINEAR_STRIDE), mask=keep, other=0.0)
-                    some += ((rows, x, w),)
+                    entries += ((rows, x, w),)
                 for k in tl.static_range(UNROLL):
-                    rows, x, w = some[k]
+                    rows, x, w = entries[k]
                     v = rows.to(ACC)
                     if HAS_VALUES:
                         v *= x.to(ACC)[:, None]

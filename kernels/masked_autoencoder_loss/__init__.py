@@ -77,7 +77,7 @@ def _spread(shape: tuple[int, int], rows: Tensor, columns: Tensor, values: Tenso
 
 
 def _step_rows(weight: Tensor, update: RowUpdate | GradStep, rows: Tensor, grads: Tensor) -> None:
-    """The optimizer's step on some rows, ascending, with their gradients: an entry a row."""
+    """The optimizer's step on rows, ascending, with their gradients: an entry a row."""
     one_each = torch.arange(rows.shape[0] + 1, dtype=rows.dtype, device=rows.device)
     positions, ones = (one_each, rows), grads.new_ones(rows.shape[0])
     take_step(weight, update, grads, ones, positions, csr_plan(*positions, weight.shape[0]))
@@ -86,8 +86,8 @@ def _step_rows(weight: Tensor, update: RowUpdate | GradStep, rows: Tensor, grads
 def _touched(ctx: Any) -> list[Tensor]:
     """The rows of the encoder and of the decoder that have a gradient."""
     return [
-        torch.unique(some[1]) if plan is None else plan.rows
-        for some, plan in zip((ctx.inputs, ctx.outputs), ctx.options.plans, strict=True)
+        torch.unique(indices) if plan is None else plan.rows
+        for (_, indices), plan in zip((ctx.inputs, ctx.outputs), ctx.options.plans, strict=True)
     ]
 
 
@@ -104,11 +104,11 @@ def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, 
         given = (*ctx.outputs, targets, entry_weights, options.activation, options.loss)
         return sampled_linear_loss_composite(codes, decoder, decoder_bias, *given)[:1]
 
-    found = gradient_of(ctx, (grad,), composite, (*[None] * 6, *layers, None))
+    grads_again = gradient_of(ctx, (grad,), composite, (*[None] * 6, *layers, None))
     if options.sparse_grad:
         for place, rows in zip((6, 8), _touched(ctx), strict=True):
-            found[place] = sparse_rows(found[place], rows)
-    return tuple(found)
+            grads_again[place] = sparse_rows(grads_again[place], rows)
+    return tuple(grads_again)
 
 
 class _DenseLoss(torch.autograd.Function):
@@ -175,8 +175,8 @@ class _DenseLoss(torch.autograd.Function):
         touched = _touched(ctx)
         if options.updates is None:
             sparse = [
-                None if some is None else coalesced_grad(where.long().unsqueeze(0), some[where.long()], x.shape[1])
-                for some, where in zip((d_encoder, d_decoder), touched, strict=True)
+                None if dense is None else coalesced_grad(where.long().unsqueeze(0), dense[where.long()], x.shape[1])
+                for dense, where in zip((d_encoder, d_decoder), touched, strict=True)
             ]
             return (*([None] * 6), sparse[0], d_encoder_bias, sparse[1], d_bias, None)
         update_encoder, update_decoder, update_bias = options.updates

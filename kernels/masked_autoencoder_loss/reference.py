@@ -37,8 +37,8 @@ def masked_autoencoder_loss_reference(
     codes, _ = activate(z if encoder_bias is None else z + encoder_bias.to(wide), code_activation)
     logits = codes @ decoder.to(wide).T
     logits = logits if decoder_bias is None else logits + decoder_bias.to(wide)
-    some = logits[rows_of(out_indptr, out_indices.shape[0]), out_indices.long()]
-    losses, predictions, _ = entry_losses(some, targets.to(wide), activation, loss)
+    observed = logits[rows_of(out_indptr, out_indices.shape[0]), out_indices.long()]
+    losses, predictions, _ = entry_losses(observed, targets.to(wide), activation, loss)
     if entry_weights is not None:
         losses = losses * entry_weights
     return losses.sum(), predictions

@@ -23,43 +23,26 @@ from torch.nn import functional as F
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, recall, remember, sparse_rows
 from deeprec.kernels._library import define
 from deeprec.kernels.embedding import EmbeddingPlan, coalesced_grad, embedding_plan, require_embedding_plan
-from deeprec.kernels.ncf_loss.reference import Gradients, ncf_logits_reference, ncf_loss_reference
+from deeprec.kernels.ncf_loss.reference import Gradients, NCFArguments, ncf_logits_reference, ncf_loss_reference
 
 __all__ = ["NCFLoss", "ncf_logits_reference", "ncf_loss", "ncf_loss_reference"]
 
 _MAX_LAYERS = 16
 
 
-def _fake(
-    gmf_user: Tensor,
-    gmf_item: Tensor,
-    mlp_user: Tensor,
-    mlp_item: Tensor,
-    user_rows: Tensor,
-    user_offsets: Tensor,
-    user_order: Tensor,
-    item_rows: Tensor,
-    item_offsets: Tensor,
-    item_order: Tensor,
-    labels: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor,
-    scale: float,
-    bfloat16: bool,
-) -> Gradients:
-    users, items = user_rows.shape[0], item_rows.shape[0]
+def _fake(*args: Any) -> Gradients:
+    given = NCFArguments(*args)
+    users, items = given.user_rows.shape[0], given.item_rows.shape[0]
     return (
-        labels.new_empty(()),
-        gmf_user.new_empty((users, gmf_user.shape[1])),
-        gmf_item.new_empty((items, gmf_item.shape[1])),
-        mlp_user.new_empty((users, mlp_user.shape[1])),
-        mlp_item.new_empty((items, mlp_item.shape[1])),
-        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
-        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in biases],
-        torch.empty_like(out_weight, memory_format=torch.contiguous_format),
-        torch.empty_like(out_bias, memory_format=torch.contiguous_format),
+        given.labels.new_empty(()),
+        given.gmf_user.new_empty((users, given.gmf_user.shape[1])),
+        given.gmf_item.new_empty((items, given.gmf_item.shape[1])),
+        given.mlp_user.new_empty((users, given.mlp_user.shape[1])),
+        given.mlp_item.new_empty((items, given.mlp_item.shape[1])),
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in given.weights],
+        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in given.biases],
+        torch.empty_like(given.out_weight, memory_format=torch.contiguous_format),
+        torch.empty_like(given.out_bias, memory_format=torch.contiguous_format),
     )
 
 
@@ -160,10 +143,10 @@ def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         how = (call.scale, call.bfloat16, call.num_layers, call.l2)
         return [_composite(parameters, users, items, labels, *how)]
 
-    found = gradient_of(ctx, (grad,), composite, (None, *parameters))
+    grads_again = gradient_of(ctx, (grad,), composite, (None, *parameters))
     for place in range(4):
-        found[1 + place] = sparse_rows(found[1 + place], (call.user_plan, call.item_plan)[place % 2].rows)
-    return tuple(found)
+        grads_again[1 + place] = sparse_rows(grads_again[1 + place], (call.user_plan, call.item_plan)[place % 2].rows)
+    return tuple(grads_again)
 
 
 class NCFLoss(torch.autograd.Function):
@@ -322,8 +305,8 @@ def _catch_up(tables: Sequence[Tensor], user_rows: Tensor, item_rows: Tensor) ->
     if together is not None and all(type(hook) is type(hooks[0]) for hook in hooks):
         together(hooks, rows)
         return
-    for hook, some in zip(hooks, rows, strict=True):
-        hook(some)
+    for hook, touched in zip(hooks, rows, strict=True):
+        hook(touched)
 
 
 def _accumulate_gradients(call: _Call, parameters: Sequence[Tensor]) -> Tensor:

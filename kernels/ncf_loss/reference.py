@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,46 @@ from torch.nn import functional as F
 from deeprec.kernels._checks import check_index, require
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]
+
+
+class NCFArguments(NamedTuple):
+    """What the operator takes, in the order of its schema.
+
+    Attributes:
+        gmf_user, gmf_item, mlp_user, mlp_item: tables, as in `ncf_logits_reference`.
+        user_rows, user_offsets, user_order: the plan of users [G]; item_*: the plan of items [G, 1 + n] flattened.
+        labels: [G, 1 + n].
+        weights, biases, out_weight, out_bias, bfloat16: as in `ncf_logits_reference`.
+        scale: factor of the summed loss and of the gradients.
+    """
+
+    gmf_user: Tensor
+    gmf_item: Tensor
+    mlp_user: Tensor
+    mlp_item: Tensor
+    user_rows: Tensor
+    user_offsets: Tensor
+    user_order: Tensor
+    item_rows: Tensor
+    item_offsets: Tensor
+    item_order: Tensor
+    labels: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    out_weight: Tensor
+    out_bias: Tensor
+    scale: float
+    bfloat16: bool
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The tables in their order."""
+        return self[:4]
+
+    @property
+    def plans(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """The plan of users and that of items."""
+        return self[4:7], self[7:10]
 
 
 def _rounded(x: Tensor, bfloat16: bool) -> Tensor:
@@ -64,16 +105,9 @@ def _positions(rows: Tensor, offsets: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(index).scatter_(0, order.long(), index)
 
 
-def _check(
-    tables: Sequence[Tensor],
-    plans: Sequence[tuple[Tensor, Tensor, Tensor]],
-    labels: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor,
-) -> None:
-    function, dtype = "ncf_loss", labels.dtype
+def _check(arguments: NCFArguments) -> None:
+    labels, weights, biases, out_weight, out_bias, _, _ = arguments[10:]
+    function, dtype, tables = "ncf_loss", labels.dtype, arguments.tables
     require(dtype in (torch.float32, torch.float64), function, "labels must be float32 or float64", labels)
     named = {"a table": (2, tables), "labels": (2, [labels]), "weights": (2, weights), "biases": (1, biases)}
     named["out_weight and out_bias"] = (1, [out_weight, out_bias])
@@ -100,7 +134,7 @@ def _check(
     has_shape = out_weight.numel() == last and out_bias.numel() == 1
     require(has_shape, function, f"out_weight must be [{last}] and out_bias [1]", out_weight)
     for (side, plan), count, table_rows in zip(
-        zip(("user", "item"), plans, strict=True), (groups, groups * size), rows, strict=True
+        zip(("user", "item"), arguments.plans, strict=True), (groups, groups * size), rows, strict=True
     ):
         _check_plan(side, plan, count, table_rows)
 
@@ -123,43 +157,23 @@ def _check_plan(side: str, plan: tuple[Tensor, Tensor, Tensor], count: int, num_
     require(is_whole, function, f"{side}_order must name every position once", places.tolist()[:8])
 
 
-def ncf_loss_reference(
-    gmf_user: Tensor,
-    gmf_item: Tensor,
-    mlp_user: Tensor,
-    mlp_item: Tensor,
-    user_rows: Tensor,
-    user_offsets: Tensor,
-    user_order: Tensor,
-    item_rows: Tensor,
-    item_offsets: Tensor,
-    item_order: Tensor,
-    labels: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor,
-    scale: float,
-    bfloat16: bool,
-) -> Gradients:
+def ncf_loss_reference(*args: Any) -> Gradients:
     """Loss and every gradient; the first layer runs once per unique row, as in the kernel.
 
     Args:
-        user_rows, user_offsets, user_order: the plan of users [G]; item_*: the plan of items [G, 1 + n] flattened.
-        labels: [G, 1 + n]. scale: factor of the summed loss and of the gradients. The rest as in
-        `ncf_logits_reference`.
+        args: the fields of `NCFArguments`.
     Returns:
         loss [], gradients of the unique rows [U_u, D], [U_i, D], [U_u, E_u], [U_i, E_i], of weights, biases,
         out_weight and out_bias.
     """
-    tables = (gmf_user, gmf_item, mlp_user, mlp_item)
-    plans = ((user_rows, user_offsets, user_order), (item_rows, item_offsets, item_order))
-    _check(tables, plans, labels, weights, biases, out_weight, out_bias)
-    group_size = labels.shape[1]
-    user_index = _positions(user_rows, user_offsets, user_order).repeat_interleave(group_size)  # [B]
-    item_index = _positions(item_rows, item_offsets, item_order)
-    user_rows, item_rows = user_rows.reshape(-1), item_rows.reshape(-1)
-    user_rows, item_rows, y = user_rows.long(), item_rows.long(), labels.reshape(-1)
+    given = NCFArguments(*args)
+    _check(given)
+    gmf_user, gmf_item, mlp_user, mlp_item = given.tables
+    labels, weights, biases, out_weight, out_bias, scale, bfloat16 = given[10:]
+    user_plan, item_plan = given.plans
+    user_index = _positions(*user_plan).repeat_interleave(labels.shape[1])  # [B]
+    item_index = _positions(*item_plan)
+    user_rows, item_rows, y = user_plan[0].reshape(-1).long(), item_plan[0].reshape(-1).long(), labels.reshape(-1)
     gmf_width, user_width = gmf_user.shape[1], mlp_user.shape[1]
     h_gmf, h_mlp = out_weight[:gmf_width], out_weight[gmf_width:]
 

@@ -52,10 +52,10 @@ def remember_source(plan: Sequence[Tensor], ids: Tensor, offsets: Tensor | None,
         plan: its tensors; ids, offsets: what it was made from; facts: what else, compared by ==.
     """
     tensors = [*plan, ids, *(() if offsets is None else (offsets,))]
-    if not any(some.is_inference() for some in tensors):  # those count no versions
+    if not any(part.is_inference() for part in tensors):  # those count no versions
         plan[0]._deeprec_plan_of = (  # type: ignore[attr-defined]
             (*plan[1:], ids, offsets),
-            [some._version for some in tensors],
+            [part._version for part in tensors],
             facts,
         )
 
@@ -70,7 +70,7 @@ def is_remembered(plan: Sequence[Tensor], ids: Tensor, offsets: Tensor | None, f
     return (
         len(parts) == len(given)
         and all(mine is theirs for mine, theirs in zip(parts, given, strict=True))
-        and versions == [some._version for some in (plan[0], *given) if some is not None]
+        and versions == [part._version for part in (plan[0], *given) if part is not None]
         and known == facts
     )
 
@@ -98,7 +98,7 @@ def require_plan(
     """
     if torch.compiler.is_compiling():
         return
-    if len(plan) != 5 or not all(isinstance(some, Tensor) for some in plan):
+    if len(plan) != 5 or not all(isinstance(part, Tensor) for part in plan):
         raise TypeError(f"{function}: {name} must be what {maker} returns, got {type(plan).__name__} of {len(plan)}")
     if is_remembered(plan, ids, offsets, facts):
         return

@@ -13,7 +13,7 @@ from deeprec.kernels._checks import INDICES, check_layout, require
 def _has_shape(ids: Tensor, offsets: Tensor | None, num_tables: int, plan: Sequence[Tensor]) -> bool:
     rows, row_offsets, order, bags, table_starts = plan
     return (
-        all(some.is_contiguous() and some.device == ids.device for some in plan)
+        all(part.is_contiguous() and part.device == ids.device for part in plan)
         and rows.dtype in INDICES
         and order.dtype in INDICES
         and order.dtype == row_offsets.dtype == bags.dtype
@@ -37,7 +37,7 @@ class _Facts:
         plan: Sequence[Tensor],
     ) -> None:
         device, nnz = ids.device, ids.numel()
-        self.rows, self.row_offsets, self.order, self.bags, self.table_starts = (some.reshape(-1) for some in plan)
+        self.rows, self.row_offsets, self.order, self.bags, self.table_starts = (part.reshape(-1) for part in plan)
         batch = ids.shape[1] if offsets is None else (offsets.shape[0] - 1) // max(len(tables), 1)
         self.bag = torch.arange(nnz, device=device)
         if offsets is not None:

@@ -121,7 +121,7 @@ def sample_negatives(
 
     Counter-based: negative j of row e is a function of (seed, offset + e, j) and the user's list alone, so the result
     does not depend on the device, the number of threads, or how the rows are split into batches. Uniform negatives are
-    exactly uniform (words that would favour low ids are refused). A user whose items leave little room costs at most
+    exactly uniform (words that would favour low ids are refused). A user whose items leave few others costs at most
     64 attempts; then the negative is chosen among the unseen by rank (bias below 2^-33), so every call ends.
 
     Args:
@@ -161,7 +161,7 @@ def sample_negatives(
 def _check_lists(indptr: Tensor, indices: Tensor, num_items: int) -> None:
     """Raise for users' lists that are out of range or out of order; once for tensors that do not change.
 
-    The look takes as long as the lists are, a call as long as its draws: word is left on the tensor.
+    The check takes as long as the lists are, a call as long as its draws: word is left on the tensor.
     """
     is_counted = not (indices.is_inference() or indptr.is_inference())
     versions = (indptr._version, indices._version) if is_counted else None

@@ -34,7 +34,7 @@ from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_cha
 from deeprec.kernels.embedding_bag.composite import bag_of_entries
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
-from deeprec.kernels.sampled_linear_loss.reference import entry_losses, sampled_linear_loss_reference
+from deeprec.kernels.sampled_linear_loss.reference import SampledArguments, entry_losses, sampled_linear_loss_reference
 
 __all__ = ["ACTIVATIONS", "LOSSES", "csr_plan", "sampled_linear_loss"]
 
@@ -43,24 +43,15 @@ LOSSES = ("squared", "cross_entropy", "logistic", "hinge")
 _ops = torch.ops.deeprec
 
 
-def _fake(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    targets: Tensor,
-    entry_weights: Tensor | None,
-    activation: int,
-    loss: int,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide, nnz = wide_dtype(hidden.dtype), indices.shape[0]
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = SampledArguments(*args)
+    hidden, nnz = given.hidden, given.indices.shape[0]
+    wide = wide_dtype(hidden.dtype)
     return (
         hidden.new_empty((), dtype=wide),
         hidden.new_empty(nnz, dtype=wide),
         hidden.new_empty(nnz, dtype=wide),
-        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_grad else hidden.new_empty(0),
+        torch.empty_like(hidden, memory_format=torch.contiguous_format) if given.need_grad else hidden.new_empty(0),
     )
 
 
@@ -154,10 +145,10 @@ def column_grads(
 ) -> tuple[Tensor, Tensor]:
     """sum over the entries p of a column of values[p] grad[row of p], [U, H]; and weight[column] . grad[row], [nnz]."""
     indptr, indices = positions
-    some, values_grad = _ops.embedding_bags_grad(
+    of_columns, values_grad = _ops.embedding_bags_grad(
         [weight], grad, [], indices[:0], indices, indptr, values, *plan, *ONE_TABLE, need_values_grad
     )
-    return some, values_grad
+    return of_columns, values_grad
 
 
 def dense_column_grads(
@@ -165,10 +156,10 @@ def dense_column_grads(
 ) -> tuple[Tensor, Tensor]:
     """As `column_grads`, of all columns: [N, H]."""
     indptr, indices = positions
-    some, values_grad = _ops.embedding_bags_dense_grad(
+    of_columns, values_grad = _ops.embedding_bags_dense_grad(
         [weight], grad, [], indices[:0], indices, indptr, values, *ONE_TABLE, need_values_grad
     )
-    return some, values_grad
+    return of_columns, values_grad
 
 
 def take_step(
@@ -183,8 +174,8 @@ def take_step(
     """The optimizer's step on `weight` with the gradient of `column_grads`; returns that of values."""
     indptr, indices = positions
     if not isinstance(update, RowUpdate):
-        some, of_values = column_grads(weight, grad, values, positions, plan, need_values_grad)
-        update([plan.rows], [some])
+        of_columns, of_values = column_grads(weight, grad, values, positions, plan, need_values_grad)
+        update([plan.rows], [of_columns])
         return of_values
     values_grad: Tensor = _ops.embedding_bags_update_(
         [weight],
@@ -210,18 +201,13 @@ def take_step(
     return values_grad
 
 
-def sampled_linear_loss_composite(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    targets: Tensor,
-    entry_weights: Tensor | None,
-    activation: int,
-    loss: int,
-) -> tuple[Tensor, Tensor]:
-    """Loss and predictions in PyTorch's own operators."""
+def sampled_linear_loss_composite(*args: Any) -> tuple[Tensor, Tensor]:
+    """Loss and predictions in PyTorch's own operators.
+
+    Args:
+        args: the fields of `SampledArguments` without need_grad.
+    """
+    hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, _ = SampledArguments(*args)
     wide = wide_dtype(hidden.dtype)
     rows = bag_of_entries(indptr, indices.shape[0])
     z = (F.embedding(rows, hidden).to(wide) * F.embedding(indices, weight).to(wide)).sum(1)
@@ -240,37 +226,28 @@ def _again(ctx: Any, grad: Tensor, of_predictions: Any) -> tuple[Tensor | None, 
     inputs = recall(ctx, "sampled_linear_loss")
 
     def composite(*inputs: Any) -> tuple[Tensor, ...]:
-        given: tuple[Any, ...] = (*inputs[:7], options.activation, options.loss)
-        return sampled_linear_loss_composite(*given)[:1]
+        return sampled_linear_loss_composite(*inputs[:7], options.activation, options.loss)[:1]
 
-    found = gradient_of(ctx, (grad,), composite, (*inputs, None, None))
-    if options.sparse_grad and found[1] is not None:
+    grads_again = gradient_of(ctx, (grad,), composite, (*inputs, None, None))
+    if options.sparse_grad and grads_again[1] is not None:
         _, weight, _, indptr, indices, *_ = inputs
-        found[1] = sparse_rows(found[1], plan_of(indptr, indices, weight.shape[0], ctx.plan).rows)
-    return tuple(found)
+        grads_again[1] = sparse_rows(grads_again[1], plan_of(indptr, indices, weight.shape[0], ctx.plan).rows)
+    return tuple(grads_again)
 
 
 class _SampledLinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        indptr: Tensor,
-        indices: Tensor,
-        targets: Tensor,
-        entry_weights: Tensor | None,
-        options: _Options,
-        plan: BagPlan | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The tensors of `SampledArguments`, then _Options and a BagPlan or None."""
+        *tensors, options, plan = arguments
+        hidden, weight, bias, indptr, indices, _, _ = tensors
         total, predictions, slopes, hidden_grad = _ops.sampled_linear_loss(
-            hidden, weight, bias, indptr, indices, targets, entry_weights, options.activation, options.loss, True
+            *tensors, options.activation, options.loss, True
         )
         ctx.options, ctx.plan = options, plan
         ctx.save_for_backward(hidden, indptr, indices, slopes, hidden_grad)
         ctx.weight, ctx.bias = weight, bias
-        remember(ctx, hidden, weight, bias, indptr, indices, targets, entry_weights)
+        remember(ctx, *tensors)
         ctx.mark_non_differentiable(predictions)
         return total, predictions
 
@@ -293,13 +270,13 @@ class _SampledLinearLoss(torch.autograd.Function):
             return (d_hidden, *([None] * 8))
         if ctx.needs_input_grad[1]:
             if options.sparse_grad:
-                some, _ = column_grads(weight, hidden, slopes, positions, plan)
-                d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), some, weight.shape[0])
+                of_columns, _ = column_grads(weight, hidden, slopes, positions, plan)
+                d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), of_columns, weight.shape[0])
             else:
                 d_weight, _ = dense_column_grads(weight, hidden, slopes, positions)
         if column is not None and ctx.needs_input_grad[2]:
-            some, _ = column_grads(column, ones, slopes, positions, plan)
-            d_bias = bias.new_zeros(bias.numel()).index_copy_(0, plan.rows.long(), some.squeeze(1)).view_as(bias)
+            of_columns, _ = column_grads(column, ones, slopes, positions, plan)
+            d_bias = bias.new_zeros(bias.numel()).index_copy_(0, plan.rows.long(), of_columns.squeeze(1)).view_as(bias)
         return (d_hidden, d_weight, d_bias, *([None] * 6))
 
 
@@ -339,10 +316,11 @@ def _check(
             f"{tuple(indices.shape)}"
         )
     wide = wide_dtype(hidden.dtype)
-    for name, some in values.items():
-        if some is not None and (some.shape != indices.shape or some.dtype != wide):
+    for name, given in values.items():
+        if given is not None and (given.shape != indices.shape or given.dtype != wide):
             raise ValueError(
-                f"{function}: {name} must be {tuple(indices.shape)} in {wide}, got {tuple(some.shape)} in {some.dtype}"
+                f"{function}: {name} must be {tuple(indices.shape)} in {wide}, got {tuple(given.shape)} in "
+                f"{given.dtype}"
             )
 
 

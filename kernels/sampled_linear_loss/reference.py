@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,26 @@ from deeprec.kernels.embedding_bag.reference import wide_dtype
 
 IDENTITY, SIGMOID, TANH = range(3)
 SQUARED, CROSS_ENTROPY, LOGISTIC, HINGE = range(4)
+
+
+class SampledArguments(NamedTuple):
+    """What the operator takes, in the order of its schema; see `sampled_linear_loss`.
+
+    Attributes:
+        activation, loss: places in `ACTIVATIONS` and `LOSSES`.
+        need_grad: whether the gradient of hidden is asked for.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    indptr: Tensor
+    indices: Tensor
+    targets: Tensor
+    entry_weights: Tensor | None
+    activation: int
+    loss: int
+    need_grad: bool = False
 
 
 def activate(z: Tensor, activation: int) -> tuple[Tensor, Tensor]:
@@ -37,16 +59,8 @@ def entry_losses(z: Tensor, y: Tensor, activation: int, loss: int) -> tuple[Tens
     return margin.clamp(min=0), a, torch.where(margin > 0, -y * inner, 0)
 
 
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    entries: dict[str, Tensor | None],
-    activation: int,
-    loss: int,
-) -> None:
+def _check(arguments: SampledArguments) -> None:
+    hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, _ = arguments
     function, dtype = "sampled_linear_loss", hidden.dtype
     check_float(function, "hidden", hidden)
     require(hidden.dim() == 2, function, "hidden must be [B, H]", hidden)
@@ -58,7 +72,7 @@ def _check(
     check_rows(function, indptr, indices, hidden.shape[0], weight.shape[0])
     check_bias(function, bias, weight.shape[0], dtype)
     wide = wide_dtype(dtype)
-    for name, given in entries.items():
+    for name, given in (("targets", targets), ("entry_weights", entry_weights)):
         if given is not None:
             has_shape = given.shape == indices.shape and given.dtype == wide
             require(has_shape, function, f"{name} must be {list(indices.shape)} of {wide}", given)
@@ -77,27 +91,21 @@ def check_bias(function: str, bias: Tensor | None, size: int, dtype: torch.dtype
         require(has_shape, function, f"bias must be [{size}] of {dtype}", bias)
 
 
-def sampled_linear_loss_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    targets: Tensor,
-    entry_weights: Tensor | None,
-    activation: int,
-    loss: int,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], predictions [nnz], derivative of the loss by each z [nnz], gradient of hidden [B, H] or [0]."""
-    entries = {"targets": targets, "entry_weights": entry_weights}
-    _check(hidden, weight, bias, indptr, indices, entries, activation, loss)
+def sampled_linear_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss [], predictions [nnz], derivative of the loss by each z [nnz], gradient of hidden [B, H] or [0].
+
+    Args:
+        args: the fields of `SampledArguments`.
+    """
+    arguments = SampledArguments(*args)
+    _check(arguments)
+    hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, need_grad = arguments
     wide = wide_dtype(hidden.dtype)
     counts = indptr.diff().to(torch.int64)
     rows = torch.repeat_interleave(torch.arange(hidden.shape[0], device=hidden.device), counts)
     columns = indices.to(torch.int64)
-    some = weight[columns].to(wide)
-    z = (hidden.to(wide)[rows] * some).sum(1)
+    layer_rows = weight[columns].to(wide)
+    z = (hidden.to(wide)[rows] * layer_rows).sum(1)
     if bias is not None:
         z = z + bias.reshape(-1)[columns].to(wide)
     losses, predictions, slopes = entry_losses(z, targets, activation, loss)
@@ -107,5 +115,5 @@ def sampled_linear_loss_reference(
     if not need_grad:
         return total, predictions.clone(), slopes, hidden.new_empty(0)
     grad = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
-    grad.index_add_(0, rows, some * slopes.unsqueeze(1))
+    grad.index_add_(0, rows, layer_rows * slopes.unsqueeze(1))
     return total, predictions.clone(), slopes, grad.to(hidden.dtype)

@@ -277,19 +277,14 @@ def _tile(dim: int, vec: int, acc: tl.dtype) -> dict[str, Any]:
     }
 
 
-def sampled_linear_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    targets: Tensor,
-    entry_weights: Tensor | None,
-    activation: int,
-    loss: int,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the kernels without waiting for the GPU; bad input is a device-side assertion."""
+def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the kernels without waiting for the GPU; bad input is a device-side assertion.
+
+    Args:
+        args: the fields of `SampledArguments`.
+    """
+    arguments = ref.SampledArguments(*args)
+    hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, need_grad = arguments
     hidden, weight = rows_adjacent(hidden), rows_adjacent(weight)
     indptr, indices, targets = indptr.contiguous(), indices.contiguous(), targets.contiguous()
     (batch, dim), nnz, wide = hidden.shape, indices.shape[0], wide_dtype(hidden.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,42 @@ from deeprec.kernels._checks import require
 _OP = "score_topk"
 _BLOCK_PAIRS = 1 << 22  # scores held at once by the dot scorer
 _BLOCK_HIDDEN = 1 << 24  # activations held at once by the network scorer
+
+
+class Network(NamedTuple):
+    """What the network's operators take first, in the order of their schemas; the fields of `NCFScorer`, none absent.
+
+    Attributes:
+        use_bfloat16: round the operands of the hidden products to bfloat16.
+    """
+
+    user_hidden: Tensor
+    item_hidden: Tensor
+    user_factors: Tensor
+    item_factors: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    out_weight: Tensor
+    out_bias: Tensor | None = None
+    use_bfloat16: bool = False
+
+    def of_users(self, first: int, last: int) -> Network:
+        """For the users [first, last) only."""
+        return self._replace(user_hidden=self.user_hidden[first:last], user_factors=self.user_factors[first:last])
+
+
+class TopKOptions(NamedTuple):
+    """What the operators of the best items take last, in the order of their schemas; see `score_topk`."""
+
+    k: int
+    seen_indptr: Tensor | None = None
+    seen_indices: Tensor | None = None
+    seen_rows: Tensor | None = None
+
+    @property
+    def seen(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The items to leave out."""
+        return self.seen_indptr, self.seen_indices, self.seen_rows
 
 
 def score_items_reference(users: Tensor, items: Tensor, item_bias: Tensor | None = None) -> Tensor:
@@ -36,16 +73,8 @@ def check_matrix(name: str, given: Tensor, rows: int, columns: int) -> None:
     require(given.shape == (rows, columns), _OP, f"{name} must be [{rows}, {columns}]", given)
 
 
-def _check_network(
-    user_hidden: Tensor,
-    item_hidden: Tensor,
-    user_factors: Tensor,
-    item_factors: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-) -> None:
+def _check_network(network: Network) -> None:
+    user_hidden, item_hidden, user_factors, item_factors, weights, biases, out_weight, out_bias, _ = network
     _check_dot(user_factors, item_factors, None)
     require(user_hidden.dim() == 2, _OP, "user_hidden must be [B, H1]", user_hidden)
     width = user_hidden.shape[1]
@@ -62,9 +91,9 @@ def _check_network(
     require(out_bias is None or out_bias.numel() == 1, _OP, "out_bias must be one value", out_bias)
 
 
-def _check_topk(k: int, num_users: int, seen: tuple[Tensor | None, Tensor | None, Tensor | None]) -> None:
+def _check_topk(options: TopKOptions, num_users: int) -> None:
+    k, indptr, indices, rows = options
     require(0 <= k < 2**31, _OP, "k must be in [0, 2^31)", k)
-    indptr, indices, rows = seen
     if indptr is None:
         return
     if indices is None or not indptr.numel():
@@ -94,59 +123,38 @@ def _check_seen(indptr: Tensor, nnz: int, rows: Tensor | None, num_users: int) -
     require(rises, _OP, f"seen_indptr must rise from 0 to {nnz} (the length of seen_indices)", indptr.tolist()[:8])
 
 
-def _ncf_block(
-    user_hidden: Tensor,
-    item_hidden: Tensor,
-    user_factors: Tensor,
-    item_factors: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-    use_bfloat16: bool,
-) -> Tensor:
+def _ncf_block(network: Network) -> Tensor:
     """Scores of a block of users, every pair's activations at once."""
 
     def rounded(x: Tensor) -> Tensor:
-        return x.bfloat16().float() if use_bfloat16 else x.float()
+        return x.bfloat16().float() if network.use_bfloat16 else x.float()
 
-    num_factors = user_factors.shape[1]
-    weight = out_weight.float().reshape(-1)
-    scores = (user_factors.float() * weight[:num_factors]) @ item_factors.float().T
-    if out_bias is not None:
-        scores = scores + out_bias.float().reshape(())
-    if user_hidden.shape[1]:
-        x = F.relu(user_hidden.float()[:, None, :] + item_hidden.float()[None, :, :])  # [B, N, H1]
-        for w, b in zip(weights, biases, strict=True):
+    num_factors = network.user_factors.shape[1]
+    weight = network.out_weight.float().reshape(-1)
+    scores = (network.user_factors.float() * weight[:num_factors]) @ network.item_factors.float().T
+    if network.out_bias is not None:
+        scores = scores + network.out_bias.float().reshape(())
+    if network.user_hidden.shape[1]:
+        x = F.relu(network.user_hidden.float()[:, None, :] + network.item_hidden.float()[None, :, :])  # [B, N, H1]
+        for w, b in zip(network.weights, network.biases, strict=True):
             x = F.relu(F.linear(rounded(x), rounded(w), b.float().reshape(-1)))
         scores = scores + x @ weight[num_factors:]
     return scores
 
 
-def score_items_ncf_reference(
-    user_hidden: Tensor,
-    item_hidden: Tensor,
-    user_factors: Tensor,
-    item_factors: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor | None = None,
-    use_bfloat16: bool = False,
-) -> Tensor:
-    """Logits of an NCF network for every pair, [B, N] float32; bfloat16 rounds the operands of the hidden products."""
-    network = (weights, biases, out_weight, out_bias)
-    _check_network(user_hidden, item_hidden, user_factors, item_factors, *network)
-    num_users, num_items = user_hidden.shape[0], item_hidden.shape[0]
-    widest = max([user_hidden.shape[1], 1, *(w.shape[0] for w in weights)])
+def score_items_ncf_reference(*arguments: Any) -> Tensor:
+    """Logits of an NCF network for every pair, [B, N] float32; bfloat16 rounds the operands of the hidden products.
+
+    Args:
+        arguments: the fields of `Network`.
+    """
+    network = Network(*arguments)
+    _check_network(network)
+    num_users, num_items = network.user_hidden.shape[0], network.item_hidden.shape[0]
+    widest = max([network.user_hidden.shape[1], 1, *(w.shape[0] for w in network.weights)])
     block = max(1, _BLOCK_HIDDEN // max(1, num_items * widest))
-    parts = [
-        _ncf_block(
-            user_hidden[u : u + block], item_hidden, user_factors[u : u + block], item_factors, *network, use_bfloat16
-        )
-        for u in range(0, num_users, block)
-    ]
-    return torch.cat(parts) if parts else user_hidden.new_empty((0, num_items), dtype=torch.float32)
+    parts = [_ncf_block(network.of_users(u, u + block)) for u in range(0, num_users, block)]
+    return torch.cat(parts) if parts else network.user_hidden.new_empty((0, num_items), dtype=torch.float32)
 
 
 def _seen_mask(first_user: int, num_users: int, num_items: int, seen: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
@@ -166,14 +174,13 @@ def _seen_mask(first_user: int, num_users: int, num_items: int, seen: tuple[Tens
 
 
 def _topk_of_blocks(
-    score: Callable[[int, int], Tensor],
-    num_users: int,
-    num_items: int,
-    block: int,
-    k: int,
-    device: torch.device,
-    seen: tuple[Tensor, Tensor, Tensor | None] | None,
+    score: Callable[[int, int], Tensor], users: Tensor, num_items: int, options: TopKOptions
 ) -> tuple[Tensor, Tensor]:
+    """The k best by the scores of users [first, last); users [B, anything] says how many there are, and where."""
+    num_users, k, device = users.shape[0], options.k, users.device
+    block = max(1, _BLOCK_PAIRS // max(1, num_items))
+    indptr, indices, rows = options.seen
+    seen = None if indptr is None or indices is None else (indptr, indices, rows)
     values = torch.full((num_users, k), float("-inf"), device=device)
     ids = torch.full((num_users, k), -1, dtype=torch.int64, device=device)
     kept = min(k, num_items)
@@ -191,64 +198,34 @@ def _topk_of_blocks(
     return values, ids
 
 
-def _seen(
-    indptr: Tensor | None, indices: Tensor | None, rows: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    return None if indptr is None or indices is None else (indptr, indices, rows)
-
-
 def score_topk_reference(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    k: int,
-    seen_indptr: Tensor | None = None,
-    seen_indices: Tensor | None = None,
-    seen_rows: Tensor | None = None,
+    users: Tensor, items: Tensor, item_bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """The k best of `score_items_reference`, unseen, by score and then lower id; (-inf, -1) where there are fewer."""
+    """The k best of `score_items_reference`, unseen, by score and then lower id; (-inf, -1) where there are fewer.
+
+    Args:
+        arguments: the fields of `TopKOptions`.
+    """
+    options = TopKOptions(*arguments)
     _check_dot(users, items, item_bias)
-    _check_topk(k, users.shape[0], (seen_indptr, seen_indices, seen_rows))
-    num_items = items.shape[0]
+    _check_topk(options, users.shape[0])
     return _topk_of_blocks(
-        lambda first, last: score_items_reference(users[first:last], items, item_bias),
-        users.shape[0],
-        num_items,
-        max(1, _BLOCK_PAIRS // max(1, num_items)),
-        k,
-        users.device,
-        _seen(seen_indptr, seen_indices, seen_rows),
+        lambda first, last: score_items_reference(users[first:last], items, item_bias), users, items.shape[0], options
     )
 
 
-def score_topk_ncf_reference(
-    user_hidden: Tensor,
-    item_hidden: Tensor,
-    user_factors: Tensor,
-    item_factors: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-    use_bfloat16: bool,
-    k: int,
-    seen_indptr: Tensor | None = None,
-    seen_indices: Tensor | None = None,
-    seen_rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The k best of `score_items_ncf_reference`, as in `score_topk_reference`."""
-    network = (weights, biases, out_weight, out_bias, use_bfloat16)
-    _check_network(user_hidden, item_hidden, user_factors, item_factors, *network[:4])
-    _check_topk(k, user_hidden.shape[0], (seen_indptr, seen_indices, seen_rows))
-    num_items = item_hidden.shape[0]
+def score_topk_ncf_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The k best of `score_items_ncf_reference`, as in `score_topk_reference`.
+
+    Args:
+        arguments: the fields of `Network`, then those of `TopKOptions`.
+    """
+    network, options = Network(*arguments[:9]), TopKOptions(*arguments[9:])
+    _check_network(network)
+    _check_topk(options, network.user_hidden.shape[0])
     return _topk_of_blocks(
-        lambda first, last: score_items_ncf_reference(
-            user_hidden[first:last], item_hidden, user_factors[first:last], item_factors, *network
-        ),
-        user_hidden.shape[0],
-        num_items,
-        max(1, _BLOCK_PAIRS // max(1, num_items)),
-        k,
-        user_hidden.device,
-        _seen(seen_indptr, seen_indices, seen_rows),
+        lambda first, last: score_items_ncf_reference(*network.of_users(first, last)),
+        network.user_hidden,
+        network.item_hidden.shape[0],
+        options,
     )

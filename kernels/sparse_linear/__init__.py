@@ -107,10 +107,10 @@ def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...] | Refusal:
         given: tuple[Any, ...] = (*inputs[:5], options.activation)
         return [sparse_linear_composite(*given)]
 
-    found = gradient_of(ctx, (grad,), composite, (None, *inputs, None))
-    if options.sparse_grad and found[4] is not None:
-        found[4] = sparse_rows(found[4], plan_of(indptr, indices, weight.shape[0], options.plan).rows)
-    return tuple(found)
+    grads_again = gradient_of(ctx, (grad,), composite, (None, *inputs, None))
+    if options.sparse_grad and grads_again[4] is not None:
+        grads_again[4] = sparse_rows(grads_again[4], plan_of(indptr, indices, weight.shape[0], options.plan).rows)
+    return tuple(grads_again)
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -154,8 +154,8 @@ class _SparseLinear(torch.autograd.Function):
             d_weight, d_values = dense_column_grads(weight, grad, values, positions, needed[3])
         elif needed[3] or needed[4]:
             plan = plan_of(indptr, indices, weight.shape[0], options.plan)
-            some, d_values = column_grads(weight, grad, values, positions, plan, needed[3])
-            d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), some, weight.shape[0]) if needed[4] else None
+            of_columns, d_values = column_grads(weight, grad, values, positions, plan, needed[3])
+            d_weight = coalesced_grad(plan.rows.long().unsqueeze(0), of_columns, weight.shape[0]) if needed[4] else None
         return None, None, None, d_values if needed[3] else None, d_weight, d_bias, None
 
 

@@ -233,9 +233,8 @@ def adam_catch_up_(
         history_start: no row but those without a gradient so far is behind this step.
         step: steps completed, >= history_start.
     """
-    torch.ops.deeprec.adam_catch_up_(
-        weight, exp_avg, exp_avg_sq, last_step, rows, lr_history, history_start, step, beta1, beta2, eps, weight_decay
-    )
+    replay, rule = (lr_history, history_start, step), (beta1, beta2, eps, weight_decay)
+    torch.ops.deeprec.adam_catch_up_(weight, exp_avg, exp_avg_sq, last_step, rows, *replay, *rule)
 
 
 def adam_dense_update_(
@@ -258,21 +257,8 @@ def adam_dense_update_(
     With every row caught up at the end, weights and moments are those of torch.optim.Adam on the dense gradient.
     Arguments as in `adam_catch_up_`, except that `rows` are strictly ascending, and lr_history reaches `step`.
     """
-    torch.ops.deeprec.adam_dense_update_(
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        last_step,
-        rows,
-        grads,
-        lr_history,
-        history_start,
-        step,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-    )
+    replay, rule = (lr_history, history_start, step), (beta1, beta2, eps, weight_decay)
+    torch.ops.deeprec.adam_dense_update_(weight, exp_avg, exp_avg_sq, last_step, rows, grads, *replay, *rule)
 
 
 def adam_catch_up_tables_(
@@ -294,20 +280,9 @@ def adam_catch_up_tables_(
     Arguments as there, a tensor of each table; `rows` strictly ascending. Tables that share their rows should be given
     the same tensor of them.
     """
-    torch.ops.deeprec.adam_catch_up_tables_(
-        weights,
-        exp_avgs,
-        exp_avg_sqs,
-        last_steps,
-        rows,
-        lr_history,
-        history_start,
-        step,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-    )
+    tables = (weights, exp_avgs, exp_avg_sqs, last_steps, rows)
+    replay, rule = (lr_history, history_start, step), (beta1, beta2, eps, weight_decay)
+    torch.ops.deeprec.adam_catch_up_tables_(*tables, *replay, *rule)
 
 
 def adam_dense_update_tables_(
@@ -329,18 +304,6 @@ def adam_dense_update_tables_(
 
     Arguments as there, a tensor of each table.
     """
-    torch.ops.deeprec.adam_dense_update_tables_(
-        weights,
-        exp_avgs,
-        exp_avg_sqs,
-        last_steps,
-        rows,
-        grads,
-        lr_history,
-        history_start,
-        step,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-    )
+    tables = (weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads)
+    replay, rule = (lr_history, history_start, step), (beta1, beta2, eps, weight_decay)
+    torch.ops.deeprec.adam_dense_update_tables_(*tables, *replay, *rule)

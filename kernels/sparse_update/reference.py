@@ -166,48 +166,45 @@ def sgd_update_reference(
     _store(weight, rows, w - lr * g, rounding_seed)
 
 
-def adagrad_update_reference(
+def _adagrad(
+    op: str,
     weight: Tensor,
     sum: Tensor,
     rows: Tensor,
     grads: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-    rounding_seed: int = -1,
+    rule: tuple[float, float, float],
+    seed: int,
+    is_by_row: bool,
+) -> None:
+    """sum <- sum + g^2 (is_by_row: + mean_d g^2, one number a row); w <- w - lr g / (sqrt(sum) + eps).
+
+    Args:
+        rule: lr, eps, weight_decay.
+    """
+    lr, eps, weight_decay = rule
+    _check_table(op, weight, {"sum": sum}, is_by_row=is_by_row)
+    _check_rows(op, weight, rows, grads)
+    check_rates(op, lr, weight_decay)
+    check_eps(op, eps)
+    w, g = _wide(weight, rows, grads, weight_decay)
+    sum = sum.view(-1, 1) if is_by_row else sum.view(weight.shape)
+    index = rows.to(torch.int64)
+    sum[index] += (g * g).mean(1, keepdim=True) if is_by_row else g * g
+    _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps), seed)
+
+
+def adagrad_update_reference(
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float, seed: int = -1
 ) -> None:
     """sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps)."""
-    _check_table("adagrad_update_", weight, {"sum": sum})
-    _check_rows("adagrad_update_", weight, rows, grads)
-    check_rates("adagrad_update_", lr, weight_decay)
-    check_eps("adagrad_update_", eps)
-    w, g = _wide(weight, rows, grads, weight_decay)
-    sum = sum.view(weight.shape)
-    index = rows.to(torch.int64)
-    sum[index] += g * g
-    _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps), rounding_seed)
+    _adagrad("adagrad_update_", weight, sum, rows, grads, (lr, eps, weight_decay), seed, is_by_row=False)
 
 
 def rowwise_adagrad_update_reference(
-    weight: Tensor,
-    sum: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-    rounding_seed: int = -1,
+    weight: Tensor, sum: Tensor, rows: Tensor, grads: Tensor, lr: float, eps: float, weight_decay: float, seed: int = -1
 ) -> None:
     """sum <- sum + mean_d g^2, one number a row; w <- w - lr g / (sqrt(sum) + eps)."""
-    _check_table("rowwise_adagrad_update_", weight, {"sum": sum}, is_by_row=True)
-    _check_rows("rowwise_adagrad_update_", weight, rows, grads)
-    check_rates("rowwise_adagrad_update_", lr, weight_decay)
-    check_eps("rowwise_adagrad_update_", eps)
-    w, g = _wide(weight, rows, grads, weight_decay)
-    sum = sum.view(-1)
-    index = rows.to(torch.int64)
-    sum[index] += (g * g).mean(1)
-    _store(weight, rows, w - lr * g / (sum[index].sqrt() + eps)[:, None], rounding_seed)
+    _adagrad("rowwise_adagrad_update_", weight, sum, rows, grads, (lr, eps, weight_decay), seed, is_by_row=True)
 
 
 def _adam(

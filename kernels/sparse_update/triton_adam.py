@@ -2,55 +2,25 @@
 
 Dense Adam replays missed steps in registers from tables of the steps' scalars (sparse_update_adam_dense.cpp has the
 formula); only the steps whose contribution float32 can see are replayed. Of several tables a program finds its own in
-a list of addresses.
+a list of addresses. The launchers are in triton_adam_steps.py.
 Hyperparameters reach the kernels as float32; 1 - beta is formed in float64 first, for 1 - float32(0.999) is 5e-5 off.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels.embedding_bag.triton_tables import pointer_at, sent
-from deeprec.kernels.sparse_update.checks import (
-    AdamRule,
-    Replay,
-    check_adam,
-    check_replay,
-    check_replayed_step,
-)
-from deeprec.kernels.sparse_update.triton_rows import (
-    SEEDS,
-    case_in_order,
-    check,
-    check_flat,
-    check_tables,
-    store_weight,
-    types_of,
-    update_types,
-)
+from deeprec.kernels.embedding_bag.triton_tables import pointer_at
+from deeprec.kernels.sparse_update.triton_rows import SEEDS, case_in_order, store_weight, update_types
 
 
 @triton.jit
 def _adam_row(
-    weight,  # [R, D]
-    exp_avg,  # [R, D]
-    exp_avg_sq,  # [R, D]
-    last_step,  # [R], where IS_DENSE
-    grads,  # [U, D], where HAS_GRAD
-    step_sizes,
-    scales,
-    i,  # row of grads
-    row,
-    grad_stride,
-    dim,
+    table,  # weight, exp_avg, exp_avg_sq [R, D], last_step [R] where IS_DENSE, grads [U, D] where HAS_GRAD
+    place,  # row of grads and row of the table; grad_stride, dim
+    schedule,  # step_sizes, scales
     numbers,  # the kernels' arguments from `step` to `weight_decay`
     seeds,
     HAS_GRAD: tl.constexpr,
@@ -61,6 +31,9 @@ def _adam_row(
     BLOCK_D: tl.constexpr,
 ):
     """Catch one row up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
+    weight, exp_avg, exp_avg_sq, last_step, grads = table
+    i, row, grad_stride, dim = place
+    step_sizes, scales = schedule
     step, history_start, max_counted, beta1, rest1, beta2, rest2 = numbers[:7]
     root_beta2, log2_beta1, log2_beta2, eps, weight_decay = numbers[7:]
     if IS_DENSE:
@@ -109,8 +82,8 @@ def _adam_row(
             size = tl.load(step_sizes + (step - 1 - history_start))
             scale = tl.load(scales + (step - 1 - history_start))
             w = (w - size * m / (tl.sqrt(v) * scale + eps)).to(ACC)
-        place = row * dim + column
-        store_weight(weight + place, w, place, in_row, seeds[0], seeds[1], IS_STOCHASTIC)
+        element = row * dim + column
+        store_weight(weight + element, w, element, in_row, seeds[0], seeds[1], IS_STOCHASTIC)
         tl.store(exp_avg + row * dim + column, m, mask=in_row)
         tl.store(exp_avg_sq + row * dim + column, v, mask=in_row)
     if IS_DENSE:
@@ -161,27 +134,11 @@ def _adam_update_kernel(
         row = tl.load(rows + i).to(tl.int64)
     numbers = (step, history_start, max_counted, beta1, rest1, beta2, rest2)
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
-    _adam_row(
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        last_step,
-        grads,
-        step_sizes,
-        scales,
-        i,
-        row,
-        grad_stride,
-        dim,
-        numbers,
-        (seed_low, seed_high),
-        HAS_GRAD,
-        IS_DENSE,
-        HAS_DECAY,
-        IS_STOCHASTIC,
-        ACC,
-        BLOCK_D,
-    )
+    table = (weight, exp_avg, exp_avg_sq, last_step, grads)
+    place = (i, row, grad_stride, dim)
+    schedule = (step_sizes, scales)
+    seeds = (seed_low, seed_high)
+    _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
 
 # Columns of a table's line: addresses, then numbers; the last is the rows of the tables before it.
@@ -243,200 +200,16 @@ def _adam_tables_kernel(
     IS_STOCHASTIC: tl.constexpr = False
     numbers = (step, history_start, max_counted, beta1, rest1, beta2, rest2)
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
-    _adam_row(
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        last_step,
-        grads,
-        step_sizes,
-        scales,
-        i,
-        row,
-        grad_stride,
-        dim,
-        numbers,
-        (seed, seed),
-        HAS_GRAD,
-        IS_DENSE,
-        HAS_DECAY,
-        IS_STOCHASTIC,
-        ACC,
-        BLOCK_D,
-    )
+    table = (weight, exp_avg, exp_avg_sq, last_step, grads)
+    place = (i, row, grad_stride, dim)
+    schedule = (step_sizes, scales)
+    seeds = (seed, seed)
+    _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
 
-def _numbers(weight: Tensor, replay: Replay, rule: AdamRule) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-    """step_sizes and scales of the steps, and the kernels' arguments from `step` to `weight_decay`."""
-    (learning_rates, history_start, step), (beta1, beta2, eps, weight_decay) = replay, rule
-    state = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    steps = torch.arange(history_start + 1, step + 1, dtype=torch.float64, device=weight.device)
-    step_sizes = (learning_rates[: steps.numel()] / (1 - beta1**steps)).to(state)
-    scales = (1 - beta2**steps).rsqrt().to(state)
-    ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else 1.0
-    is_endless = ratio > 0.99 or state == torch.float64
-    max_counted = 2**31 - 1 if is_endless else 1 if ratio <= 0 else math.ceil(-23.0 / math.log(ratio))
-    numbers = (step, history_start, max_counted, beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(beta2))
-    logarithms = (math.log2(beta) if beta > 0 else -1e4 for beta in (beta1, beta2))
-    return step_sizes, scales, (*numbers, *logarithms, eps, weight_decay)
-
-
-class _Table(NamedTuple):
-    """A table and what a launch reads beside it.
-
-    Attributes:
-        weight, exp_avg, exp_avg_sq: [R, D].
-        last_step: [R] int32; None for lazy Adam.
-        rows: [U] ascending; None: all rows.
-        grads: [U, D]; None: catch up only.
-    """
-
-    weight: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    last_step: Tensor | None
-    rows: Tensor | None
-    grads: Tensor | None
-
-
-def _launch_adam(table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) -> None:
-    weight, exp_avg, exp_avg_sq, last_step, rows, grads = table
-    count = weight.shape[0] if rows is None else rows.numel()
-    if count == 0 or replay.step == replay.history_start:
-        return
-    step_sizes, scales, numbers = _numbers(weight, replay, rule)
-    _adam_update_kernel[(count,)](
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        weight if last_step is None else last_step,
-        weight if rows is None else rows,
-        weight if grads is None else grads,
-        step_sizes,
-        scales,
-        0 if grads is None else grads.stride(0),
-        weight.shape[1],
-        *numbers,
-        HAS_GRAD=grads is not None,
-        IS_DENSE=last_step is not None,
-        ALL_ROWS=rows is None,
-        HAS_DECAY=rule.weight_decay != 0,
-        **types_of(weight, seed),
-    )
-
-
-def adam_update_(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor, grads: Tensor, step: int, lr: float, *args: Any
-) -> None:
-    """Launch `_adam_update_kernel` for one step of lazy Adam.
-
-    Args:
-        args: the fields of `AdamRule`, and perhaps the seed of stochastic rounding.
-    """
-    rule, seed = AdamRule(*args[:4]), args[4] if len(args) > 4 else -1
-    check_adam("adam_update_", step, lr, rule)
-    grads = check("adam_update_", weight, rows, grads, exp_avg, exp_avg_sq)
-    lrs = torch.full((1,), lr, dtype=torch.float64, device=weight.device)
-    table = _Table(weight, exp_avg, exp_avg_sq, None, rows, grads)
-    _launch_adam(table, Replay(lrs, step - 1, step), rule, seed)
-
-
-def adam_catch_up_(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, last_step: Tensor, rows: Tensor | None, *args: Any
-) -> None:
-    """Launch `_adam_update_kernel` without a gradient.
-
-    Args:
-        args: the fields of `Replay`, then those of `AdamRule`.
-    """
-    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replay("adam_catch_up_", replay, rule)
-    check_flat("adam_catch_up_", [weight], [exp_avg, exp_avg_sq, last_step])
-    unique = None
-    if rows is not None:
-        unique = rows.unique()  # sorted: one program a row, whatever the caller repeats
-        if unique.numel() and bool((unique[0] < 0) | (unique[-1] >= weight.shape[0])):
-            raise RuntimeError(f"adam_catch_up_: rows must be in [0, {weight.shape[0]})")
-    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, unique, None), replay, rule)
-
-
-def adam_dense_update_(
-    weight: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    last_step: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    *args: Any,
-) -> None:
-    """Launch `_adam_update_kernel` with catch-up and gradient.
-
-    Args:
-        args: the fields of `Replay`, then those of `AdamRule`.
-    """
-    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replayed_step("adam_dense_update_", replay, rule)
-    grads = check("adam_dense_update_", weight, rows, grads, exp_avg, exp_avg_sq, last_step)
-    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, rows, grads), replay, rule)
-
-
-def _warps_of(block: int) -> int:
+def warps_of(block: int) -> int:
     """Of a program of one row: each thread reads four columns, where there are as many."""
     return min(max(block // 128, 1), 8)
-
-
-def adam_dense_update_tables_(
-    weights: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    last_steps: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    *args: Any,
-) -> None:
-    """Launch `_adam_tables_kernel`, once for all tables whose rows fill the same block.
-
-    Args:
-        args: the fields of `Replay`, then those of `AdamRule`.
-    """
-    replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replayed_step("adam_dense_update_tables_", replay, rule)
-    grads = check_tables("adam_dense_update_tables_", weights, rows, grads, [*exp_avgs, *exp_avg_sqs, *last_steps])
-    tables = [t for t in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True) if t[4].numel()]
-    if not tables or replay.step == replay.history_start:
-        return
-    step_sizes, scales, numbers = _numbers(weights[0], replay, rule)
-    groups: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
-    for table in tables:
-        key = (types_of(table[0])["BLOCK_D"], *(x.dtype for x in table))
-        groups.setdefault(key, []).append(table)
-    for (block, *_), group in groups.items():
-        lines, count = [], 0
-        for table in group:
-            lines += [*(x.data_ptr() for x in table), table[5].stride(0), table[0].shape[1], count]
-            count += table[4].numel()
-        weight, exp_avg, _, last_step, some_rows, some_grads = group[0]
-        elements = 16 // weight.element_size()
-        places = [x.data_ptr() % 16 for w, m, v, _, _, g in group for x in (w, m, v, g)]
-        widths = [n % elements for w, _, _, _, _, g in group for n in (w.shape[1], g.stride(0))]
-        _adam_tables_kernel[(count,)](
-            sent(lines, torch.int64, weight.device),
-            weight,
-            exp_avg,
-            last_step,
-            some_rows,
-            some_grads,
-            step_sizes,
-            scales,
-            len(group),
-            len(group).bit_length(),
-            *numbers,
-            HAS_DECAY=rule.weight_decay != 0,
-            ACC=types_of(weight)["ACC"],
-            VEC=1 if any((*places, *widths)) else elements,
-            BLOCK_D=block,
-            num_warps=_warps_of(block),
-        )
 
 
 def compile_cases() -> list[CompileCase]:
@@ -465,5 +238,5 @@ def compile_cases() -> list[CompileCase]:
         vec = 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
         many = {"HAS_DECAY": False, "ACC": constants["ACC"], "VEC": vec, "BLOCK_D": 128}
         name = f"adam_dense_update_tables_{element}"
-        cases.append(CompileCase(name, _adam_tables_kernel, adam, many, num_warps=_warps_of(128)))
+        cases.append(CompileCase(name, _adam_tables_kernel, adam, many, num_warps=warps_of(128)))
     return [case_in_order(case) for case in cases]

@@ -1,9 +1,13 @@
 """Triton kernels of the fused row updates, SGD, Adagrad and FTRL: one program updates one row, so rows never race.
 
-Adam: triton_adam.py. Hyperparameters reach the kernels as float32.
+Adam: triton_adam.py and triton_adam_steps.py. Hyperparameters reach the kernels as float32.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.sparse_update.checks import check_eps, check_ftrl, check_momentum, check_rates
-from deeprec.kernels.sparse_update.triton_adam import (
+from deeprec.kernels.sparse_update.triton_adam_steps import (
     adam_catch_up_,
     adam_dense_update_,
     adam_dense_update_tables_,
@@ -42,6 +46,13 @@ __all__ = [
 ]
 
 
+@triton.jit
+def load_row(weight, grads, column, in_row, weight_decay, ACC: tl.constexpr):
+    """Columns of a weight's row, and of its gradient with weight decay; both pointers to the begin of the row."""
+    w = tl.load(weight + column, mask=in_row, other=0.0).to(ACC)
+    return w, tl.load(grads + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
+
+
 @triton.jit(do_not_specialize=SEEDS)
 def _sgd_update_kernel(
     weight,  # [R, D]
@@ -66,8 +77,7 @@ def _sgd_update_kernel(
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
-        w = tl.load(weight + start + column, mask=in_row, other=0.0).to(ACC)
-        g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
+        w, g = load_row(weight + start, grads + i * grad_stride, column, in_row, weight_decay, ACC)
         if HAS_MOMENTUM:
             g += momentum * tl.load(buffer + start + column, mask=in_row, other=0.0)
             tl.store(buffer + start + column, g, mask=in_row)
@@ -98,8 +108,7 @@ def _adagrad_update_kernel(
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
-        w = tl.load(weight + start + column, mask=in_row, other=0.0).to(ACC)
-        g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
+        w, g = load_row(weight + start, grads + i * grad_stride, column, in_row, weight_decay, ACC)
         total = tl.load(sums + start + column, mask=in_row, other=1.0) + g * g
         tl.store(sums + start + column, total, mask=in_row)
         new = w - lr * g / (tl.sqrt(total) + eps)
@@ -131,8 +140,7 @@ def _rowwise_adagrad_update_kernel(
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
-        w = tl.load(weight + row * dim + column, mask=in_row, other=0.0).to(ACC)
-        g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
+        w, g = load_row(weight + row * dim, grads + i * grad_stride, column, in_row, weight_decay, ACC)
         squares += g * g
     total = tl.load(sums + row) + tl.sum(squares, 0) / dim
     tl.store(sums + row, total)
@@ -140,8 +148,7 @@ def _rowwise_adagrad_update_kernel(
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
-        w = tl.load(weight + row * dim + column, mask=in_row, other=0.0).to(ACC)
-        g = tl.load(grads + i * grad_stride + column, mask=in_row, other=0.0).to(ACC) + weight_decay * w
+        w, g = load_row(weight + row * dim, grads + i * grad_stride, column, in_row, weight_decay, ACC)
         place = row * dim + column
         store_weight(weight + place, w - scale * g, place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
@@ -194,6 +201,33 @@ def _ftrl_update_kernel(
         store_weight(weight + place, new.to(ACC), place, in_row, seed_low, seed_high, IS_STOCHASTIC)
 
 
+def _launch(
+    op: str,
+    kernel: Any,
+    weight: Tensor,
+    states: Sequence[Tensor | None],
+    rows: Tensor,
+    grads: Tensor,
+    numbers: Sequence[float],
+    seed: int,
+    **constants: bool,
+) -> None:
+    """Check, and launch a kernel of a program for each row; in place of a state that is None it gets the weight."""
+    grads = check(op, weight, rows, grads, *states)
+    if rows.numel():
+        kernel[(rows.numel(),)](
+            weight,
+            *(weight if state is None else state for state in states),
+            rows,
+            grads,
+            grads.stride(0),
+            weight.shape[1],
+            *numbers,
+            **constants,
+            **types_of(weight, seed),
+        )
+
+
 def sgd_update_(
     weight: Tensor,
     momentum_buffer: Tensor | None,
@@ -205,26 +239,16 @@ def sgd_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_sgd_update_kernel`."""
-    check_rates("sgd_update_", lr, weight_decay)
-    check_momentum("sgd_update_", momentum)
-    grads = check("sgd_update_", weight, rows, grads, momentum_buffer)
-    if rows.numel():
-        _sgd_update_kernel[(rows.numel(),)](
-            weight,
-            weight if momentum_buffer is None else momentum_buffer,
-            rows,
-            grads,
-            grads.stride(0),
-            weight.shape[1],
-            lr,
-            momentum,
-            weight_decay,
-            HAS_MOMENTUM=momentum_buffer is not None,
-            **types_of(weight, rounding_seed),
-        )
+    op, numbers, has_momentum = "sgd_update_", (lr, momentum, weight_decay), momentum_buffer is not None
+    check_rates(op, lr, weight_decay)
+    check_momentum(op, momentum)
+    states = (momentum_buffer,)
+    _launch(op, _sgd_update_kernel, weight, states, rows, grads, numbers, rounding_seed, HAS_MOMENTUM=has_momentum)
 
 
-def adagrad_update_(
+def _adagrad(
+    op: str,
+    kernel: Any,
     weight: Tensor,
     sum: Tensor,
     rows: Tensor,
@@ -234,36 +258,13 @@ def adagrad_update_(
     weight_decay: float,
     rounding_seed: int = -1,
 ) -> None:
-    """Launch `_adagrad_update_kernel`."""
-    check_rates("adagrad_update_", lr, weight_decay)
-    check_eps("adagrad_update_", eps)
-    grads = check("adagrad_update_", weight, rows, grads, sum)
-    if rows.numel():
-        types = types_of(weight, rounding_seed)
-        _adagrad_update_kernel[(rows.numel(),)](
-            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **types
-        )
+    check_rates(op, lr, weight_decay)
+    check_eps(op, eps)
+    _launch(op, kernel, weight, (sum,), rows, grads, (lr, eps, weight_decay), rounding_seed)
 
 
-def rowwise_adagrad_update_(
-    weight: Tensor,
-    sum: Tensor,
-    rows: Tensor,
-    grads: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-    rounding_seed: int = -1,
-) -> None:
-    """Launch `_rowwise_adagrad_update_kernel`."""
-    check_rates("rowwise_adagrad_update_", lr, weight_decay)
-    check_eps("rowwise_adagrad_update_", eps)
-    grads = check("rowwise_adagrad_update_", weight, rows, grads, sum)
-    if rows.numel():
-        types = types_of(weight, rounding_seed)
-        _rowwise_adagrad_update_kernel[(rows.numel(),)](
-            weight, sum, rows, grads, grads.stride(0), weight.shape[1], lr, eps, weight_decay, **types
-        )
+adagrad_update_ = functools.partial(_adagrad, "adagrad_update_", _adagrad_update_kernel)
+rowwise_adagrad_update_ = functools.partial(_adagrad, "rowwise_adagrad_update_", _rowwise_adagrad_update_kernel)
 
 
 def ftrl_update_(
@@ -279,13 +280,9 @@ def ftrl_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_ftrl_update_kernel`."""
-    check_ftrl("ftrl_update_", lr, l1, l2, beta)
-    grads = check("ftrl_update_", weight, rows, grads, sum, linear)
-    if rows.numel():
-        types = types_of(weight, rounding_seed)
-        _ftrl_update_kernel[(rows.numel(),)](
-            weight, sum, linear, rows, grads, grads.stride(0), weight.shape[1], lr, l1, l2, beta, **types
-        )
+    numbers = (lr, l1, l2, beta)
+    check_ftrl("ftrl_update_", *numbers)
+    _launch("ftrl_update_", _ftrl_update_kernel, weight, (sum, linear), rows, grads, numbers, rounding_seed)
 
 
 def compile_cases() -> list[CompileCase]:

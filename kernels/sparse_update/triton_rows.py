@@ -85,11 +85,11 @@ def check_tables(
 ) -> list[Tensor]:
     """`check` of several tables, waiting for the GPU once."""
     check_flat(op, weights, states)
-    some = [(w.shape[0], r) for w, r in zip(weights, rows, strict=True) if r.numel()]
-    good = [(r[1:] > r[:-1]).all() & (r[0] >= 0) & (r[-1] < count) for count, r in some]
-    if good:
-        for (count, _), is_good in zip(some, torch.stack(good).tolist(), strict=True):
-            if not is_good:
+    filled = [(w.shape[0], r) for w, r in zip(weights, rows, strict=True) if r.numel()]
+    ascending = [(r[1:] > r[:-1]).all() & (r[0] >= 0) & (r[-1] < count) for count, r in filled]
+    if ascending:
+        for (count, _), is_ascending in zip(filled, torch.stack(ascending).tolist(), strict=True):
+            if not is_ascending:
                 raise RuntimeError(
                     f"{op}: rows must be strictly ascending in [0, {count}); coalesce the gradient with embedding_plan"
                 )

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 import deeprec as package
@@ -88,6 +89,41 @@ def test_recommend_serves_a_new_user_from_a_history(trained, deeprec) -> None:
     rows = json.loads(deeprec("recommend", trained[0], "--history", "1,2", "--history", "3", "-k", 4, "--json").stdout)
     assert len(rows) == 4
     assert not {1, 2, 3} & {row["item_id"] for row in rows}
+
+
+def test_recommend_takes_the_items_that_may_and_may_not_come(trained, deeprec, tmp_path) -> None:
+    def listed(*words) -> list[int]:
+        done = deeprec("recommend", trained[0], "-k", 100, "--json", *words)
+        assert done.exit_code == 0, done.output
+        return [row["item_id"] for row in json.loads(done.stdout)]
+
+    left = listed("--user", 1)
+    allowed, denied = sorted(left)[:9], sorted(left)[3:5]
+    frame = pl.DataFrame({"price": 1, "item_id": allowed})
+    frame.write_parquet(tmp_path / "allowed.parquet")
+    frame.write_csv(tmp_path / "allowed.csv")
+    frame.write_csv(tmp_path / "allowed.tsv", separator="\t")
+    (tmp_path / "allowed.txt").write_text("\n".join(map(str, allowed)) + "\n\n")
+    (tmp_path / "allowed").write_text("\r\n".join(map(str, allowed)))
+    typed = ",".join(map(str, denied))
+    expected = [item for item in left if item in allowed and item not in denied]
+    for name in ("allowed.parquet", "allowed.csv", "allowed.tsv", "allowed.txt", "allowed"):
+        assert listed("--user", 1, "--allow", tmp_path / name, "--deny", typed) == expected
+    words = ("--deny", denied[0], "--deny", denied[1], "--allow", ",".join(map(str, allowed * 300)))
+    assert listed("--user", 1, *words) == expected
+    history = listed("--history", "1,2", "--allow", tmp_path / "allowed.txt", "--deny", denied[0])
+    assert set(history) == set(allowed) - {1, 2, denied[0]}
+    done = deeprec("recommend", trained[0], "--user", 1, "--allow", denied[0], "--deny", denied[0])
+    assert "No item is left to recommend" in done.output
+    frame.rename({"item_id": "movie"}).write_csv(tmp_path / "named.csv")
+    for words, message in (
+        (("--allow", tmp_path / "named.csv"), "--allow"),
+        (("--allow", tmp_path / "named.csv"), "must have a column item_id, got price, movie; rename it"),
+        (("--deny", tmp_path / "nowhere.csv"), "nowhere.csv"),
+        (("--deny", "99999"), "deny: every item id must be among the"),
+        (("--allow", "abc"), "whole numbers such as 1, got abc"),
+    ):
+        assert message in _error(deeprec("recommend", trained[0], "--user", 1, *words))
 
 
 def test_damaged_titles_leave_the_ids(trained, deeprec, tmp_path) -> None:

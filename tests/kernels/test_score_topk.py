@@ -139,7 +139,7 @@ def test_network_scores_match_float64(num_users: int, num_items: int, dim: int, 
     assert scorer.out_bias is not None
     exact = torch.cat([gu[:, None] * gi[None], x], dim=2) @ scorer.out_weight.double() + scorer.out_bias.double()
     torch.testing.assert_close(score_items(scorer).double(), exact, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(score_items_ncf_reference(*arguments).double(), exact, atol=2e-5, rtol=1e-5)  # type: ignore[arg-type]
+    torch.testing.assert_close(score_items_ncf_reference(*arguments).double(), exact, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num_users", "num_items", "dim", "layers"), NCF_SHAPES)
@@ -148,7 +148,7 @@ def test_bfloat16_network_errs_no_more_than_its_reference(
 ) -> None:
     scorer = ncf_scorer(num_users, num_items, dim, layers)
     exact = score_items(scorer)
-    reference = score_items_ncf_reference(*full_arguments(scorer), use_bfloat16=True)  # type: ignore[arg-type]
+    reference = score_items_ncf_reference(*full_arguments(scorer), True)
     error = (score_items(scorer, precision="bfloat16") - exact).abs().max()
     assert error <= 1.2 * (reference - exact).abs().max() + 2e-3
 
@@ -163,7 +163,7 @@ def test_network_topk_matches_dense(
     rows = torch.arange(num_users, dtype=torch.int32) % 3
     got = score_topk(scorer, 10, seen_indptr=seen[0], seen_indices=seen[1], seen_rows=rows, precision=precision)
     arguments = (*full_arguments(scorer), precision == "bfloat16")
-    expected = score_topk_ncf_reference(*arguments, 10, *seen, rows.long())  # type: ignore[arg-type]
+    expected = score_topk_ncf_reference(*arguments, 10, *seen, rows.long())
     # The kernel's own scores decide: bfloat16 may round a near-tie the other way than the reference.
     own = score_items(scorer, precision=precision)
     assert_same_topk(got, expected, own, atol=1e-4 if precision == "float32" else 5e-3)
@@ -184,7 +184,7 @@ def test_any_shape_matches_reference(data: st.DataObject) -> None:
         layers = data.draw(st.lists(st.integers(1, 20), max_size=4))
         ncf = ncf_scorer(num_users, num_items, dim, layers, seed)
         got = score_topk(ncf, k, seen_indptr=seen[0], seen_indices=seen[1])
-        expected = score_topk_ncf_reference(*full_arguments(ncf), False, k, *seen)  # type: ignore[arg-type]
+        expected = score_topk_ncf_reference(*full_arguments(ncf), False, k, *seen)
         assert_same_topk(got, expected, score_items(ncf))
 
 
@@ -355,5 +355,5 @@ def test_gpu_kernels_match_the_cpu() -> None:
     got = ops.score_topk(*map(on_gpu, dot), 10, *map(on_gpu, seen))
     assert_same_topk([part.cpu() for part in got], ops.score_topk(*dot, 10, *seen), score_items_reference(*dot))  # type: ignore[arg-type]
     got = ops.score_topk_ncf(*map(on_gpu, ncf), False, 10)
-    scores = score_items_ncf_reference(*ncf)  # type: ignore[arg-type]
+    scores = score_items_ncf_reference(*ncf)
     assert_same_topk([part.cpu() for part in got], ops.score_topk_ncf(*ncf, False, 10), scores)  # type: ignore[arg-type]

@@ -47,13 +47,13 @@ def test_network_matches_reference(
     num_users: int, num_items: int, dim: int, layers: list[int], use_bfloat16: bool
 ) -> None:
     arguments = (*full_arguments(ncf_scorer(num_users, num_items, dim, layers)), use_bfloat16)
-    scores = score_items_ncf_reference(*arguments)  # type: ignore[arg-type]
+    scores = score_items_ncf_reference(*arguments)
     # The interpreter truncates to bfloat16 where hardware rounds.
     tolerance = 3e-2 if use_bfloat16 else 1e-4
-    torch.testing.assert_close(score_items_ncf_triton(*arguments), scores, atol=tolerance, rtol=tolerance)  # type: ignore[arg-type]
+    torch.testing.assert_close(score_items_ncf_triton(*arguments), scores, atol=tolerance, rtol=tolerance)
     seen = random_seen(num_users, num_items)
-    got = score_topk_ncf_triton(*arguments, 10, *seen)  # type: ignore[arg-type]
-    expected = score_topk_ncf_reference(*arguments, 10, *seen)  # type: ignore[arg-type]
+    got = score_topk_ncf_triton(*arguments, 10, *seen)
+    expected = score_topk_ncf_reference(*arguments, 10, *seen)
     assert_same_topk(got, expected, scores, atol=tolerance)
 
 
@@ -61,5 +61,5 @@ def test_what_the_kernel_cannot_hold_goes_to_the_reference() -> None:
     scorer = dot_scorer(3, 100, 4)
     assert torch.equal(score_topk_triton(*scorer, 65)[1], score_topk_reference(*scorer, 65)[1])
     deep = full_arguments(ncf_scorer(2, 30, 4, [8, 7, 6, 5, 4]))
-    got = score_topk_ncf_triton(*deep, False, 5)  # type: ignore[arg-type]
-    assert torch.equal(got[1], score_topk_ncf_reference(*deep, False, 5)[1])  # type: ignore[arg-type]
+    got = score_topk_ncf_triton(*deep, False, 5)
+    assert torch.equal(got[1], score_topk_ncf_reference(*deep, False, 5)[1])

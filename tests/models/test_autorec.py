@@ -297,9 +297,9 @@ def test_pretraining_starts_the_deep_model_from_the_shallow_one_and_its_codes() 
 
 def test_learning_rates_follow_the_schedule() -> None:
     linear = AutoRecConfig(optimizer="sgd", lr=1.0, epochs=4, lr_schedule="linear")
-    assert [Schedule(linear).share(t, 0, []) for t in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [Schedule(linear, 1).share(t) for t in range(4)] == [1, 0.75, 0.5, 0.25]
     decaying = AutoRecConfig(optimizer="sgd", lr=1.0, lr_decay=0.5)
-    assert [Schedule(decaying).share(t, 0, []) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
+    assert [Schedule(decaying, 1).share(t) for t in range(3)] == [1, 1 / 1.5, 1 / 2]
     data, used = ratings(), []
 
     def look(progress: Any) -> None:
@@ -474,7 +474,7 @@ def test_a_new_user_or_item_is_rated_as_one_like_it_is(side: str, output: str) -
 def test_a_model_without_ratings_says_so() -> None:
     model = deeprec.models.create("popularity").fit(ratings(), protocol="full")
     for call in (model.predict_for_user, model.predict_for_item):
-        with pytest.raises(ValueError, match="does not predict ratings"):
+        with pytest.raises(ValueError, match="that predicts ratings"):
             call([0], [5])
 
 

@@ -30,7 +30,7 @@ import deeprec
 from deeprec import models, serve
 from deeprec.batches import SequenceBatches
 from deeprec.config import FULL_BATCH_OPTIMIZERS
-from deeprec.contract import Queries, Schema, Seen
+from deeprec.contract import RATES, SIMILAR_ITEMS, Queries, Schema, Seen
 from deeprec.data import from_frame
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.device import device_of
@@ -287,9 +287,9 @@ def serving(name: str) -> dict[str, Any]:
             torch.arange(4, device=SHADOW), 5, model.seen, allow=(np.arange(5) * 3, np.arange(12))
         ),
     }
-    if name != "popularity":
+    if SIMILAR_ITEMS in model.capabilities:
         works["similar"] = lambda: serve.similar_items(model, items[:2], 3)
-    rules = ["full", "ncf", *(["rating"] if hasattr(model, "predict_ratings") else [])]
+    rules = ["full", "ncf", *(["rating"] if RATES in model.capabilities else [])]
     for rule in rules:
         chosen = protocol(rule, **({"metrics": ("ndcg", "coverage")} if rule == "full" else {})).resolve(DATA)
         split = chosen.split(DATA)

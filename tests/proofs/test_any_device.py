@@ -21,8 +21,7 @@ LOOKS = {
     "deeprec.embedding_bags_plan": "distinct rows of the ids",
     "deeprec.embedding_bags_grad": "distinct rows of each table",
     "deeprec.embedding_fm_grad": "distinct rows of each table",
-    "deeprec.kernels.embedding_bag.functions.row_grads": "where the rows of each table begin, one list",
-    "deeprec.kernels.embedding_fm.row_grads": "where the rows of each table begin, one list",
+    "deeprec.kernels.embedding_bag.plan.rows_by_table": "where the rows of each table begin, one list",
     "deeprec.nn._bag_inputs._bounds": "where the ids of each bag begin, for rows that Adam has yet to catch up with",
     # L-BFGS chooses its steps by the losses it sees.
     "deeprec.train.loop.search_line": "L-BFGS",

@@ -16,13 +16,15 @@ import polars as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from deeprec.contract import PREDICTS, RATES
+
 PATIENCE = 60.0  # seconds for a process
 
 
 def answers(model: Any, rows: pl.DataFrame) -> dict[str, Any]:
     """What every method that serves says, by name; an error by its text."""
     calls: dict[str, Any] = {}
-    if hasattr(model, "predict"):
+    if PREDICTS in model.capabilities:
         calls["predict a polars frame"] = lambda: model.predict(rows)
         calls["predict a pandas frame"] = lambda: model.predict(rows.to_pandas() if PANDAS is None else PANDAS)
         calls["predict a text file"] = lambda: model.predict(TEXT)
@@ -49,7 +51,7 @@ def answers(model: Any, rows: pl.DataFrame) -> dict[str, Any]:
         )
         calls["unknown ids"] = lambda: model.recommend(["nobody", users[0]])
         calls["evaluate"] = lambda: model.evaluate()
-        if hasattr(model, "predict_ratings"):
+        if RATES in model.capabilities:
             calls["predict ratings"] = lambda: model.predict_ratings(torch.arange(9), torch.arange(9)).numpy()
     found = {}
     for name, call in calls.items():

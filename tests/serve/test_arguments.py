@@ -13,13 +13,14 @@ import polars as pl
 import pytest
 import torch
 
+from deeprec.contract import RATES
 from deeprec.data import Interactions
 from deeprec.data.clicks.log import ClickLog
 from deeprec.evaluate import protocol as protocol_by_name
 from deeprec.models import click_models, create, is_click_model, names, recommenders
-from deeprec.registry import model_class
+from deeprec.registry import with_capabilities
 
-RATERS = [name for name in recommenders() if hasattr(model_class(name), "predict_ratings")]
+RATERS = with_capabilities(RATES)
 FIRST, SECOND = 3_000_000_000, 3_000_000_001
 NAN = float("nan")
 # An argument, and the length that stands for it or the error that it is.
@@ -226,7 +227,7 @@ def test_ratings(name: str, fitted: Callable[[str], Any]) -> None:
     ]
     for call in calls:
         if name not in RATERS:
-            with pytest.raises(ValueError, match="does not predict ratings; train"):
+            with pytest.raises(ValueError, match="a model is needed that predicts ratings"):
                 call([FIRST, SECOND], [1, 2])
             continue
         for good in ([1, 2.5], (1, 5), np.array([1, 2]), torch.tensor([1.0, 2.0]), pl.Series([1, 2]), iter([1, 2])):

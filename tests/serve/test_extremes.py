@@ -17,17 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deeprec
+from deeprec.contract import RATES
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import TRANSFORMS, FeatureSchema, Numeric
 from deeprec.data.reading.sources import open_source
 from deeprec.models import click_models, names, recommenders
-from deeprec.registry import model_class
+from deeprec.registry import with_capabilities
 
 NUMERICS = tuple(f"x-{transform}" for transform in TRANSFORMS)
 LARGE = 1.7e308
 EXTREMES = (LARGE, -LARGE, 1e100, -1e39, 3.4e38, -1e12, 1e12, 1e6, 5e-324, -1e-310, -0.0, 2.0**63)
-RATERS = [name for name in recommenders() if hasattr(model_class(name), "predict_ratings")]
+RATERS = with_capabilities(RATES)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from deeprec.contract import RATES
 from deeprec.data import Interactions
 from deeprec.data.clicks.log import ClickLog
 from deeprec.models import create, is_click_model, names
@@ -49,7 +50,7 @@ def answers(model: Any, rows: pl.DataFrame, log: ClickLog) -> dict[str, Any]:
     }
     if model.name != "popularity":
         found["similar"] = model.similar_items(items[:3], 4)
-    if hasattr(model, "predict_ratings"):
+    if RATES in model.capabilities:
         found["ratings"] = model.recommend_for_history(items[:3], 6, ratings=[5, 1, 3])
         found["user"] = model.predict_for_user(items[:2], [2, 4])
         found["item"] = model.predict_for_item(users[:2], [2, 4])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from deeprec.kernels.embedding import embedding_plan
 from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, Table
-from deeprec.train.optim import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, clip_grad_norm_
+from deeprec.train._options import OPTIONS
+from deeprec.train.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, clip_grad_norm_
 
 
 class Towers(nn.Module):
@@ -543,6 +544,12 @@ def test_stochastic_rounding_keeps_updates_below_half_a_unit(make: Callable[...,
 def test_bad_options_of_the_row_updates_are_named(make: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, AdamW, FTRL])
+def test_every_option_is_described(make: Any) -> None:
+    speed_alone = {"foreach", "fused"}  # anything goes
+    assert set(make([nn.Parameter(torch.ones(2))]).defaults) - speed_alone <= set(OPTIONS)
 
 
 def test_group_from_an_older_state_dict_gets_the_options_it_lacks() -> None:
