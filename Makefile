@@ -10,6 +10,8 @@ DEMO_EPOCHS ?=
 DEMO_ARGS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+# Processes that the tests share, one a core and eight at most; PYTEST_JOBS=0: all tests in one, for a debugger.
+PYTEST_JOBS ?= logical
 # Which operator `make bench` times, and extra arguments.
 BENCH ?= all
 BENCH_ARGS ?=
@@ -21,6 +23,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WITH_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# In the order of tests/conftest.py, which says what stays together.
+XDIST := -n $(PYTEST_JOBS) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 
@@ -64,18 +68,16 @@ setup: $(VENV)/.installed
 
 build: $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
 
-# The two long parts side by side, as neither keeps two cores busy by itself. Passive: threads that wait leave their core
-# to the other part.
-test: lint build  ## Lint, the sanitizer build, all tests
-	@echo "make: the sanitizer build and its tests run beside the others, into build/sanitize.log"
+# Each part keeps all cores busy by itself. mypy does not, so it runs beside the compiler. Passive: threads that wait leave
+# their core to the tests beside them.
+test: $(VENV)/.installed  ## Lint, all tests, the sanitizer build and its tests
+	@$(MAKE) --no-print-directory -j2 --output-sync lint build
 	@export OMP_WAIT_POLICY=PASSIVE; \
-	  $(MAKE) --no-print-directory sanitize >build/sanitize.log 2>&1 & sanitize=$$!; \
-	  trap 'kill $$sanitize' INT TERM; \
 	  status=0; $(MAKE) --no-print-directory pytest || status=$$?; \
-	  wait $$sanitize || status=$$?; cat build/sanitize.log; exit $$status
+	  $(MAKE) --no-print-directory sanitize || status=$$?; exit $$status
 
 pytest: build $(VENV)/.torchrec  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
-	@$(WITH_VENV) pytest $(PYTEST_ARGS)
+	@$(WITH_VENV) pytest $(XDIST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
 	$(BIN)/ruff check .
@@ -92,7 +94,7 @@ demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=
 	@$(WITH_VENV) DEMO_EPOCHS="$(DEMO_EPOCHS)" DEMO_ARGS="$(DEMO_ARGS)" DEMO_DIR="$(DEMO_DIR)" tools/demo.sh
 
 sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
-	@$(WITH_VENV) tools/sanitize.sh
+	@$(WITH_VENV) tools/sanitize.sh $(XDIST)
 
 # TorchRec asks for a CUDA build of FBGEMM; without dependencies it works beside ours. It is no requirement of the package.
 $(VENV)/.torchrec: $(VENV)/.installed constraints.txt

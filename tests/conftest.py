@@ -1,8 +1,12 @@
-"""What holds for every test: GPU tests are skipped where there is none, hypothesis draws the same examples each run."""
+"""What holds for every test: GPU tests are skipped where there is none, hypothesis draws the same examples each run.
+
+Under pytest-xdist (`make pytest`) it also says which tests stay together in one process, and which come first.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +16,44 @@ settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+HERE = Path(__file__).parent
+# A file's tests stay together, so that what they share is made once. These folders and files share more than that,
+TOGETHER = {
+    "serve": "serve",  # every model, trained
+    "cli": "cli",  # a trained model
+    "proofs/test_wheel.py": "build",  # may compile what the other reads
+    "proofs/test_symbols.py": "build",
+}
+# and the long tests of these share nothing.
+APART = ("proofs/test_triton_compiles.py", "kernels/test_triton.py", "proofs/test_readme.py")
+# The longest first, so that no process waits for another at the end.
+FIRST = (*APART, "proofs", "serve")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        items.sort(key=_turn)
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else str(item.path)
+
+
+def _group(item: pytest.Item) -> str:
+    place = _place(item)
+    if place in APART:
+        return item.nodeid
+    return TOGETHER.get(place) or TOGETHER.get(place.partition("/")[0]) or place
+
+
+def _turn(item: pytest.Item) -> int:
+    """The number in FIRST that fits; tests of one number keep their order."""
+    place = _place(item)
+    return next((n for n, first in enumerate(FIRST) if place == first or place.startswith(f"{first}/")), len(FIRST))

@@ -19,7 +19,8 @@ def main(target: str, out: Path) -> None:
     seen = {case.name for case in cases}
     if len(seen) != len(cases):
         sys.exit(f"compile_cases: names must be unique, got {sorted(case.name for case in cases)}")
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # processes of tests that share the cores
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // beside)) as pool:
         rows = list(pool.map(compile_case, range(len(cases)), [target] * len(cases)))
     missing = sorted(kernel_names(kernel_files()) - {row["kernel"] for row in rows})
     out.write_text(json.dumps({"target": target, "kernels_without_case": missing, "cases": rows}, indent=1), "utf-8")
