@@ -125,7 +125,7 @@ def test_fit_names_keywords_that_it_does_not_have() -> None:
     data = synthetic(num_users=30, num_items=40, num_interactions=300)
     for model, keyword, message in (
         (models.GMF(), {"epochs": 3}, r"option of the model: models.create\('gmf', epochs=3\)"),
-        (models.GMF(), {"schema": None}, "it goes with afm, dcn-v2"),
+        (models.GMF(), {"schema": "rows.yaml"}, "it goes with afm, dcn-v2"),
         (models.LR(), {"report_best_on_test": True}, "it goes with autorec, cdae"),
         (models.LR(), {"sead": 3}, "did you mean 'seed'"),
     ):
