@@ -16,8 +16,10 @@ from deeprec.device import resolve_device
 from deeprec.evaluate import PROTOCOLS
 from deeprec.train import fit
 from deeprec.train.checkpoint import has_checkpoint
+from deeprec.train.loggers import NAMES as LOGGERS
+from deeprec.train.loggers import logger_by_name
 
-_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
+_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png", "metrics.csv")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -60,6 +62,10 @@ def train(
         str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    logger: Annotated[
+        list[str] | None,
+        typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),
+    ] = None,
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 
@@ -96,6 +102,7 @@ def train(
     )
     rule = source.rule(model, request)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
+    loggers = [logger_by_name(each, target) for each in dict.fromkeys(logger or ())]
     trained = models.create(model, **settings.model)
     task = source.open(trained, rule, request, target)
     chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
@@ -116,6 +123,7 @@ def train(
                 report_best_on_test=best_on_test,
                 on_progress=display.show,
                 device=device,
+                callbacks=loggers,
             )
         except KeyboardInterrupt:
             display.stop()
