@@ -39,6 +39,11 @@ def names() -> list[str]:
     return sorted(_MODELS)
 
 
+def class_names() -> dict[str, str]:
+    """Names of the models by those of their classes; nothing is imported."""
+    return {place.partition(":")[2]: name for name, place in _MODELS.items()}
+
+
 def register(name: str, place: str) -> None:
     """Make a model of your own one by name: for the command line of this process, `create` and saved folders.
 

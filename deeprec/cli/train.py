@@ -18,8 +18,10 @@ from deeprec.device import resolve_device
 from deeprec.evaluate import PROTOCOLS
 from deeprec.train import FitResult, fit
 from deeprec.train.checkpoint import has_checkpoint
+from deeprec.train.loggers import NAMES as LOGGERS
+from deeprec.train.loggers import logger_by_name
 
-_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png")
+_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png", "metrics.csv")
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -62,6 +64,10 @@ def train(
         str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    logger: Annotated[
+        list[str] | None,
+        typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),
+    ] = None,
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 
@@ -98,6 +104,7 @@ def train(
     )
     rule = source.rule(model, request)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
+    loggers = [logger_by_name(each, target) for each in dict.fromkeys(logger or ())]
     trained = models.create(model, **settings.model)
     task = source.open(trained, rule, request, target)
     chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
@@ -109,6 +116,7 @@ def train(
         "select": select,
         "report_best_on_test": best_on_test,
         "device": device,
+        "callbacks": loggers,
     }
     train_and_tell(partial(fit, trained, task, **run), source, task, request, target, resume=resume)
 

@@ -1,29 +1,17 @@
-"""Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`."""
+"""Models by name: `NeuMF(factors=32).fit(data)`, or `create("neumf", factors=32)`.
+
+The class of every registered model is an attribute here, imported when it is first asked for.
+"""
+
+from typing import Any
 
 from deeprec.batches.pairs import PairBatch as Batch
 from deeprec.config import TrainConfig
 from deeprec.contract import Schema, Seen
-from deeprec.models.afm import AFM
-from deeprec.models.autorec import AutoRec
 from deeprec.models.base import Recommender
-from deeprec.models.cdae import CDAE
-from deeprec.models.cfn import CFN
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
-from deeprec.models.dcn_v2 import DCNV2
-from deeprec.models.deepfm import DeepFM
-from deeprec.models.dnn import DNN
-from deeprec.models.ease import EASE
-from deeprec.models.fm import FM
-from deeprec.models.gmf import GMF
-from deeprec.models.item_knn import ItemKNN
-from deeprec.models.lr import LR
-from deeprec.models.mf import MF
-from deeprec.models.mlp import MLP
-from deeprec.models.neumf import NeuMF
-from deeprec.models.nfm import NFM
-from deeprec.models.popularity import Popularity
-from deeprec.models.wide_deep import WideDeep
 from deeprec.registry import (
+    class_names,
     click_models,
     config_class,
     create,
@@ -35,32 +23,14 @@ from deeprec.registry import (
 )
 
 __all__ = [
-    "AFM",
-    "CDAE",
-    "CFN",
-    "DCNV2",
-    "DNN",
-    "EASE",
-    "FM",
-    "GMF",
-    "LR",
-    "MF",
-    "MLP",
-    "NFM",
-    "AutoRec",
     "Batch",
     "ClickBatch",
     "ClickConfig",
     "ClickModel",
-    "DeepFM",
-    "ItemKNN",
-    "NeuMF",
-    "Popularity",
     "Recommender",
     "Schema",
     "Seen",
     "TrainConfig",
-    "WideDeep",
     "click_models",
     "config_class",
     "create",
@@ -69,4 +39,16 @@ __all__ = [
     "names",
     "recommenders",
     "require_taken",
+    *class_names(),
 ]
+
+
+def __getattr__(name: str) -> Any:
+    models = class_names()
+    if name in models:
+        return model_class(models[name])
+    raise AttributeError(f"module 'deeprec.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *class_names()})  # of models registered since, too

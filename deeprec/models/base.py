@@ -131,7 +131,8 @@ class Recommender(Model):
 
         Args:
             offsets: [b + 1], int64, on the CPU.
-            items: [nnz], int64, where the model is; ascending and distinct within a row.
+            items: [nnz], int64, where the model is; ascending and distinct within a row, or with `reads_history` as
+                they were met.
         """
         return fold_in(self, offsets, items)
 
@@ -173,7 +174,7 @@ class Recommender(Model):
 
     @torch.no_grad()
     def encode(self, queries: Queries) -> tuple[Tensor, ...]:
-        """What the model knows of those who ask, for `scorer`; it takes their histories as sets.
+        """What the model knows of those who ask, for `scorer`; without `reads_history` their histories are sets.
 
         Raises:
             ValueError: neither users nor histories, ratings for a model that predicts none, or a model without data.
@@ -183,7 +184,10 @@ class Recommender(Model):
             if queries.users is None:
                 raise ValueError(f"{self.name}: encode needs users or histories, got neither; pass Queries(users=...)")
             return self.user_rows(queries.users)
-        offsets, items, ratings = as_sets(*queries.history, queries.ratings)
+        require_capability(self, f"{self.name}: histories", NEW_USERS)
+        offsets, items, ratings = *queries.history, queries.ratings
+        if not self.reads_history:
+            offsets, items, ratings = as_sets(offsets, items, ratings)
         items = to_device(items, self.device)
         if ratings is None:
             return self.history_rows(offsets, items)

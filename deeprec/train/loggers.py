@@ -45,10 +45,10 @@ def logger_by_name(name: str, out: Path | None) -> Callback:
         ValueError: an unknown name, or "csv" without a folder. ImportError: its package is not installed.
     """
     if name not in NAMES:
-        raise ValueError(f"log: {name!r} is no logger; {did_you_mean(name, NAMES)}")
+        raise ValueError(f"logger: {name!r} is none; {did_you_mean(name, NAMES)}")
     if name == "csv":
         if out is None:
-            raise ValueError("log: csv needs the folder of the run; pass out= (--out)")
+            raise ValueError("logger: csv needs the folder of the run, got none; pass out=")
         return CSVLogger(out / "metrics.csv")
     services: dict[str, Callable[[], Callback]] = {
         "tensorboard": TensorBoardLogger,

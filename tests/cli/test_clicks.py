@@ -80,10 +80,10 @@ def test_bad_rows_are_refused_or_skipped(deeprec, tmp_path: Path) -> None:
     [
         (("train", "deepfm", "--protocol", "ncf"), "--protocol must be click"),
         (("train", "gmf", "--protocol", "click"), "--protocol must be another than click"),
-        (("train", "gmf", "--schema", "x.yaml"), "gmf does not use --schema; leave it out (it goes with afm, "),
+        (("train", "gmf", "--schema", "x.yaml"), "gmf does not use --schema; leave it out (it goes with "),
         (("train", "deepfm", "--data", "synthetik"), "did you mean"),
         (("train", "deepfm", "protocol.candidates=99"), "unknown key 'candidates' for ClickProtocol"),
-        (("train", "deepfm", "num_negatives=2"), "num_negatives has no effect here, got 2; leave it out (cdae, "),
+        (("train", "deepfm", "num_negatives=2"), "num_negatives has no effect here, got 2; leave it out ("),
         (("train", "deepfm", "--data", "README.md"), "a schema is needed"),
     ],
 )

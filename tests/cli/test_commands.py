@@ -259,6 +259,37 @@ def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_pat
     assert (out / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
 
 
+def test_loggers_write_the_curves_too_and_go_on_with_the_run(deeprec, tmp_path, small, monkeypatch) -> None:
+    out = tmp_path / "run"
+    words = ("train", "gmf", "--protocol", "ncf", "--out", out, "epochs=2", "factors=4", *small)
+    words = (*words, "--logger", "csv", "--logger", "csv")
+    show = display.Display.show
+
+    def interrupt(self, state) -> None:
+        show(self, state)
+        if state.metrics is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(display.Display, "show", interrupt)
+        assert deeprec(*words).exit_code == train_module.INTERRUPTED
+    done = deeprec(*words, "--resume")
+    assert done.exit_code == 0, done.output
+    assert "metrics.csv" in done.output
+    curve = pl.read_csv(out / "metrics.csv")
+    assert curve["epoch"].to_list() == [1, 2]
+    assert curve["train/loss"].is_not_null().all()
+    assert "validation/hr@10" in curve.columns
+
+
+def test_a_logger_that_is_not_there_is_said_before_the_data_is_read(deeprec, tmp_path, monkeypatch) -> None:
+    words = ("train", "gmf", "--data", tmp_path / "nowhere.csv", "--out", tmp_path / "run", "--logger")
+    assert "logger: 'cvs' is none; did you mean 'csv'" in _error(deeprec(*words, "cvs"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "WandbLogger: Weights & Biases must be installed" in _error(deeprec(*words, "wandb"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_models_lists_every_model_and_the_options_of_one(deeprec) -> None:
     listed = deeprec("models").output
     assert all(name in listed for name in package.models.names())

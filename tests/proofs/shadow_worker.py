@@ -1,5 +1,7 @@
 """Runs every model on a device that exists in name only, and prints what it did there as JSON; see test_any_device.py.
 
+With arguments NAME=MODULE:CLASS it registers these models, and runs them alone.
+
 "shadow" is a device of its own whose tensors have a shape and a type but no memory (FakeTensorMode). What meets a
 tensor of the CPU there raises; what asks for a value is noted with the function that asks, and gets a made-up one. Work
 on the CPU is done as ever. A process of its own, because torch takes such a device for good.
@@ -29,8 +31,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import deeprec
 from deeprec import models, serve
 from deeprec.batches import SequenceBatches
-from deeprec.config import FULL_BATCH_OPTIMIZERS
-from deeprec.contract import RATES, SIMILAR_ITEMS, Queries, Schema, Seen
+from deeprec.config import OPTIMIZERS, taken_options
+from deeprec.contract import NEW_USERS, RATES, SIMILAR_ITEMS, Queries, Schema, Seen
 from deeprec.data import from_frame
 from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.device import device_of
@@ -38,6 +40,7 @@ from deeprec.evaluate import evaluate, protocol
 from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.models.click import ClickBatch
 from deeprec.nn.scoring import BlockScorer
+from deeprec.registry import register
 from deeprec.train.checkpoint import Checkpoint, copy_state, read_checkpoint, write_checkpoint
 from deeprec.train.loop import search_line, train_epoch
 from deeprec.train.optimizers import Optimizers
@@ -205,8 +208,8 @@ def recommender(name: str, optimizer: str = "") -> Any:
     kind = models.config_class(name)
     if hasattr(kind, "rating_range"):
         options["rating_range"] = (1.0, 5.0)
-        if optimizer and optimizer not in FULL_BATCH_OPTIMIZERS:
-            options["batch_size"] = 8
+    if optimizer in OPTIMIZERS and kind.batch_size == 0:
+        options["batch_size"] = 8
     with OnShadow():
         return models.create(name, schema=Schema(DATA.num_users, DATA.num_items), **options)
 
@@ -277,7 +280,6 @@ def serving(name: str) -> dict[str, Any]:
     works: dict[str, Callable[[], Any]] = {
         "recommend": lambda: serve.recommend(model, users[:3], 5),
         "score": lambda: serve.score(model, [(users[0], items[1]), (users[2], items[0])]),
-        "history": lambda: serve.recommend_for_history(model, items[:2], 5),
         "topk": lambda: model.topk(torch.arange(4, device=SHADOW), 5, model.seen),
         "topk unmasked": lambda: model.topk(torch.arange(4, device=SHADOW), 5, None),
         "recommend allowed": lambda: serve.recommend(model, users[:3], 5, allow=items[:9], deny=items[5:7]),
@@ -287,9 +289,12 @@ def serving(name: str) -> dict[str, Any]:
             torch.arange(4, device=SHADOW), 5, model.seen, allow=(np.arange(5) * 3, np.arange(12))
         ),
     }
+    if NEW_USERS in model.capabilities:
+        works["history"] = lambda: serve.recommend_for_history(model, items[:2], 5)
     if SIMILAR_ITEMS in model.capabilities:
         works["similar"] = lambda: serve.similar_items(model, items[:2], 3)
-    rules = ["full", "ncf", *(["rating"] if RATES in model.capabilities else [])]
+    more = {"rating": RATES in model.capabilities, "next-item": model.reads_history}
+    rules = ["full", "ncf", *(rule for rule, holds in more.items() if holds)]
     for rule in rules:
         chosen = protocol(rule, **({"metrics": ("ndcg", "coverage")} if rule == "full" else {})).resolve(DATA)
         split = chosen.split(DATA)
@@ -343,11 +348,18 @@ def main() -> None:
     """Everything, one JSON object."""
     global _mode
     found: dict[str, Any] = {}
+    places = dict(line.split("=") for line in sys.argv[1:])
+    for name, place in places.items():
+        register(name, place)
+
+    def is_asked(name: str) -> bool:
+        return not places or name in places
+
     _mode = Shadow()
     with _mode:
         found["faults"] = faults()
         found["sequences"] = {"few batches": sequences(20), "many batches": sequences(2)}
-        for name in models.recommenders():
+        for name in filter(is_asked, models.recommenders()):
             kind = models.model_class(name)
             optimizers = kind.config_class.optimizers if kind.trains_by_gradient else ()
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
@@ -357,10 +369,11 @@ def main() -> None:
                 batches, chosen = model.batches(DATA, 0), Optimizers(model)
                 found[name]["epoch"] = measured(lambda m=model, o=chosen, b=batches: train_epoch(m, o, b, 0))
                 found[name]["checkpoint"] = checkpoint(name)
-        for name in models.click_models():
+        for name in filter(is_asked, models.click_models()):
             optimizers = models.config_class(name).optimizers
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
-            steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
+            if "step_in_backward" in taken_options(models.config_class(name)):
+                steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
             found[name] = {"steps": steps, "serving": click_serving(name), "checkpoint": checkpoint(name)}
     json.dump(found, sys.stdout)
 

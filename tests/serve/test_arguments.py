@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 
-from deeprec.contract import RATES
+from deeprec.contract import CAPABILITIES, NEW_ITEMS, NEW_USERS, RATES, RECOMMENDS, SIMILAR_ITEMS
 from deeprec.data import Interactions
 from deeprec.data.clicks.log import ClickLog
 from deeprec.evaluate import protocol as protocol_by_name
@@ -137,11 +137,11 @@ def again(given: Any) -> Any:
 def test_list_lengths(name: str, fitted: Callable[[str], Any]) -> None:
     model = fitted(name)
     calls = [
-        lambda k: model.recommend("user-1", k),
-        lambda k: model.recommend_for_history([FIRST, SECOND], k),
-        lambda k: model.similar_items(FIRST, k),
+        (RECOMMENDS, lambda k: model.recommend("user-1", k)),
+        (NEW_USERS, lambda k: model.recommend_for_history([FIRST, SECOND], k)),
+        (SIMILAR_ITEMS, lambda k: model.similar_items(FIRST, k)),
     ]
-    for call in calls[: 2 if name == "popularity" else 3]:
+    for call in (call for capability, call in calls if capability in model.capabilities):
         for given, expected in LENGTHS:
             check(call, "k must be", given, expected, call(1))
 
@@ -163,15 +163,18 @@ def test_items_and_histories(name: str, fitted: Callable[[str], Any]) -> None:
     model = fitted(name)
     for given, expected in ITEMS:
         is_error = isinstance(expected, type)
-        if name != "popularity":
+        if SIMILAR_ITEMS in model.capabilities:
             rows = expected if is_error else 2 * expected
             check(lambda items: model.similar_items(items, 2), "item_ids", given, rows, model.similar_items(FIRST, 1))
+        if NEW_USERS not in model.capabilities:
+            continue
         rows = expected if is_error else 2 if expected else ValueError
         empty = model.recommend_for_history(FIRST, 1)
         check(lambda items: model.recommend_for_history(items, 2), "item_ids", given, rows, empty)
-    everything = model.recommend_for_history(model.item_ids.values)
-    assert everything.schema == empty.schema
-    assert not len(everything)
+    if NEW_USERS in model.capabilities:
+        everything = model.recommend_for_history(model.item_ids.values)
+        assert everything.schema == empty.schema
+        assert not len(everything)
 
 
 @pytest.mark.parametrize("name", recommenders())
@@ -221,13 +224,18 @@ def test_pairs(name: str, fitted: Callable[[str], Any]) -> None:
 def test_ratings(name: str, fitted: Callable[[str], Any]) -> None:
     model = fitted(name)
     calls = [
-        lambda ids, ratings: model.recommend_for_history(ids, 3, ratings=ratings),
-        lambda ids, ratings: model.predict_for_user(ids, ratings),
-        lambda ids, ratings: model.predict_for_item(["user-1", "user-2"] if ids == [FIRST, SECOND] else ids, ratings),
+        ({RATES, NEW_USERS}, lambda ids, ratings: model.recommend_for_history(ids, 3, ratings=ratings)),
+        ({RATES, NEW_USERS}, lambda ids, ratings: model.predict_for_user(ids, ratings)),
+        (
+            {RATES, NEW_ITEMS},
+            lambda ids, ratings: model.predict_for_item(
+                ["user-1", "user-2"] if ids == [FIRST, SECOND] else ids, ratings
+            ),
+        ),
     ]
-    for call in calls:
-        if name not in RATERS:
-            with pytest.raises(ValueError, match="a model is needed that predicts ratings"):
+    for needed, call in calls:
+        if missing := needed - model.capabilities:
+            with pytest.raises(ValueError, match=f"a model is needed that .*{CAPABILITIES[min(missing)]}"):
                 call([FIRST, SECOND], [1, 2])
             continue
         for good in ([1, 2.5], (1, 5), np.array([1, 2]), torch.tensor([1.0, 2.0]), pl.Series([1, 2]), iter([1, 2])):
@@ -252,7 +260,7 @@ def test_ratings(name: str, fitted: Callable[[str], Any]) -> None:
                 call([FIRST, SECOND], bad)
         with pytest.raises(ValueError, match="at least one"):
             call([], [])
-    if name in RATERS:
+    if {RATES, NEW_USERS} <= model.capabilities:
         assert len(model.recommend_for_history(FIRST, 3, ratings=4)) == 3
         with pytest.raises(ValueError, match="may be rated once"):
             model.predict_for_user([FIRST, FIRST], [1, 2])

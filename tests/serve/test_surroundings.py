@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 
-from deeprec.contract import RATES
+from deeprec.contract import NEW_ITEMS, NEW_USERS, RATES, SIMILAR_ITEMS
 from deeprec.data import Interactions
 from deeprec.data.clicks.log import ClickLog
 from deeprec.models import create, is_click_model, names
@@ -44,15 +44,17 @@ def answers(model: Any, rows: pl.DataFrame, log: ClickLog) -> dict[str, Any]:
     users, items = model.user_ids.values, model.item_ids.values
     found: dict[str, Any] = {
         "recommend": model.recommend(users, 6),
-        "history": model.recommend_for_history(items[:3], 6),
         "score": model.score([(users[0], item) for item in items]),
         "evaluate": model.evaluate(),
     }
-    if model.name != "popularity":
+    if NEW_USERS in model.capabilities:
+        found["history"] = model.recommend_for_history(items[:3], 6)
+    if SIMILAR_ITEMS in model.capabilities:
         found["similar"] = model.similar_items(items[:3], 4)
-    if RATES in model.capabilities:
+    if {RATES, NEW_USERS} <= model.capabilities:
         found["ratings"] = model.recommend_for_history(items[:3], 6, ratings=[5, 1, 3])
         found["user"] = model.predict_for_user(items[:2], [2, 4])
+    if {RATES, NEW_ITEMS} <= model.capabilities:
         found["item"] = model.predict_for_item(users[:2], [2, 4])
     return found
 

@@ -412,9 +412,9 @@ def test_loggers_are_made_by_name(tmp_path, mlflow_uri, monkeypatch, no_wandb_ke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     made = [type(logger_by_name(name, tmp_path)) for name in NAMES]
     assert made == [TensorBoardLogger, MLflowLogger, WandbLogger, CSVLogger]
-    with pytest.raises(ValueError, match="log: 'tensorbord' is no logger; did you mean 'tensorboard'"):
+    with pytest.raises(ValueError, match="logger: 'tensorbord' is none; did you mean 'tensorboard'"):
         logger_by_name("tensorbord", tmp_path)
-    with pytest.raises(ValueError, match="csv needs the folder of the run; pass out="):
+    with pytest.raises(ValueError, match="csv needs the folder of the run, got none; pass out="):
         logger_by_name("csv", None)
 
 
