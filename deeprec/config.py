@@ -82,7 +82,6 @@ class TrainConfig:
             "an optimizer that steps on every batch, such as adam",
             lambda config: config.optimizer not in FULL_BATCH_OPTIMIZERS,
         ),
-        Only(("compile",), "a model with a network of its own, such as deepfm", lambda c: getattr(c, "compiles", True)),
     )
     compiles: ClassVar[bool] = False  # whether there is a dense part beside the kernels
     groups: ClassVar[tuple[str, ...]] = ("",)  # of parameters, see `optimizer_options`
@@ -164,12 +163,17 @@ def ineffective(config_class: type[TrainConfig], values: Any) -> Iterator[tuple[
     Yields:
         name, and what would give it an effect; "" where nothing does.
     """
-    yield from ((name, "") for name in config_class.unused)
+    yield from ((name, "") for name in unused_options(config_class))
     for owner in config_class.__mro__:
         for rule in vars(owner).get("conditions", ()):
             if not rule.holds(values):
                 for name in rule.options:
                     yield name, rule.needs
+
+
+def unused_options(config_class: type[Any]) -> tuple[str, ...]:
+    """Names of the options that a model never uses."""
+    return (*getattr(config_class, "unused", ()), *(() if getattr(config_class, "compiles", True) else ("compile",)))
 
 
 def _users_of(option: str) -> str:
@@ -182,7 +186,7 @@ def _users_of(option: str) -> str:
 def taken_options(config_class: type[Any]) -> list[str]:
     """Names of the options of a model that it uses, in some combination at least."""
     names = (field.name for field in dataclasses.fields(config_class))
-    return [name for name in names if name not in getattr(config_class, "unused", ())]
+    return [name for name in names if name not in unused_options(config_class)]
 
 
 def unknown_option(config_class: type[Any], key: str) -> str:

@@ -11,6 +11,7 @@ import typer
 from deeprec import models as registry
 from deeprec.cli.console import command, console, print_json, say, table
 from deeprec.config import taken_options
+from deeprec.contract import CAPABILITIES
 
 
 def models(
@@ -42,6 +43,8 @@ def models(
     for key, (kind, default) in options.items():
         rows.add_row((key, "bold"), kind, repr(default))
     out.print(rows)
+    can = registry.model_class(name).capabilities
+    say(f"It {', '.join(words for each, words in CAPABILITIES.items() if each in can)}.")
     say(f"Set one with key=value: {command('train', name, '--data', 'synthetic', '--out', 'DIR', 'epochs=5')}")
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from deeprec.config import Only, TrainConfig, make_config
+from deeprec.config import Only, TrainConfig, make_config, unused_options
 from deeprec.contract import Schema
 from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
@@ -97,7 +97,7 @@ class NeuMFConfig(TrainConfig):
             shared.update(factors=self.gmf_dim(), l2=self.pretrain_gmf_l2)
         else:
             shared["layers"] = self.widths()
-        taken = {name: value for name, value in shared.items() if name not in config_class.unused}
+        taken = {name: value for name, value in shared.items() if name not in unused_options(config_class)}
         return make_config(config_class, None, taken)
 
 
