@@ -221,7 +221,7 @@ def _typed(label: str, value: Any, wanted: Any) -> Any:
 
 
 def require_keywords(function: Callable[..., Any], given: Mapping[str, Any], model: Any) -> None:
-    """Raise TypeError, with a remedy, for a keyword of `model.fit` that the function behind it does not have."""
+    """Raise TypeError, with a remedy, for a keyword of a model's method that the function behind it does not have."""
     keywords = inspect.signature(function).parameters.items()
     known = [name for name, each in keywords if each.kind is each.KEYWORD_ONLY and may_take(type(model), name)]
     for name in given:
@@ -234,7 +234,7 @@ def require_keywords(function: Callable[..., Any], given: Mapping[str, Any], mod
             remedy = f"leave it out: it goes with {', '.join(users)}"
         else:
             remedy = did_you_mean(name, known)
-        raise TypeError(f"{model.name}.fit: unknown option {name!r}; {remedy}")
+        raise TypeError(f"{model.name}.{function.__name__}: unknown option {name!r}; {remedy}")
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)

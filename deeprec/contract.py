@@ -111,6 +111,22 @@ def check_rows(offsets: np.ndarray, items: np.ndarray, num_rows: int, num_items:
         raise ValueError(f"items must lie in [0, {num_items}), got {items.min()} to {items.max()}")
 
 
+def pair_keys(seen: Seen, num_items: int) -> np.ndarray:
+    """user * num_items + item of each entry, int64, ascending: one number for each pair."""
+    owners = np.repeat(np.arange(len(seen.offsets) - 1), np.diff(seen.offsets))
+    keys: np.ndarray = owners * max(num_items, 1) + seen.items
+    return keys
+
+
+def merged(first: Seen, second: Seen, num_users: int, num_items: int) -> Seen:
+    """The items of both, each once, for `num_users` users; users whom either has no row for have none there."""
+    keys = np.union1d(pair_keys(first, num_items), pair_keys(second, num_items))
+    users, items = np.divmod(keys, max(num_items, 1))
+    offsets = np.zeros(num_users + 1, dtype=np.int64)
+    np.cumsum(np.bincount(users, minlength=num_users), out=offsets[1:])
+    return Seen(offsets, items.astype(np.int32))
+
+
 class Queries(NamedTuple):
     """Who is asked for: known users, people with a history of their own, or both.
 
@@ -223,8 +239,13 @@ class Task(Protocol):
     def require(self, model: Any) -> None:
         """Raise ValueError unless the model can do the task, and every part that is needed holds rows."""
 
-    def build(self, model: Any, generator: torch.Generator) -> None:
-        """Make the model's parameters for the data, and give it what it keeps of it."""
+    def build(self, model: Any, generator: torch.Generator) -> bool:
+        """Make the model's parameters for the data, and give it what it keeps of it.
+
+        Returns:
+            whether the weights now come from somewhere else: then there is no pre-training, and they are a candidate
+            of their own, epoch 0.
+        """
 
     def train(self, seed: int, *, joined: bool = False) -> Any:
         """The rows to train on; `joined`: those that chose the epoch too."""
@@ -266,6 +287,22 @@ class Stored(Protocol):
     sizes: str
     sizes_class: type[Any]
     keeps: Sequence[str]
+
+
+class Continuable(Protocol):
+    """What going on with later rows asks of a model beside `Trainable` and `Stored`.
+
+    Attributes:
+        trains_on_whole_rows: of a model of users and items: that it learns from whole rows of these, and so is given
+            what was met before too.
+        earlier: of a model of users and items, meanwhile: what each user met before, which is no negative.
+    """
+
+    trains_on_whole_rows: bool
+    earlier: Seen | None
+
+    def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
+        """Take over the weights of the same model for fewer users, items or values."""
 
 
 class Scorable(Protocol):

@@ -43,14 +43,17 @@ class PairBatch:
 class PairwiseBatches:
     """Positives with `num_negatives` unseen items each, He et al. 2017, section 4.1.
 
-    Negatives are uniform over the items without a training interaction of the user; held-out items may be drawn, as
-    in every published code. A given (seed, epoch) yields the same batches on every machine, device and thread count.
+    Negatives are uniform over the items without a training interaction of the user, or without one of `avoid`;
+    held-out items may be drawn, as in every published code. A given (seed, epoch) yields the same batches on every
+    machine, device and thread count.
 
     Args:
         train: the training interactions; every row is a positive.
         batch_size: examples a step, positives and negatives together.
         num_negatives: n, negatives for each positive.
         seed: of shuffling and sampling.
+        avoid: the items of each user that are no negatives, as compressed rows: offsets [num_users + 1], int64, and
+            items [nnz], int32, ascending and distinct within a row; None: those of `train`.
         device: where the interactions are kept, the negatives drawn and the batches cut; None: the CPU.
     """
 
@@ -61,6 +64,7 @@ class PairwiseBatches:
         batch_size: int,
         num_negatives: int,
         seed: int,
+        avoid: tuple[np.ndarray, np.ndarray] | None = None,
         device: torch.device | None = None,
     ) -> None:
         device = torch.device("cpu") if device is None else device
@@ -68,7 +72,7 @@ class PairwiseBatches:
         self.num_negatives = num_negatives
         self.groups = max(1, batch_size // (1 + num_negatives))
         self.seed = seed
-        columns = (np.ascontiguousarray(train.users), np.ascontiguousarray(train.items), *train.csr())
+        columns = (np.ascontiguousarray(train.users), np.ascontiguousarray(train.items), *(avoid or train.csr()))
         self._users, self._items, self._offsets, self._seen = (
             to_device(torch.from_numpy(column), device) for column in columns
         )

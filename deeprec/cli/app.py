@@ -94,9 +94,10 @@ def options(
 
 
 def _assemble() -> None:
-    from deeprec.cli import compare, evaluate, predict, recommend, schema, tools, train
+    from deeprec.cli import compare, evaluate, fit_more, predict, recommend, schema, tools, train
 
     app.command("train")(train.train)
+    app.command("fit-more")(fit_more.fit_more)
     app.command("evaluate")(evaluate.evaluate)
     app.command("recommend")(recommend.recommend)
     app.command("predict")(predict.predict)

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
 from deeprec import data
-from deeprec._files import read_json, sha256_of, write_atomically
+from deeprec._files import read_json, read_regular, sha256_of, write_atomically
 from deeprec._record import RecordError, check_fields
 from deeprec._suggest import did_you_mean
+from deeprec.contract import Seen
 from deeprec.data import Interactions
 from deeprec.data.interactions.selection import SELECTION
 from deeprec.data.reading.tables import read_parquet, read_separated, typed
 
-_RUN, _TITLES = "run.json", "titles.parquet"
+_RUN, _TITLES, _EARLIER = "run.json", "titles.parquet", "earlier.safetensors"
 _REMEDY = "pass --data NAME or --data PATH"
 _logger = logging.getLogger("deeprec")
 
@@ -36,11 +40,13 @@ class _Run:
         data: its name or path.
         data_options: what it was read with.
         titles_sha256: of titles.parquet; "" where there is none.
+        earlier_sha256: of earlier.safetensors, what users had met before the data; "" where there is none.
     """
 
     data: str
     data_options: dict[str, Any]
     titles_sha256: str = ""
+    earlier_sha256: str = ""
 
 
 def load_data(source: str, data_dir: Path | None, options: dict[str, Any]) -> Interactions:
@@ -87,25 +93,67 @@ def with_tables(interactions: Interactions, users: Path | None, items: Path | No
     return data.with_features(interactions, **tables)
 
 
-def remember(folder: Path, interactions: Interactions, source: str, options: dict[str, Any]) -> list[str]:
-    """Write run.json and, where the data has titles, titles.parquet; returns the names of the files."""
+def remember(
+    folder: Path,
+    interactions: Interactions,
+    source: str,
+    options: dict[str, Any],
+    *,
+    titles: pl.DataFrame | None = None,
+    earlier: Seen | None = None,
+) -> list[str]:
+    """Write run.json and, where there are titles, titles.parquet; returns the names of the files.
+
+    Args:
+        titles: frame of item_id and title, of items that the data does not say it of.
+        earlier: what users had met before the data; written to earlier.safetensors.
+    """
+    checksums, written = {}, [_RUN]
     features = interactions.item_features
-    if features is None or "title" not in features.columns:
-        remember_source(folder, source, options)
-        return [_RUN]
-    buffer = io.BytesIO()
-    titles = pl.DataFrame({"item_id": interactions.item_ids.values, "title": features["title"].cast(pl.String)})
-    titles.write_parquet(buffer)
-    write_atomically(folder / _TITLES, buffer.getvalue())
-    remember_source(folder, source, options, titles_sha256=sha256_of(buffer.getvalue()))
-    return [_RUN, _TITLES]
+    own = None
+    if features is not None and "title" in features.columns:
+        own = pl.DataFrame({"item_id": interactions.item_ids.values, "title": features["title"].cast(pl.String)})
+    if own is not None and titles is not None:
+        own = pl.concat([own.drop_nulls("title"), titles]).unique("item_id", keep="first", maintain_order=True)
+    own = titles if own is None else own
+    if own is not None:
+        buffer = io.BytesIO()
+        own.write_parquet(buffer)
+        write_atomically(folder / _TITLES, buffer.getvalue())
+        checksums["titles_sha256"] = sha256_of(buffer.getvalue())
+        written.append(_TITLES)
+    if earlier is not None:
+        content = save_arrays({name: np.ascontiguousarray(value) for name, value in earlier._asdict().items()})
+        write_atomically(folder / _EARLIER, content)
+        checksums["earlier_sha256"] = sha256_of(content)
+        written.append(_EARLIER)
+    remember_source(folder, source, options, **checksums)
+    return written
 
 
-def remember_source(folder: Path, source: str, options: dict[str, Any], *, titles_sha256: str = "") -> None:
-    """Write run.json: the name or path of the data, and the options it was read with."""
+def remember_source(folder: Path, source: str, options: dict[str, Any], **checksums: str) -> None:
+    """Write run.json: the name or path of the data, the options it was read with, and checksums of files beside it."""
     place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
-    run = {"data": place, "data_options": options, "titles_sha256": titles_sha256}
+    run = {"data": place, "data_options": options, "titles_sha256": "", **checksums}
     write_atomically(folder / _RUN, json.dumps(run, indent=2).encode() + b"\n")
+    if "earlier_sha256" not in checksums:
+        (folder / _EARLIER).unlink(missing_ok=True)  # of another run
+
+
+def earlier_of(folder: Path) -> Seen | None:
+    """What users had met before the data that the model in `folder` was trained on last, where `fit-more` trained it.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    run = _read_run(folder)
+    if run is None or not run.earlier_sha256:
+        return None
+    path, remedy = folder / _EARLIER, "restore it, or run deeprec fit-more again"
+    content = read_regular(path, "evaluate", remedy)
+    if sha256_of(content) != run.earlier_sha256:
+        raise ValueError(f"evaluate: {path} was changed after it was written (its SHA-256 is another); {remedy}")
+    return Seen(**load_arrays(content))
 
 
 def source_of(folder: Path) -> tuple[str, dict[str, Any]]:

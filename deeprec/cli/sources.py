@@ -10,10 +10,13 @@ from deeprec.cli import folder
 from deeprec.cli.console import command, progress, say
 from deeprec.cli.settings import Settings
 from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
 from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
 from deeprec.evaluate.tasks import ClickTask, InteractionTask
+from deeprec.train.identity import START
+from deeprec.train.more import LaterClicks, LaterInteractions, later_task, with_known_ids
 
 # What decides which rows the model was trained on: testing on other rows would test what it has seen.
 _CUT = ("holdout", "test_share", "validation", "validation_share", "seed")
@@ -34,6 +37,7 @@ class Request:
     schema: Path | None = None
     log: Path | None = None
     on_bad: str = "raise"
+    start: Path | None = None  # folder of the model that goes on
 
 
 class InteractionSource:
@@ -47,6 +51,15 @@ class InteractionSource:
             raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
         return protocol(request.protocol or "full", **request.settings.protocol)
 
+    def rule_again(self, card: Card, request: Request) -> Protocol:
+        """The protocol of a card for other data, or what was asked for beside it."""
+        if request.protocol is not None:
+            return self.rule(card.model, request)
+        rule = Protocol.from_dict(card.protocol)
+        if rule.holdout == "official":  # the other data may have no split of its own
+            rule = replace(rule, holdout="auto", negatives="none" if rule.candidates == "all" else "auto")
+        return rule.changed(**request.settings.protocol)
+
     def open(self, model: Any, rule: Protocol, request: Request, target: Path) -> InteractionTask:
         """The data, cut."""
         for name in ("user_features", "item_features"):
@@ -58,7 +71,7 @@ class InteractionSource:
                 )
         interactions = folder.load_data(request.data, request.data_dir, request.settings.data)
         interactions = folder.with_tables(interactions, request.user_features, request.item_features)
-        return InteractionTask(interactions, rule)
+        return InteractionTask(interactions, rule) if request.start is None else later_task(model, interactions, rule)
 
     def announce(self, task: InteractionTask) -> None:
         """Lines about the data and the protocol."""
@@ -77,9 +90,18 @@ class InteractionSource:
             if left_out.endswith("left_out") and count:
                 say(f"          {count:,} held-out {left_out.removesuffix('_left_out')} left out, unknown in training")
 
+    def announce_new(self, model: Any, task: LaterInteractions) -> None:
+        """A line about what later rows bring to a model."""
+        data = task.data
+        users, items = data.num_users - len(model.user_ids), data.num_items - len(model.item_ids)
+        say(f"new       {users:,} users, {items:,} items; {task.num_before:,} pairs were met before")
+
     def remember(self, target: Path, task: InteractionTask, request: Request) -> list[str]:
         """Keep in the folder where the data came from; names of the files."""
-        return folder.remember(target, task.data, request.data, request.settings.data)
+        before: dict[str, Any] = {}
+        if request.start is not None and isinstance(task, LaterInteractions):
+            before = {"titles": folder.titles_of(request.start), "earlier": task.met}
+        return folder.remember(target, task.data, request.data, request.settings.data, **before)
 
     def say_next(self, target: Path, task: InteractionTask) -> None:
         """Commands that go with the trained model."""
@@ -114,8 +136,11 @@ class InteractionSource:
             rule = trained.changed(**overrides)
         source, known = (data, {}) if data is not None else folder.source_of(directory)
         interactions = folder.load_data(source, data_dir, {**known, **options})
+        met = folder.earlier_of(directory)
+        if met is not None:
+            interactions = with_known_ids(interactions, model.user_ids, model.item_ids)
         _require_same(directory, card, interactions)
-        return InteractionTask(interactions, rule)
+        return InteractionTask(interactions, rule) if met is None else LaterInteractions(interactions, rule, met)
 
 
 class LogSource:
@@ -131,16 +156,22 @@ class LogSource:
             )
         return ClickProtocol(**request.settings.protocol)
 
+    def rule_again(self, card: Card, request: Request) -> ClickProtocol:
+        """The protocol of a card for other rows, or what was asked for beside it."""
+        rule = ClickProtocol.from_dict(card.protocol)
+        rule = replace(rule, holdout="auto") if rule.holdout == "official" else rule
+        return replace(rule, **request.settings.protocol)
+
     def open(self, model: Any, rule: ClickProtocol, request: Request, target: Path) -> ClickTask:
         """The log, encoded; a large file is converted first."""
         schema = None if request.schema is None else FeatureSchema.from_yaml(request.schema)
         directory, path = request.log, Path(request.data)
         if directory is None and path.is_file() and path.stat().st_size > IN_MEMORY_BYTES:
             directory = target / "log"
+        encoder = None if request.start is None else model.encoder
         options = request.settings.data
-        return ClickTask(
-            _load_log(request.data, schema, rule, request.data_dir, directory, request.on_bad, options), rule
-        )
+        log = _load_log(request.data, schema, rule, request.data_dir, directory, request.on_bad, options, encoder)
+        return ClickTask(log, rule) if request.start is None else later_task(model, log, rule)
 
     def announce(self, task: ClickTask) -> None:
         """Lines about the log and the protocol."""
@@ -156,6 +187,11 @@ class LogSource:
         say(f"          {train.positives / max(1, len(train)):.2%} clicks in the train part")
         kept = "" if rule.negative_rate == 1 else f", {rule.negative_rate:.0%} of the negatives kept for training"
         say(f"protocol  {rule.name}: {log.split['kind']}{kept}")
+
+    def announce_new(self, model: Any, task: LaterClicks) -> None:
+        """A line about what later rows bring to a model."""
+        sizes = [sum(len(hashes) for hashes in each.hashes.values()) for each in (task.log.encoder, model.encoder)]
+        say(f"new       {sizes[0] - sizes[1]:,} values in the vocabularies")
 
     def remember(self, target: Path, task: ClickTask, request: Request) -> list[str]:
         """Keep in the folder where the log came from."""
@@ -186,7 +222,8 @@ class LogSource:
         converted = directory / "log"
         place = converted if converted.is_dir() and data is None else None
         schema = None if place else model.encoder.schema
-        log = _load_log(str(place or source), schema, rule, data_dir, None, "raise", {} if place else known)
+        encoder = model.encoder if START in card.data and not place else None
+        log = _load_log(str(place or source), schema, rule, data_dir, None, "raise", {} if place else known, encoder)
         _require_same(directory, card, log)
         return ClickTask(log, rule)
 
@@ -215,6 +252,7 @@ def _load_log(
     directory: Path | None,
     on_bad: str,
     options: dict[str, Any],
+    encoder: Encoder | None,
 ) -> ClickLog:
     folder.require_named(data, data_dir, [entry.name for entry in list_click_datasets()])
     with progress() as bar:
@@ -233,6 +271,7 @@ def _load_log(
             seed=rule.seed,
             data_dir=data_dir,
             directory=directory,
+            encoder=encoder,
             on_bad=on_bad,  # type: ignore[arg-type]
             progress=show,
             **options,

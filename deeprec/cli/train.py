@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +16,7 @@ from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.device import resolve_device
 from deeprec.evaluate import PROTOCOLS
-from deeprec.train import fit
+from deeprec.train import FitResult, fit
 from deeprec.train.checkpoint import has_checkpoint
 from deeprec.train.loggers import NAMES as LOGGERS
 from deeprec.train.loggers import logger_by_name
@@ -108,23 +110,33 @@ def train(
     chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
     say((model, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
     source.announce(task)
+    run: dict[str, Any] = {
+        "seed": seed,
+        "resume": resume,
+        "select": select,
+        "report_best_on_test": best_on_test,
+        "device": device,
+        "callbacks": loggers,
+    }
+    train_and_tell(partial(fit, trained, task, **run), source, task, request, target, resume=resume)
+
+
+def train_and_tell(
+    start: Callable[..., FitResult], source: Any, task: Any, request: Request, target: Path, *, resume: bool
+) -> None:
+    """Train, showing how far it is, remember the data in the folder, and say what came out.
+
+    Args:
+        start: trains, given `out` and `on_progress`.
+        source: of `deeprec.cli.sources`, whose `task` it is.
+        target: the folder.
+    """
     say(f"out       {target}")
     if not resume and has_checkpoint(target):
         say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
     with Display() as display:
         try:
-            result = fit(
-                trained,
-                task,
-                seed=seed,
-                out=target,
-                resume=resume,
-                select=select,
-                report_best_on_test=best_on_test,
-                on_progress=display.show,
-                device=device,
-                callbacks=loggers,
-            )
+            result = start(out=target, on_progress=display.show)
         except KeyboardInterrupt:
             display.stop()
             say(("interrupted", "yellow"), f" after {display.finished} finished epochs; go on with the same command "

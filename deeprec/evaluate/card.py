@@ -35,7 +35,8 @@ class Card:
         model: registered name of the model, such as "neumf".
         config: its options, JSON-ready.
         data: name, sha256, users, items, interactions of the data set; split_sha256 where known; user_features_sha256
-            and item_features_sha256 of the tables of side information that the model takes.
+            and item_features_sha256 of the tables of side information that the model takes; start_sha256 of the weights
+            that `fit_more` went on from, where it did.
         protocol: `Protocol.as_dict()` of the resolved protocol.
         metrics: test figures of the epoch that validation chose, such as {"hr@10": 0.69}.
         seed: seed of the training.

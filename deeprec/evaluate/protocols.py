@@ -199,9 +199,13 @@ class Protocol:
         _logger.info("protocol %s on %s: holdout %s, negatives %s", self.name, data.name, holdout, negatives)
         return dataclasses.replace(self, holdout=holdout, negatives=negatives)
 
-    def split(self, data: Interactions) -> Split:
-        """Train, validation and test parts of `data`, with negatives where the protocol samples candidates."""
-        return _split(self.resolve(data), data)
+    def split(self, data: Interactions, met: Interactions | None = None) -> Split:
+        """Train, validation and test parts of `data`, with negatives where the protocol samples candidates.
+
+        Args:
+            met: all rows that sampled negatives avoid, over the same id maps; None: those of `data`.
+        """
+        return _split(self.resolve(data), data, data if met is None else met)
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, JSON-ready; `from_dict` takes it back."""
@@ -356,8 +360,8 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
     return base.changed(**overrides)
 
 
-def _split(protocol: Protocol, data: Interactions) -> Split:
-    """The parts of `data` under a resolved protocol."""
+def _split(protocol: Protocol, data: Interactions, met: Interactions) -> Split:
+    """The parts of `data` under a resolved protocol; negatives are no pairs of `met`."""
     from deeprec.data.interactions import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
@@ -376,7 +380,7 @@ def _split(protocol: Protocol, data: Interactions) -> Split:
     if not isinstance(protocol.candidates, int):
         return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
     test, validation = (
-        splits.sampled_negatives(data, part.users, protocol.candidates, protocol.negatives_seed, stream=stream)
+        splits.sampled_negatives(met, part.users, protocol.candidates, protocol.negatives_seed, stream=stream)
         for part, stream in ((parts.test, _TEST_STREAM), (parts.validation, _VALIDATION_STREAM))
     )
     if protocol.negatives == "given":

@@ -50,9 +50,13 @@ class InteractionTask:
     def of(cls, data: Any, protocol: Any) -> InteractionTask:
         """From whatever `fit` accepts; protocol None: the task's own, or "full"."""
         if isinstance(data, cls):
-            return data if protocol is None else cls(data.data, as_protocol(protocol))
+            return data if protocol is None else data.under(as_protocol(protocol))
         interactions = as_interactions(data)
         return cls(interactions, as_protocol("full" if protocol is None else protocol))
+
+    def under(self, protocol: Protocol) -> InteractionTask:
+        """The same data, cut and measured by another protocol."""
+        return type(self)(self.data, protocol)
 
     def require(self, model: Any) -> None:
         """Raise ValueError unless the model can do it and there are rows; before the training, not after an epoch."""
@@ -80,13 +84,14 @@ class InteractionTask:
                 f"{self.name!r}; train on it first"
             )
 
-    def build(self, model: Any, generator: torch.Generator) -> None:
+    def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the parameters for the users and items."""
         model.build(model.schema_for(self.data), generator)
+        return False
 
     def train(self, seed: int, *, joined: bool = False) -> Interactions:
         """The training part; `joined`: with the validation part."""
-        return _joined(self.split.train, self.split.validation) if joined else self.split.train
+        return joined_rows(self.split.train, self.split.validation) if joined else self.split.train
 
     def validates(self) -> bool:
         """Whether there is a validation part."""
@@ -184,10 +189,11 @@ class ClickTask:
     def require_fitted(self, model: Any) -> None:
         """Rows that do not fit the model's columns say so themselves."""
 
-    def build(self, model: Any, generator: torch.Generator) -> None:
+    def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the parameters for the columns, and hand over what encodes them."""
         model.build(self.log.inputs, generator)
         model.encoder, model.negative_rate = self.log.encoder, self.protocol.negative_rate
+        return False
 
     def train(self, seed: int, *, joined: bool = False) -> ClickPart:
         """The training rows, without the negatives that the protocol leaves out."""
@@ -302,8 +308,8 @@ def _there(blocks: Iterable[Encoded], device: torch.device) -> Iterator[LogBatch
     return ahead(map(LogBatch.of, blocks), lambda batch: batch.to(device), device)
 
 
-def _joined(first: Interactions, second: Interactions) -> Interactions:
-    """The rows of two parts of one split."""
+def joined_rows(first: Interactions, second: Interactions) -> Interactions:
+    """The rows of two parts over the same id maps; a column that the first lacks is left out."""
 
     def both(column: str) -> Any:
         left, right = getattr(first, column), getattr(second, column)

@@ -47,6 +47,7 @@ class RatingAutoencoder(Recommender):
 
     capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RATES, NEW_ITEMS, SIMILAR_ITEMS}
     sparse_grad: bool = True
+    trains_on_whole_rows: ClassVar[bool] = True
     config: Any
     encoder: nn.Parameter
     decoder: nn.Parameter

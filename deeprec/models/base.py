@@ -5,14 +5,25 @@ A model implements its mathematics (`_build`, `forward`, `loss`, scoring) on int
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairwiseBatches
 from deeprec.config import TrainConfig
-from deeprec.contract import NEW_ITEMS, NEW_USERS, RATES, RECOMMENDS, SIMILAR_ITEMS, Batches, Queries, Schema, Seen
+from deeprec.contract import (
+    NEW_ITEMS,
+    NEW_USERS,
+    RATES,
+    RECOMMENDS,
+    SIMILAR_ITEMS,
+    Batches,
+    Queries,
+    Schema,
+    Seen,
+    merged,
+)
 from deeprec.data import IdMap, Interactions
 from deeprec.device import Device, to_device
 from deeprec.evaluate.tasks import InteractionTask
@@ -20,6 +31,9 @@ from deeprec.models.fold_in import fold_in
 from deeprec.models.model import Model
 from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
 from deeprec.registry import require_capability
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _PAIRS_A_BLOCK = 1 << 16
 
@@ -65,7 +79,9 @@ class Recommender(Model):
     sizes: ClassVar[str] = "schema"
     sizes_class: ClassVar[type[Any]] = Schema
     keeps: ClassVar[tuple[str, ...]] = ("user_ids", "item_ids", "seen")
+    trains_on_whole_rows: ClassVar[bool] = False  # of users or items: `fit_more` gives it those of earlier data too
     schema: Schema | None
+    earlier: Seen | None = None  # while `fit_more` runs: what users met before, too, which is no negative
 
     def __init__(
         self,
@@ -81,6 +97,12 @@ class Recommender(Model):
         self.seen: Seen | None = None
         self._seen_there = KeptLists()
 
+    def build(self, sizes: Schema, generator: torch.Generator | None = None) -> Self:
+        """Create the parameters for these sizes, replacing any there were."""
+        super().build(sizes, generator)
+        self.earlier = None
+        return self
+
     # -- what a model implements -----------------------------------------------------------------------------------
 
     def schema_for(self, data: Interactions) -> Schema:
@@ -95,7 +117,10 @@ class Recommender(Model):
         """What the model trains on; by default positives with negatives drawn anew every epoch."""
         config = self.config
         sizes = {"batch_size": config.batch_size, "num_negatives": config.num_negatives}
-        return PairwiseBatches(train, **sizes, seed=seed, device=self.device)
+        avoid = None
+        if self.earlier is not None:
+            avoid = merged(Seen(*train.csr()), self.earlier, train.num_users, train.num_items)
+        return PairwiseBatches(train, **sizes, seed=seed, avoid=avoid, device=self.device)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         """What the model knows of users [b] (internal ids): a state, most often one tensor [b, D] a table."""

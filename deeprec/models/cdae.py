@@ -119,6 +119,7 @@ class CDAE(Recommender):
 
     capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     sparse_grad: bool = True
+    trains_on_whole_rows: ClassVar[bool] = True
     name = "cdae"
     config_class: ClassVar[type[TrainConfig]] = CDAEConfig
     config: CDAEConfig

@@ -13,7 +13,7 @@ paper leaves both out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -165,6 +165,20 @@ class CFN(RatingAutoencoder):
         self.side_information.copy_(shallow.side_information)
         self._start_from(shallow)
         return True
+
+    def begin_from(self, weights: Mapping[str, Tensor], data: Interactions) -> None:
+        """As every model; side information must mean what it meant.
+
+        Raises:
+            ValueError: that of known rows is another now.
+        """
+        known = weights["side_information"].cpu()
+        if not torch.equal(self._features_of(data)[: len(known)], known):
+            raise ValueError(
+                f"cfn: fit_more: features of known {self.config.side}s must be as they were, without a new value of "
+                "an indicator, got others; train anew"
+            )
+        super().begin_from(weights, data)
 
     # -- training ----------------------------------------------------------------------------------------------------
 

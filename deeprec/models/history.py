@@ -31,6 +31,7 @@ class HistoryRecommender(Recommender):
 
     capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
     trains_by_gradient: ClassVar[bool] = False
+    trains_on_whole_rows: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import gt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +29,7 @@ from deeprec.nn._rows import WholeTables
 from deeprec.registry import require_capability
 from deeprec.serve.predict import predict as predict_rows
 from deeprec.surroundings import trained
-from deeprec.train import evaluate_model, fit
+from deeprec.train import evaluate_model, fit, fit_more
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,6 +153,30 @@ class Model(WholeTables):
             and not any(isinstance(each, WholeTables) for each in part.modules())
         ]
 
+    @torch.no_grad()
+    def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
+        """Take over the weights of the same model for fewer users, items or values; only `fit_more` asks.
+
+        Each tensor becomes the leading corner of its own, so that what was known keeps its rows; the others begin as
+        in a new model. A model for which more than that is to be done does it here.
+
+        Args:
+            weights: the state dict of the smaller model.
+            data: what is trained on now: Interactions, or the log.
+        Raises:
+            ValueError: other names, or a tensor that does not fit.
+        """
+        mine = self.state_dict()
+        for name in dict.fromkeys((*weights, *mine)):
+            old, new = weights.get(name), mine.get(name)
+            if old is None or new is None or old.dim() != new.dim() or any(map(gt, old.shape, new.shape)):
+                shapes = [None if each is None else tuple(each.shape) for each in (old, new)]
+                raise ValueError(
+                    f"{self.name}: fit_more: {name} must be as large as it was or larger, got {shapes[1]} for "
+                    f"{shapes[0]}; train anew"
+                )
+            new[tuple(map(slice, old.shape))] = old
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def fit(self, data: Any, schema: Any = None, **options: Any) -> Self:
@@ -170,6 +195,24 @@ class Model(WholeTables):
         given = options if schema is None else {**options, "schema": schema}
         require_keywords(fit, given, self)
         fit(self, data, **given)
+        return self
+
+    def fit_more(self, data: Any, schema: Any = None, **options: Any) -> Self:
+        """Go on training on rows that came later, new users, items and values among them.
+
+        Args:
+            data: as of `fit`, the later rows; see `deeprec.train.fit_more` for models that need the earlier ones too.
+            schema: as of `fit`; that of the model by itself, and it can be no other.
+            **options: of `deeprec.train.fit_more` (epochs, lr, protocol, seed, out, resume, callbacks, device, ...).
+        Returns:
+            the model; the weights of the best validation epoch, or those that it had where no epoch was better.
+        Raises:
+            TypeError: an option that there is not, or that is one of the model's own.
+            ValueError: a model that was never fitted, or data that does not go with it.
+        """
+        given = options if schema is None else {**options, "schema": schema}
+        require_keywords(fit_more, given, self)
+        fit_more(self, data, **given)
         return self
 
     def save(self, directory: str | Path) -> Path:

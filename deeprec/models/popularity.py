@@ -28,6 +28,7 @@ class Popularity(Recommender):
     name = "popularity"
     config_class: ClassVar[type[TrainConfig]] = PopularityConfig
     trains_by_gradient: ClassVar[bool] = False
+    trains_on_whole_rows: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:

@@ -203,7 +203,7 @@ def _fit_stage(
 ) -> Stage:
     """Build and train one model, its pre-training included; leaves the chosen epoch's weights in it."""
     # Drawn on the CPU, so that the weights begin as the same numbers on every device.
-    run.task.build(model, torch.Generator().manual_seed(run.seed))
+    is_warm = run.task.build(model, torch.Generator().manual_seed(run.seed))
     model.to(run.device)
     name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
     train = run.task.train(run.seed, joined=is_refit)
@@ -215,8 +215,7 @@ def _fit_stage(
             stage.validation_metrics = run.task.figures(model, "validation")
         return stage
     checkpoint = read_checkpoint(directory) if resume and directory is not None else None
-    is_warm = False
-    if checkpoint is None:
+    if checkpoint is None and not is_warm:
 
         def train_part(part: Any) -> Any:
             below = None if directory is None else writable_directory(directory / f"{_PRETRAIN}{part.name}")

@@ -22,6 +22,7 @@ from deeprec.registry import config_class, names
 from deeprec.serve.folder import load
 from deeprec.train.checkpoint import has_checkpoint
 
+START = "start_sha256"  # key of a card's data: of the weights that `fit_more` went on from
 _SHOWN = 12  # digits of a checksum
 
 
@@ -53,7 +54,7 @@ def identity_of(
         "best_on_test": best_on_test,
         **{f"config.{name}": value for name, value in config.items()},
         **{f"protocol.{name}": value for name, value in protocol.items()},
-        **{f"data.{name}": data[name] for name in CHECKSUMS if name in data},
+        **{f"data.{name}": data[name] for name in (*CHECKSUMS, START) if name in data},
     }
     plain: dict[str, Any] = json.loads(json.dumps(entries))
     return plain

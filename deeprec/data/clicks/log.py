@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,7 @@ def convert(
     directory: str | Path,
     *,
     split: Split | None = None,
+    encoder: Encoder | None = None,
     on_bad: OnBad = "raise",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -215,6 +216,7 @@ def convert(
         source: what `open_source` takes; with split "files" the one to train on.
         directory: to be made.
         split: default 80 / 10 / 10 at random, seed 0.
+        encoder: of earlier rows of the same schema; it grows on the train rows instead of one that is fitted on them.
         on_bad: "raise" refuses malformed rows and labels that are none, naming them; "skip" leaves them out and counts.
         overwrite: replace a log that is there.
         progress: called with (stage, done, total): "count", "fit" or "encode" and the name of the part's source, in
@@ -229,7 +231,7 @@ def convert(
         is_log = (directory / _META).is_file()
         remedy = "open it with ClickLog.open, or pass overwrite=True" if is_log else "choose another name"
         raise FileExistsError(f"convert: {directory} is there already; {remedy}")
-    conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
+    conversion = _Conversion(source, schema, split or Split(), encoder, on_bad, progress, options)
     with unfinished_directory(directory) as unfinished:
         log = conversion.run(lambda part, inputs: FileWriter(unfinished / part, inputs))
         log.encoder.save(unfinished / _ENCODER)
@@ -251,12 +253,13 @@ def in_memory(
     schema: FeatureSchema,
     split: Split | None = None,
     *,
+    encoder: Encoder | None = None,
     on_bad: OnBad = "raise",
     progress: Progress | None = None,
     **options: Any,
 ) -> ClickLog:
     """What `convert` makes, with arrays in memory: F * 4 + P * 4 + 4 bytes a row, twice that for a moment."""
-    conversion = _Conversion(source, schema, split or Split(), on_bad, progress, options)
+    conversion = _Conversion(source, schema, split or Split(), encoder, on_bad, progress, options)
     return conversion.run(lambda part, inputs: MemoryWriter(inputs))
 
 
@@ -268,14 +271,17 @@ class _Conversion:
         source: Any,
         schema: FeatureSchema,
         split: Split,
+        encoder: Encoder | None,
         on_bad: OnBad,
         progress: Progress | None,
         options: dict[str, Any],
     ) -> None:
         check_on_bad(on_bad)
+        if encoder is not None and encoder.schema != schema:
+            raise ValueError("convert: the schema must be that of the encoder, got another; leave one of them out")
         if schema.label is None:
             raise ValueError("convert: the rows of a log must have a label, got a schema without; name its column")
-        self.schema, self.split, self.on_bad = schema, split, on_bad
+        self.schema, self.split, self.start, self.on_bad = schema, split, encoder, on_bad
         self.progress = progress or (lambda stage, done, total: None)
         given = {"train": source, "validation": split.validation, "test": split.test}
         self.sources: dict[str, Source] = {
@@ -292,7 +298,11 @@ class _Conversion:
     def run(self, new_writer: Callable[[str, Inputs], Writer]) -> ClickLog:
         total = self._count() if self.split.kind == "tail" else 0
         with self.sources["train"].naming_rows(self.wanted):
-            encoder = Encoder.fit(self.schema, self._train_rows(total), seed=self.split.seed, on_bad=self.on_bad)
+            rows = self._train_rows(total)
+            if self.start is None:
+                encoder = Encoder.fit(self.schema, rows, seed=self.split.seed, on_bad=self.on_bad)
+            else:
+                encoder = self.start.grown(rows)
         with ExitStack() as stack:
             for part in self.part_names:
                 self.writers[part] = stack.enter_context(new_writer(part, encoder.inputs))
@@ -309,7 +319,13 @@ class _Conversion:
             encoder,
             self.split.as_dict(),
             described,
-            log_sha256(((some["part"], some["sha256"]) for some in described), self.schema, self.split, self.on_bad),
+            log_sha256(
+                ((some["part"], some["sha256"]) for some in described),
+                self.schema,
+                self.split,
+                self.on_bad,
+                None if self.start is None else encoder,
+            ),
         )
 
     def part_counts(self) -> dict[str, Any]:
@@ -366,11 +382,18 @@ class _Conversion:
         return self.sources[name].chunks(wanted, progress=report)
 
 
-def log_sha256(sources: Iterable[tuple[str, str]], schema: FeatureSchema, split: Split, on_bad: OnBad) -> str:
+def log_sha256(
+    sources: Iterable[tuple[str, str]],
+    schema: FeatureSchema,
+    split: Split,
+    on_bad: OnBad,
+    encoder: Encoder | None = None,
+) -> str:
     """Checksum of all that decides the rows; names of files and bars of progress do not.
 
     Args:
         sources: (part, SHA-256) of each source, in the order of the parts.
+        encoder: as it has grown by the rows; None: it was fitted on them.
     """
     made_of = {
         "version": VERSION,
@@ -378,5 +401,42 @@ def log_sha256(sources: Iterable[tuple[str, str]], schema: FeatureSchema, split:
         "schema": schema.as_dict(),
         "split": split.as_dict(),
         "on_bad": on_bad,
+        **({} if encoder is None else {"encoder": _encoder_sha256(encoder)}),
     }
     return sha256_of(json.dumps(made_of, sort_keys=True).encode())
+
+
+def is_log_of(
+    log: ClickLog,
+    sources: Iterable[tuple[str, str]],
+    schema: FeatureSchema,
+    split: Split,
+    encoder: Encoder | None,
+    on_bad: OnBad,
+) -> bool:
+    """Whether a log is what sources would give; arguments of `log_sha256`, with the encoder before it grows."""
+    if encoder is not None and not has_grown_from(log.encoder, encoder):
+        return False
+    sources, known = list(sources), None if encoder is None else log.encoder
+    # Without a bad row it makes no difference what was to be done with one.
+    treatments: tuple[OnBad, ...] = (on_bad,) if log.bad else ("raise", "skip")
+    return log.sha256 in [log_sha256(sources, schema, split, treatment, known) for treatment in treatments]
+
+
+def has_grown_from(encoder: Encoder, start: Encoder) -> bool:
+    """Whether an encoder is of the same schema as another, and knows all that it knows by the same ids."""
+    whole, before = ((each.schema, each.numbers, each.negative_label) for each in (encoder, start))
+    return whole == before and all(
+        np.array_equal(hashes, encoder.hashes[name][: len(hashes)]) for name, hashes in start.hashes.items()
+    )
+
+
+def _encoder_sha256(encoder: Encoder) -> str:
+    """Checksum of what an encoder knows: its schema, vocabularies and numbers."""
+    known = {
+        "schema": encoder.schema.as_dict(),
+        "numbers": {name: asdict(number) for name, number in encoder.numbers.items()},
+        "negative_label": encoder.negative_label,
+        "vocabularies": {name: sha256_of(hashes.tobytes()) for name, hashes in sorted(encoder.hashes.items())},
+    }
+    return sha256_of(json.dumps(known, sort_keys=True).encode())

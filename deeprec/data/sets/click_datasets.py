@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, log_sha256
+from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, is_log_of
+from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
 from deeprec.data.interactions.features import movies_1m, users_1m
 from deeprec.data.interactions.readers import read_movielens
@@ -133,6 +134,7 @@ def load_clicks(
     seed: int = 0,
     data_dir: str | Path | None = None,
     directory: str | Path | None = None,
+    encoder: Encoder | None = None,
     on_bad: OnBad = "raise",
     progress: Progress | None = None,
     **options: Any,
@@ -147,6 +149,7 @@ def load_clicks(
             the train rows which become one.
         seed: of random parts.
         directory: converted into it (see `convert`), and opened where the same log is there already; None: in memory.
+        encoder: as in `convert`; its schema is that of the rows. A log that is converted already keeps its own.
         on_bad, progress, **options: as in `convert`.
     Raises:
         ValueError: official parts are asked for and there are none; or as `click_source` and `convert`.
@@ -165,6 +168,7 @@ def load_clicks(
                 f"load: {source} was converted with another schema; leave it out, or convert the rows anew"
             )
         return opened
+    schema = encoder.schema if schema is None and encoder is not None else schema
     clicks = click_source(source, schema, data_dir=data_dir, **options)
     has_parts = clicks.test is not None
     if holdout == "official" and not has_parts:
@@ -176,30 +180,22 @@ def load_clicks(
     else:
         kind = "random" if holdout == "auto" else holdout
         split = Split(kind, (1.0 - validation - test, validation, test), seed)
+    how: dict[str, Any] = {"split": split, "encoder": encoder, "on_bad": on_bad, "progress": progress}
     if directory is None:
-        log = in_memory(clicks.source, clicks.schema, split=split, on_bad=on_bad, progress=progress, **clicks.options)
+        log = in_memory(clicks.source, clicks.schema, **how, **clicks.options)
     elif (Path(directory) / "meta.json").is_file():
         log = ClickLog.open(directory)
-        if not _is_log_of(log, clicks, split, on_bad):
+        given = {"train": clicks.source, "validation": split.validation, "test": split.test}
+        sources = [(part, open_source(some, **clicks.options)) for part, some in given.items() if some is not None]
+        checksums = [(part, opened.sha256) for part, opened in sources]
+        if not is_log_of(log, checksums, clicks.schema, split, encoder, on_bad):
             raise ValueError(
                 f"load: {directory} holds the log of other rows, another schema or another split; take another folder "
                 "or remove it"
             )
     else:
-        log = convert(
-            clicks.source, clicks.schema, directory, split=split, on_bad=on_bad, progress=progress, **clicks.options
-        )
+        log = convert(clicks.source, clicks.schema, directory, **how, **clicks.options)
     return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
-
-
-def _is_log_of(log: ClickLog, clicks: Clicks, split: Split, on_bad: OnBad) -> bool:
-    """Whether a converted log is what these sources would give."""
-    given = {"train": clicks.source, "validation": split.validation, "test": split.test}
-    opened = {part: open_source(some, **clicks.options) for part, some in given.items() if some is not None}
-    sources = [(part, some.sha256) for part, some in opened.items()]
-    # Without a bad row it makes no difference what was to be done with one.
-    treatments: tuple[OnBad, ...] = (on_bad,) if log.bad else ("raise", "skip")
-    return log.sha256 in [log_sha256(sources, clicks.schema, split, some) for some in treatments]
 
 
 def _label(source: Any) -> str:

@@ -1,0 +1,109 @@
+"""`deeprec fit-more`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import deeprec
+from deeprec.cli.console import say
+from deeprec.cli.settings import DEVICE_HELP, read_settings
+from deeprec.cli.sources import Request, source_for
+from deeprec.cli.train import train_and_tell
+from deeprec.config import make_config
+from deeprec.evaluate import read_card
+from deeprec.registry import require_taken
+from deeprec.train import fit_more as go_on
+
+_AGAIN = ("epochs", "lr")  # the options of a model that may be others than before
+
+
+def fit_more(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `deeprec train` wrote.")],
+    data: Annotated[str, typer.Option("--data", help="The later rows: a name, a file or a folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model that comes out.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="epochs=5 or lr=0.0005; others stay.")
+    ] = None,
+    protocol_name: Annotated[
+        str | None, typer.Option("--protocol", help="How to split and measure; that of the card by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of new rows of weights, order and negatives.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")] = False,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Validation figure that chooses the epoch, such as ndcg@10.")
+    ] = None,
+    best_on_test: Annotated[
+        bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, as they are encoded.")
+    ] = None,
+    user_features: Annotated[
+        Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
+    ] = None,
+    item_features: Annotated[
+        Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
+    ] = None,
+    on_bad: Annotated[
+        str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+) -> None:
+    """Go on training a saved model on rows that came later; new users, items and values get rows of their own.
+
+    Such as: deeprec fit-more runs/monday --data tuesday.csv --out runs/tuesday epochs=3
+
+    What the model knew keeps its place, and the weights that it had win where no epoch is better. autorec and cfn need
+    the old and the new rows together.
+    """
+    model, card = deeprec.load(directory, device=device), read_card(directory)
+    given = {
+        "select": select,
+        "best_on_test": best_on_test or None,
+        "log": log,
+        "on_bad": on_bad,
+        "user_features": user_features,
+        "item_features": item_features,
+    }
+    words = {f"--{name.replace('_', '-')}": name for name, value in given.items() if value is not None}
+    require_taken(type(model), words, "fit-more")
+    source = source_for(model)
+    settings = read_settings(type(model.config), options or [], protocol=source.protocol_class)
+    for key in settings.model:
+        if key not in _AGAIN:
+            raise ValueError(
+                f"fit-more: {key} stays what {directory} was trained with, got {key}={settings.model[key]}; only "
+                f"{' and '.join(_AGAIN)} may be others"
+            )
+    make_config(type(model.config), model.config, settings.model)  # before the data is read
+    request = Request(
+        data,
+        protocol_name,
+        settings,
+        out,
+        seed,
+        data_dir,
+        user_features,
+        item_features,
+        log=log,
+        on_bad=on_bad or "raise",
+        start=directory,
+    )
+    task = source.open(model, source.rule_again(card, request), request, out)
+    chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
+    say((model.name, "bold"), f" of {directory} {chosen} ", (f"seed {seed}", "dim"))
+    source.announce(task)
+    source.announce_new(model, task)
+    run: dict[str, Any] = {
+        "seed": seed,
+        "resume": resume,
+        "select": select,
+        "report_best_on_test": best_on_test,
+        "device": device,
+    }
+    train_and_tell(partial(go_on, model, task, **settings.model, **run), source, task, request, out, resume=resume)
