@@ -39,7 +39,6 @@ class LastItems(Recommender):
     name = "toy-sequence"
     config_class: ClassVar[type[TrainConfig]] = LastItemsConfig
     reads_history: ClassVar[bool] = True
-    trains_on_whole_rows: ClassVar[bool] = True
     config: LastItemsConfig
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
