@@ -13,63 +13,24 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
+from bench.contenders import PEERS, epochs_of, in_turn, keep
 
 
 def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     """Train with deeprec's own loop; called in a child process."""
-    import numpy as np
     import torch
-    from ncf_split import NcfSplit, hit_rate
 
-    from deeprec import __version__
-    from deeprec.data import IdMap, Interactions
-    from deeprec.models import CDAE, Schema
-    from deeprec.train.loop import train_epoch
-    from deeprec.train.optimizers import Optimizers
+    from deeprec.models import CDAE
 
-    torch.set_num_threads(args.threads)
-    split = NcfSplit.load(args.split)
-    train = Interactions(
-        split.users.astype(np.int32),
-        split.items.astype(np.int32),
-        IdMap.from_values(np.arange(split.num_users), "user"),
-        IdMap.from_values(np.arange(split.num_items), "item"),
-    )
-    model = CDAE(
-        Schema(split.num_users, split.num_items),
-        generator=torch.Generator().manual_seed(args.seed),
-        hidden=args.hidden,
-        corruption=args.corruption,
-        batch_size=args.batch[0],
-        lr=args.lr,
-        optimizer=args.optimizer,
-        l2=0.0,
-    )
-    optimizers = Optimizers(model)
-    batches = model.batches(train, args.seed)
-    seconds, losses, hits = [], [], []
-    for epoch in range(args.epochs):
-        started = time.perf_counter()
-        losses.append(train_epoch(model, optimizers, batches, epoch))
-        seconds.append(round(time.perf_counter() - started, 4))
-        hits.append(hit_rate(split, lambda u, i: model.score_pairs(torch.from_numpy(u), torch.from_numpy(i)).numpy()))
-    return {
-        "peer": "deeprec",
-        "version": f"{__version__} (torch {torch.__version__})",
-        "seconds_per_epoch": seconds,
-        "loss": losses,
-        "validation_hr@10": hits,
-        "examples_per_epoch": batches.num_examples,
-    }
+    options: dict[str, Any] = {"hidden": args.hidden, "corruption": args.corruption, "batch_size": args.batch[0]}
+    options |= {"lr": args.lr, "optimizer": args.optimizer, "l2": 0.0}
+    generator = torch.Generator().manual_seed(args.seed)
+    return {"peer": "deeprec", **epochs_of(lambda schema: CDAE(schema, generator=generator, **options), args)}
 
 
 def measure(args: argparse.Namespace, split: Path, batch: int) -> list[dict[str, Any]]:
@@ -81,14 +42,7 @@ def measure(args: argparse.Namespace, split: Path, batch: int) -> list[dict[str,
         "deeprec": [sys.executable, "-m", "bench.cdae", "--child", *shared],
         "recbole": [args.recbole_python, str(PEERS / "recbole_cdae.py"), *shared],
     }
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
-    for _ in range(args.repeat):
-        for name, command in commands.items():
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-            results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"batch {batch}: {name} {results[name][-1]['seconds_per_epoch']}", file=sys.stderr, flush=True)
+    results = in_turn(commands, args.repeat, f"batch {batch}")
     rows = []
     for name, runs in results.items():
         seconds = [value for run in runs for value in run["seconds_per_epoch"][1:]]
@@ -151,7 +105,6 @@ def main() -> None:
     from ncf_split import from_pairs
 
     from deeprec.data import load
-    from deeprec.evaluate.card import hardware, versions
 
     likes = load("ml-1m", data_dir=args.data_dir, min_rating=args.min_rating, min_interactions=5)
     with tempfile.TemporaryDirectory() as folder:
@@ -159,11 +112,8 @@ def main() -> None:
         from_pairs(np.stack([likes.users, likes.items], 1).astype(np.int64), seed=args.seed).save(split)
         rows = [row for batch in args.batch for row in measure(args, split, batch)]
     print(table(rows))
-    if args.json:
-        keys = ("min_rating", "hidden", "corruption", "optimizer", "lr", "epochs", "repeat", "threads", "seed")
-        settings = {key: getattr(args, key) for key in keys}
-        result = {"settings": settings, "rows": rows, "versions": versions(), "hardware": hardware()}
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    names = ("min_rating", "hidden", "corruption", "optimizer", "lr", "epochs", "repeat", "threads", "seed")
+    keep(args.json, args, names, rows)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
+from bench.contenders import PEERS, bars, in_turn, keep
 
 RIVAL, README = "DeepCTR-Torch", "DeepCTR-Torch, as in its README"
 TARGETS = {1_000: 4.0, 100_000: 10.0}  # times the rival's speed, by rows a field
@@ -115,16 +113,8 @@ def contenders(args: argparse.Namespace, rows: int) -> dict[str, list[str]]:
 
 def measure(args: argparse.Namespace, rows: int) -> list[dict[str, Any]]:
     """Every contender `args.repeat` times, in turn."""
-    results: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(args.repeat):
-        for name, command in contenders(args, rows).items():
-            if args.only and name not in args.only:
-                continue
-            done = subprocess.run([*args.before.split(), *command], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-            results.setdefault(name, []).append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"{rows} rows: {name} {results[name][-1]['seconds_per_epoch']}", file=sys.stderr, flush=True)
+    commands = {name: each for name, each in contenders(args, rows).items() if not args.only or name in args.only}
+    results = in_turn(commands, args.repeat, f"{rows} rows", args.before.split())
     check({name: runs[0] for name, runs in results.items()})
     examples, table = args.batches * args.batch, []
     for name, runs in results.items():
@@ -178,25 +168,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of rows a second, one group for each size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.45 * len(rows) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    names = [f"{row['contender']}, {row['rows']:,} rows a field" for row in rows]
-    colours = ["#c44e52" if row["contender"].startswith("deeprec") else "#9aa5b1" for row in rows]
-    bars = axes.barh(names, [row["rows_per_second"] for row in rows], color=colours)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.invert_yaxis()
-    axes.set(xlabel="rows a second (longer is better)", title="DeepFM, 26 + 13 columns, D 16, 400-400-400, batch 4096")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.14)
-    figure.savefig(path, dpi=140)
-
-
 def main() -> None:
     """Command line."""
     from click_rows import add_arguments
@@ -216,17 +187,13 @@ def main() -> None:
     if args.child:
         print(json.dumps(deeprec_epochs(args)))
         return
-    from deeprec.evaluate.card import hardware, versions
-
     rows = [row for size in args.rows for row in measure(args, size)]
     print(table(rows))
-    if args.json:
-        names = ("dim", "hidden", "batch", "batches", "lr", "epochs", "repeat", "threads", "seed")
-        settings = {key: getattr(args, key) for key in names}
-        result = {"settings": settings, "rows": rows, "versions": versions(), "hardware": hardware()}
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(args.json, args, ("dim", "hidden", "batch", "batches", "lr", "epochs", "repeat", "threads", "seed"), rows)
     if args.plot:
-        plot(rows, args.plot)
+        lengths = {f"{row['contender']}, {row['rows']:,} rows a field": row["rows_per_second"] for row in rows}
+        title = "DeepFM, 26 + 13 columns, D 16, 400-400-400, batch 4096"
+        bars(args.plot, lengths, title=title, label="rows a second (longer is better)", shown="{:,.0f}")
 
 
 if __name__ == "__main__":

@@ -12,63 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
+from bench.contenders import PEERS, bars, epochs_of, in_turn, keep
 
 
 def deeprec_epochs(args: argparse.Namespace) -> dict[str, Any]:
     """Train with deeprec's own loop; called in a child process."""
-    import numpy as np
     import torch
-    from ncf_split import NcfSplit, hit_rate
 
-    from deeprec import __version__
-    from deeprec.batches.pairs import PairwiseBatches
-    from deeprec.data import IdMap, Interactions
-    from deeprec.models import Schema, create
-    from deeprec.train.loop import train_epoch
-    from deeprec.train.optimizers import Optimizers
+    from deeprec.models import NeuMF
 
-    torch.set_num_threads(args.threads)
-    split = NcfSplit.load(args.split)
-    train = Interactions(
-        split.users.astype(np.int32),
-        split.items.astype(np.int32),
-        IdMap.from_values(np.arange(split.num_users), "user"),
-        IdMap.from_values(np.arange(split.num_items), "item"),
-    )
-    options = {"factors": args.factors, "layers": tuple(args.layers), "lr": args.lr, "precision": args.precision}
+    options: dict[str, Any] = {"factors": args.factors, "layers": tuple(args.layers), "lr": args.lr}
+    options |= {"precision": args.precision, "batch_size": args.batch[0], "num_negatives": 4}
     generator = torch.Generator().manual_seed(args.seed)
-    model = create(
-        "neumf",
-        schema=Schema(split.num_users, split.num_items),
-        batch_size=args.batch[0],
-        generator=generator,
-        **options,
-    )
-    optimizers = Optimizers(model)
-    seconds, losses, hits = [], [], []
-    for epoch in range(args.epochs):
-        started = time.perf_counter()
-        batches = PairwiseBatches(train, batch_size=args.batch[0], num_negatives=4, seed=args.seed)
-        losses.append(train_epoch(model, optimizers, batches, epoch))
-        seconds.append(time.perf_counter() - started)
-        hits.append(hit_rate(split, lambda u, i: model.score_pairs(torch.from_numpy(u), torch.from_numpy(i)).numpy()))
-    return {
-        "peer": f"deeprec {args.precision}",
-        "version": __version__,
-        "seconds_per_epoch": seconds,
-        "loss": losses,
-        "validation_hr@10": hits,
-        "examples_per_epoch": len(split.users) * 5,
-    }
+    result = epochs_of(lambda schema: NeuMF(schema, generator=generator, **options), args)
+    return {"peer": f"deeprec {args.precision}", **result}
 
 
 def contenders(args: argparse.Namespace, split: Path, batch: int) -> dict[str, list[str]]:
@@ -99,14 +61,7 @@ def contenders(args: argparse.Namespace, split: Path, batch: int) -> dict[str, l
 
 def measure(args: argparse.Namespace, split: Path, batch: int) -> list[dict[str, Any]]:
     """Every contender `args.repeat` times, in turn."""
-    results: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(args.repeat):
-        for name, command in contenders(args, split, batch).items():
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-            results.setdefault(name, []).append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"batch {batch}: {name} {results[name][-1]['seconds_per_epoch']}", file=sys.stderr, flush=True)
+    results = in_turn(contenders(args, split, batch), args.repeat, f"batch {batch}")
     rows = []
     for name, runs in results.items():
         seconds = [value for run in runs for value in run["seconds_per_epoch"]]
@@ -142,25 +97,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of seconds an epoch, one group a batch size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    names = [f"{row['contender']}, batch {row['batch']}" for row in rows]
-    colours = ["#c44e52" if row["contender"].startswith("deeprec") else "#9aa5b1" for row in rows]
-    bars = axes.barh(names, [row["seconds"] for row in rows], color=colours)
-    axes.bar_label(bars, fmt="%.1f s", padding=3)
-    axes.invert_yaxis()
-    axes.set(xlabel="seconds an epoch (shorter is better)", title="NeuMF, one epoch of ML-1M, 4 negatives")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
-    figure.savefig(path, dpi=140)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,21 +122,16 @@ def main() -> None:
         return
     from ncf_split import from_triple
 
-    from deeprec.evaluate.card import hardware, versions
-
     with tempfile.TemporaryDirectory() as folder:
         split = Path(folder) / "split.npz"
         from_triple(args.ncf, seed=args.seed).save(split)
         rows = [row for batch in args.batch for row in measure(args, split, batch)]
     print(table(rows))
-    if args.json:
-        settings = {
-            key: getattr(args, key) for key in ("factors", "layers", "lr", "epochs", "repeat", "threads", "seed")
-        }
-        result = {"settings": settings, "rows": rows, "versions": versions(), "hardware": hardware()}
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(args.json, args, ("factors", "layers", "lr", "epochs", "repeat", "threads", "seed"), rows)
     if args.plot:
-        plot(rows, args.plot)
+        lengths = {f"{row['contender']}, batch {row['batch']}": row["seconds"] for row in rows}
+        title, label = "NeuMF, one epoch of ML-1M, 4 negatives", "seconds an epoch (shorter is better)"
+        bars(args.plot, lengths, title=title, label=label, shown="{:.1f} s")
 
 
 if __name__ == "__main__":
