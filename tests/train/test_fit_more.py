@@ -15,18 +15,19 @@ import torch
 import deeprec
 from deeprec import data as deeprec_data
 from deeprec.batches.log import LogBatch
-from deeprec.contract import Seen, merged, pair_keys
+from deeprec.contract import RATES, Seen, merged, pair_keys
 from deeprec.data import Bag, Categorical, Cross, FeatureSchema, IdMap, Numeric, from_frame, synthetic, with_features
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.evaluate import evaluate, protocol, read_card
 from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.models import click_models, config_class, create, model_class, recommenders
+from deeprec.registry import with_capabilities
 from deeprec.train import fit_more
 from deeprec.train.checkpoint import has_checkpoint
 from deeprec.train.more import LaterInteractions, later_task
 
-RATING = ("autorec", "cfn")
+RATING = tuple(with_capabilities(RATES))
 SMALL = {"autorec": {"hidden": 4}, "cfn": {"hidden": 4}, "cdae": {"hidden": 4}}
 GRADIENT = [name for name in recommenders() if model_class(name).trains_by_gradient]
 DIRECT = [name for name in recommenders() if not model_class(name).trains_by_gradient]
@@ -53,7 +54,7 @@ def _rule(name: str) -> str:
 
 
 def _later(name: str, frames: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(frames) if name in RATING else frames[1]
+    return pl.concat(frames) if name in RATING or model_class(name).reads_history else frames[1]
 
 
 @pytest.fixture(scope="module")
