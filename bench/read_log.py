@@ -27,14 +27,14 @@ from rich.table import Table
 
 from bench.machine import machine, versions
 from deeprec.data.reading import separated
-from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Source, Wanted
+from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, ColumnsToRead, Source
 from deeprec.data.reading.hashing import Vocabulary, mix
 from deeprec.data.reading.sources import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = "deeprec-read-log/1"
 NUMBERS, TEXTS = CRITEO_COLUMNS[:14], CRITEO_COLUMNS[14:]
-WANTED = Wanted(TEXTS, NUMBERS)
+WANTED = ColumnsToRead(TEXTS, NUMBERS)
 
 
 def write_log(path: Path, rows: int, seed: int = 0) -> None:

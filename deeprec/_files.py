@@ -276,7 +276,7 @@ def read_json(path: Path, owner: str, remedy: str, *, allow_infinity: bool = Fal
         raise ValueError(f"{owner}: {path} must be JSON as deeprec writes it, got {error}; {remedy}") from None
     level: list[Any] = [values]
     for _ in range(_MOST_LEVELS):
-        level = [part for some in level if isinstance(some, dict | list) for part in _parts(some)]
+        level = [part for node in level if isinstance(node, dict | list) for part in _parts(node)]
     if level:
         raise ValueError(f"{owner}: {path} nests more than {_MOST_LEVELS} levels deep; {remedy}")
     if not isinstance(values, dict):

@@ -111,6 +111,6 @@ def _below(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _wrong(key: str, wanted: str, value: Any) -> RecordError:
+def _wrong(key: str, expected: str, value: Any) -> RecordError:
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
-    return RecordError(f"{key or 'the whole'} must be {wanted}, got {text if len(text) <= 80 else text[:77] + '...'}")
+    return RecordError(f"{key or 'the whole'} must be {expected}, got {text if len(text) <= 80 else text[:77] + '...'}")

@@ -22,4 +22,4 @@ def visible(value: object, limit: int | None = None) -> str:
     text = str(value)
     if limit is not None and len(text) > limit:
         return f"{visible(text[:limit])}... ({len(text):,} characters)"
-    return _ACTS.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+    return _ACTS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)

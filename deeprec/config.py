@@ -198,17 +198,17 @@ def unknown_option(config_class: type[Any], key: str) -> str:
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def _typed(label: str, value: Any, wanted: Any) -> Any:
+def _typed(label: str, value: Any, kind: Any) -> Any:
     """`value` as int, float, bool, str, a tuple of these, or one of these or None.
 
     Raises:
         TypeError: it is of another type. ValueError: a number that is not finite.
     """
-    if isinstance(wanted, types.UnionType):
-        (inner,) = (kind for kind in typing.get_args(wanted) if kind is not type(None))
+    if isinstance(kind, types.UnionType):
+        (inner,) = (part for part in typing.get_args(kind) if part is not type(None))
         return None if value is None else _typed(label, value, inner)
-    if typing.get_origin(wanted) is tuple:
-        kinds = typing.get_args(wanted)
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
         count = None if kinds[-1] is Ellipsis else len(kinds)
         if not isinstance(value, (tuple, list)) or count not in (None, len(value)):
             remedy = f"; take ({value!r},)" if count is None and isinstance(value, kinds[0]) else ""
@@ -217,11 +217,11 @@ def _typed(label: str, value: Any, wanted: Any) -> Any:
     is_bool = isinstance(value, (bool, np.bool_))
     is_whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     kinds_of = {int: is_whole and not is_bool, float: isinstance(value, Real) and not is_bool, bool: is_bool}
-    if not kinds_of.get(wanted, isinstance(value, str)):
-        raise TypeError(f"{label} must be {_WORDS[wanted]}, got {value!r}")
-    if wanted is float and not math.isfinite(value):
+    if not kinds_of.get(kind, isinstance(value, str)):
+        raise TypeError(f"{label} must be {_WORDS[kind]}, got {value!r}")
+    if kind is float and not math.isfinite(value):
         raise ValueError(f"{label} must be finite, got {value}")
-    return wanted(value)
+    return kind(value)
 
 
 def require_keywords(function: Callable[..., Any], given: Mapping[str, Any], model: Any) -> None:

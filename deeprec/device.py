@@ -31,12 +31,12 @@ def resolve_device(device: Device, function: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
+        parsed = None
+    if parsed is None or parsed.type not in ("cpu", "cuda"):
         raise ValueError(f"{function}: device must be the CPU or a CUDA GPU, got {str(device)!r}; {_REMEDY}")
-    if found.type == "cpu":
+    if parsed.type == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
@@ -44,7 +44,7 @@ def resolve_device(device: Device, function: str) -> torch.device:
             f"{function}: device {str(device)!r} needs a GPU, torch {torch.__version__} sees none; pass 'cpu' or "
             "'auto', or install a torch with CUDA and the driver of the GPU"
         )
-    number = torch.cuda.current_device() if found.index is None else found.index
+    number = torch.cuda.current_device() if parsed.index is None else parsed.index
     if number >= count:
         raise ValueError(
             f"{function}: device must be one of the {count} GPUs that torch sees, got {str(device)!r}; pass 'cuda:0' "

@@ -201,6 +201,6 @@ def _data_tables(facts: dict[str, Any]) -> list[RenderableType]:
 
     rows = table("data set", "interactions", "found in", title="Data sets", numbers=("interactions",))
     for name, row in facts["data"]["sets"].items():
-        found = (row["folder"], "green") if row["folder"] else ("not found", "yellow")
-        rows.add_row(f"{name}: {row['title']}", f"{row['interactions']:,}", found)
+        place = (row["folder"], "green") if row["folder"] else ("not found", "yellow")
+        rows.add_row(f"{name}: {row['title']}", f"{row['interactions']:,}", place)
     return [rows, text(f"searched: {', '.join(facts['data']['searched'])}; more: deeprec data --help")]

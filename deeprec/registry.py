@@ -75,17 +75,17 @@ def is_click_model(name: str) -> bool:
     return name in _MODELS and model_class(name).reads == "log"
 
 
-def with_capabilities(*wanted: str) -> list[str]:
+def with_capabilities(*capabilities: str) -> list[str]:
     """Names of the models that have all of these `deeprec.contract.CAPABILITIES`."""
-    return [name for name in names() if set(wanted) <= model_class(name).capabilities]
+    return [name for name in names() if set(capabilities) <= model_class(name).capabilities]
 
 
-def require_capability(model: Any, function: str, *wanted: str) -> None:
+def require_capability(model: Any, function: str, *capabilities: str) -> None:
     """Raise ValueError, with the models that can, unless a model has all capabilities that a function needs."""
-    missing = [each for each in wanted if each not in model.capabilities]
+    missing = [each for each in capabilities if each not in model.capabilities]
     if missing:
         what = " and ".join(CAPABILITIES[each] for each in missing)
-        able = ", ".join(with_capabilities(*wanted)) or "none yet"
+        able = ", ".join(with_capabilities(*capabilities)) or "none yet"
         raise ValueError(f"{function}: a model is needed that {what}, got {model.name}; such are {able}")
 
 

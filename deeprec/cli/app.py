@@ -71,8 +71,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(f"deeprec {deeprec.__version__}")
         raise typer.Exit
 

@@ -31,20 +31,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 @app.command("list")
 def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Every data set known by name, and where it was found."""
-    found = {entry.name: data.find(entry.name, data_dir) for entry in data.list_datasets()}
+    folders = {entry.name: data.find(entry.name, data_dir) for entry in data.list_datasets()}
     if as_json:
-        print_json([_facts(entry, found[entry.name]) for entry in data.list_datasets()])
+        print_json([_facts(entry, folders[entry.name]) for entry in data.list_datasets()])
         return
     counts = ("interactions", "users", "items")
     rows = table("name", *counts, "found in", numbers=counts)
     rows.add_row("synthetic", "120,000", "2,000", "1,500", _MADE_HERE)
     for entry in data.list_datasets():
-        folder = found[entry.name]
+        folder = folders[entry.name]
         place = (folder, "green") if folder else _NOT_FOUND
         rows.add_row(entry.name, f"{entry.rows:,}", f"{entry.users:,}", f"{entry.items:,}", place)
     console().print(rows)
     console().print(_click_logs(data_dir))
-    missing = [name for name, folder in found.items() if folder is None and name in data.SOURCES]
+    missing = [name for name, folder in folders.items() if folder is None and name in data.SOURCES]
     say(f"Searched: {', '.join(str(place) for place in data.search_dirs(data_dir))}")
     if missing:
         say(f"Get one with: {command('data', 'fetch', missing[0])}")
@@ -55,8 +55,8 @@ def _click_logs(data_dir: Path | None) -> Rows:
     rows = table("click log", "rows", "what", "found in", numbers=("rows",))
     rows.add_row("synthetic", "50,000", "a known truth", _MADE_HERE)
     for entry in list_click_datasets():
-        found = find_clicks(entry.name, data_dir)
-        place = (found[0].parent, "green") if found else _NOT_FOUND
+        paths = find_clicks(entry.name, data_dir)
+        place = (paths[0].parent, "green") if paths else _NOT_FOUND
         rows.add_row(entry.name, f"{entry.rows:,}", entry.title, place)
     return rows
 

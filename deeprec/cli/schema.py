@@ -20,10 +20,10 @@ def schema(
     file_format: Annotated[str | None, typer.Option("--format", help="csv, tsv, criteo, parquet, ...")] = None,
 ) -> None:
     """Draft a feature schema from the first rows of a file, as YAML to be corrected."""
-    found = infer(open_source(source, format=file_format), label=label)
+    inferred = infer(open_source(source, format=file_format), label=label)
     if output is None:
-        typer.echo(found.to_yaml())  # as it is, for a file; YAML and its comments escape what a terminal obeys
+        typer.echo(inferred.to_yaml())  # as it is, for a file; YAML and its comments escape what a terminal obeys
         return
-    write_atomically(output, found.to_yaml().encode())
+    write_atomically(output, inferred.to_yaml().encode())
     then = command("train", "deepfm", "--data", source, "--schema", output)
     say(("written", "green"), f" {output}; correct it, then: {then}")

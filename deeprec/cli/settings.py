@@ -81,15 +81,15 @@ def _type_of(owner: type[Any], key: str) -> Any:
 
 
 def _parse_words(pairs: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    given: dict[str, str] = {}
     for word in pairs:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise ValueError(f"option: key=value is needed, got {word!r}; for example epochs=20")
-        if key in found:
-            raise ValueError(f"option: {key!r} is given twice, as {found[key]!r} and {value!r}; keep one")
-        found[key] = value
-    return found
+        if key in given:
+            raise ValueError(f"option: {key!r} is given twice, as {given[key]!r} and {value!r}; keep one")
+        given[key] = value
+    return given
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -121,17 +121,17 @@ def _toml(path: Path, content: bytes) -> dict[str, Any]:
     return values
 
 
-def convert(key: str, value: Any, wanted: Any) -> Any:
-    """`value`, text or from a file, as the annotated type `wanted`.
+def convert(key: str, value: Any, kind: Any) -> Any:
+    """`value`, text or from a file, as the annotated type `kind`.
 
     Understands int, float, str, bool, tuple[X, ...] ("64,32,16"), Literal, None and unions of them.
 
     Raises:
         ValueError: it does not fit; names the key, the value and the type.
     """
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(key, value, wanted, arguments)
+        return _convert_union(key, value, kind, arguments)
     if origin is typing.Literal:
         if value in arguments:
             return value
@@ -145,22 +145,22 @@ def convert(key: str, value: Any, wanted: Any) -> Any:
             raise ValueError(f"option {key}: {len(arguments)} values are needed, got {value!r}")
         return tuple(convert(key, part, inner) for part, inner in zip(parts, arguments, strict=True))
     converters: dict[Any, Any] = {int: _int, float: _float, bool: _bool, str: _str, type(None): _none}
-    if wanted not in converters:
+    if kind not in converters:
         return value
     try:
-        return converters[wanted](value)
+        return converters[kind](value)
     except (ValueError, TypeError, OverflowError):
-        name = _TYPE_NAMES.get(wanted, "none")
+        name = _TYPE_NAMES.get(kind, "none")
         raise ValueError(f"option {key}: {name} is needed, got {value!r}") from None
 
 
-def _convert_union(key: str, value: Any, wanted: Any, arguments: tuple[Any, ...]) -> Any:
+def _convert_union(key: str, value: Any, kind: Any, arguments: tuple[Any, ...]) -> Any:
     for inner in sorted(arguments, key=lambda a: a is str):  # str takes anything, so it comes last
         try:
             return convert(key, value, inner)
         except ValueError:
             continue
-    raise ValueError(f"option {key}: {wanted} is needed, got {value!r}")
+    raise ValueError(f"option {key}: {kind} is needed, got {value!r}")
 
 
 def _listed(value: Any) -> list[Any]:

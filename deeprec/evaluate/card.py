@@ -189,14 +189,14 @@ def check_comparable(cards: Sequence[Card]) -> None:
 
 def _differences(first: Card, second: Card) -> list[str]:
     protocols = [protocol_from_dict(card.protocol) for card in (first, second)]
-    found = [f"protocol {line}" for line in protocols[0].differences(protocols[1])]
+    differences = [f"protocol {line}" for line in protocols[0].differences(protocols[1])]
     for key in CHECKSUMS:
         ours, theirs = first.data.get(key), second.data.get(key)
         if ours != theirs and (key == "sha256" or None not in (ours, theirs)):
             names = (f"{card.data.get('name')} {str(card.data.get(key))[:12]}" for card in (first, second))
-            found.append(f"data {key}: {' / '.join(names)}")
+            differences.append(f"data {key}: {' / '.join(names)}")
             break
-    return found
+    return differences
 
 
 def _label(card: Card) -> str:

@@ -240,21 +240,21 @@ def click_figures(
     logits: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any] | None, metrics: tuple[str, ...]
 ) -> dict[str, float]:
     """The metrics by name; "gauc" is left out without groups."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in metrics:
         if name == "auc":
-            found[name] = auc(logits, labels)
+            figures[name] = auc(logits, labels)
         elif name == "gauc" and groups is not None:
-            found[name] = grouped_auc(logits, labels, groups)
+            figures[name] = grouped_auc(logits, labels, groups)
         elif name == "log_loss":
-            found[name] = log_loss(logits, labels)
+            figures[name] = log_loss(logits, labels)
         elif name == "ece":
-            found[name] = reliability(logits, labels).expected_calibration_error
+            figures[name] = reliability(logits, labels).expected_calibration_error
         elif name == "calibration":
-            found[name] = calibration_ratio(logits, labels)
+            figures[name] = calibration_ratio(logits, labels)
         elif name == "accuracy":
-            found[name] = accuracy(logits, labels)
-    return found
+            figures[name] = accuracy(logits, labels)
+    return figures
 
 
 def plot_reliability(named: dict[str, Reliability], path: str | Path, *, title: str) -> None:

@@ -228,8 +228,8 @@ def rmse_rare(
     order = np.argsort(item_counts, kind="stable")
     is_rare = np.zeros(len(item_counts), dtype=bool)
     is_rare[order[: len(order) // 5]] = True
-    some = is_rare[items]
-    return rmse(np.asarray(predictions)[some], np.asarray(ratings)[some]) if some.any() else float("nan")
+    rare = is_rare[items]
+    return rmse(np.asarray(predictions)[rare], np.asarray(ratings)[rare]) if rare.any() else float("nan")
 
 
 def gain(figure: str, value: float) -> float:

@@ -234,18 +234,18 @@ class Protocol:
 
     def without_effect(self) -> set[str]:
         """Fields that change nothing in this protocol."""
-        found = {"default_rating", "clamp"}
+        fields = {"default_rating", "clamp"}
         if self.task == "rating":
-            found = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs"}
+            fields = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs"}
         if self.holdout not in _BY_SHARE:
-            found |= {"test_share", "validation_share"}
+            fields |= {"test_share", "validation_share"}
         if self.holdout == "time" or self.task == "next-item":
-            found.add("seed")
+            fields.add("seed")
         if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
-            found.add("mask")
+            fields.add("mask")
         if not self.has_negatives:
-            found.add("negatives_seed")
-        return found
+            fields.add("negatives_seed")
+        return fields
 
     def changed(self, **options: Any) -> Protocol:
         """The same protocol with some fields replaced.

@@ -110,19 +110,19 @@ class _Columns(nn.Module):
 
     index: Tensor
 
-    def __init__(self, wanted: Sequence[int], total: int) -> None:
+    def __init__(self, chosen: Sequence[int], total: int) -> None:
         super().__init__()
-        self.wanted = list(wanted)
-        self.is_all = self.wanted == list(range(total))
-        self.is_range = bool(wanted) and self.wanted == list(range(self.wanted[0], self.wanted[-1] + 1))
+        self.chosen = list(chosen)
+        self.is_all = self.chosen == list(range(total))
+        self.is_range = bool(chosen) and self.chosen == list(range(self.chosen[0], self.chosen[-1] + 1))
         # Where the model is: a list would be copied there at every call.
-        self.register_buffer("index", torch.tensor(self.wanted, dtype=torch.int64), persistent=False)
+        self.register_buffer("index", torch.tensor(self.chosen, dtype=torch.int64), persistent=False)
 
     def of(self, ids: Tensor) -> Tensor:
         """[B, columns]."""
         if self.is_all:
             return ids
-        return ids[:, self.wanted[0] : self.wanted[-1] + 1] if self.is_range else ids.index_select(1, self.index)
+        return ids[:, self.chosen[0] : self.chosen[-1] + 1] if self.is_range else ids.index_select(1, self.index)
 
 
 class PooledBags(nn.Module):
@@ -159,8 +159,8 @@ class PooledBags(nn.Module):
         ids, weights, scales = {}, {}, []
         dtype = self.collection.weights()[0].dtype
         for bag in self.bags:
-            some, offsets, of_each = batch.bags[bag.name]
-            ids[bag.name] = (some, offsets)
+            bag_ids, offsets, of_each = batch.bags[bag.name]
+            ids[bag.name] = (bag_ids, offsets)
             if of_each is not None:
                 weights[bag.name] = of_each.to(dtype)
             if self.has_mean:
@@ -243,14 +243,14 @@ class FieldEmbeddings(nn.Module):
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """[B, fields + numerics + bags, D]."""
-        some: list[Tensor] = []
+        blocks: list[Tensor] = []
         if self.tables is not None:
-            some.append(self.tables(self.columns.of(batch.ids)).unflatten(1, (-1, self.dim)))
+            blocks.append(self.tables(self.columns.of(batch.ids)).unflatten(1, (-1, self.dim)))
         if self.numerics is not None:
-            some.append(batch.values.to(self.numerics.dtype).unsqueeze(2) * self.numerics)
+            blocks.append(batch.values.to(self.numerics.dtype).unsqueeze(2) * self.numerics)
         if self.bags is not None:
-            some.append(self.bags(batch))
-        return some[0] if len(some) == 1 else torch.cat(some, 1)
+            blocks.append(self.bags(batch))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
 
 class FMTerms(nn.Module):
@@ -312,27 +312,27 @@ class FMTerms(nn.Module):
         return _weights(self.fm, self.bags)
 
     def forward(self, batch: ClickBatch) -> tuple[Tensor, Tensor | None]:
-        """Logits [B] and embeddings [B, fields + numerics + bags, D]; None where there are none, or none are wanted."""
+        """Logits [B] and embeddings [B, fields + numerics + bags, D]; None where none are there or asked for."""
         terms: list[Tensor] = []
-        found: list[Tensor] = []
+        blocks: list[Tensor] = []
         if self.fm is not None:
             part = self.fm(*self._entries(batch))
             if self.fm.return_embeddings:
                 part, embeddings = part
-                found.append(embeddings)
+                blocks.append(embeddings)
             terms.append(part)
         if self.rest is not None:
             terms.append(self.rest(batch))
         if self.bags is not None:
             pooled = self.bags(batch)
-            several = torch.cat([some.sum(1, keepdim=True) for some in found] + [pooled], 1)
+            several = torch.cat([block.sum(1, keepdim=True) for block in blocks] + [pooled], 1)
             terms.append(fm_interaction(several))
-            found.append(pooled)
+            blocks.append(pooled)
         if self.bias is not None:
             terms.append(self.bias)
-        if not self.return_embeddings or not found:
+        if not self.return_embeddings or not blocks:
             return _sum(terms), None
-        return _sum(terms), found[0] if len(found) == 1 else torch.cat(found, 1)
+        return _sum(terms), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
     def _entries(self, batch: ClickBatch) -> tuple[Tensor, None, Tensor | None]:
         """ids, offsets and values as `FactorizationMachine` takes them: numerics are ids of one table, with values."""

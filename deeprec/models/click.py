@@ -185,13 +185,13 @@ class ClickModel(Model):
     def check(self, batch: ClickBatch) -> None:
         """Raise ValueError unless the batch has the columns that the model was built for."""
         inputs = self.require_built()
-        for name, tensor, wanted in (
+        for name, tensor, width in (
             ("ids", batch.ids, len(inputs.fields)),
             ("values", batch.values, len(inputs.numerics)),
         ):
-            if tensor.dim() != 2 or tensor.shape[1] != wanted:
+            if tensor.dim() != 2 or tensor.shape[1] != width:
                 raise ValueError(
-                    f"{self.name}: {name} must be [B, {wanted}], got {tuple(tensor.shape)}; encode the rows with the "
+                    f"{self.name}: {name} must be [B, {width}], got {tuple(tensor.shape)}; encode the rows with the "
                     "encoder that the model was trained with"
                 )
         missing = [bag.name for bag in inputs.bags if bag.name not in batch.bags]

@@ -107,13 +107,13 @@ class EntryTerms(nn.Module):
             ids[name] = batch.ids.new_full((len(batch.ids),), number)
             values[name] = batch.values[:, number].to(dtype)
         for bag in self.part.bags:
-            some, offsets, weights = batch.bags[bag.name]
-            ids[bag.name] = (some, offsets)
+            bag_ids, offsets, weights = batch.bags[bag.name]
+            ids[bag.name] = (bag_ids, offsets)
             if weights is not None:
                 values[bag.name] = weights.to(dtype)
             if bag.pooling == "mean":
                 count = offsets.diff()
-                share = count.to(dtype).reciprocal().repeat_interleave(count, output_size=len(some))
+                share = count.to(dtype).reciprocal().repeat_interleave(count, output_size=len(bag_ids))
                 values[bag.name] = values[bag.name] * share if bag.name in values else share
         logit = self.fm(ids, values=values)
         return (logit if self.rest is None else logit + self.rest(batch)), None

@@ -142,7 +142,7 @@ def _of_tensor(
     if ids.is_nested or ids.dim() != 2 or ids.shape[1] != count:
         got = "a nested tensor" if ids.is_nested else tuple(ids.shape)
         raise ValueError(
-            f"{owner}: ids must be [B, {count}], one id for each of {_some(names)}; got {got}; give offsets or a "
+            f"{owner}: ids must be [B, {count}], one id for each of {_short_list(names)}; got {got}; give offsets or a "
             "mapping from feature to ids for several"
         )
     if values is not None and values.shape != ids.shape:
@@ -154,7 +154,7 @@ def _of_tensor(
     return BagInputs(ids.T, None, None if values is None else values.T, ((),) * len(lookups))
 
 
-def _some(names: Sequence[str]) -> str:
+def _short_list(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ..., {names[-1]}"
 
 
@@ -164,7 +164,7 @@ def _check_features(owner: str, features: Sequence[str], got: Sequence[str], nam
     unknown = [feature for feature in got if feature not in known]
     if missing or unknown:
         raise ValueError(
-            f"{owner}: {name} must have one entry for each of {_some(features)}; "
+            f"{owner}: {name} must have one entry for each of {_short_list(features)}; "
             + "; ".join(f"{what} {names}" for what, names in (("missing", missing), ("unknown", unknown)) if names)
         )
 

@@ -60,22 +60,22 @@ def predict(
     """
     encoder = _encoder(model)
     opened = open_source(source, on_bad=on_bad, **options)
-    found = []
-    wanted = encoder.schema.wanted(with_label=False)
-    for chunk in opened.chunks(wanted, progress=on_progress):
-        with opened.naming_rows(wanted):
+    blocks = []
+    to_read = encoder.schema.columns_to_read(with_label=False)
+    for chunk in opened.chunks(to_read, progress=on_progress):
+        with opened.naming_rows(to_read):
             rows = encoder.encode(chunk, with_labels=False)
         for start in range(0, len(rows), _BATCH_ROWS):
-            some = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
-            logits = logits_of_rows(model, some)
+            block = take(rows, np.arange(start, min(start + _BATCH_ROWS, len(rows))))
+            logits = logits_of_rows(model, block)
             if np.isnan(logits).any():
                 row = chunk.first_row + start + int(np.isnan(logits).argmax())
                 raise ValueError(
                     f"predict: row {row} (from 0) must have numbers that the model can work with, got NaN from "
                     f"{model.name}; correct the row, or fit the model anew with standardised numbers"
                 )
-            found.append(probabilities(logits).astype(np.float32))
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
+            blocks.append(probabilities(logits).astype(np.float32))
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 
 def predict_file(
@@ -137,12 +137,12 @@ def predict_pairs_file(
             given = ids.parse(given.to_list())
             frame = frame.with_columns(given.alias(f"{ids.name}_id"))
         codes.append(to_device(torch.from_numpy(ids.encode(given)), device_of(model)).long())
-    blocks = zip(*(some.split(_BATCH_ROWS) for some in codes), strict=True)
+    blocks = zip(*(indices.split(_BATCH_ROWS) for indices in codes), strict=True)
     scores = [model.score_pairs(users, items) for users, items in blocks]
-    found = torch.cat(scores) if scores else torch.empty(0)
+    values = torch.cat(scores) if scores else torch.empty(0)
     limits = getattr(model, "limits", None)
-    found = found if limits is None or not scores else found.clamp(*limits)
-    _write(frame.with_columns(pl.Series(name, found.cpu().numpy())), path)
+    values = values if limits is None or not scores else values.clamp(*limits)
+    _write(frame.with_columns(pl.Series(name, values.cpu().numpy())), path)
     return len(frame), name
 
 
@@ -171,7 +171,7 @@ def _encoder(model: AnyModel) -> Any:
     return model.encoder
 
 
-def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
+def _columns(source: str | Path, columns: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
     """The columns to be written beside the predictions, column `name`."""
     path = Path(source)
     if ".parquet" in path.suffixes:
@@ -185,7 +185,7 @@ def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict
         raise ValueError(f"predict: keep and pairs go with .parquet, .csv and .tsv input, got {path.name}; {remedy}")
     with reading(path, "a whole Parquet file", function="predict"):
         known = table.collect_schema().names()
-    for column in wanted:
+    for column in columns:
         if column not in known:
             if column in _PAIR and name != COLUMN:
                 raise ValueError(f"predict: pairs must have columns user_id and item_id, {path.name} has "
@@ -195,4 +195,4 @@ def _columns(source: str | Path, wanted: Sequence[str], name: str, options: dict
         if column == name:
             raise ValueError(f"predict: keep must not name {name!r}, which is written; rename that column")
     with reading(path, "a whole Parquet file", function="predict"):
-        return table.select(wanted).collect()
+        return table.select(columns).collect()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_dense, step_tensors
 from deeprec.train._options import Group, Shared, require
-from deeprec.train._replay import CatchUp, Rule, StepHistory, share_rates, table_lists
+from deeprec.train._replay import CatchUp, Rule, StepReplay, share_rates, table_lists
 from deeprec.train._row_grad import RowGrad
 from deeprec.train._row_optimizer import Params, RowOptimizer, RowRule, Tensors
 
@@ -73,7 +73,7 @@ class Adam(RowOptimizer):
         mode: str = "lazy",
         **shared: Unpack[Shared],
     ) -> None:
-        self._histories: dict[Tensor, StepHistory] = {}
+        self._replays: dict[Tensor, StepReplay] = {}
         rule = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(params, shared, lr=lr, **rule, decoupled_weight_decay=decoupled_weight_decay, mode=mode)
 
@@ -104,30 +104,28 @@ class Adam(RowOptimizer):
         """As `RowOptimizer.start_rows`."""
         state = super().start_rows(param, group)
         if group["mode"] == "dense" and not hasattr(param, "_deeprec_catch_up"):
-            if (
-                param in self._histories
-            ):  # torch.utils.swap_tensors, that a module may be moved by, takes attributes away
-                param._deeprec_catch_up = CatchUp(self._histories[param])  # type: ignore[attr-defined]
+            if param in self._replays:  # torch.utils.swap_tensors, that a module may be moved by, takes attributes away
+                param._deeprec_catch_up = CatchUp(self._replays[param])  # type: ignore[attr-defined]
             else:  # it is in the place of another tensor
                 self._remember(param, state, group)
         return state
 
     def _remember(self, param: Tensor, state: State, group: Group) -> None:
-        history = StepHistory(param, state, _adam_rule(group))
-        self._histories[param] = history
-        param._deeprec_catch_up = CatchUp(history)  # type: ignore[attr-defined]
+        replay = StepReplay(param, state, _adam_rule(group))
+        self._replays[param] = replay
+        param._deeprec_catch_up = CatchUp(replay)  # type: ignore[attr-defined]
 
     def _forget(self, param: Tensor) -> None:
         """Bring all rows up to date, and leave the parameter alone."""
-        history = self._histories.pop(param, None)
-        if history is not None:
-            CatchUp(history).release()
+        replay = self._replays.pop(param, None)
+        if replay is not None:
+            CatchUp(replay).release()
 
     @torch.no_grad()
     def flush(self) -> None:
         """Bring every row of every parameter in dense mode up to date; the tables may then be read as a whole."""
-        for history in self._histories.values():
-            history.flush()
+        for replay in self._replays.values():
+            replay.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """The state, after a flush: save the weights of tables outside deeprec.nn's layers after this call."""
@@ -137,10 +135,10 @@ class Adam(RowOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `RowOptimizer.load_state_dict`; the weights stay as they are, what is loaded needs no catching up."""
         super().load_state_dict(state_dict)
-        for history in self._histories.values():
-            last, step = history.state["last_step"], history.state["step"]
+        for replay in self._replays.values():
+            last, step = replay.state["last_step"], replay.state["step"]
             if last.dtype != torch.int32 or not bool(((last == 0) | (last == step)).all()):  # torch took steps since
-                history.state["last_step"] = torch.full(last.shape, step, dtype=torch.int32, device=last.device)
+                replay.state["last_step"] = torch.full(last.shape, step, dtype=torch.int32, device=last.device)
 
     def replace_params(self, before: list[Tensor], after: list[Tensor]) -> None:
         """As `RowOptimizer.replace_params`; rows of the former tensors are brought up to date, with their states."""
@@ -152,8 +150,8 @@ class Adam(RowOptimizer):
         """As `RowOptimizer.move_state`."""
         super().move_state(param)
         if "last_step" in self.state[param]:
-            history = self._histories.get(param)
-            if history is None or history.rates.values.device != param.device:
+            replay = self._replays.get(param)
+            if replay is None or replay.rates.values.device != param.device:
                 group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
                 self._remember(param, self.state[param], group)
 
@@ -163,9 +161,9 @@ class Adam(RowOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for param in getattr(self, "_histories", {}):
+        for param in getattr(self, "_replays", {}):
             param._deeprec_catch_up = None  # what is loaded needs no catching up
-        self._histories = {}
+        self._replays = {}
         for group in self.param_groups:
             for param in group["params"]:
                 if "last_step" in self.state.get(param, {}):
@@ -183,17 +181,17 @@ class Adam(RowOptimizer):
         if self._has_no_kernel(group) or not all(grad.param.is_contiguous() for grad in grads):
             return False
         states = [self.start_rows(grad.param, group) for grad in grads]
-        histories = [self._histories[grad.param] for grad in grads if grad.param in self._histories]
+        replays = [self._replays[grad.param] for grad in grads if grad.param in self._replays]
         rule = _adam_rule(group)
-        if len(histories) < len(grads) or histories[0].rule != rule or not share_rates(histories):
+        if len(replays) < len(grads) or replays[0].rule != rule or not share_rates(replays):
             return False
-        first = histories[0]
+        first = replays[0]
         step = states[0]["step"] + 1
         first.rates.put(step - 1 - first.start, float(group["lr"]))
         rows, values = [grad.rows for grad in grads], [grad.values for grad in grads]
         try:
             _ops.adam_dense_update_tables_(
-                *table_lists(histories), rows, values, first.rates.values, first.start, step, *rule
+                *table_lists(replays), rows, values, first.rates.values, first.start, step, *rule
             )
         except RuntimeError as error:
             if "strictly ascending" not in str(error):
@@ -206,24 +204,24 @@ class Adam(RowOptimizer):
     def _step_rows(self, grad: RowGrad, group: Group) -> None:
         if group["mode"] == "dense":
             self.start_rows(grad.param, group)
-            history = self._histories[grad.param]
+            replay = self._replays[grad.param]
             if self._has_no_kernel(group) or not grad.param.is_contiguous():
-                self._step_whole(grad, history, group)
+                self._step_whole(grad, replay, group)
                 return
             rule = _adam_rule(group)
-            if history.rule != rule:
-                history.change_rule(rule)
+            if replay.rule != rule:
+                replay.change_rule(rule)
         super()._step_rows(grad, group)
 
-    def _step_whole(self, grad: RowGrad, history: StepHistory, group: Group) -> None:
+    def _step_whole(self, grad: RowGrad, replay: StepReplay, group: Group) -> None:
         """One step on all rows, those without a gradient too."""
-        history.flush()
-        param, state = grad.param, history.state
+        replay.flush()
+        param, state = grad.param, replay.state
         wide = torch.zeros(param.shape, dtype=state_dtype(param), device=param.device)
         wide.index_add_(0, grad.rows.long(), grad.values.to(wide.dtype))
         step_dense("Adam", [param], [wide], [state], {**group, "maximize": False}, self._step_flat, self.DENSE)
         state["last_step"].fill_(state["step"])
-        history.start, history.rule = state["step"], _adam_rule(group)
+        replay.start, replay.rule = state["step"], _adam_rule(group)
 
     def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None in dense mode, with amsgrad and with decoupled weight decay."""
@@ -238,9 +236,9 @@ class Adam(RowOptimizer):
         step, lr, moments = state["step"] + 1, float(group["lr"]), (state["exp_avg"], state["exp_avg_sq"])
         if group["mode"] == "lazy":
             return _ops.adam_update_, moments, (step, lr, *_adam_rule(group), seed)
-        history = self._histories[param]
-        history.record(step, lr)
-        replayed = (history.learning_rates, history.start, step, *history.rule)
+        replay = self._replays[param]
+        replay.record(step, lr)
+        replayed = (replay.learning_rates, replay.start, step, *replay.rule)
         return _ops.adam_dense_update_, (*moments, state["last_step"]), replayed
 
     def _start_dense(self, param: Tensor, state: State, group: Group) -> None:

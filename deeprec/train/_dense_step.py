@@ -129,8 +129,8 @@ def step_dense(
         if "step" in state:
             state["step"] += 1
     is_up = group["maximize"]
-    for some_params, some_grads, some_states in kinds:
-        rule(some_params, [-grad for grad in some_grads] if is_up else some_grads, some_states, group)
+    for kind_params, kind_grads, kind_states in kinds:
+        rule(kind_params, [-grad for grad in kind_grads] if is_up else kind_grads, kind_states, group)
     for param, grad, state in others:  # one at a time, so that there is one copy at a time
         make_flat(state, param)
         weight = torch.empty(param.shape, dtype=state_dtype(param), device=param.device).copy_(param)

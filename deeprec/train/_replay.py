@@ -49,7 +49,7 @@ class LearningRates:
         return alone
 
 
-class StepHistory:
+class StepReplay:
     """The steps since all rows of one parameter were last up to date.
 
     Attributes:
@@ -108,46 +108,46 @@ class StepHistory:
         self.rule = rule
 
 
-def are_level(histories: Sequence[StepHistory]) -> bool:
+def are_level(replays: Sequence[StepReplay]) -> bool:
     """Whether these tables took the same steps by the same rule, so that one call can replay them for all."""
-    first = histories[0]
+    first = replays[0]
     return all(
-        history.rates is first.rates
-        and history.start == first.start
-        and history.state["step"] == first.state["step"]
-        and history.rule == first.rule
-        for history in histories
+        replay.rates is first.rates
+        and replay.start == first.start
+        and replay.state["step"] == first.state["step"]
+        and replay.rule == first.rule
+        for replay in replays
     )
 
 
-def share_rates(histories: Sequence[StepHistory]) -> bool:
+def share_rates(replays: Sequence[StepReplay]) -> bool:
     """Whether these tables, and no others with them, can record their coming steps as one.
 
     They can when they have done so before, or when none of them has missed steps to remember.
     """
-    first = histories[0]
-    if are_level(histories) and first.rates.sharers == len(histories):
+    first = replays[0]
+    if are_level(replays) and first.rates.sharers == len(replays):
         return True
     kind = (first.param.device, first.param.dtype, first.start, first.rule)
-    for history in histories:
-        if (history.param.device, history.param.dtype, history.start, history.rule) != kind:
+    for replay in replays:
+        if (replay.param.device, replay.param.dtype, replay.start, replay.rule) != kind:
             return False
-        if history.state["step"] != history.start:
+        if replay.state["step"] != replay.start:
             return False
-    rates = LearningRates(first.param.device, len(histories))
-    for history in histories:
-        history.rates.sharers -= 1
-        history.rates = rates
+    rates = LearningRates(first.param.device, len(replays))
+    for replay in replays:
+        replay.rates.sharers -= 1
+        replay.rates = rates
     return True
 
 
-def table_lists(histories: Sequence[StepHistory]) -> tuple[list[Tensor], ...]:
+def table_lists(replays: Sequence[StepReplay]) -> tuple[list[Tensor], ...]:
     """weights, exp_avgs, exp_avg_sqs and last_steps of several tables."""
     return (
-        [history.param.data for history in histories],
-        [history.state["exp_avg"] for history in histories],
-        [history.state["exp_avg_sq"] for history in histories],
-        [history.state["last_step"] for history in histories],
+        [replay.param.data for replay in replays],
+        [replay.state["exp_avg"] for replay in replays],
+        [replay.state["exp_avg_sq"] for replay in replays],
+        [replay.state["last_step"] for replay in replays],
     )
 
 
@@ -158,12 +158,12 @@ def _no_hook() -> None:
 class CatchUp:
     """What the optimizer leaves on a parameter as `_deeprec_catch_up`: call it with the rows about to be read."""
 
-    def __init__(self, history: StepHistory) -> None:
-        self._history = history
+    def __init__(self, replay: StepReplay) -> None:
+        self._replay = replay
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # rows are brought up to date outside the graph
     def __call__(self, rows: Tensor) -> None:
-        self._history.catch_up(rows)
+        self._replay.catch_up(rows)
 
     @staticmethod
     def together(hooks: Sequence[CatchUp], rows: Sequence[Tensor]) -> None:
@@ -172,26 +172,26 @@ class CatchUp:
         Args:
             rows: strictly ascending, a tensor for each hook; the same tensor where tables share them.
         """
-        histories = [hook._history for hook in hooks]
-        if not are_level(histories):
+        replays = [hook._replay for hook in hooks]
+        if not are_level(replays):
             for hook, touched in zip(hooks, rows, strict=True):
                 hook(touched)
             return
-        first = histories[0]
+        first = replays[0]
         if first.state["step"] == first.start:
             return
         torch.ops.deeprec.adam_catch_up_tables_(
-            *table_lists(histories), rows, first.rates.values, first.start, first.state["step"], *first.rule
+            *table_lists(replays), rows, first.rates.values, first.start, first.state["step"], *first.rule
         )
 
     def finish(self) -> None:
         """Bring all rows up to date: the table is about to be read, or written to, as a whole."""
-        self._history.flush()
+        self._replay.flush()
 
     def release(self) -> None:
         """Bring all rows up to date and leave the parameter alone."""
-        self._history.flush()
-        self._history.param._deeprec_catch_up = None  # type: ignore[attr-defined]
+        self._replay.flush()
+        self._replay.param._deeprec_catch_up = None  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _no_hook, ()  # a pickled module does not take the optimizer along

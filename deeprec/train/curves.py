@@ -9,9 +9,9 @@ from deeprec._files import write_atomically
 from deeprec.evaluate.metrics import gain
 
 
-def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> None:
-    """Draw loss and validation metrics over the epochs into the PNG file `path`; nothing for an empty history."""
-    if not history:
+def plot_curves(entries: list[dict[str, float]], path: Path, *, title: str) -> None:
+    """Draw loss and validation metrics over the epochs into the PNG file `path`; nothing without entries."""
+    if not entries:
         return
     # Imported here: it takes half a second, which nobody wants to wait for on `import deeprec`.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +20,7 @@ def plot_curves(history: list[dict[str, float]], path: Path, *, title: str) -> N
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, metric_axes = figure.subplots(1, 2)
-    shown = [entry for entry in history if not entry.get("refit")]
+    shown = [entry for entry in entries if not entry.get("refit")]
     epochs = [entry["epoch"] for entry in shown]
     loss_axes.plot(epochs, [entry["loss"] for entry in shown], color="#c44e52", marker="o", markersize=3)
     loss_axes.set(xlabel="epoch", ylabel="training loss")

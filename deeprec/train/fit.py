@@ -133,13 +133,13 @@ def fit(
 def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: bool) -> FitResult:
     task, started = run.task, time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
-    history = stage.history
+    entries = stage.history
     if model.config.refit:
         below = None if directory is None else writable_directory(directory / _REFIT)
         again = _fit_stage(model, run, below, resume, is_refit=True)
-        history = history + [{**entry, "refit": 1.0} for entry in again.history]
+        entries = entries + [{**entry, "refit": 1.0} for entry in again.history]
     # A resumed run counts the epochs of its earlier parts too.
-    seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in history))
+    seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in entries))
     task.adopt(model)
     card = Card(
         model=model.name,
@@ -151,18 +151,18 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
         seconds=seconds,
         validation_metrics=stage.validation_metrics or _validation_metrics(stage),
         best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
-        samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in history])) if history else None,
-        epoch=stage.best_epoch if history else None,
+        samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in entries])) if entries else None,
+        epoch=stage.best_epoch if entries else None,
         select=run.select,
-        history=history,
+        history=entries,
         device=str(run.device),
     )
     if directory is not None:
         save(model, directory, card=card)
-        plot_curves(history, directory / "curves.png", title=f"{model.name} on {task.name}")
+        plot_curves(entries, directory / "curves.png", title=f"{model.name} on {task.name}")
         task.draw(model, directory)
         _clean_up(directory)
-    return FitResult(model, card, history, directory)
+    return FitResult(model, card, entries, directory)
 
 
 def require_seed(seed: Any) -> int:

@@ -60,18 +60,18 @@ def identity_of(
     return plain
 
 
-def require_same_run(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+def require_same_run(there: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     """Raise ValueError with what differs, unless a folder's run is the one that is to go on.
 
     Args:
-        found: identity there; a `select` that is None is not known and not compared.
+        there: identity there; a `select` that is None is not known and not compared.
         expected: identity of the run.
         where: "runs/x holds a finished run" or the like.
     """
     different = [
-        f"{key} is {_shown(key, found.get(key))} there and {_shown(key, expected.get(key))} here"
-        for key in dict.fromkeys((*expected, *found))
-        if found.get(key) != expected.get(key) and not (key == "select" and found.get(key) is None)
+        f"{key} is {_shown(key, there.get(key))} there and {_shown(key, expected.get(key))} here"
+        for key in dict.fromkeys((*expected, *there))
+        if there.get(key) != expected.get(key) and not (key == "select" and there.get(key) is None)
     ]
     if different:
         raise ValueError(

@@ -46,7 +46,7 @@ class BestOnTest:
     def __init__(self) -> None:
         self.best: dict[str, Any] | None = None
 
-    def look(self, model: Any, run: Run, epoch: int) -> None:
+    def update(self, model: Any, run: Run, epoch: int) -> None:
         """Measure the test part after an epoch."""
         metrics = run.task.figures(model, "test")
         if self.best is None or selected(metrics, run.select) > selected(self.best["metrics"], run.select):
@@ -191,7 +191,7 @@ class _Loop:
             {"epoch": 0.0, "loss": math.nan, "seconds": 0.0, "samples_per_second": math.nan, **metrics}
         )
         if tracker is not None:
-            tracker.look(self.model, run, 0)
+            tracker.update(self.model, run, 0)
 
     # -- epochs -----------------------------------------------------------------------------------------------------
 
@@ -226,13 +226,13 @@ class _Loop:
             is_last = stage.epoch >= stage.epochs and running is None
             self.best = model.state_dict() if is_last else copy_state(model)
         if tracker is not None:
-            tracker.look(model, run, stage.epoch)
+            tracker.update(model, run, stage.epoch)
         if running is not None:
             model.load_state_dict(running)
         return metrics, is_best
 
     def epoch(self, tracker: BestOnTest | None) -> dict[str, float]:
-        """The rest of an epoch; returns its entry in the history."""
+        """The rest of an epoch; returns its entry in `Stage.history`."""
         model, run, stage, config = self.model, self.run, self.stage, self.config
         started = last_kept = last_said = time.perf_counter()
         earlier, total = stage.seconds, self.batches.num_examples

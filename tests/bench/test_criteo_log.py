@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from deeprec.data.reading.chunks import CRITEO_COLUMNS, Wanted
+from deeprec.data.reading.chunks import CRITEO_COLUMNS, ColumnsToRead
 from deeprec.data.reading.sources import open_source
 from deeprec.evaluate.click_metrics import auc
 
@@ -31,7 +31,7 @@ def test_text_reads_back_as_the_rows(criteo_log: ModuleType, tmp_path: Path) -> 
     truth = log.write(tmp_path / "log.tsv", ROWS)
     blocks = [log.rows(0), log.rows(1, ROWS - criteo_log.BLOCK_ROWS)]
     drawn = [np.concatenate([block[part] for block in blocks]) for part in range(4)]
-    wanted = Wanted(CRITEO_COLUMNS[14:], CRITEO_COLUMNS[:14])
+    wanted = ColumnsToRead(CRITEO_COLUMNS[14:], CRITEO_COLUMNS[:14])
     chunks = list(open_source(tmp_path / "log.tsv", format="criteo").chunks(wanted))
     categories, integers, logits, labels = drawn
     for place in range(13):

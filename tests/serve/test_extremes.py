@@ -66,7 +66,7 @@ def test_train_rows_are_encoded_as_without_bounds(
         for name, state in encoder.numbers.items()
     }
     unbounded = type(encoder)(encoder.schema, encoder.hashes, wide, encoder.negative_label)
-    (chunk,) = open_source(rows).chunks(encoder.schema.wanted(with_label=False))
+    (chunk,) = open_source(rows).chunks(encoder.schema.columns_to_read(with_label=False))
     bounded, free = encoder.encode(chunk, with_labels=False), unbounded.encode(chunk, with_labels=False)
     train = log.parts["train"].values
     low, high = train.min(0), train.max(0)
@@ -79,7 +79,7 @@ def test_train_rows_are_encoded_as_without_bounds(
 
 def test_weights_of_a_bag_are_held_to_those_of_the_training(rows: pl.DataFrame, log: ClickLog) -> None:
     odd = rows.head(1).with_columns(pl.Series("likes", ["l0:0.75|l1:-9|l1:3e38"]))
-    (chunk,) = open_source(odd).chunks(log.encoder.schema.wanted(with_label=False))
+    (chunk,) = open_source(odd).chunks(log.encoder.schema.columns_to_read(with_label=False))
     weights = log.encoder.encode(chunk, with_labels=False).bags["likes"].weights
     assert weights.tolist() == [0.75, 0.5, 1.5]
 
@@ -87,17 +87,17 @@ def test_weights_of_a_bag_are_held_to_those_of_the_training(rows: pl.DataFrame, 
 def test_what_stands_for_a_missing_number_may_lie_outside() -> None:
     frame = pl.DataFrame({"y": [0, 1, 0, 1], "x": [5.0, 6.0, None, 8.0]})
     schema = FeatureSchema((Numeric("x", transform="none", missing=-1.0),), "y")
-    (chunk,) = open_source(frame).chunks(schema.wanted())
+    (chunk,) = open_source(frame).chunks(schema.columns_to_read())
     encoder = Encoder.fit(schema, [(chunk, None)])
     assert encoder.encode(chunk).values.ravel().tolist() == [5.0, 6.0, -1.0, 8.0]
-    (chunk,) = open_source(pl.DataFrame({"x": [-1.0, None, 1e9]})).chunks(schema.wanted(with_label=False))
+    (chunk,) = open_source(pl.DataFrame({"x": [-1.0, None, 1e9]})).chunks(schema.columns_to_read(with_label=False))
     assert encoder.encode(chunk, with_labels=False).values.ravel().tolist() == [5.0, -1.0, 8.0]
 
 
 def test_what_stands_for_a_missing_number_is_not_held_to_anything() -> None:
     frame = pl.DataFrame({"y": [0, 1, 0, 1], "x": [0.0, 1e-3, None, 0.0]})
     schema = FeatureSchema((Numeric("x", missing=-1e6),), "y")
-    (chunk,) = open_source(frame).chunks(schema.wanted())
+    (chunk,) = open_source(frame).chunks(schema.columns_to_read())
     x = np.array([0.0, 1e-3, 0.0])
     found = Encoder.fit(schema, [(chunk, None)]).encode(chunk).values[2]
     assert found == pytest.approx((-1e6 - x.mean()) / x.std())

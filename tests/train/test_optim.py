@@ -369,7 +369,7 @@ def test_tables_that_step_now_together_and_now_alone_equal_tables_apart() -> Non
             torch.stack(reads).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        together += all(used) and ours._histories[tables[0].weight].rates.sharers == 3
+        together += all(used) and ours._replays[tables[0].weight].rates.sharers == 3
         for optimizer in (ours, theirs):
             if step % 20 == 19:
                 optimizer.flush()

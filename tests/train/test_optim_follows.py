@@ -230,7 +230,7 @@ def train_outside(model: nn.Module, optimizer: Any, first: int, last: int) -> No
 
 
 def is_behind(optimizer: Any) -> bool:
-    return any(history.state["step"] > history.start for history in optimizer._histories.values())
+    return any(replay.state["step"] > replay.start for replay in optimizer._replays.values())
 
 
 @pytest.mark.parametrize("make", DENSE)

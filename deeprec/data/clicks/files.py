@@ -51,16 +51,16 @@ class MemoryWriter(Writer):
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
-        self._some: list[Encoded] = []
+        self._blocks: list[Encoded] = []
 
     def append(self, rows: Encoded) -> None:
         super().append(rows)
-        self._some.append(rows)
+        self._blocks.append(rows)
 
     def __exit__(self, *error: object) -> None:
-        if self._some and error[0] is None:
-            self.data = join(self._some)
-        self._some = []
+        if self._blocks and error[0] is None:
+            self.data = join(self._blocks)
+        self._blocks = []
 
 
 class FileWriter(Writer):
@@ -105,9 +105,9 @@ def mapped(directory: Path, inputs: Inputs, rows: int, nnz: dict[str, int], *, h
     def array(name: str, dtype: str, *shape: int) -> Any:
         path = directory / f"{name}.bin"
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else 0
-        if found != size:
-            raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {found:,}; convert the log again")
+        got = path.stat().st_size if path.is_file() else 0
+        if got != size:
+            raise ValueError(f"ClickLog.open: {path} must be {size:,} bytes, got {got:,}; convert the log again")
         with reading(path, function="ClickLog.open"):
             return np.memmap(path, dtype, "r", shape=shape) if size else np.empty(shape, dtype)
 

@@ -31,7 +31,7 @@ from deeprec.data.columns.inputs import Inputs
 from deeprec.data.columns.rows import take
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.random_bits import random_bits
-from deeprec.data.reading.chunks import Chunk, Source, Wanted
+from deeprec.data.reading.chunks import Chunk, ColumnsToRead, Source
 from deeprec.data.reading.errors import naming
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.text import OnBad, check_on_bad
@@ -130,7 +130,7 @@ class ClickLog:
         parts: "train", and "validation" and "test" where the split has them.
         encoder: fitted on the train rows; its `inputs` and `schema` are these.
         split: how the parts were made.
-        sources: for each source name, part, sha256, good rows, bad rows, and the first few bad ones.
+        sources: for each source name, part, sha256, valid rows, bad rows, and the first few bad ones.
         sha256: of all that the rows are made of: sources, schema, split, treatment of bad rows.
         directory: None in memory.
         name: for people; that of the train rows' source by default.
@@ -187,8 +187,8 @@ class ClickLog:
             meta: _Meta = typed(_Meta, values, "")
             groups = encoder.schema.group is not None
             parts = {
-                name: ClickPart(mapped(directory / name, encoder.inputs, some.rows, some.nnz, has_groups=groups))
-                for name, some in meta.parts.items()
+                name: ClickPart(mapped(directory / name, encoder.inputs, counts.rows, counts.nnz, has_groups=groups))
+                for name, counts in meta.parts.items()
             }
             return cls(parts, encoder, meta.split, meta.sources, meta.sha256, directory)
         except (RecordError, AttributeError, KeyError, TypeError) as error:
@@ -285,19 +285,19 @@ class _Conversion:
         self.progress = progress or (lambda stage, done, total: None)
         given = {"train": source, "validation": split.validation, "test": split.test}
         self.sources: dict[str, Source] = {
-            part: open_source(some, on_bad=on_bad, **options) for part, some in given.items() if some is not None
+            part: open_source(rows, on_bad=on_bad, **options) for part, rows in given.items() if rows is not None
         }
-        self.wanted = schema.wanted()
+        self.to_read = schema.columns_to_read()
         for opened in self.sources.values():
             with naming(opened.name):
-                opened.check(self.wanted)
+                opened.check(self.to_read)
         assert split.shares is not None
         self.part_names = [p for p, share in zip(PARTS, split.shares, strict=True) if share or p in self.sources]
         self.writers: dict[str, Writer] = {}
 
     def run(self, new_writer: Callable[[str, Inputs], Writer]) -> ClickLog:
         total = self._count() if self.split.kind == "tail" else 0
-        with self.sources["train"].naming_rows(self.wanted):
+        with self.sources["train"].naming_rows(self.to_read):
             rows = self._train_rows(total)
             if self.start is None:
                 encoder = Encoder.fit(self.schema, rows, seed=self.split.seed, on_bad=self.on_bad)
@@ -320,7 +320,7 @@ class _Conversion:
             self.split.as_dict(),
             described,
             log_sha256(
-                ((some["part"], some["sha256"]) for some in described),
+                ((each["part"], each["sha256"]) for each in described),
                 self.schema,
                 self.split,
                 self.on_bad,
@@ -337,27 +337,27 @@ class _Conversion:
     def _count(self) -> int:
         assert self.schema.label is not None
         label = (self.schema.label,)
-        wanted = Wanted(categorical=label) if self.schema.positive_values else Wanted(numeric=label)
-        return sum(chunk.rows for chunk in self._chunks("count", "train", wanted))
+        to_read = ColumnsToRead(categorical=label) if self.schema.positive_values else ColumnsToRead(numeric=label)
+        return sum(chunk.rows for chunk in self._chunks("count", "train", to_read))
 
     def _train_rows(self, total: int) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
-        for chunk in self._chunks("fit", "train", self.wanted):
+        for chunk in self._chunks("fit", "train", self.to_read):
             yield chunk, self._parts(chunk, total) == 0
 
     def _encode(self, name: str, encoder: Encoder, total: int) -> dict[str, Any]:
         """Encode a source into the writers of its parts; what it was."""
         source = self.sources[name]
         rows = bad_labels = 0
-        for chunk in self._chunks("encode", name, self.wanted):
-            with source.naming_rows(self.wanted):
-                encoded, is_good = encoder.encode_good(chunk, self.on_bad)
+        for chunk in self._chunks("encode", name, self.to_read):
+            with source.naming_rows(self.to_read):
+                encoded, has_label = encoder.encode_labelled(chunk, self.on_bad)
             parts = self._parts(chunk, total) if name == "train" else np.full(chunk.rows, PARTS.index(name), np.int8)
             for number, part in enumerate(PARTS):
-                chosen = np.flatnonzero((parts == number) & is_good)
+                chosen = np.flatnonzero((parts == number) & has_label)
                 if len(chosen):
                     self.writers[part].append(encoded if len(chosen) == chunk.rows else take(encoded, chosen))
-            rows += int(is_good.sum())
-            bad_labels += chunk.rows - int(is_good.sum())
+            rows += int(has_label.sum())
+            bad_labels += chunk.rows - int(has_label.sum())
         first = [bad._asdict() for bad in source.bad.first]
         bad = source.bad.count + bad_labels
         if bad:
@@ -375,11 +375,11 @@ class _Conversion:
     def _parts(self, chunk: Chunk, total: int) -> Part:
         return self.split.part_of(np.arange(chunk.first_row, chunk.first_row + chunk.rows), total)
 
-    def _chunks(self, stage: str, name: str, wanted: Wanted) -> Iterator[Chunk]:
+    def _chunks(self, stage: str, name: str, to_read: ColumnsToRead) -> Iterator[Chunk]:
         def report(done: int, total: int) -> None:
             self.progress(f"{stage} {name}", done, total)
 
-        return self.sources[name].chunks(wanted, progress=report)
+        return self.sources[name].chunks(to_read, progress=report)
 
 
 def log_sha256(

@@ -134,9 +134,9 @@ class ClickPart:
         labels = self._data.labels
         assert labels is not None
         for start in range(0, len(self), WINDOW_ROWS):
-            some = slice(start, min(start + WINDOW_ROWS, len(self)))
-            drawn = random_bits(seed, _NEGATIVES, np.arange(some.start, some.stop)) >> np.uint64(11)
-            keep[some] = (labels[some] == 1) | (drawn < rate * 2**53)
+            window = slice(start, min(start + WINDOW_ROWS, len(self)))
+            drawn = random_bits(seed, _NEGATIVES, np.arange(window.start, window.stop)) >> np.uint64(11)
+            keep[window] = (labels[window] == 1) | (drawn < rate * 2**53)
         return ClickPart(self._data, keep=keep, negative_rate=rate)
 
     def _kept(self, array: Array) -> Array:

@@ -99,7 +99,7 @@ class Encoder:
         """An encoder fitted on the rows where the mask is true; None means all rows.
 
         Args:
-            chunks: with the columns of `schema.wanted()`, and for each of them its train rows, bool, [rows].
+            chunks: with the columns of `schema.columns_to_read()`, and for each of them its train rows, bool, [rows].
             seed: of the sample that quantiles are taken from.
             on_bad: "skip" passes over rows whose label is none.
         Raises:
@@ -137,14 +137,14 @@ class Encoder:
         """The rows of a chunk as ids and numbers.
 
         Args:
-            chunk: with the columns of `schema.wanted(with_label=with_labels)`.
+            chunk: with the columns of `schema.columns_to_read(with_label=with_labels)`.
             with_labels: False leaves labels and groups None, as when serving.
         Raises:
             ValueError: a column that is missing, an infinite number, a label that is none, a missing number where the
                 schema refuses them; the message names column and row.
         """
         if with_labels and self.schema.label is not None:
-            return self.encode_good(chunk, "raise")[0]
+            return self.encode_labelled(chunk, "raise")[0]
         encoded = self._blank(chunk.rows)
         column = {field.name: at for at, field in enumerate(self.inputs.fields)}
         value = {name: at for at, name in enumerate(self.inputs.numerics)}
@@ -193,14 +193,14 @@ class Encoder:
                 return self._ids(feature, hash_series(as_series(values)))
         raise KeyError(name)
 
-    def encode_good(self, chunk: Chunk, on_bad: OnBad) -> tuple[Encoded, Rows]:
+    def encode_labelled(self, chunk: Chunk, on_bad: OnBad) -> tuple[Encoded, Rows]:
         """(all rows of a chunk, which of them have a label that is one); "raise" refuses the others."""
-        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
-        if on_bad == "raise" and not is_good.all():
-            raise bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
+        labels, has_label = labels_of(chunk, self.schema, self.negative_label)
+        if on_bad == "raise" and not has_label.all():
+            raise bad_label(chunk, self.schema, int(np.argmin(has_label)), self.negative_label)
         encoded = self.encode(chunk, with_labels=False)
         encoded.labels, encoded.groups = labels, self._groups(chunk)
-        return encoded, is_good
+        return encoded, has_label
 
     def stream(self, source: Any, *, with_labels: bool = False) -> Iterator[Encoded]:
         """All rows of a source, a chunk at a time.
@@ -210,9 +210,9 @@ class Encoder:
         Raises:
             ValueError: a column that is missing (with the nearest name) or infinite. TypeError: one of another type.
         """
-        opened, wanted = open_source(source), self.schema.wanted(with_label=with_labels)
-        with opened.naming_rows(wanted):
-            for chunk in opened.chunks(wanted):
+        opened, to_read = open_source(source), self.schema.columns_to_read(with_label=with_labels)
+        with opened.naming_rows(to_read):
+            for chunk in opened.chunks(to_read):
                 yield self.encode(chunk, with_labels)
 
     def save(self, directory: str | Path) -> dict[str, str]:
@@ -350,9 +350,9 @@ def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> No
 
 def _check_vocabularies(schema: FeatureSchema, hashes: dict[str, Hashes]) -> None:
     """Raise ValueError unless there is a list of hashes for each feature with a vocabulary."""
-    wanted = {feature.name for feature in schema.with_vocabulary()}
-    if wanted != set(hashes):
-        raise ValueError(f"vocabularies of {sorted(wanted)} are needed, got {sorted(hashes)}")
+    expected = {feature.name for feature in schema.with_vocabulary()}
+    if expected != set(hashes):
+        raise ValueError(f"vocabularies of {sorted(expected)} are needed, got {sorted(hashes)}")
     for name, values in hashes.items():
         if values.ndim != 1 or values.dtype != np.uint64:
             raise ValueError(f"{name} must be uint64 [n], got {values.dtype} {list(values.shape)}")

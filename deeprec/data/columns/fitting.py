@@ -93,11 +93,11 @@ class Fitting:
 
     def add(self, chunk: Chunk, rows: Rows | None) -> None:
         """Take the rows where the mask is true; None means all rows."""
-        labels, is_good = labels_of(chunk, self.schema, self.negative_label)
-        if not is_good.all():
+        labels, has_label = labels_of(chunk, self.schema, self.negative_label)
+        if not has_label.all():
             if self.on_bad == "raise":
-                raise bad_label(chunk, self.schema, int(np.argmin(is_good)), self.negative_label)
-            rows = is_good if rows is None else rows & is_good
+                raise bad_label(chunk, self.schema, int(np.argmin(has_label)), self.negative_label)
+            rows = has_label if rows is None else rows & has_label
         chosen = np.ones(chunk.rows, dtype=np.bool_) if rows is None else rows
         if self.negative_label is None:
             self.negative_label = _negative_label(chunk, self.schema, chosen)
@@ -111,8 +111,8 @@ class Fitting:
                 self.moments[feature.name].add(logarithm(feature, x if rows is None else x[rows]))
             elif isinstance(feature, Bag) and feature.is_weighted:
                 bag = column_of(chunk, feature.column, "bags")
-                some = slice(None) if rows is None else np.repeat(rows, np.diff(bag.offsets))
-                if bag.weights is not None and len(seen := bag.weights[some]):
+                chosen_ids = slice(None) if rows is None else np.repeat(rows, np.diff(bag.offsets))
+                if bag.weights is not None and len(seen := bag.weights[chosen_ids]):
                     low, high = self.weights[feature.name]
                     self.weights[feature.name] = min(low, float(seen.min())), max(high, float(seen.max()))
         self.sample.add(chunk, rows, count)
@@ -170,10 +170,12 @@ def bad_label(chunk: Chunk, schema: FeatureSchema, row: int, negative_label: flo
     """The error about the label of a row of a chunk."""
     assert schema.label is not None
     if schema.positive_values or schema.positive_from is not None:
-        got, wanted = "nothing", "a value"
+        got, expected = "nothing", "a value"
     else:
         got = str(column_of(chunk, schema.label, "numbers")[row])
         got = "nothing" if got == "nan" else got
-        wanted = "0 or 1, or -1 or 1," if negative_label is None else f"{negative_label:g} or 1"
-    problem = f"{wanted} is required, got {got}; correct the row, or set positive_from or positive_values in the schema"
+        expected = "0 or 1, or -1 or 1," if negative_label is None else f"{negative_label:g} or 1"
+    problem = (
+        f"{expected} is required, got {got}; correct the row, or set positive_from or positive_values in the schema"
+    )
     return RowError("encode", f"label {schema.label}", chunk.first_row + row, problem)

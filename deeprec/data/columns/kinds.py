@@ -432,9 +432,9 @@ def check_choice(feature: Any, option: str, options: tuple[str, ...]) -> None:
     """Raise ValueError, with the nearest, unless an option is one of these texts."""
     value = getattr(feature, option)
     if value not in options:
-        wanted = f"{option} must be one of {', '.join(options)}"
-        wanted += " or a number" if option == "missing" and isinstance(feature, Numeric) else ""
-        raise ValueError(f"{named(feature)}: {wanted}; got {value!r}; {did_you_mean(str(value), options)}")
+        requirement = f"{option} must be one of {', '.join(options)}"
+        requirement += " or a number" if option == "missing" and isinstance(feature, Numeric) else ""
+        raise ValueError(f"{named(feature)}: {requirement}; got {value!r}; {did_you_mean(str(value), options)}")
 
 
 def finite(item: Any, option: str, value: Any) -> float:

@@ -54,7 +54,7 @@ from deeprec.data.columns.kinds import (
     named,
     quoted,
 )
-from deeprec.data.reading.chunks import BagColumn, VectorColumn, Wanted
+from deeprec.data.reading.chunks import BagColumn, ColumnsToRead, VectorColumn
 from deeprec.data.reading.errors import naming
 
 __all__ = [
@@ -183,7 +183,7 @@ class FeatureSchema:
     def __str__(self) -> str:
         return self.to_yaml()
 
-    def wanted(self, *, with_label: bool = True) -> Wanted:
+    def columns_to_read(self, *, with_label: bool = True) -> ColumnsToRead:
         """The columns to read from a source; without label and group when serving."""
         categorical = [f.column for f in self.features if isinstance(f, Categorical)]
         numeric = [f.column for f in self.features if isinstance(f, Numeric)]
@@ -201,7 +201,7 @@ class FeatureSchema:
         if with_label and self.group is not None:
             categorical.append(self.group)
         categories, numbers, kept = (tuple(dict.fromkeys(names)) for names in (categorical, numeric, texts))
-        return Wanted(categories, numbers, tuple(bags.values()), kept, tuple(vectors.values()))
+        return ColumnsToRead(categories, numbers, tuple(bags.values()), kept, tuple(vectors.values()))
 
     @property
     def bags(self) -> tuple[Bag, ...]:

@@ -168,9 +168,9 @@ class EncodedTable:
 
 
 def _chunks(schema: FeatureSchema, source: Any) -> Iterator[Chunk]:
-    opened, wanted = open_source(source), schema.wanted(with_label=False)
-    with opened.naming_rows(wanted):
-        yield from opened.chunks(wanted)
+    opened, to_read = open_source(source), schema.columns_to_read(with_label=False)
+    with opened.naming_rows(to_read):
+        yield from opened.chunks(to_read)
 
 
 def _missing_files(schema: FeatureSchema, chunks: list[Chunk]) -> dict[str, Numbers]:

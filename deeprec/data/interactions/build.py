@@ -124,7 +124,7 @@ def from_table(
         repairs["rows_with_label_0_dropped"] = int((keep & ~positive).sum())
         keep &= positive
     if not keep.any():
-        raise ValueError(f"from_frame: at least one good row is required, got none of {table.height} in {name}")
+        raise ValueError(f"from_frame: at least one valid row is required, got none of {table.height} in {name}")
     chosen = {role: column.filter(pl.Series(keep)) for role, column in raw.items()}
     return build(
         chosen["user"],

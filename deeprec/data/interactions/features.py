@@ -134,11 +134,11 @@ def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
         "not at all": known.filter(~known.is_in(own.implode())),
         "unknown to the data": own.filter(own.is_null() | ~own.is_in(known.implode())),
     }
-    for what, some in problems.items():
-        if len(some):
+    for what, wrong in problems.items():
+        if len(wrong):
             raise ValueError(
                 f"with_features: the {ids.name} table must hold each {ids.name} of the data once and no other, got "
-                f"{len(some)} {what}: {some.head(3).to_list()}"
+                f"{len(wrong)} {what}: {wrong.head(3).to_list()}"
             )
     return align(frame.with_columns(own), ids)
 

@@ -297,8 +297,8 @@ class _NumberIndex:
             from_table: Int32Array = np.where(inside, self._table[offset.astype(np.int64)], np.int32(-1))
             return from_table
         at = np.minimum(np.searchsorted(self._ordered, numbers), len(self._ordered) - 1)
-        found: Int32Array = np.where((self._ordered[at] == numbers) & known, self._positions[at], np.int32(-1))
-        return found
+        from_ids: Int32Array = np.where((self._ordered[at] == numbers) & known, self._positions[at], np.int32(-1))
+        return from_ids
 
     def _numbers(self, series: pl.Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         physical = series.cast(pl.UInt8) if series.dtype == pl.Boolean else series.to_physical()
@@ -324,16 +324,16 @@ class _TextIndex:
 
     def find(self, query: pl.Series) -> Int32Array:
         """Indices int32 [n] of ids of the same type, -1 for null or unknown."""
-        found = self._table.lookup(hash_series(query)) - np.int32(1)
-        found[query.is_null().to_numpy()] = -1
-        rows = np.flatnonzero(found >= 0)
+        indices = self._table.lookup(hash_series(query)) - np.int32(1)
+        indices[query.is_null().to_numpy()] = -1
+        rows = np.flatnonzero(indices >= 0)
         if self._positions is not None:
-            found[rows] = self._positions[found[rows]]
+            indices[rows] = self._positions[indices[rows]]
         # A hash is no proof: the text itself is.
-        is_other = (self._values.gather(found[rows]) != query.gather(rows)).to_numpy()
+        is_other = (self._values.gather(indices[rows]) != query.gather(rows)).to_numpy()
         for row in rows[is_other].tolist():
-            found[row] = self._others.get(query[row], -1)
-        return found
+            indices[row] = self._others.get(query[row], -1)
+        return indices
 
 
 _Index: TypeAlias = _NumberIndex | _TextIndex

@@ -201,9 +201,9 @@ def ncf_split_of_movielens(data: Interactions, test: Path, negative: Path) -> Of
     largest = int(max(columns["item"].max(), negatives.max()))
     keys = data.pair_keys()
     by_key = np.argsort(keys, kind="stable")
-    wanted = users.astype(np.int64) * data.num_items + columns["item"]
-    at = by_key[np.minimum(np.searchsorted(keys, wanted, sorter=by_key), len(keys) - 1)]
-    agree = keys[at] == wanted
+    pairs = users.astype(np.int64) * data.num_items + columns["item"]
+    at = by_key[np.minimum(np.searchsorted(keys, pairs, sorter=by_key), len(keys) - 1)]
+    agree = keys[at] == pairs
     if data.ratings is not None:
         agree &= data.ratings[at] == columns["rating"].astype(np.float32)
     if largest >= data.num_items or not agree.all():

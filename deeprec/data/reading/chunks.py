@@ -1,7 +1,7 @@
 """Click logs of any form as a stream of chunks: hashes of categorical values, numbers and bags, by column.
 
     source = open_source("train.tsv.gz")
-    for chunk in source.chunks(Wanted(categorical=("site",), numeric=("label", "price"))):
+    for chunk in source.chunks(ColumnsToRead(categorical=("site",), numeric=("label", "price"))):
         chunk.hashes["site"], chunk.numbers["price"]
 
 A value has one hash (`deeprec.data.reading.hashing`) whatever the source is, and nothing in Python happens once a row.
@@ -39,10 +39,10 @@ __all__ = [
     "BagChunk",
     "BagColumn",
     "Chunk",
+    "ColumnsToRead",
     "Source",
     "VectorColumn",
     "Vocabulary",
-    "Wanted",
     "hash_text",
 ]
 
@@ -55,7 +55,7 @@ CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in 
 
 
 class BagColumn(NamedTuple):
-    """A multi-valued column that is wanted.
+    """A multi-valued column to read.
 
     Attributes:
         name: of the column.
@@ -70,14 +70,14 @@ class BagColumn(NamedTuple):
 
 
 class VectorColumn(NamedTuple):
-    """A column of lists of `width` numbers each, >= 1, that is wanted."""
+    """A column of lists of `width` numbers each, >= 1, to read."""
 
     name: str
     width: int
 
 
-class Wanted(NamedTuple):
-    """Columns to read, and as what; a column may be wanted in several ways."""
+class ColumnsToRead(NamedTuple):
+    """Columns to read, and as what; a column may be read in several ways."""
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -94,11 +94,11 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Chunk:
-    """Consecutive good rows of a source, columns by name.
+    """Consecutive valid rows of a source, columns by name.
 
     Attributes:
         rows: how many, >= 1.
-        first_row: number of the first one among the good rows of the source, from 0.
+        first_row: number of the first one among the valid rows of the source, from 0.
         hashes: [rows], uint64, of each categorical column; 0 = missing (empty or null).
         numbers: [rows], float64, of each numeric column, never infinite; NaN = missing.
         bags: of each column of bags.
@@ -134,11 +134,11 @@ class BadRow(NamedTuple):
 
 
 class RowError(ValueError):
-    """A value in a good row of a source that cannot be used.
+    """A value in a valid row of a source that cannot be used.
 
     Attributes:
         function, column, problem: for the message.
-        row: number among the good rows of the source, from 0.
+        row: number among the valid rows of the source, from 0.
     """
 
     def __init__(self, function: str, column: str, row: int, problem: str) -> None:
@@ -192,51 +192,51 @@ class Source:
             self._sha256 = self._checksum()
         return self._sha256
 
-    def chunks(self, wanted: Wanted, *, progress: Progress | None = None) -> Iterator[Chunk]:
-        """All good rows, in the order of the source.
+    def chunks(self, to_read: ColumnsToRead, *, progress: Progress | None = None) -> Iterator[Chunk]:
+        """All valid rows, in the order of the source.
 
         Args:
-            wanted: columns and what they are read as.
+            to_read: columns and what they are read as.
             progress: called with (done, `size`) after each chunk.
         Raises:
             ValueError: a column that is not there, at once; while iterating, a bad row where `on_bad` is "raise"
-                (naming file, line, column and text), no good row at all, a damaged file.
-            TypeError: a column of another type than is wanted.
+                (naming file, line, column and text), no valid row at all, a damaged file.
+            TypeError: a column of another type than it is read as.
         """
-        self.check(wanted)
+        self.check(to_read)
         self.bad = BadRows()
-        return self._counted(wanted, progress or (lambda done, total: None))
+        return self._counted(to_read, progress or (lambda done, total: None))
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
-        """The first good rows as a frame with inferred types; a column of bags is a list of texts where the source
+        """The first valid rows as a frame with inferred types; a column of bags is a list of texts where the source
         says that it is one."""
         raise NotImplementedError
 
-    def check(self, wanted: Wanted) -> None:
-        """Raises ValueError or TypeError unless all `wanted` columns are there and can be what is wanted of them."""
-        for column in wanted.names:
+    def check(self, to_read: ColumnsToRead) -> None:
+        """Raises ValueError or TypeError unless all columns of `to_read` are there and can be read as asked."""
+        for column in to_read.names:
             if column not in self._column_set:
                 raise ValueError(
                     f"chunks: {self.name} must have a column {column!r}; {did_you_mean(column, self.columns)}"
                 )
 
     @contextmanager
-    def naming_rows(self, wanted: Wanted) -> Iterator[None]:
-        """Errors about the rows of chunks of `wanted` name the source, and the line where it is a text."""
+    def naming_rows(self, to_read: ColumnsToRead) -> Iterator[None]:
+        """Errors about the rows of chunks of `to_read` name the source, and the line where it is a text."""
         with naming(self.name):
             try:
                 yield
             except RowError as error:
-                name, place = self._place(error.row, wanted)
+                name, place = self._place(error.row, to_read)
                 raise ValueError(f"{error.function}: {name}: {error.column}, {place}: {error.problem}") from None
 
-    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
-        """Name of the source, and line or row, of a good row, counted from 0; may read the source again."""
-        return self.name, f"{'good ' if self.bad.count else ''}row {row} (from 0)"
+    def _place(self, row: int, to_read: ColumnsToRead) -> tuple[str, str]:
+        """Name of the source, and line or row, of a valid row, counted from 0; may read the source again."""
+        return self.name, f"{'valid ' if self.bad.count else ''}row {row} (from 0)"
 
-    def _counted(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+    def _counted(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
         rows = 0
-        for chunk in self._chunks(wanted, progress):
+        for chunk in self._chunks(to_read, progress):
             chunk.first_row = rows
             rows += chunk.rows
             if chunk.rows:
@@ -244,11 +244,11 @@ class Source:
         if not rows and self.bad.count:
             first = self.bad.first[0]
             raise ValueError(
-                f"read: {self.name} must have at least one good row, got {self.bad.count:,} bad ones, the first at "
+                f"read: {self.name} must have at least one valid row, got {self.bad.count:,} bad ones, the first at "
                 f"line {first.line}: {first.column} {first.text!r}; check separator, columns and format"
             )
 
-    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+    def _chunks(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
         """Chunks in order, perhaps empty; `first_row` is filled in by the caller."""
         raise NotImplementedError
 
@@ -276,11 +276,11 @@ class Files(Source):
     def head(self, rows: int = 1000) -> pl.DataFrame:
         return self.sources[0].head(rows)
 
-    def check(self, wanted: Wanted) -> None:
+    def check(self, to_read: ColumnsToRead) -> None:
         for source in self.sources:
-            source.check(wanted)
+            source.check(to_read)
 
-    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
+    def _chunks(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
         before = 0
         for source in self.sources:
             source.bad = BadRows()
@@ -290,18 +290,18 @@ class Files(Source):
                 progress(start + done, self.size)
 
             try:
-                yield from source._chunks(wanted, shifted)
+                yield from source._chunks(to_read, shifted)
             finally:
                 self.bad.add(source.bad.count, source.bad.first)
             before += source.size
 
-    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
+    def _place(self, row: int, to_read: ColumnsToRead) -> tuple[str, str]:
         for source in self.sources:
-            rows = sum(chunk.rows for chunk in source.chunks(wanted))
+            rows = sum(chunk.rows for chunk in source.chunks(to_read))
             if row < rows:
                 break
             row -= rows
-        return source._place(row, wanted)
+        return source._place(row, to_read)
 
     def _checksum(self) -> str:
         return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()

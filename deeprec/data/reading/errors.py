@@ -86,7 +86,7 @@ def _siblings(path: Path) -> list[str]:
 
 @contextmanager
 def reading(
-    path: str | os.PathLike[str], wanted: str = "a whole file", *, function: str = "read", remedy: str = _AGAIN
+    path: str | os.PathLike[str], expected: str = "a whole file", *, function: str = "read", remedy: str = _AGAIN
 ) -> Iterator[None]:
     """What is read inside is the file `path`: errors of polars, of decompression, of decoding and of the operating
     system name it, what it must be and, where its first bytes tell, what it is.
@@ -101,14 +101,14 @@ def reading(
         refused = os_error(error)
         if refused is not None:
             raise _refused(path, refused, function) from None
-        raise _damaged(path, wanted, error, function, remedy) from None
+        raise _damaged(path, expected, error, function, remedy) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
             f"{function}: {path} must be a whole gzip file, got one that ends early or is damaged "
             f"({_line(error)}); {_AGAIN}"
         ) from None
     except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _damaged(path, wanted, error, function, remedy) from None
+        raise _damaged(path, expected, error, function, remedy) from None
     except OSError as error:
         if error.errno is None:
             raise
@@ -127,16 +127,16 @@ def naming(name: object) -> Iterator[None]:
         raise kind(f"{error} (in {name})") from None
 
 
-def _damaged(path: Path, wanted: str, error: BaseException, function: str, remedy: str) -> ValueError:
+def _damaged(path: Path, expected: str, error: BaseException, function: str, remedy: str) -> ValueError:
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError:
         start = b""
     kind, other_remedy = kind_of(start)
-    if kind and kind.split()[1] not in wanted:
-        return ValueError(f"{function}: {path} must be {wanted}, got {kind}; {other_remedy}")
-    return ValueError(f"{function}: {path} must be {wanted}, got one that is damaged ({_line(error)}); {remedy}")
+    if kind and kind.split()[1] not in expected:
+        return ValueError(f"{function}: {path} must be {expected}, got {kind}; {other_remedy}")
+    return ValueError(f"{function}: {path} must be {expected}, got one that is damaged ({_line(error)}); {remedy}")
 
 
 def _refused(path: Path, error: OSError, function: str) -> OSError:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading import separated
 from deeprec.data.reading.arrays import columns_of, require_pool, rows_of, without_nulls
-from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, Progress, Source, Wanted, in_order
+from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, ColumnsToRead, Progress, Source, in_order
 from deeprec.data.reading.errors import check_file, checksum, reading
 from deeprec.data.reading.hashing import as_series, buffers, hash_series
 from deeprec.data.reading.separated import BagChunk, Dialect
@@ -52,33 +52,33 @@ class TableSource(Source):
                     f"open_source: codes must be of columns of {name}, got {column!r}; {did_you_mean(column, schema)}"
                 )
 
-    def check(self, wanted: Wanted) -> None:
-        super().check(wanted)
-        for column in wanted.numeric:
+    def check(self, to_read: ColumnsToRead) -> None:
+        super().check(to_read)
+        for column in to_read.numeric:
             kind = self.schema[column]
             if column not in self.codes and not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
                 raise TypeError(
                     f"chunks: column {column!r} of {self.name} must hold numbers, got {kind}; declare it categorical, "
                     "pass codes= for texts that mean numbers, or cast it"
                 )
-        for column in wanted.categorical:
+        for column in to_read.categorical:
             kind = self.schema[column]
             if kind.is_nested() or kind == pl.Object:
                 raise TypeError(
                     f"chunks: column {column!r} of {self.name} must hold one value a row, got {kind}; declare it a bag"
                 )
-        for bag in wanted.bags:
+        for bag in to_read.bags:
             kind = self.schema[bag.name]
             inner = getattr(kind, "inner", kind)
             if inner.is_nested() or inner == pl.Object or (kind.is_nested() and not isinstance(kind, _LISTS)):
                 raise TypeError(
                     f"chunks: column {bag.name!r} of {self.name} must hold lists of values or text, got {kind}"
                 )
-        for column in wanted.texts:
+        for column in to_read.texts:
             kind = self.schema[column]
             if kind.is_nested() or kind in (pl.Object, pl.Binary):
                 raise TypeError(f"chunks: column {column!r} of {self.name} must hold one text a row, got {kind}")
-        for vector in wanted.vectors:
+        for vector in to_read.vectors:
             kind = self.schema[vector.name]
             if not isinstance(kind, _LISTS) or not kind.inner.is_numeric():
                 raise TypeError(
@@ -86,54 +86,56 @@ class TableSource(Source):
                     f"{kind}; declare what it is, or declare the vector by its columns of numbers"
                 )
 
-    def _rows(self, wanted: Wanted) -> int:
+    def _rows(self, to_read: ColumnsToRead) -> int:
         """Rows in a slice whose columns take about `block_bytes`."""
-        columns = len(wanted.categorical) + len(wanted.numeric) + 4 * len(wanted.bags) + 8 * len(wanted.texts)
-        columns += sum(vector.width for vector in wanted.vectors)
+        columns = len(to_read.categorical) + len(to_read.numeric) + 4 * len(to_read.bags) + 8 * len(to_read.texts)
+        columns += sum(vector.width for vector in to_read.vectors)
         return max(1, self.block_bytes // (16 * max(1, columns)))
 
     def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """(first row, slice of at most so many rows), in order."""
         raise NotImplementedError
 
-    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        columns = list(wanted.names)
-        parts = self._parts(self._rows(wanted), columns)
-        for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, wanted), self.threads):
+    def _chunks(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
+        columns = list(to_read.names)
+        parts = self._parts(self._rows(to_read), columns)
+        for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, to_read), self.threads):
             if bad:
-                self._report(bad, dict(wanted.vectors))
+                self._report(bad, dict(to_read.vectors))
             progress(start + height, self.size)
             yield chunk
 
-    def _convert(self, start: int, part: pl.DataFrame, wanted: Wanted) -> tuple[int, int, Chunk, dict[int, BadRow]]:
-        """(start, rows in all, the good ones, the bad ones by row) of a slice."""
+    def _convert(
+        self, start: int, part: pl.DataFrame, to_read: ColumnsToRead
+    ) -> tuple[int, int, Chunk, dict[int, BadRow]]:
+        """(start, rows in all, the valid ones, the bad ones by row) of a slice."""
         bad: dict[int, BadRow] = {}
-        chunk = self._read(part, wanted, start, bad)
+        chunk = self._read(part, to_read, start, bad)
         if bad and self.on_bad == "skip":
             keep = np.ones(part.height, dtype=np.bool_)
             keep[[row - start for row in bad]] = False
-            chunk = self._read(rows_of(part, keep), wanted, start, {})
+            chunk = self._read(rows_of(part, keep), to_read, start, {})
         return start, part.height, chunk, bad
 
-    def _read(self, part: pl.DataFrame, wanted: Wanted, start: int, bad: dict[int, BadRow]) -> Chunk:
+    def _read(self, part: pl.DataFrame, to_read: ColumnsToRead, start: int, bad: dict[int, BadRow]) -> Chunk:
         def note(rows: Any, column: str, texts: Any) -> None:
             for row, text in zip(rows, texts, strict=True):
                 bad.setdefault(start + int(row), BadRow(start + int(row), column, str(text)[:60], self.name))
 
         chunk = Chunk(part.height, 0)
-        for column in wanted.categorical:
+        for column in to_read.categorical:
             chunk.hashes[column] = separated.blank_missing(hash_series(part.get_column(column)), self.dialect)
-        for column in wanted.numeric:
+        for column in to_read.numeric:
             series = part.get_column(column)
             numbers, wrong = self._numbers(series)
             chunk.numbers[column] = numbers
             note(wrong, column, series.gather(wrong).to_list())
-        for bag in wanted.bags:
+        for bag in to_read.bags:
             chunk.bags[bag.name], wrong, texts = _bags(part.get_column(bag.name), bag, self.dialect)
             note(wrong, bag.name, texts)
-        for column in wanted.texts:
+        for column in to_read.texts:
             chunk.texts[column] = part.get_column(column).cast(pl.String)
-        for vector in wanted.vectors:
+        for vector in to_read.vectors:
             series = part.get_column(vector.name)
             chunk.vectors[vector.name], wrong = _vectors(series, vector.width)
             note(wrong, vector.name, series.gather(wrong).to_list())

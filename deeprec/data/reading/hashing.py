@@ -171,8 +171,8 @@ def hash_buffers(offsets: NDArray[np.int64], data: Any) -> Hashes:
 
 def _hash_buffers_python(offsets: NDArray[np.int64], data: Any) -> Hashes:
     """What `_host.hash_buffers` does: same arguments, same answer."""
-    is_good = offsets.ndim == 1 and len(offsets) >= 1 and offsets[0] >= 0 and offsets[-1] <= len(data)
-    if not is_good or (offsets[1:] < offsets[:-1]).any():
+    are_valid = offsets.ndim == 1 and len(offsets) >= 1 and offsets[0] >= 0 and offsets[-1] <= len(data)
+    if not are_valid or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(
             f"hash_buffers: offsets must be [n + 1], ascending from 0 or above to at most the {len(data)} bytes of data"
         )
@@ -201,9 +201,9 @@ def _one_spelling(
     """Lengths without a final ".0" of an integer; writes the small letters of True and False into `padded`."""
     for text in (b"True", b"False"):
         rows = np.flatnonzero(lengths == len(text))
-        wanted = np.uint64(int.from_bytes(text, "little"))
+        word = np.uint64(int.from_bytes(text, "little"))
         mask = np.uint64((1 << 8 * len(text)) - 1)
-        padded[starts[rows[(words[starts[rows]] & mask) == wanted]]] += 32
+        padded[starts[rows[(words[starts[rows]] & mask) == word]]] += 32
     rows = np.flatnonzero((lengths > 2) & (lengths < 20))
     ends = starts[rows] + lengths[rows]
     rows = rows[(padded[ends - 2] == ord(".")) & (padded[ends - 1] == ord("0"))]

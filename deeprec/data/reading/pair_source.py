@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from deeprec.data.reading import separated
-from deeprec.data.reading.chunks import BadRow, Chunk, Progress, Wanted
+from deeprec.data.reading.chunks import BadRow, Chunk, ColumnsToRead, Progress
 from deeprec.data.reading.errors import START_BYTES
 from deeprec.data.reading.hashing import Hashes
 from deeprec.data.reading.separated import BY_FIELD, BY_PLACE, ONE_BAG, BagChunk, Pairs
@@ -37,40 +37,40 @@ class PairSource(TextSource):
         text = read_start(self.path, max(START_BYTES, 2000 * rows))
         tokens = [separated.split_pairs(line) for line in text[: self._cut(text) or None].split(b"\n")]
         tokens = [row for row in tokens if row]
-        found: list[list[list[tuple[str, float]]]] = []
+        pairs: list[list[list[tuple[str, float]]]] = []
         labels: list[float] = []
         for row in tokens:
             parsed = separated.parse_pairs(b" ".join(row), self.mode, self._fields)
             if parsed.rows:
                 labels.append(float(parsed.labels[0]))
-                found.append(_pairs_of(row[1:], self.mode, self._fields))
-            if len(found) == rows:
+                pairs.append(_pairs_of(row[1:], self.mode, self._fields))
+            if len(pairs) == rows:
                 break
         series = {
-            name: _series_of_pairs([row[slot] for row in found], self.mode == ONE_BAG)
+            name: _series_of_pairs([row[slot] for row in pairs], self.mode == ONE_BAG)
             for slot, name in enumerate(self.columns[1:])
         }
         return pl.DataFrame({"label": pl.Series(labels, dtype=pl.Float64), **series})
 
-    def check(self, wanted: Wanted) -> None:
-        super().check(wanted)
-        wrong = [name for name in (*wanted.categorical, *(bag.name for bag in wanted.bags)) if name == "label"]
+    def check(self, to_read: ColumnsToRead) -> None:
+        super().check(to_read)
+        wrong = [name for name in (*to_read.categorical, *(bag.name for bag in to_read.bags)) if name == "label"]
         if wrong:
             raise TypeError(f"chunks: column 'label' of {self.name} is numeric; take it out of categorical and bags")
 
-    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        weighted = {bag.name: bag.weight_separator is not None for bag in wanted.bags}
-        for pairs in self._parsed(self._parser(wanted), progress):
+    def _chunks(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
+        weighted = {bag.name: bag.weight_separator is not None for bag in to_read.bags}
+        for pairs in self._parsed(self._parser(to_read), progress):
             bags = dict(zip(self.columns[1:], pairs.bags, strict=True))
             numbers = {
                 name: pairs.labels if name == "label" else _single_values(bags[name], name, self.name)
-                for name in wanted.numeric
+                for name in to_read.numeric
             }
-            hashes = {name: _single_hashes(bags[name], name, self.name) for name in wanted.categorical}
+            hashes = {name: _single_hashes(bags[name], name, self.name) for name in to_read.categorical}
             taken = {name: _bag_of(bags[name], has_weights, name, self.name) for name, has_weights in weighted.items()}
             yield Chunk(pairs.rows, 0, hashes, numbers, taken)
 
-    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Pairs]:
+    def _parser(self, to_read: ColumnsToRead) -> Callable[[memoryview], Pairs]:
         return lambda text: separated.parse_pairs(text, self.mode, self._fields)
 
     def _complaint(self, reason: int, row: BadRow) -> str:
@@ -85,8 +85,8 @@ class PairSource(TextSource):
                 "pass columns=['label', 'field_0', ...] with all of them"
             )
         if reason == separated.NOT_AN_INDEX:
-            wanted = "field:index:value" if self.mode == BY_FIELD else "index:value"
-            return f"entries must be {wanted} with integers from 0, got {row.text!r}"
+            form = "field:index:value" if self.mode == BY_FIELD else "index:value"
+            return f"entries must be {form} with integers from 0, got {row.text!r}"
         return super()._complaint(reason, row)
 
 
@@ -94,13 +94,15 @@ def _fields_of(text: bytes, mode: int, columns: Sequence[str] | None) -> list[in
     """Numbers of the fields: of `columns`, or seen in `text`."""
     if columns is not None:
         numbers = [re.fullmatch(r"field_([0-9]{1,18})", name) for name in columns[1:]]
-        is_good = list(columns) == ["label", "features"] if mode == ONE_BAG else columns[0] == "label" and all(numbers)
-        if not is_good:
-            wanted = "features" if mode == ONE_BAG else "field_0, field_1, ..."
-            raise ValueError(f"open_source: columns must be label, {wanted} in this format, got {list(columns)}")
+        are_valid = (
+            list(columns) == ["label", "features"] if mode == ONE_BAG else columns[0] == "label" and all(numbers)
+        )
+        if not are_valid:
+            rest = "features" if mode == ONE_BAG else "field_0, field_1, ..."
+            raise ValueError(f"open_source: columns must be label, {rest} in this format, got {list(columns)}")
         return [int(number[1]) for number in numbers if number]
     if mode == BY_FIELD:
-        return sorted({int(found) for found in re.findall(rb"[ \t]([0-9]{1,18}):[0-9]+:", text)})
+        return sorted({int(number) for number in re.findall(rb"[ \t]([0-9]{1,18}):[0-9]+:", text)})
     first = next((tokens for tokens in map(separated.split_pairs, text.split(b"\n")) if tokens), [])
     return list(range(len(first) - 1)) if mode == BY_PLACE else []
 
@@ -142,7 +144,7 @@ def _bag_of(bag: BagChunk, has_weights: bool, name: str, source: str) -> BagChun
 
 
 def _pairs_of(tokens: list[bytes], mode: int, fields: list[int]) -> list[list[tuple[str, float]]]:
-    """(index, value) of good tokens, by column."""
+    """(index, value) of valid tokens, by column."""
     slots = {field: slot for slot, field in enumerate(fields)}
     out: list[list[tuple[str, float]]] = [[] for _ in (fields if mode != ONE_BAG else (0,))]
     for place, token in enumerate(tokens):

@@ -59,10 +59,10 @@ class Bad(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """The good rows of a block; `hashes`, `numbers` and `bags` by position of their column.
+    """The valid rows of a block; `hashes`, `numbers` and `bags` by position of their column.
 
     Attributes:
-        rows: number of good rows.
+        rows: number of valid rows.
         lines: line feeds in the block.
         num_bad, bad: all bad rows, and the first `KEPT_BAD` of them.
     """
@@ -234,13 +234,13 @@ def _parse_log_python(
                 bad.append(Bad(row.line, column, reason, text[:60]))
             continue
         rows += 1
-        for column, found in texts.items():
-            found.append(row.fields[column])
+        for column, fields in texts.items():
+            fields.append(row.fields[column])
         for column, kept in numbers.items():
             kept.append(values[column])
         for column, bag in bags.items():
             bag.append(*tokens[column])
-    hashes = {column: blank_missing(hash_texts(found), dialect) for column, found in texts.items()}
+    hashes = {column: blank_missing(hash_texts(fields), dialect) for column, fields in texts.items()}
     arrays = {column: np.array(kept, dtype=np.float64) for column, kept in numbers.items()}
     made = {column: bag.finish() for column, bag in bags.items()}
     return Parsed(rows, hashes, arrays, made, data.count(b"\n"), num_bad, bad)
@@ -309,9 +309,9 @@ class _BagBuilder:
             return tokens, []
         pairs = [token.rpartition(self.weight_separator) for token in tokens]
         weights = []
-        for (name, found, weight), token in zip(pairs, tokens, strict=True):
+        for (name, colon, weight), token in zip(pairs, tokens, strict=True):
             trimmed = weight.strip(b" \t")
-            value = float(trimmed) if found and name and _NUMBER.fullmatch(trimmed) else float("nan")
+            value = float(trimmed) if colon and name and _NUMBER.fullmatch(trimmed) else float("nan")
             if not abs(value) <= _LARGEST_FLOAT:
                 raise _BadField(column, BAD_WEIGHT, token)
             weights.append(value)
@@ -357,7 +357,7 @@ def _parse_bags_python(
 
 
 class Pairs(NamedTuple):
-    """The good rows of a block of libsvm or libffm: labels, -1 as 0, and a weighted bag for each column."""
+    """The valid rows of a block of libsvm or libffm: labels, -1 as 0, and a weighted bag for each column."""
 
     rows: int
     labels: NDArray[np.float64]
@@ -398,7 +398,7 @@ def _parse_pairs_python(data: bytes, mode: int, fields: list[int]) -> Pairs:
             label = _plain_number(tokens[0], 0, tokens[0])
             if label != label:
                 raise _BadField(0, NOT_A_NUMBER, tokens[0])
-            found = _read_pairs(tokens[1:], mode, slots, len(bags))
+            pairs = _read_pairs(tokens[1:], mode, slots, len(bags))
         except _BadField as wrong:
             num_bad += 1
             if len(bad) < KEPT_BAD:
@@ -406,7 +406,7 @@ def _parse_pairs_python(data: bytes, mode: int, fields: list[int]) -> Pairs:
                 bad.append(Bad(line, column, reason, text[:60]))
             continue
         labels.append(0.0 if label == -1 else label)
-        for bag, (names, weights) in zip(bags, found, strict=True):
+        for bag, (names, weights) in zip(bags, pairs, strict=True):
             bag.append(names, weights)
     made = [bag.finish() for bag in bags]
     return Pairs(len(labels), np.array(labels, dtype=np.float64), made, data.count(b"\n"), num_bad, bad)
@@ -424,7 +424,7 @@ def split_pairs(row: bytes) -> list[bytes]:
 def _read_pairs(
     tokens: list[bytes], mode: int, slots: dict[int, int], num_slots: int
 ) -> list[tuple[list[bytes], list[float]]]:
-    found: list[tuple[list[bytes], list[float]]] = [([], []) for _ in range(num_slots)]
+    pairs: list[tuple[list[bytes], list[float]]] = [([], []) for _ in range(num_slots)]
     for place, token in enumerate(tokens):
         slot, rest = 0, token
         if mode == BY_FIELD:
@@ -441,17 +441,17 @@ def _read_pairs(
         weight = float(trimmed) if _NUMBER.fullmatch(trimmed) else float("nan")
         if not abs(weight) <= _LARGEST_FLOAT:
             raise _BadField(slot + 1, BAD_WEIGHT, token)
-        found[slot][0].append(str(index).encode())
-        found[slot][1].append(weight)
+        pairs[slot][0].append(str(index).encode())
+        pairs[slot][1].append(weight)
     if mode == BY_PLACE and len(tokens) != num_slots:
         raise _BadField(len(tokens) + 1, TOO_FEW if len(tokens) < num_slots else TOO_MANY, str(len(tokens)).encode())
-    return found
+    return pairs
 
 
 def _take_integer(text: bytes, token: bytes, column: int) -> tuple[int, bytes]:
     """Takes "123:" off the front."""
-    digits, found, rest = text.partition(b":")
-    if not found or not re.fullmatch(rb"[0-9]+", digits) or int(digits) >= 1 << 63:
+    digits, colon, rest = text.partition(b":")
+    if not colon or not re.fullmatch(rb"[0-9]+", digits) or int(digits) >= 1 << 63:
         raise _BadField(column, NOT_AN_INDEX, token)
     return int(digits), rest
 

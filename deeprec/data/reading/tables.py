@@ -76,7 +76,7 @@ def read_separated(path: Path, separator: str | None = None, on_bad: OnBad = "ra
         if is_plain:  # each line is a row
             return first_line + row
         if not lines:
-            lines.extend(one.line for one in separated.split_rows(body, dialect) if _is_good(one, len(names)))
+            lines.extend(one.line for one in separated.split_rows(body, dialect) if _is_whole(one, len(names)))
         return first_line + lines[row]
 
     return TextTable(frame, checked.num_bad, line_of)
@@ -130,7 +130,7 @@ def _by_polars(body: bytes, names: list[str], dialect: Dialect, rows: int) -> pl
 def _row_by_row(path: Path, body: bytes, names: list[str], dialect: Dialect, first_line: int) -> pl.DataFrame:
     columns: list[list[str | None]] = [[] for _ in names]
     for row in separated.split_rows(body, dialect):
-        if not _is_good(row, len(names)):
+        if not _is_whole(row, len(names)):
             continue
         for name, column, field in zip(names, columns, row.fields, strict=True):
             try:
@@ -143,7 +143,7 @@ def _row_by_row(path: Path, body: bytes, names: list[str], dialect: Dialect, fir
     return pl.DataFrame([pl.Series(name, column, pl.String) for name, column in zip(names, columns, strict=True)])
 
 
-def _is_good(row: separated.Row, count: int) -> bool:
+def _is_whole(row: separated.Row, count: int) -> bool:
     return row.is_closed and len(row.fields) == count
 
 

@@ -63,9 +63,9 @@ def parse_numbers(
         path: for messages.
         on_bad: "raise" names the first bad lines; "skip" drops them.
     Returns:
-        (name -> array over the good lines, number of lines dropped).
+        (name -> array over the valid lines, number of lines dropped).
     Raises:
-        ValueError: a field that is missing or not a number, or no good line at all.
+        ValueError: a field that is missing or not a number, or no valid line at all.
     """
     check_on_bad(on_bad)
     parse = _parse_table_python if _host is None else _host.parse_table
@@ -73,15 +73,15 @@ def parse_numbers(
     if len(bad_lines) and on_bad == "raise":
         line, column, text = errors[0]
         name, kind = list(columns.items())[column]
-        wanted = "an integer" if kind == "i" else "a number"
-        found = repr(text.decode("utf-8", "replace")) if text else "nothing (too few fields)"
+        expected = "an integer" if kind == "i" else "a number"
+        got = repr(text.decode("utf-8", "replace")) if text else "nothing (too few fields)"
         raise ValueError(
-            f"read: {path}, line {line}: {name} must be {wanted}, got {found} ({len(bad_lines):,} bad "
+            f"read: {path}, line {line}: {name} must be {expected}, got {got} ({len(bad_lines):,} bad "
             f"lines: {first_few(bad_lines)}); correct them or pass on_bad='skip'"
         )
     named = dict(zip((name for name, kind in columns.items() if kind != "-"), arrays, strict=True))
     if not len(next(iter(named.values()))):
-        raise ValueError(f"read: {path} must hold at least one good line, got none of {len(bad_lines)}")
+        raise ValueError(f"read: {path} must hold at least one valid line, got none of {len(bad_lines)}")
     return named, len(bad_lines)
 
 
@@ -106,7 +106,7 @@ def _parse_table_python(
     lines, numbers = lines.filter(full), numbers.filter(full)
     fields = lines.str.splitn(separator, len(kinds) + 1).struct.unnest()
     texts = [fields.to_series(column).str.strip_chars(" \t") for column in range(len(kinds))]
-    good = np.ones(len(lines), dtype=np.bool_)
+    is_whole = np.ones(len(lines), dtype=np.bool_)
     bad_column = np.zeros(len(lines), dtype=np.int64)
     values: list[pl.Series] = []
     for column, kind in enumerate(kinds):
@@ -115,15 +115,15 @@ def _parse_table_python(
         okay = value.is_not_null()
         if kind == "f":
             okay &= value.is_finite().fill_null(False)
-        bad_column[good & ~okay.to_numpy()] = column
-        good &= okay.to_numpy()
+        bad_column[is_whole & ~okay.to_numpy()] = column
+        is_whole &= okay.to_numpy()
         values.append(value)
-    wrong = np.flatnonzero(~good)
+    wrong = np.flatnonzero(~is_whole)
     errors = [
         (int(numbers[int(row)]), int(at), (texts[int(at)][int(row)] or "")[:60].encode())
         for row, at in zip(wrong[:5], bad_column[wrong[:5]], strict=True)
     ]
     arrays = [
-        value.filter(pl.Series(good)).to_numpy() for value, kind in zip(values, kinds, strict=True) if kind != "-"
+        value.filter(pl.Series(is_whole)).to_numpy() for value, kind in zip(values, kinds, strict=True) if kind != "-"
     ]
     return arrays, numbers.to_numpy()[wrong], errors

@@ -14,7 +14,16 @@ import polars as pl
 
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading import separated
-from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, BadRow, Chunk, Progress, Source, Wanted, in_order
+from deeprec.data.reading.chunks import (
+    BLOCK_BYTES,
+    CRITEO_COLUMNS,
+    BadRow,
+    Chunk,
+    ColumnsToRead,
+    Progress,
+    Source,
+    in_order,
+)
 from deeprec.data.reading.errors import START_BYTES, check_file, checksum, reading, text_start
 from deeprec.data.reading.hashing import hash_bytes
 from deeprec.data.reading.separated import (
@@ -61,9 +70,9 @@ class TextSource(Source):
         self.size = path.stat().st_size
         self._header_bytes = header_bytes
 
-    def check(self, wanted: Wanted) -> None:
-        super().check(wanted)
-        for column in (*wanted.texts, *(vector.name for vector in wanted.vectors)):
+    def check(self, to_read: ColumnsToRead) -> None:
+        super().check(to_read)
+        for column in (*to_read.texts, *(vector.name for vector in to_read.vectors)):
             raise TypeError(
                 f"chunks: {self.name} is separated text, whose columns are read as categories, numbers, bags and "
                 f"sequences; {column!r} is declared a text, a file or a vector: write the table as Parquet or pass a "
@@ -110,12 +119,12 @@ class TextSource(Source):
             progress(done, self.size)
             yield parsed
 
-    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Any]:
+    def _parser(self, to_read: ColumnsToRead) -> Callable[[memoryview], Any]:
         """What parses a block."""
         raise NotImplementedError
 
-    def _place(self, row: int, wanted: Wanted) -> tuple[str, str]:
-        parse, line = self._parser(wanted), 1
+    def _place(self, row: int, to_read: ColumnsToRead) -> tuple[str, str]:
+        parse, line = self._parser(to_read), 1
         for block in self._blocks():
             parsed = parse(block.text)
             if row < parsed.rows:
@@ -129,7 +138,7 @@ class TextSource(Source):
                 return self.name, f"line {line + (parse(block.text[:before]).lines if before else 0)}"
             row -= parsed.rows
             line += parsed.lines
-        return super()._place(row, wanted)
+        return super()._place(row, to_read)
 
     def _report(self, count: int, bad: list[separated.Bad], line: int) -> None:
         rows = [
@@ -191,19 +200,19 @@ class SeparatedSource(TextSource):
         self._codes = _coded(self._code_texts, self.columns, str(path))
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
-        found: list[list[bytes]] = []
+        rows_of_fields: list[list[bytes]] = []
         text = read_start(self.path, max(START_BYTES, 2000 * rows))
         end = self._cut(text)
         for row in separated.split_rows(text[self._header_bytes : end or None], self.dialect):
             if row.is_closed and len(row.fields) == len(self.columns):
-                found.append(row.fields)
-            if len(found) == rows:
+                rows_of_fields.append(row.fields)
+            if len(rows_of_fields) == rows:
                 break
         missing = set(self.dialect.missing)
         return typed(
             pl.DataFrame(
                 [
-                    pl.Series(name, [_text_or_none(row[at], missing) for row in found], dtype=pl.String)
+                    pl.Series(name, [_text_or_none(row[at], missing) for row in rows_of_fields], dtype=pl.String)
                     for at, name in enumerate(self.columns)
                 ]
             )
@@ -212,8 +221,8 @@ class SeparatedSource(TextSource):
     def _cut(self, text: Data) -> int:
         return separated.cut_log(text, self.dialect)
 
-    def _chunks(self, wanted: Wanted, progress: Progress) -> Iterator[Chunk]:
-        for parsed in self._parsed(self._parser(wanted), progress):
+    def _chunks(self, to_read: ColumnsToRead, progress: Progress) -> Iterator[Chunk]:
+        for parsed in self._parsed(self._parser(to_read), progress):
             yield Chunk(
                 parsed.rows,
                 0,
@@ -222,9 +231,9 @@ class SeparatedSource(TextSource):
                 {self.columns[at]: values for at, values in parsed.bags.items()},
             )
 
-    def _parser(self, wanted: Wanted) -> Callable[[memoryview], Parsed]:
-        categorical, numeric = frozenset(wanted.categorical), frozenset(wanted.numeric)
-        bags = {bag.name: bag for bag in wanted.bags}
+    def _parser(self, to_read: ColumnsToRead) -> Callable[[memoryview], Parsed]:
+        categorical, numeric = frozenset(to_read.categorical), frozenset(to_read.numeric)
+        bags = {bag.name: bag for bag in to_read.bags}
         kinds = bytes(
             HASH * (name in categorical) | NUMBER * (name in numeric) | BAG * (name in bags) for name in self.columns
         )
@@ -346,8 +355,8 @@ def _coded(codes: Mapping[str, Mapping[str, float]], columns: list[str], source:
 
 def _guess_separator(start: bytes) -> str:
     lines = start.split(b"\n")[:20]
-    found = max(b",\t;|", key=lambda byte: lines[0].count(bytes([byte])))
-    separator = bytes([found])
+    commonest = max(b",\t;|", key=lambda byte: lines[0].count(bytes([byte])))
+    separator = bytes([commonest])
     is_spaced = all(line.count(separator) == line.count(separator + b" ") for line in lines) and separator in lines[0]
     return separator.decode() + (" " if is_spaced and separator != b"\t" else "")
 

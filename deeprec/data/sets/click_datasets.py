@@ -76,9 +76,9 @@ def find_clicks(name: str, data_dir: str | Path | None = None) -> list[Path] | N
     """The files of a named click log, or None where one is missing."""
     entry = _REGISTRY[name]
     for place in search_dirs(data_dir):
-        found = [with_gz(place / entry.folder / file) for file in entry.files]
-        if all(found):
-            return [path for path in found if path]
+        paths = [with_gz(place / entry.folder / file) for file in entry.files]
+        if all(paths):
+            return [path for path in paths if path]
     return None
 
 
@@ -109,8 +109,10 @@ def click_source(
             )
         if options:
             raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
-        found = entry.read(*paths)
-        return found if schema is None else Clicks(found.source, schema, found.validation, found.test, found.options)
+        clicks = entry.read(*paths)
+        return (
+            clicks if schema is None else Clicks(clicks.source, schema, clicks.validation, clicks.test, clicks.options)
+        )
     if isinstance(source, str | Path) and not os.path.lexists(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
@@ -186,7 +188,7 @@ def load_clicks(
     elif (Path(directory) / "meta.json").is_file():
         log = ClickLog.open(directory)
         given = {"train": clicks.source, "validation": split.validation, "test": split.test}
-        sources = [(part, open_source(some, **clicks.options)) for part, some in given.items() if some is not None]
+        sources = [(part, open_source(rows, **clicks.options)) for part, rows in given.items() if rows is not None]
         checksums = [(part, opened.sha256) for part, opened in sources]
         if not is_log_of(log, checksums, clicks.schema, split, encoder, on_bad):
             raise ValueError(
@@ -363,10 +365,10 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
     with reading(raw, f"a table with the columns {', '.join(_FRAPPE)}"):
         log = read_separated(raw, "\t").frame.select(_FRAPPE)
     values = [log.get_column(name).unique(maintain_order=True) for name in _FRAPPE]
-    starts = np.cumsum([0, *(len(some) for some in values)])[:-1]
+    starts = np.cumsum([0, *(len(kinds) for kinds in values)])[:-1]
     numbers = log.select(
-        pl.col(name).replace_strict(some, np.arange(len(some)), return_dtype=pl.Int64)
-        for name, some in zip(_FRAPPE, values, strict=True)
+        pl.col(name).replace_strict(kinds, np.arange(len(kinds)), return_dtype=pl.Int64)
+        for name, kinds in zip(_FRAPPE, values, strict=True)
     ).to_numpy()
     parts = [_libfm(path, starts) for path in (validation, test)]
     held_out = np.concatenate([rows[labels == 1] for labels, rows in parts])
@@ -384,7 +386,7 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
     schema = FeatureSchema(tuple(Categorical(name) for name in _FRAPPE))
 
     def frame(labels: NDArray[np.int64], rows: NDArray[np.int64]) -> pl.DataFrame:
-        columns = {name: some.gather(rows[:, n]) for n, (name, some) in enumerate(zip(_FRAPPE, values, strict=True))}
+        columns = {name: kinds.gather(rows[:, n]) for n, (name, kinds) in enumerate(zip(_FRAPPE, values, strict=True))}
         return pl.DataFrame({**columns, "label": labels})
 
     return Clicks(frame(labels, rows), schema, frame(*parts[0]), frame(*parts[1]))
@@ -403,18 +405,18 @@ def _libfm(path: Path, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], ND
     return (whole[:, 0] == 1).astype(np.int64), whole[:, 1:] - starts
 
 
-def _without(rows: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows [n, F] less each of `some` [m, F] once, which must all be there; the first ones of equal rows go."""
-    _, kinds = np.unique(np.concatenate([rows, some]), axis=0, return_inverse=True)
+def _without(rows: NDArray[np.int64], less: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows [n, F] less each of `less` [m, F] once, which must all be there; the first ones of equal rows go."""
+    _, kinds = np.unique(np.concatenate([rows, less]), axis=0, return_inverse=True)
     own, gone = kinds[: len(rows)], kinds[len(rows) :]
     order = np.argsort(own, kind="stable")
     sizes = np.bincount(own, minlength=kinds.max() + 1)
     place = np.empty(len(rows), dtype=np.int64)  # how many equal rows stand before a row
     place[order] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    wanted = np.bincount(gone, minlength=len(sizes))
-    if (wanted > sizes).any():
+    counts = np.bincount(gone, minlength=len(sizes))
+    if (counts > sizes).any():
         raise ValueError("read: the published rows of frappe must stand in the raw log; get both again")
-    return rows[place >= wanted[own]]
+    return rows[place >= counts[own]]
 
 
 _CRITEO_TERMS = "Criteo / Kaggle Display Advertising Challenge: non-commercial research; do not redistribute"

@@ -179,14 +179,14 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Interactions:
     triples = sorted({path.name.partition(".train.rating")[0] for path in folder.glob("*.train.rating*")})
     if len(triples) == 1:
         return read_triple(folder, triples[0], **{"name": triples[0], **options})
-    found = sorted(path.name for path in folder.iterdir())[:10]
+    names = sorted(path.name for path in folder.iterdir())[:10]
     raise ValueError(
-        f"load: a folder must hold one known data set, got {folder} with {found}; name one of its files instead"
+        f"load: a folder must hold one known data set, got {folder} with {names}; name one of its files instead"
     )
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path:
-    return next(found for found in (with_gz(folder / name) for name in names) if found)
+    return next(path for path in (with_gz(folder / name) for name in names) if path)
 
 
 def _with_features(

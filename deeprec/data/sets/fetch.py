@@ -84,11 +84,11 @@ def _fetch_file(source: Source, root: Path, target: Path, progress: Progress | N
     try:
         kind, digest = _expected(source)
         _download(source, part, progress)
-        found = _digest(part, kind)
-        if found != digest:
+        got = _digest(part, kind)
+        if got != digest:
             part.unlink()
             raise ValueError(
-                f"fetch: {source.url} must have the {kind} {digest}, got {found}; the download was deleted: fetch "
+                f"fetch: {source.url} must have the {kind} {digest}, got {got}; the download was deleted: fetch "
                 "again, and if it stays so the file was changed at its source"
             )
         if source.unpack:

@@ -182,13 +182,13 @@ def _activity(
     weights = rng.lognormal(0.0, 0.8, num_users)
     counts = np.full(num_users, min_per_user, dtype=np.int64)
     while (left := num_interactions - int(counts.sum())) > 0:
-        room = np.where(counts < cap, weights, 0.0)
-        if not room.any():
+        open_weights = np.where(counts < cap, weights, 0.0)
+        if not open_weights.any():
             cap = num_items
             continue
-        share = np.floor(left * room / room.sum()).astype(np.int64)
+        share = np.floor(left * open_weights / open_weights.sum()).astype(np.int64)
         if not share.any():  # fewer left than users: one each for the most active
-            share[np.argsort(-room)[:left]] = 1
+            share[np.argsort(-open_weights)[:left]] = 1
         counts = np.minimum(counts + share, cap)
     return counts
 

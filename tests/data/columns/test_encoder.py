@@ -31,7 +31,7 @@ DATA = Path(os.environ.get("DEEPREC_DATA", "missing"))
 def fit(schema: FeatureSchema, source: Any, train: Any = None) -> Encoder:
     """Fitted on the rows where `train` is true."""
     mask = None if train is None else np.asarray(train, dtype=np.bool_)
-    chunks = open_source(source).chunks(schema.wanted())
+    chunks = open_source(source).chunks(schema.columns_to_read())
     return Encoder.fit(
         schema, ((c, None if mask is None else mask[c.first_row : c.first_row + c.rows]) for c in chunks)
     )
@@ -132,7 +132,9 @@ def test_constant_and_empty_columns_become_0() -> None:
     for constant in (0.1, -1e9 / 3):  # whose mean is not quite the number
         table = pl.DataFrame({"x": [constant] * 3001, "label": [0, 1, 1] + [0] * 2998})
         schema = FeatureSchema((Numeric("x"), Numeric("y", "min-max", column="x")))
-        pieces = [next(iter(open_source(table[at : at + 7]).chunks(schema.wanted()))) for at in range(0, 3001, 7)]
+        pieces = [
+            next(iter(open_source(table[at : at + 7]).chunks(schema.columns_to_read()))) for at in range(0, 3001, 7)
+        ]
         encoder = Encoder.fit(schema, ((piece, None) for piece in pieces))
         assert encode(encoder, table.with_columns(x=pl.col("x") * 2)).values.any() == 0
     for transform in ("standardise", "min-max", "quantile", "none", "log"):
@@ -160,7 +162,7 @@ def test_infinite_number_of_a_frame_is_named() -> None:
     chunk = next(
         iter(
             open_source(pl.DataFrame({"x": [1.0, 2.0], "label": [0, 1]})).chunks(
-                FeatureSchema((Numeric("x"),)).wanted()
+                FeatureSchema((Numeric("x"),)).columns_to_read()
             )
         )
     )
@@ -176,7 +178,7 @@ def test_sample_for_quantiles_is_uniform_and_independent_of_chunks(monkeypatch: 
     table = pl.DataFrame({"x": np.arange(50_000.0), "label": np.arange(50_000) % 2})
     schema = FeatureSchema((Numeric("x", "quantile", num_quantiles=5),))
     whole = fit(schema, table)
-    wanted = schema.wanted()
+    wanted = schema.columns_to_read()
     pieces = [
         chunk for start in range(0, 50_000, 777) for chunk in open_source(table[start : start + 777]).chunks(wanted)
     ]
@@ -219,7 +221,7 @@ def test_weights_of_libsvm_are_used_or_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which a bag without weights would lose; declare it with weight_sep"):
         encode(fit(FeatureSchema((Bag("features"),)), source), source)
     (tmp_path / "plain.csv").write_text("features,label\na|b,1\n")
-    chunk = next(iter(open_source(tmp_path / "plain.csv").chunks(FeatureSchema((Bag("features"),)).wanted())))
+    chunk = next(iter(open_source(tmp_path / "plain.csv").chunks(FeatureSchema((Bag("features"),)).columns_to_read())))
     with pytest.raises(ValueError, match="must have weights, got values alone; drop weight_separator"):
         encoder.encode(chunk)
 
@@ -355,7 +357,7 @@ def test_column_that_is_missing_renamed_or_of_another_type_is_named() -> None:
         encode(encoder, table.with_columns(price=pl.Series(["low", "high"])), with_labels=False)
     with pytest.raises((TypeError, ValueError), match="site"):
         encode(encoder, table.with_columns(site=pl.Series([["a"], ["b"]])), with_labels=False)
-    chunk = next(iter(open_source(table).chunks(encoder.schema.wanted())))
+    chunk = next(iter(open_source(table).chunks(encoder.schema.columns_to_read())))
     chunk.hashes["sites"] = chunk.hashes.pop("site")
     with pytest.raises(ValueError, match="no column 'site' among the hashes of the chunk; did you mean 'sites'"):
         encoder.encode(chunk)
@@ -435,7 +437,7 @@ def test_criteo_sample_is_encoded_as_plain_python_would() -> None:
     )
     source = open_source(path, format="criteo")
     train = np.arange(10_000) % 10 != 0
-    chunks = source.chunks(schema.wanted())
+    chunks = source.chunks(schema.columns_to_read())
     encoder = Encoder.fit(schema, ((c, train[c.first_row : c.first_row + c.rows]) for c in chunks))
     encoded = encode(encoder, source)
     frame = pl.read_csv(path, separator="\t", has_header=False, infer_schema=False)

@@ -57,7 +57,7 @@ SCHEMA = FeatureSchema(
 
 
 def rows_of(frame: pl.DataFrame, schema: FeatureSchema) -> Any:
-    return next(open_source(frame).chunks(schema.wanted()))
+    return next(open_source(frame).chunks(schema.columns_to_read()))
 
 
 def encoded(frame: pl.DataFrame = FRAME, schema: FeatureSchema = SCHEMA) -> tuple[Encoder, Encoded]:
@@ -147,14 +147,14 @@ def test_separated_text_holds_sequences_and_vectors_of_columns_only(tmp_path: Pa
     path = tmp_path / "log.csv"
     path.write_text("label,viewed,x,y,title\n1,b|a|c,1,2,hello\n0,,3,4,\n")
     schema = FeatureSchema((Sequence("viewed", length=2), Vector("v", columns=("x", "y"))))
-    chunk = next(open_source(path).chunks(schema.wanted()))
+    chunk = next(open_source(path).chunks(schema.columns_to_read()))
     encoder = Encoder.fit(schema, [(chunk, None)])
     data = encoder.encode(chunk)
     assert [len(row) for row in bag(data, "viewed")] == [2, 0]
     assert data.values.tolist() == [[1, 2], [3, 4]]
     for feature in (Text("title"), Image("title"), Vector("x", 1)):
         with pytest.raises(TypeError, match=r"is separated text, .*; '(title|x)' is declared a text, a file or a v"):
-            open_source(path).chunks(FeatureSchema((feature,)).wanted())
+            open_source(path).chunks(FeatureSchema((feature,)).columns_to_read())
 
 
 def python_tokens(text: str, tokens: str) -> list[str]:

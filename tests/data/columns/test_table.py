@@ -100,7 +100,7 @@ def test_numbers_that_do_not_fit_are_refused(numbers: list[int]) -> None:
 
 
 def chunks(frame: pl.DataFrame, schema: FeatureSchema) -> Any:
-    return ((chunk, None) for chunk in open_source(frame).chunks(schema.wanted(with_label=False)))
+    return ((chunk, None) for chunk in open_source(frame).chunks(schema.columns_to_read(with_label=False)))
 
 
 def test_an_encoder_grows_without_changing_what_it_knows(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_table_by_the_ids_of_an_event_column() -> None:
     """The columns of items, gathered by the ids that a log has for them."""
     log = pl.DataFrame({"item": [12, 10, 12, 99], "label": [1, 0, 1, 0]})
     schema = FeatureSchema((Categorical("item"),))
-    ((chunk, _),) = ((chunk, None) for chunk in open_source(log).chunks(schema.wanted()))
+    ((chunk, _),) = ((chunk, None) for chunk in open_source(log).chunks(schema.columns_to_read()))
     events = Encoder.fit(schema, [(chunk, None)])
     ids = events.ids_of("item", ITEMS["item_id"])
     numbers = np.where(ids > 0, ids, -1)

@@ -78,7 +78,7 @@ def test_integers_that_pandas_turned_into_floats_stay_integers() -> None:
 
 
 def test_nothing_good_left_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one good row is required, got none of 3"):
+    with pytest.raises(ValueError, match="at least one valid row is required, got none of 3"):
         from_frame(frame(user_id=[None, None, None]), on_bad="skip")
     with pytest.raises(ValueError, match="on_bad must be"):
         from_frame(frame(), on_bad="ignore")

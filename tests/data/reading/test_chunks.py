@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from deeprec.data.reading import chunks, separated
-from deeprec.data.reading.chunks import BagColumn, Chunk, Source, Wanted, hash_text
+from deeprec.data.reading.chunks import BagColumn, Chunk, ColumnsToRead, Source, hash_text
 from deeprec.data.reading.sources import open_source
 
 HEADER = ("site", "price", "tags", "label")
@@ -28,7 +28,7 @@ ROWS = [
     ('say "hi", all', "3e2", "x||z", "1"),
     ("two\nlines", "0.1", "y|y", "0"),
 ]
-WANTED = Wanted(("site", "price"), ("price", "label"), (BagColumn("tags"),))
+WANTED = ColumnsToRead(("site", "price"), ("price", "label"), (BagColumn("tags"),))
 DATA = Path(os.environ.get("DEEPREC_DATA", "/nowhere"))
 
 
@@ -51,7 +51,7 @@ def frame() -> pl.DataFrame:
     )
 
 
-def whole(source: Source, wanted: Wanted = WANTED) -> Chunk:
+def whole(source: Source, wanted: ColumnsToRead = WANTED) -> Chunk:
     """All chunks as one."""
     parts = list(source.chunks(wanted))
     assert [part.first_row for part in parts] == np.cumsum([0, *(part.rows for part in parts[:-1])]).tolist()
@@ -167,7 +167,7 @@ def test_what_polars_and_pandas_write_as_csv_has_the_same_hashes(tmp_path: Path)
             "i": [-(2**63), 2**63 - 1, 0],
         }
     )
-    wanted = Wanted(tuple(given.columns))
+    wanted = ColumnsToRead(tuple(given.columns))
     expected = whole(open_source(given), wanted)
     given.to_csv(tmp_path / "pandas.csv", index=False)
     pl.from_pandas(given).write_csv(tmp_path / "polars.csv")
@@ -195,7 +195,7 @@ def test_blocks_and_threads_change_nothing(tmp_path: Path, quote: str | None) ->
 def test_the_fallback_without_compiled_code_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.csv", table())
     svm = write(tmp_path / "a.svm", "1 1:0.5 7:1\n-1\n")
-    pairs = Wanted((), ("label",), (BagColumn("features", weight_separator=":"),))
+    pairs = ColumnsToRead((), ("label",), (BagColumn("features", weight_separator=":"),))
     compiled = [whole(open_source(path, block_bytes=40)), whole(open_source(svm), pairs), whole(open_source(frame()))]
     monkeypatch.setattr(separated, "_host", None)
     monkeypatch.setattr("deeprec.data.reading.hashing._host", None)
@@ -217,7 +217,7 @@ def test_separators_of_several_characters_and_guessed_ones(tmp_path: Path) -> No
     guessed = open_source(write(tmp_path / "a.csv", text))
     assert guessed.columns == ["a", "b", "c"]
     stars = open_source(write(tmp_path / "b.csv", text.replace(", ", "::")), separator="::")
-    wanted = Wanted(("b", "c"), ("a",))
+    wanted = ColumnsToRead(("b", "c"), ("a",))
     assert whole(guessed, wanted).hashes["b"].tolist() == hash_text(["x", "z"]).tolist()
     assert_same(whole(stars, wanted), whole(guessed, wanted))
     # One comma without a space: the spaces belong to the values.
@@ -227,7 +227,7 @@ def test_separators_of_several_characters_and_guessed_ones(tmp_path: Path) -> No
 
 def test_texts_that_mean_missing(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "s,n,b\n?,1,x|?\nNA,?,?\n")
-    wanted = Wanted(("s",), ("n",), (BagColumn("b"),))
+    wanted = ColumnsToRead(("s",), ("n",), (BagColumn("b"),))
     expected = whole(open_source(path, missing=("?", "NA")), wanted)
     assert expected.hashes["s"].tolist() == [0, 0]
     np.testing.assert_array_equal(expected.numbers["n"], [1, np.nan])
@@ -239,7 +239,7 @@ def test_texts_that_mean_missing(tmp_path: Path) -> None:
 def test_codes_make_numbers_of_texts(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "s,income\nx, >50K\ny,<=50K \nz,\n")
     codes = {"income": {">50K": 1, "<=50K": 0}}
-    wanted = Wanted((), ("income",))
+    wanted = ColumnsToRead((), ("income",))
     for source in (path, pl.read_csv(path)):
         np.testing.assert_array_equal(whole(open_source(source, codes=codes), wanted).numbers["income"], [1, 0, np.nan])
     broken = {"income": {">50k": 1, "<=50K": 0}}
@@ -285,7 +285,7 @@ def criteo_row(label: str, seed: int) -> str:
 def test_criteo_is_known_by_its_rows(tmp_path: Path, name: str) -> None:
     source = open_source(write(tmp_path / name, "".join(criteo_row("1", seed) + "\n" for seed in (3, 4))))
     assert source.columns == ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
-    found = whole(source, Wanted(("C1", "C2"), ("label", "I1", "I2")))
+    found = whole(source, ColumnsToRead(("C1", "C2"), ("label", "I1", "I2")))
     assert found.numbers["label"].tolist() == [1, 1]
     np.testing.assert_array_equal(found.numbers["I1"], [np.nan] * 2)
     assert found.numbers["I2"].tolist() == [3, 4]
@@ -296,12 +296,12 @@ def test_criteo_is_known_by_its_rows(tmp_path: Path, name: str) -> None:
 def test_criteo_without_labels(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "test.txt", criteo_row("", 3)[1:]))
     assert source.columns[0] == "I1"
-    assert whole(source, Wanted(("C25",))).hashes["C25"].tolist() == hash_text([f"{3 * 24:08x}"]).tolist()
+    assert whole(source, ColumnsToRead(("C25",))).hashes["C25"].tolist() == hash_text([f"{3 * 24:08x}"]).tolist()
 
 
 def test_libsvm_is_a_weighted_bag(tmp_path: Path) -> None:
     text = "+1 3:0.5 7:1\r\n\n-1 007:2 # a comment\n# nothing\n0\n"
-    wanted = Wanted((), ("label",), (BagColumn("features", weight_separator=":"),))
+    wanted = ColumnsToRead((), ("label",), (BagColumn("features", weight_separator=":"),))
     for name in ("a.svm", "a.libsvm.gz", "a.unknown"):
         source = open_source(write(tmp_path / name, text))
         assert (source.columns, source.weighted) == (["label", "features"], ("features",))
@@ -312,9 +312,9 @@ def test_libsvm_is_a_weighted_bag(tmp_path: Path) -> None:
         assert found.bags["features"].weights is not None
         assert found.bags["features"].weights.tolist() == [0.5, 1, 2]
     with pytest.raises(ValueError, match="values other than 1, which a bag without weights would lose"):
-        whole(source, Wanted((), (), (BagColumn("features"),)))
+        whole(source, ColumnsToRead((), (), (BagColumn("features"),)))
     with pytest.raises(TypeError, match=r"'label' of .* is numeric"):
-        whole(source, Wanted(("label",)))
+        whole(source, ColumnsToRead(("label",)))
 
 
 def test_libffm_has_a_column_for_each_field(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_libffm_has_a_column_for_each_field(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.ffm", text))
     assert source.columns == ["label", "field_0", "field_2", "field_9"]
     assert source.weighted == ("field_2", "field_9")
-    wanted = Wanted(("field_0",), ("label", "field_9"), (BagColumn("field_2", weight_separator=":"),))
+    wanted = ColumnsToRead(("field_0",), ("label", "field_9"), (BagColumn("field_2", weight_separator=":"),))
     found = whole(source, wanted)
     assert found.hashes["field_0"].tolist() == hash_text([5, 6, None]).tolist()
     np.testing.assert_array_equal(found.numbers["field_9"], [0.25, 4, np.nan])
@@ -331,9 +331,9 @@ def test_libffm_has_a_column_for_each_field(tmp_path: Path) -> None:
     assert found.bags["field_2"].weights is not None
     assert found.bags["field_2"].weights.tolist() == [1, 0.5, 1]
     with pytest.raises(ValueError, match=r"'field_2' of .* must have at most one entry a row, of value 1"):
-        whole(source, Wanted(("field_2",)))
+        whole(source, ColumnsToRead(("field_2",)))
     with pytest.raises(ValueError, match=r"'field_2' of .* must have at most one entry a row to be numeric"):
-        whole(source, Wanted((), ("field_2",)))
+        whole(source, ColumnsToRead((), ("field_2",)))
     assert source.head().to_dict(as_series=False) == {
         "label": [1.0, 0.0, 0.0],
         "field_0": ["5", "6", None],
@@ -342,14 +342,14 @@ def test_libffm_has_a_column_for_each_field(tmp_path: Path) -> None:
     }
     named = open_source(tmp_path / "a.ffm", columns=["label", "field_0", "field_2"])
     with pytest.raises(ValueError, match=r"line 1: fields must be among those of the first MiB, got '9:1:0.25'"):
-        whole(named, Wanted(("field_0",)))
+        whole(named, ColumnsToRead(("field_0",)))
 
 
 def test_libfm_has_a_column_for_each_place(tmp_path: Path) -> None:
     path = write(tmp_path / "a.libfm", "-1 204:1 4798:1\r\n1 42:1 4798:1\r\n1 7:1\r\n")
     with pytest.raises(ValueError, match=r"line 3: rows of libfm must have as many entries each, 2, got 1 \(pass"):
-        whole(open_source(path), Wanted(("field_0",)))
-    found = whole(open_source(path, on_bad="skip"), Wanted(("field_0", "field_1"), ("label",)))
+        whole(open_source(path), ColumnsToRead(("field_0",)))
+    found = whole(open_source(path, on_bad="skip"), ColumnsToRead(("field_0", "field_1"), ("label",)))
     assert found.hashes["field_0"].tolist() == hash_text([204, 42]).tolist()
     assert found.hashes["field_1"].tolist() == hash_text([4798, 4798]).tolist()
     assert found.numbers["label"].tolist() == [0, 1]
@@ -370,7 +370,7 @@ def test_libfm_has_a_column_for_each_place(tmp_path: Path) -> None:
 )
 def test_bad_pairs_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "a.svm", "1 1:1\n\n" + text)
-    wanted = Wanted((), ("label",), (BagColumn("features", weight_separator=":"),))
+    wanted = ColumnsToRead((), ("label",), (BagColumn("features", weight_separator=":"),))
     with pytest.raises(ValueError) as error:
         whole(open_source(path), wanted)
     assert str(error.value) == f"read: {path}, line 3: {message}; correct it or pass on_bad='skip'"
@@ -406,7 +406,7 @@ def test_a_bad_row_is_named(tmp_path: Path, text: str, message: str, block_bytes
 
 
 def test_bad_weights_are_named_in_text_and_frames(tmp_path: Path) -> None:
-    wanted = Wanted((), (), (BagColumn("tags", "|", ":"),))
+    wanted = ColumnsToRead((), (), (BagColumn("tags", "|", ":"),))
     text = "tags,n\nx:1|y:2,1\nx:1|y,2\nz:0.5,3\n"
     path = write(tmp_path / "a.csv", text)
     with pytest.raises(ValueError, match="line 3: tags must hold values with a finite weight each, got 'y'"):
@@ -425,7 +425,7 @@ def test_bad_weights_are_named_in_text_and_frames(tmp_path: Path) -> None:
 
 def test_infinite_numbers_of_frames_are_named() -> None:
     given = pl.DataFrame({"a": [1.0, float("inf"), None], "b": [float("-inf"), float("inf"), 1.0]})
-    wanted = Wanted((), ("a", "b"))
+    wanted = ColumnsToRead((), ("a", "b"))
     with pytest.raises(ValueError, match="read: frame, row 0: b must be finite, got '-inf'; correct it or pass on_bad"):
         whole(open_source(given), wanted)
     source = open_source(given, on_bad="skip", block_bytes=1)
@@ -436,9 +436,9 @@ def test_infinite_numbers_of_frames_are_named() -> None:
 def test_a_file_of_bad_rows_only_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "a,b\n1\n2\n3\n")
     with pytest.raises(
-        ValueError, match=r"must have at least one good row, got 3 bad ones, the first at line 2: b '1'"
+        ValueError, match=r"must have at least one valid row, got 3 bad ones, the first at line 2: b '1'"
     ):
-        whole(open_source(path, on_bad="skip"), Wanted((), ("a",)))
+        whole(open_source(path, on_bad="skip"), ColumnsToRead((), ("a",)))
 
 
 def test_a_header_taken_for_a_row_is_explained(tmp_path: Path) -> None:
@@ -446,17 +446,21 @@ def test_a_header_taken_for_a_row_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"line 1: price must be .* got 'price' \(if it is a header, leave columns out"
     ):
-        whole(open_source(path, columns=["SITE", "price", "tags", "label"]), Wanted((), ("price",)))
+        whole(open_source(path, columns=["SITE", "price", "tags", "label"]), ColumnsToRead((), ("price",)))
 
 
 @pytest.mark.parametrize("kind", ["text", "frame"])
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, kind: str) -> None:
     source = open_source(write(tmp_path / "a.csv", table()) if kind == "text" else frame())
-    for wanted in (Wanted(("sites",)), Wanted((), ("sites",)), Wanted((), (), (BagColumn("sites"),))):
+    for wanted in (
+        ColumnsToRead(("sites",)),
+        ColumnsToRead((), ("sites",)),
+        ColumnsToRead((), (), (BagColumn("sites"),)),
+    ):
         with pytest.raises(ValueError, match="must have a column 'sites'; did you mean 'site'"):
             source.chunks(wanted)
     with pytest.raises(ValueError, match="must have a column 'user'; choose from label, price, site, tags"):
-        source.chunks(Wanted(("user",)))
+        source.chunks(ColumnsToRead(("user",)))
 
 
 def test_columns_of_another_type_are_named(tmp_path: Path) -> None:
@@ -464,13 +468,15 @@ def test_columns_of_another_type_are_named(tmp_path: Path) -> None:
     given.write_parquet(tmp_path / "a.parquet")
     for source in (open_source(given), open_source(tmp_path / "a.parquet")):
         with pytest.raises(TypeError, match=r"column 's' of .* must hold numbers, got String; declare it categorical"):
-            source.chunks(Wanted((), ("s",)))
+            source.chunks(ColumnsToRead((), ("s",)))
         with pytest.raises(TypeError, match=r"column 'l' of .* must hold one value a row, got List.*declare it a bag"):
-            source.chunks(Wanted(("l",)))
+            source.chunks(ColumnsToRead(("l",)))
         with pytest.raises(TypeError, match=r"column 'll' of .* must hold lists of values or text, got List"):
-            source.chunks(Wanted((), (), (BagColumn("ll"),)))
+            source.chunks(ColumnsToRead((), (), (BagColumn("ll"),)))
         # One value a row is a bag of one.
-        assert whole(source, Wanted((), (), (BagColumn("n"),))).bags["n"].hashes.tolist() == hash_text([1]).tolist()
+        assert (
+            whole(source, ColumnsToRead((), (), (BagColumn("n"),))).bags["n"].hashes.tolist() == hash_text([1]).tolist()
+        )
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -522,7 +528,7 @@ def test_a_quote_that_is_not_closed_does_not_fill_the_memory(tmp_path: Path, mon
     monkeypatch.setattr("deeprec.data.reading.text_source._LONGEST_ROW", 1 << 20)
     path = write(tmp_path / "a.csv", 'a,b\n1,2\n"3,' + "4\n" * (1 << 20))
     with pytest.raises(ValueError, match=r"a\.csv: a row must be shorter than 1 MiB, got one that begins with b'\"3,4"):
-        whole(open_source(path, block_bytes=1 << 16), Wanted(("a",)))
+        whole(open_source(path, block_bytes=1 << 16), ColumnsToRead(("a",)))
 
 
 # What else a source offers
@@ -575,7 +581,7 @@ def test_leaving_early_ends_the_threads(tmp_path: Path) -> None:
 
 
 def test_no_row_is_no_chunk(tmp_path: Path) -> None:
-    assert list(open_source(write(tmp_path / "a.csv", "a,b\n")).chunks(Wanted(("a",)))) == []
+    assert list(open_source(write(tmp_path / "a.csv", "a,b\n")).chunks(ColumnsToRead(("a",)))) == []
     assert list(open_source(frame()[:0]).chunks(WANTED)) == []
 
 
@@ -598,7 +604,7 @@ def test_criteo_sample_is_what_plain_python_reads() -> None:
     (path,) = need("criteo/train_10k.txt.gz")
     source = open_source(path, block_bytes=1 << 18)
     names = source.columns
-    found = whole(source, Wanted(tuple(names[14:]), tuple(names[:14])))
+    found = whole(source, ColumnsToRead(tuple(names[14:]), tuple(names[:14])))
     rows = python_rows(path, "\t")
     assert (found.rows, source.bad.count, found.numbers["label"].mean()) == (10_000, 0, 0.2182)
     for at, name in enumerate(names):
@@ -616,7 +622,7 @@ capital_loss hours_per_week native_country income"""
 def test_adult_with_spaces_missing_values_and_points() -> None:
     train, test = need("adult/adult.data.gz", "adult/adult.test.gz")
     codes = {"income": {text + point: value for text, value in (("<=50K", 0), (">50K", 1)) for point in ("", ".")}}
-    wanted = Wanted(("workclass", "native_country"), ("age", "income"))
+    wanted = ColumnsToRead(("workclass", "native_country"), ("age", "income"))
     counts = []
     for path, skipped in ((train, 0), (test, 1)):  # the test file begins with a line of words
         source = open_source(
@@ -637,7 +643,7 @@ def test_frappe_rows_have_ten_fields() -> None:
     source = open_source(path)
     fields = tuple(f"field_{n}" for n in range(10))
     assert source.columns == ["label", *fields]
-    found = whole(source, Wanted(fields, ("label",)))
+    found = whole(source, ColumnsToRead(fields, ("label",)))
     rows = python_rows(path, " ")
     assert (found.rows, int(found.numbers["label"].sum())) == (28_860, 9_536)
     for at, name in enumerate(fields):
@@ -646,15 +652,15 @@ def test_frappe_rows_have_ten_fields() -> None:
 
 def test_frappe_log_is_separated_by_tabs() -> None:
     log, meta = need("frappe/frappe.csv.gz", "frappe/meta.csv.gz")
-    assert whole(open_source(log), Wanted(("user", "country"), ("cnt",))).rows == 96_203
+    assert whole(open_source(log), ColumnsToRead(("user", "country"), ("cnt",))).rows == 96_203
     source = open_source(meta, quote=None, on_bad="skip")
-    assert whole(source, Wanted(("package",))).rows + source.bad.count == 4_082
+    assert whole(source, ColumnsToRead(("package",))).rows + source.bad.count == 4_082
 
 
 @pytest.mark.parametrize(("name", "positives"), [("tr", 2172), ("va", 2323)])
 def test_criteo_libsvm_is_what_plain_python_reads(name: str, positives: int) -> None:
     (path,) = need(f"criteo/mini_libsvm/{name}.mini.libsvm.gz")
-    found = whole(open_source(path), Wanted((), ("label",), (BagColumn("features", weight_separator=":"),)))
+    found = whole(open_source(path), ColumnsToRead((), ("label",), (BagColumn("features", weight_separator=":"),)))
     rows = python_rows(path, " ")
     pairs = [token.split(":") for row in rows for token in row[1:] if token]
     assert (found.rows, int(found.numbers["label"].sum())) == (10_000, positives)

@@ -18,7 +18,7 @@ from deeprec.data.clicks.log import ClickLog, convert, in_memory
 from deeprec.data.columns.schema import Categorical, FeatureSchema, Numeric
 from deeprec.data.columns.schema_inference import infer
 from deeprec.data.interactions.features import movies_1m
-from deeprec.data.reading.chunks import Wanted
+from deeprec.data.reading.chunks import ColumnsToRead
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_parquet, read_separated
 from deeprec.data.sets.click_datasets import synthetic_clicks
@@ -38,11 +38,11 @@ def _parquet(path: Path, frame: pl.DataFrame = FRAME) -> bytes:
 
 def _all(path: Path) -> Any:
     source = open_source(path)
-    return list(source.chunks(Wanted(categorical=tuple(name for name in source.columns if name != "label"))))
+    return list(source.chunks(ColumnsToRead(categorical=tuple(name for name in source.columns if name != "label"))))
 
 
 def _pairs(path: Path) -> Any:
-    return list(open_source(path).chunks(Wanted(numeric=("label",))))
+    return list(open_source(path).chunks(ColumnsToRead(numeric=("label",))))
 
 
 READERS = {
@@ -156,7 +156,7 @@ def test_a_row_group_that_is_damaged_is_named_when_it_is_read(tmp_path: Path, mo
     whole[100:200] = bytes(100)
     path.write_bytes(bytes(whole))
     source = open_source(path)  # the description is whole
-    _refused(lambda path: list(source.chunks(Wanted(categorical=("item_id",), numeric=("user_id",)))), path,
+    _refused(lambda path: list(source.chunks(ColumnsToRead(categorical=("item_id",), numeric=("user_id",)))), path,
              "must be a whole Parquet file")  # fmt: skip
     schema = FeatureSchema((Categorical("item_id"), Numeric("user_id")))
     _refused(lambda path: in_memory(path, schema), path)
@@ -258,7 +258,7 @@ def test_marks_blank_lines_and_quotes_around_a_header_do_not_matter(tmp_path: Pa
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert load(path).to_frame().rows() == [(1, 2)]
-    (chunk,) = open_source(path).chunks(Wanted(numeric=("user_id", "item_id")))
+    (chunk,) = open_source(path).chunks(ColumnsToRead(numeric=("user_id", "item_id")))
     assert (chunk.numbers["user_id"].tolist(), chunk.numbers["item_id"].tolist()) == ([1], [2])
 
 

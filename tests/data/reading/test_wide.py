@@ -12,7 +12,7 @@ from deeprec.data.columns.inputs import Field, Inputs
 from deeprec.data.columns.schema import Categorical, FeatureSchema, Numeric
 from deeprec.data.columns.schema_inference import infer
 from deeprec.data.interactions.build import from_frame
-from deeprec.data.reading.chunks import Wanted
+from deeprec.data.reading.chunks import ColumnsToRead
 from deeprec.data.reading.sources import open_source
 
 MANY = 100_000
@@ -60,7 +60,7 @@ def test_a_hundred_thousand_columns_are_read(tmp_path: Path) -> None:
     source = open_source(_log(tmp_path / "wide.csv", MANY))
     assert len(source.columns) == MANY + 1
     names = tuple(source.columns[1:])
-    (chunk,) = source.chunks(Wanted(numeric=("label", *names)))
+    (chunk,) = source.chunks(ColumnsToRead(numeric=("label", *names)))
     assert chunk.numbers["c99999"].tolist() == [(label + 99_999) % 7 for label in (0, 1, 0, 1)]
     FeatureSchema(tuple(Categorical(name) for name in names))
     Inputs(tuple(Field(name, 2) for name in names))
@@ -80,7 +80,7 @@ def test_messages_about_wide_tables_stay_short(tmp_path: Path) -> None:
     assert did_you_mean("zzz", names[:30]).endswith("c26, ... 10 more")
     source = open_source(_log(tmp_path / "wide.csv", 5000))
     for call in (
-        lambda: source.check(Wanted(numeric=("zzzz",))),
+        lambda: source.check(ColumnsToRead(numeric=("zzzz",))),
         lambda: from_frame(source.head()),
         lambda: infer(source, label="zzzz"),
     ):
