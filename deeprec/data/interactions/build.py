@@ -20,7 +20,7 @@ _log = logging.getLogger("deeprec")
 
 Duplicates = Literal["latest", "keep", "raise"]
 
-_WANTED = {"user": "an id", "item": "an id", "rating": "a number", "timestamp": "a time", "label": "0 or 1"}
+_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "timestamp": "a time", "label": "0 or 1"}
 
 DEFAULT_COLUMNS = {
     "user": "user_id",
@@ -112,7 +112,7 @@ def from_table(
             rows = np.flatnonzero(wrong)
             places = first_few([place(row) for row in rows[:6].tolist()])
             raise ValueError(
-                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {_WANTED[role]}, "
+                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {_EXPECTED[role]}, "
                 f"got {picked[role][int(rows[0])]!r:.100} ({len(rows):,} bad: {places}); "
                 "correct them or pass on_bad='skip'"
             )
