@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WITH_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # In the order of tests/conftest.py, which says what stays together.
-XDIST := -n $(PYTEST_JOBS) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+XDIST := -n $(PYTEST_JOBS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 

@@ -6,7 +6,7 @@ Under pytest-xdist (`make pytest`) it also says which tests stay together in one
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-HERE = Path(__file__).parent
 # A file's tests stay together, so that what they share is made once. These folders and files share more than that,
 TOGETHER = {
     "serve": "serve",  # every model, trained
@@ -37,23 +36,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if "gpu" in item.keywords:
                 item.add_marker(skip)
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
         items.sort(key=_turn)
 
 
-def _place(item: pytest.Item) -> str:
-    return item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else str(item.path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What hands out the tests: those of a group together. (xdist's own groups do nothing under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByGroup(config, log)
 
 
-def _group(item: pytest.Item) -> str:
-    place = _place(item)
+def _place(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
+
+
+def _group(nodeid: str) -> str:
+    place = _place(nodeid)
     if place in APART:
-        return item.nodeid
+        return nodeid
     return TOGETHER.get(place) or TOGETHER.get(place.partition("/")[0]) or place
 
 
 def _turn(item: pytest.Item) -> int:
     """The number in FIRST that fits; tests of one number keep their order."""
-    place = _place(item)
+    place = _place(item.nodeid)
     return next((n for n, first in enumerate(FIRST) if place == first or place.startswith(f"{first}/")), len(FIRST))
