@@ -48,15 +48,19 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt
 	@$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@touch $@
 
-# Editable: Python edits are seen at once. The compiled code is built by the rule below, next to the sources.
-$(VENV)/.installed: $(VENV)/.torch constraints.txt pyproject.toml
-	@echo "make: installing the package and its tools, versions pinned in constraints.txt"
+# What compiles csrc, so that the compiler need not wait for the tools of the tests.
+$(VENV)/.compiler: $(VENV)/.torch constraints.txt
 	@$(PIP) install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# Editable: Python edits are seen at once. The compiled code is built by the rule below, next to the sources.
+$(VENV)/.installed: $(VENV)/.compiler constraints.txt pyproject.toml
+	@echo "make: installing the package and its tools, versions pinned in constraints.txt"
 	@$(WITH_VENV) $(PIP) install --quiet -c constraints.txt --no-build-isolation \
 	  -C editable.mode=inplace -C wheel.cmake=false -e '.[test,lint]'
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed CMakeLists.txt $(CSRC)
+$(VENV)/.built: $(VENV)/.compiler CMakeLists.txt $(CSRC)
 	@echo "make: compiling csrc"
 	@$(WITH_VENV) cmake -S . -B build/make -G Ninja -DDEEPREC_INSTALL_DIR=deeprec -DCMAKE_INSTALL_PREFIX="$(CURDIR)" \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" --log-level=WARNING >/dev/null
@@ -66,11 +70,11 @@ $(VENV)/.built: $(VENV)/.installed CMakeLists.txt $(CSRC)
 
 setup: $(VENV)/.installed
 
-build: $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
+build: $(VENV)/.installed $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
 
-# Each part keeps all cores busy by itself. mypy does not, so it runs beside the compiler. Passive: threads that wait leave
+# Each part keeps all cores busy by itself. pip and mypy do not, so they run beside the compiler. Passive: threads that wait leave
 # their core to the tests beside them.
-test: $(VENV)/.installed  ## Lint, all tests, the sanitizer build and its tests
+test:  ## Lint, all tests, the sanitizer build and its tests
 	@$(MAKE) --no-print-directory -j2 --output-sync lint build
 	@export OMP_WAIT_POLICY=PASSIVE; \
 	  status=0; $(MAKE) --no-print-directory pytest || status=$$?; \
