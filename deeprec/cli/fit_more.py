@@ -10,6 +10,7 @@ import typer
 
 import deeprec
 from deeprec.cli.console import say
+from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.cli.train import train_and_tell
@@ -17,6 +18,7 @@ from deeprec.config import make_config
 from deeprec.evaluate import read_card
 from deeprec.registry import require_taken
 from deeprec.train import fit_more as go_on
+from deeprec.train.loggers import logger_by_name
 
 _AGAIN = ("epochs", "lr")  # the options of a model that may be others than before
 
@@ -32,27 +34,18 @@ def fit_more(
         str | None, typer.Option("--protocol", help="How to split and measure; that of the card by default.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of new rows of weights, order and negatives.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")] = False,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
-    select: Annotated[
-        str | None, typer.Option(help="Validation figure that chooses the epoch, such as ndcg@10.")
-    ] = None,
-    best_on_test: Annotated[
-        bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
-    ] = False,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    select: Select = None,
+    best_on_test: BestOnTest = False,
     log: Annotated[
         Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, as they are encoded.")
     ] = None,
-    user_features: Annotated[
-        Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
-    ] = None,
-    item_features: Annotated[
-        Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
-    ] = None,
-    on_bad: Annotated[
-        str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
-    ] = None,
+    user_features: UserFeatures = None,
+    item_features: ItemFeatures = None,
+    on_bad: OnBad = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    logger: Logger = None,
 ) -> None:
     """Go on training a saved model on rows that came later; new users, items and values get rows of their own.
 
@@ -61,6 +54,7 @@ def fit_more(
     What the model knew keeps its place, and the weights that it had win where no epoch is better. autorec and cfn need
     the old and the new rows together.
     """
+    loggers = [logger_by_name(each, out) for each in dict.fromkeys(logger or ())]
     model, card = deeprec.load(directory, device=device), read_card(directory)
     given = {
         "select": select,
@@ -105,5 +99,6 @@ def fit_more(
         "select": select,
         "report_best_on_test": best_on_test,
         "device": device,
+        "callbacks": loggers,
     }
     train_and_tell(partial(go_on, model, task, **settings.model, **run), source, task, request, out, resume=resume)

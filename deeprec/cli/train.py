@@ -12,13 +12,13 @@ import typer
 from deeprec import models
 from deeprec.cli.console import console, say, seconds
 from deeprec.cli.display import Display, figures_table
+from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.device import resolve_device
 from deeprec.evaluate import PROTOCOLS
 from deeprec.train import FitResult, fit
 from deeprec.train.checkpoint import has_checkpoint
-from deeprec.train.loggers import NAMES as LOGGERS
 from deeprec.train.loggers import logger_by_name
 
 _FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png", "metrics.csv")
@@ -40,34 +40,21 @@ def train(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and negatives.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the model, its card and its curves.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Options from a .toml or .json file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")] = False,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
-    select: Annotated[
-        str | None, typer.Option(help="Validation figure that chooses the epoch, such as ndcg@10.")
-    ] = None,
-    best_on_test: Annotated[
-        bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
-    ] = False,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    select: Select = None,
+    best_on_test: BestOnTest = False,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="Clicks: the features, a YAML file (see `deeprec schema`).")
     ] = None,
     log: Annotated[
         Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, which --data then takes.")
     ] = None,
-    user_features: Annotated[
-        Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
-    ] = None,
-    item_features: Annotated[
-        Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
-    ] = None,
-    on_bad: Annotated[
-        str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
-    ] = None,
+    user_features: UserFeatures = None,
+    item_features: ItemFeatures = None,
+    on_bad: OnBad = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
-    logger: Annotated[
-        list[str] | None,
-        typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),
-    ] = None,
+    logger: Logger = None,
 ) -> None:
     """Train a model, choose the epoch on validation, and measure it once on the test part.
 

@@ -58,8 +58,9 @@ def test_new_users_are_served_and_the_test_part_measured_again(runs: Path, deepr
 
 def test_a_folder_can_go_on_again_and_become_a_fresh_one(runs: Path, deeprec: Any, tmp_path: Path) -> None:
     out = tmp_path / "again"
-    done = deeprec("fit-more", runs / "late", "--data", runs / "early.csv", "--out", out, "epochs=1")
+    done = deeprec("fit-more", runs / "late", "--data", runs / "early.csv", "--out", out, "epochs=1", "--logger", "csv")
     assert done.exit_code == 0, done.output
+    assert (out / "metrics.csv").read_text().startswith("stage,epoch,")
     assert deeprec("evaluate", out).exit_code == 0
     (out / "earlier.safetensors").write_bytes(b"damaged")
     done = deeprec("evaluate", out)

@@ -1,0 +1,32 @@
+"""Options that `deeprec train` and `deeprec fit-more` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from deeprec.train.loggers import NAMES as LOGGERS
+
+Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]
+DataDir: TypeAlias = Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")]
+Select: TypeAlias = Annotated[
+    str | None, typer.Option("--select", help="Validation figure that chooses the epoch, such as ndcg@10.")
+]
+BestOnTest: TypeAlias = Annotated[
+    bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
+]
+UserFeatures: TypeAlias = Annotated[
+    Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
+]
+ItemFeatures: TypeAlias = Annotated[
+    Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")
+]
+OnBad: TypeAlias = Annotated[
+    str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
+]
+Logger: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),
+]
