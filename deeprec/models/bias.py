@@ -134,18 +134,18 @@ class _Side:
 
     def __init__(self, ids: NDArray[Any], count: int) -> None:
         self.ids, self.counts = ids, np.bincount(ids, minlength=count)
-        self.deviations: NDArray[np.float64] = np.zeros(count)
+        self.deviations: NDArray[Any] = np.zeros(count)
         self.spread = 0.0
-        self.uncertainty: NDArray[np.float64] = np.zeros(len(ids))
+        self.uncertainty: NDArray[Any] = np.zeros(len(ids))
 
-    def of_rows(self) -> NDArray[np.float64]:
+    def of_rows(self) -> NDArray[Any]:
         """The deviation of each rating's user or item, [nnz]."""
         return self.deviations[self.ids]
 
-    def update(self, errors: NDArray[np.float64], noise: float) -> None:
+    def update(self, errors: NDArray[Any], noise: float) -> None:
         """The posterior given what the rest leaves of the ratings, [nnz], and then the prior's variance given it."""
-        damped: NDArray[np.float64] = self.counts + noise / self.spread
-        sums: NDArray[np.float64] = np.bincount(self.ids, errors, minlength=len(self.counts)).astype(np.float64)
+        damped: NDArray[Any] = self.counts + noise / self.spread
+        sums: NDArray[Any] = np.bincount(self.ids, errors, minlength=len(self.counts)).astype(np.float64)
         self.deviations = sums / damped
         variances, met = noise / damped, self.counts > 0
         self.uncertainty = variances[self.ids]
