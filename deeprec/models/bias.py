@@ -140,7 +140,8 @@ class _Side:
 
     def of_rows(self) -> NDArray[Any]:
         """The deviation of each rating's user or item, [nnz]."""
-        return self.deviations[self.ids]
+        rows: NDArray[Any] = self.deviations[self.ids]
+        return rows
 
     def update(self, errors: NDArray[Any], noise: float) -> None:
         """The posterior given what the rest leaves of the ratings, [nnz], and then the prior's variance given it."""
