@@ -1,8 +1,8 @@
 """SLIM: weights between items that are few, not negative, and learned.
 
 Paper: Ning, Karypis 2011, "SLIM: Sparse Linear Methods for Top-N Recommender Systems" (ICDM), eq. 2 and 3, by
-coordinate descent on the Gram matrix (Friedman, Hastie, Tibshirani 2010, "Regularization Paths for Generalized Linear Models via
-Coordinate Descent", section 2.2).
+coordinate descent on the Gram matrix (Friedman, Hastie, Tibshirani 2010, "Regularization Paths for Generalized Linear
+Models via Coordinate Descent", section 2.2).
 Deviations: none. An item that shares at most l1 users with another has no weight for it, which is exact: no other
 counts, so nothing larger than the pairs that meet is held.
 On a GPU: the weights are computed on the CPU and asked where the model is.
