@@ -10,6 +10,7 @@ from deeprec.serve.recommend import (
     score,
     similar_items,
 )
+from deeprec.serve.recommend_file import recommend_file
 
 __all__ = [
     "fold_in",
@@ -17,6 +18,7 @@ __all__ = [
     "predict_for_item",
     "predict_for_user",
     "recommend",
+    "recommend_file",
     "recommend_for_history",
     "save",
     "score",

@@ -126,6 +126,41 @@ def test_recommend_takes_the_items_that_may_and_may_not_come(trained, deeprec, t
         assert message in _error(deeprec("recommend", trained[0], "--user", 1, *words))
 
 
+def test_recommend_writes_lists_for_all_users_and_goes_on(trained, deeprec, tmp_path) -> None:
+    directory, _ = trained
+    path = tmp_path / "lists.csv"
+    done = deeprec("recommend", directory, "--all", "--output", path, "-k", 3)
+    assert done.exit_code == 0, done.output
+    assert f"360 rows written to {path}" in done.stdout
+    frame = pl.read_csv(path)
+    assert frame.columns == ["user_id", "rank", "item_id", "score"]
+    few = tmp_path / "users.csv"
+    pl.DataFrame({"user_id": [7, 999, 3]}).write_csv(few)
+    words = ("recommend", directory, "--users", few, "-k", 3)
+    assert "1 unknown: 999; pass unknown='popularity' or 'skip' (--unknown popularity)" in _error(deeprec(*words))
+    assert json.loads(deeprec(*words, "--unknown", "skip", "--json").stdout)[0]["user_id"] == 7
+    assert "For user 999, unknown: what is popular" in deeprec(*words, "--unknown", "popularity").output
+    output = tmp_path / "some.jsonl"
+    assert deeprec(*words, "--unknown", "popularity", "--output", output, "--resume").exit_code == 0
+    assert pl.read_ndjson(output)["fallback"].to_list() == [False] * 3 + [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--all",), "--all goes with --output; "),
+        (("--all", "--user", "1", "--output", "x.csv"), "one of --user ID, --users FILE, --all, --history"),
+        (("--user", "1", "--resume"), "--resume goes with --output"),
+        (("--history", "1", "--output", "x.csv"), "--output goes with --user or --users or --all"),
+        (("--all", "--output", "x.csv", "--json"), "--json prints, --output FILE.jsonl writes"),
+        (("--all", "--output", "x.txt"), "output must end in .parquet"),
+        (("--user", "1", "--unknown", "popular"), "did you mean 'popularity'?"),
+    ],
+)
+def test_options_of_recommend_that_do_not_fit_are_refused(trained, deeprec, words, message) -> None:
+    assert message in _error(deeprec("recommend", trained[0], *words))
+
+
 def test_damaged_titles_leave_the_ids(trained, deeprec, tmp_path) -> None:
     copy = shutil.copytree(trained[0], tmp_path / "copy")
     (copy / "titles.parquet").write_bytes(b"no parquet")
@@ -180,7 +215,9 @@ def test_wrong_ids_are_named(trained, deeprec) -> None:
     assert "whole numbers such as 1, got abc" in _error(deeprec("recommend", trained[0], "--user", "abc"))
     assert "99999" in _error(deeprec("recommend", trained[0], "--user", 99999))
     assert "99999" in _error(deeprec("recommend", trained[0], "--history", "1,99999"))
-    assert "either --user ID or --history" in _error(deeprec("recommend", trained[0]))
+    assert "one of --user ID, --users FILE, --all, --history ITEM,ITEM is needed" in _error(
+        deeprec("recommend", trained[0])
+    )
 
 
 def test_training_options_do_not_fit_evaluate(trained, deeprec) -> None:
