@@ -28,6 +28,7 @@ from deeprec.contract import (
 )
 from deeprec.device import Device, device_of
 from deeprec.nn._rows import WholeTables
+from deeprec.option_help import show_options
 from deeprec.registry import require_capability
 from deeprec.serve.predict import predict as predict_rows
 from deeprec.surroundings import trained
@@ -63,6 +64,11 @@ class Model(WholeTables):
     sizes: ClassVar[str]  # this and the next two: see `deeprec.contract.Stored`
     sizes_class: ClassVar[type[Any]]
     keeps: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let help() and signatures show the options of the model."""
+        super().__init_subclass__(**options)
+        show_options(cls)
 
     def __init__(
         self, sizes: Any, config: TrainConfig | None, generator: torch.Generator | None, options: dict[str, Any]

@@ -13,6 +13,7 @@ import pytest
 import deeprec as package
 from deeprec.cli import display
 from deeprec.cli import train as train_module
+from deeprec.cli.app import _COMMANDS
 from deeprec.evaluate import read_card
 
 
@@ -330,8 +331,43 @@ def test_a_logger_that_is_not_there_is_said_before_the_data_is_read(deeprec, tmp
 def test_models_lists_every_model_and_the_options_of_one(deeprec) -> None:
     listed = deeprec("models").output
     assert all(name in listed for name in package.models.names())
-    assert "num_negatives" in deeprec("models", "neumf").output
-    assert json.loads(deeprec("models", "neumf", "--json").stdout)["factors"] == {"type": "int", "default": 8}
+    shown = deeprec("models", "neumf").output
+    assert "num_negatives=4  a whole number\n    negatives drawn for each positive, anew every epoch, >= 1.\n" in shown
+    assert "pretrain_lr=0.001" in shown
+    assert "has an effect with pretrain=True" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    facts = json.loads(deeprec("models", "neumf", "--json").stdout)
+    assert facts["gmf_factors"] == {
+        "type": "int",
+        "default": 0,
+        "meaning": "width of the GMF embeddings; 0 means `factors`",
+    }
+    assert "layers=400,400,400" not in shown
+    assert "hidden=400,400,400  whole numbers" in deeprec("models", "deepfm").output
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(deeprec) -> None:
+    listed = " ".join(deeprec("--help").output.split())
+    for name, (_, summary) in _COMMANDS.items():
+        assert f" {name} {summary}" in listed
+        assert summary in " ".join(deeprec(name, "--help").output.split()), name
+    assert "No such command 'trian'. Did you mean 'train'?" in deeprec("trian").output
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["models"], ["data", "list"], ["data", "--help"]])
+def test_commands_that_need_no_torch_do_not_wait_for_it(words) -> None:
+    code = f"""
+import sys
+from deeprec.cli.app import app
+try:
+    app({words!r}, prog_name="deeprec")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "matplotlib", "pandas", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_doctor_and_data_answer_in_json(deeprec) -> None:
