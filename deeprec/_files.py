@@ -202,6 +202,18 @@ def only_process(folder: Path, owner: str, remedy: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """While inside, other processes wait that want to be here for the same folder; where it cannot be locked, not."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def replace_directory(unfinished: Path, directory: Path) -> None:
     """Rename into place; a folder that is there is moved aside first and deleted last."""
     (unfinished / _LOCK).unlink(missing_ok=True)

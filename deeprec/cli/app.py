@@ -64,6 +64,10 @@ _COMMANDS = {
         "Put results side by side; runs that differ in the seed only also as mean and spread.",
     ),
     "models": ("tools:models", "List the models, or the options of one."),
+    "recipes": (
+        "tools:recipes",
+        "List the recipes of the result pages: how their figures were made, for deeprec train --recipe.",
+    ),
     "doctor": (
         "tools:doctor",
         "Say which implementation serves each operator and why, what is installed, and which data sets were found.",

@@ -12,11 +12,16 @@ from deeprec.cli.console import console, figure, print_json, rate, say, seconds,
 from deeprec.evaluate import Card, protocol_from_dict, read_card, summarise
 from deeprec.evaluate import compare as compare_cards
 from deeprec.evaluate.card import check_comparable
+from deeprec.evaluate.figures_table import add_rows, mean_rows
 from deeprec.evaluate.metrics import best_first
 
 
 def compare(
     places: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Model folders or card files.")],
+    table_file: Annotated[
+        Path | None,
+        typer.Option("--table", help="Add mean and spread of each model to this .csv or .json, for papers."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Put results side by side; runs that differ in the seed only also as mean and spread.
@@ -26,6 +31,8 @@ def compare(
     cards = [read_card(place) for place in places]
     check_comparable(cards)
     groups = summarise(cards)
+    if table_file is not None:
+        add_rows(table_file, mean_rows(cards))
     if as_json:
         print_json({"runs": compare_cards(cards), "summary": groups})
         return
@@ -38,6 +45,8 @@ def compare(
     out.print(_runs(cards, varying, names))
     if any(len(group["seeds"]) > 1 for group in groups):
         out.print(_summary(groups, varying, names))
+    if table_file is not None:
+        say(("written", "green"), f" to {table_file}")
 
 
 def _varying(cards: Sequence[Card]) -> list[str]:

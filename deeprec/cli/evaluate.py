@@ -9,9 +9,11 @@ import typer
 
 import deeprec
 from deeprec.cli.console import console, figure, print_json, say, table
+from deeprec.cli.options import Table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.cli.sources import source_for
 from deeprec.evaluate import PROTOCOLS, protocol_from_dict, read_card
+from deeprec.evaluate.figures_table import add_rows, require_table, row_of
 from deeprec.models import TrainConfig
 from deeprec.train import evaluate_model
 
@@ -30,10 +32,13 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="The data, if it lies elsewhere now.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
+    table_file: Table = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Measure a trained model again on its test part, by its own protocol or another."""
+    if table_file is not None:
+        require_table(table_file)  # before anything is measured
     model = deeprec.load(directory, device=device)
     card = read_card(directory)
     source = source_for(model)
@@ -54,6 +59,8 @@ def evaluate(
     )
     rule, trained = task.protocol, protocol_from_dict(card.protocol)
     figures = evaluate_model(model, None, task)
+    if table_file is not None:
+        add_rows(table_file, [row_of(card, figures, rule.as_dict())])
     if as_json:
         print_json({"model": card.model, "data": card.data, "protocol": rule.as_dict(), "metrics": figures})
         return
@@ -64,5 +71,7 @@ def evaluate(
     for name, value in figures.items():
         rows.add_row(name, figure(value), *([figure(card.metrics.get(name))] if same else []))
     console().print(rows)
+    if table_file is not None:
+        say(("written", "green"), f" to {table_file}")
     if not same:
         say(f"Not comparable with the card: {'; '.join(rule.differences(trained))}")

@@ -26,6 +26,10 @@ ItemFeatures: TypeAlias = Annotated[
 OnBad: TypeAlias = Annotated[
     str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
 ]
+Table: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--table", help="Add the figures as a row to this .csv or .json, for papers."),
+]
 Logger: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from typing import Annotated, Any
 
@@ -9,9 +10,11 @@ import typer
 
 from deeprec import registry
 from deeprec._first_line import first_line
-from deeprec.cli.console import command, console, print_json, say, table
+from deeprec.cli.console import command, console, figure, print_json, say, table
 from deeprec.contract import CAPABILITIES
 from deeprec.option_help import Option, options_of
+from deeprec.recipes import names as recipe_names
+from deeprec.recipes import recipe as recipe_of
 
 _WIDTH = 76  # of an explanation, which four blanks precede
 _KINDS = {
@@ -78,6 +81,21 @@ def _summary(name: str) -> str:
     """First line of the docstring of a model's file, without its name."""
     line = first_line(registry.module_of(name))
     return line.partition(": ")[2] or line
+
+
+def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
+    """List the recipes of the result pages: how their figures were made, for deeprec train --recipe."""
+    listed = [recipe_of(name) for name in recipe_names()]
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in listed])
+        return
+    rows = table("recipe", "data", "protocol", "test figure")
+    for each in listed:
+        headline = next((f"{name} {figure(value)}" for name, value in each.figures.items()), "-")
+        rows.add_row((each.name, "bold"), each.data, each.protocol["name"], headline)
+    console().print(rows)
+    say(f"Train one again: {command('train', '--recipe', 'frappe-click/deepfm', '--seed', 1)}")
+    say(f"On your own:     {command('train', '--recipe', 'frappe-click/deepfm', '--data', 'mine.csv')}")
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:

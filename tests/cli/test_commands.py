@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -15,6 +17,8 @@ from deeprec.cli import display
 from deeprec.cli import train as train_module
 from deeprec.cli.app import _COMMANDS
 from deeprec.evaluate import read_card
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def _error(done) -> str:
@@ -168,6 +172,59 @@ def test_damaged_titles_leave_the_ids(trained, deeprec, tmp_path) -> None:
     done = deeprec("recommend", copy, "--user", 1, "--json")
     assert done.exit_code == 0
     assert "title" not in json.loads(done.stdout)[0]
+
+
+def test_figures_go_into_tables(trained, deeprec, tmp_path) -> None:
+    directory, _ = trained
+    rows, means = tmp_path / "rows.csv", tmp_path / "means.json"
+    assert f"written to {rows}" in deeprec("evaluate", directory, "--table", rows).output
+    deeprec("evaluate", directory, "--table", rows)
+    other = deeprec("evaluate", directory, "protocol.ties=authors", "--table", rows, "--json")
+    assert json.loads(other.stdout)["metrics"]
+    frame = pl.read_csv(rows)
+    assert frame["protocol"].to_list() == ["ncf", "ncf ties=authors"]
+    assert frame["options"][0] == "epochs=2 batch_size=512 factors=4"
+    assert frame["hr@10"][0] == read_card(directory).metrics["hr@10"]
+    assert deeprec("compare", directory, "--table", means).exit_code == 0
+    assert json.loads(means.read_text())[0]["hr@10"] == frame["hr@10"][0]
+    assert "must end in .csv or .json" in _error(deeprec("evaluate", directory, "--table", tmp_path / "rows.txt"))
+
+
+def test_a_recipe_trains_on_other_data_and_adds_a_row(deeprec, tmp_path, small) -> None:
+    words = ("train", "--recipe", "ml-1m/gmf-32", "--data", "synthetic", *small, "epochs=1", "factors=4")
+    out, rows = tmp_path / "run", tmp_path / "rows.csv"
+    done = deeprec(*words, "--out", out, "--table", rows)
+    assert done.exit_code == 0, done.output
+    assert "recipe    ml-1m-ncf/gmf-32: hr@10 0.7" in done.output
+    card = read_card(out)
+    assert (card.model, card.seed, card.select, card.protocol["name"]) == ("gmf", 1, "ndcg@10", "ncf")
+    assert card.config["factors"] == 4  # given
+    assert card.config["l2"] == 0.0015  # of the recipe
+    assert pl.read_csv(rows)["data"].to_list() == ["synthetic"]
+    again = deeprec("train", "gmf", *words[1:], "--protocol", "full", "--seed", 0, "--out", tmp_path / "other")
+    assert again.exit_code == 0, again.output
+    card = read_card(tmp_path / "other")
+    assert (card.seed, card.protocol["name"]) == (0, "full")
+
+
+def test_a_recipe_reads_its_own_data_as_its_card_says(deeprec, tmp_path) -> None:
+    if not os.environ.get("DEEPREC_DATA") or package.data.find("ml-1m") is None:
+        pytest.skip("DEEPREC_DATA has no ml-1m")
+    done = deeprec("train", "--recipe", "ml-1m-ranking/popularity", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    kept = read_card(RESULTS / "ml-1m-ranking" / "popularity" / "seed-1.json")
+    card = read_card(tmp_path / "run")
+    assert card.metrics == kept.metrics
+    assert card.data["sha256"] == kept.data["sha256"]
+
+
+def test_recipes_are_listed_and_wrong_ones_named(deeprec) -> None:
+    assert "frappe-click/deepfm" in deeprec("recipes").output
+    listed = {each["name"]: each for each in json.loads(deeprec("recipes", "--json").stdout)}
+    assert listed["frappe-click/deepfm"]["figures"]["auc"] > 0.98
+    assert "is one of deepfm, got gmf" in _error(deeprec("train", "gmf", "--recipe", "frappe/deepfm"))
+    assert "did you mean 'frappe-click/deepfm'" in _error(deeprec("train", "--recipe", "frappe/depfm"))
+    assert "a model or --recipe is needed" in _error(deeprec("train"))
 
 
 def test_compare_shows_runs_and_spread_over_seeds(trained, deeprec, tmp_path, small) -> None:
