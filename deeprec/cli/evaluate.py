@@ -8,14 +8,11 @@ from typing import Annotated
 import typer
 
 import deeprec
+from deeprec import cli
 from deeprec.cli.console import console, figure, print_json, say, table
-from deeprec.cli.options import Table
+from deeprec.cli.options import PROTOCOLS, Table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.cli.sources import source_for
-from deeprec.evaluate import PROTOCOLS, protocol_from_dict, read_card
-from deeprec.evaluate.figures_table import add_rows, require_table, row_of
-from deeprec.models import TrainConfig
-from deeprec.train import evaluate_model
+from deeprec.config import TrainConfig
 
 
 def evaluate(
@@ -38,10 +35,10 @@ def evaluate(
 ) -> None:
     """Measure a trained model again on its test part, by its own protocol or another."""
     if table_file is not None:
-        require_table(table_file)  # before anything is measured
+        deeprec.evaluate.require_table(table_file)  # before anything is measured
     model = deeprec.load(directory, device=device)
-    card = read_card(directory)
-    source = source_for(model)
+    card = deeprec.evaluate.read_card(directory)
+    source = cli.sources.source_for(model)
     settings = read_settings(TrainConfig, options or [], protocol=source.protocol_class)
     if settings.model:
         raise ValueError(
@@ -57,10 +54,10 @@ def evaluate(
         data_dir=data_dir,
         options=settings.data,
     )
-    rule, trained = task.protocol, protocol_from_dict(card.protocol)
-    figures = evaluate_model(model, None, task)
+    rule, trained = task.protocol, deeprec.evaluate.protocol_from_dict(card.protocol)
+    figures = deeprec.train.evaluate_model(model, None, task)
     if table_file is not None:
-        add_rows(table_file, [row_of(card, figures, rule.as_dict())])
+        deeprec.evaluate.add_to_table(table_file, [deeprec.evaluate.table_row(card, figures, rule.as_dict())])
     if as_json:
         print_json({"model": card.model, "data": card.data, "protocol": rule.as_dict(), "metrics": figures})
         return

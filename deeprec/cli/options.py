@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from deeprec.train.loggers import NAMES as LOGGERS
+# As `deeprec.evaluate.PROTOCOLS` and `deeprec.train.loggers.NAMES` have them: a help text does not wait for torch.
+PROTOCOLS = ("ncf", "full", "random", "cdae", "rating", "next-item", "cold-items")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "csv")
 
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]
 DataDir: TypeAlias = Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")]

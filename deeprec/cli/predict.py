@@ -11,7 +11,6 @@ import deeprec
 from deeprec.cli.console import progress, say
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.contract import PREDICTS
-from deeprec.serve.predict import predict_file, predict_pairs_file
 
 
 def predict(
@@ -48,7 +47,7 @@ def predict(
     if PREDICTS not in model.capabilities:
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
-        rows, name = predict_pairs_file(model, source, output, keep=keep or ())
+        rows, name = deeprec.serve.predict_pairs_file(model, source, output, keep=keep or ())
         say(("done", "green"), f": {rows:,} {name}s written to {output}")
         return
     options = {} if file_format is None else {"format": file_format}
@@ -58,5 +57,5 @@ def predict(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        rows = predict_file(model, source, output, keep=keep or (), on_progress=show, **options)
+        rows = deeprec.serve.predict_file(model, source, output, keep=keep or (), on_progress=show, **options)
     say(("done", "green"), f": {rows:,} probabilities written to {output}")

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from deeprec import models
+import deeprec
+from deeprec import cli, registry
 from deeprec.cli import recipe
-from deeprec.cli.console import console, say, seconds
-from deeprec.cli.display import Display, figures_table
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, Table, UserFeatures
+from deeprec.cli.console import say
+from deeprec.cli.options import (
+    PROTOCOLS,
+    BestOnTest,
+    DataDir,
+    ItemFeatures,
+    Logger,
+    OnBad,
+    Resume,
+    Select,
+    Table,
+    UserFeatures,
+)
 from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.cli.sources import Request, source_for
-from deeprec.device import resolve_device
-from deeprec.evaluate import PROTOCOLS, read_card
-from deeprec.evaluate.figures_table import add_rows, require_table, row_of
-from deeprec.train import FitResult, fit
-from deeprec.train.checkpoint import has_checkpoint
-from deeprec.train.loggers import logger_by_name
-
-_FILES = ("model.safetensors", "encoder", "config.json", "card.json", "curves.png", "reliability.png", "metrics.csv")
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def train(
@@ -74,9 +74,7 @@ def train(
     change the protocol and the reader of the data. What stands beside --recipe wins over the recipe's, and data of
     one's own is read as it would be without.
     """
-    resolve_device(device, "train")  # before the data is read
-    if table_file is not None:
-        require_table(table_file)
+    cli.running.require_ready("train", device, table_file)
     model, words, known = recipe.chosen(model, options or [], recipe_name)
     given = {
         "select": select,
@@ -88,15 +86,15 @@ def train(
         "item_features": item_features,
     }
     spelled = {f"--{name.replace('_', '-')}": name for name, value in given.items() if value is not None}
-    models.require_taken(models.model_class(model), spelled, "train")
-    kind = models.model_class(model)
-    source = source_for(kind)
+    registry.require_taken(registry.model_class(model), spelled, "train")
+    kind = registry.model_class(model)
+    source = cli.sources.source_for(kind)
     settings = read_settings(kind.config_class, words, config, protocol=source.protocol_class)
     trained = recipe.model_of(model, settings, known)
     asked = recipe.Asked(settings, data, protocol_name, select, seed)
     asked = asked if known is None else recipe.completed(asked, known)
     data, seed = asked.data or "synthetic", asked.seed or 0
-    request = Request(
+    request = cli.sources.Request(
         data,
         asked.protocol,
         asked.settings,
@@ -111,7 +109,7 @@ def train(
     )
     rule = source.rule(model, request)
     target = out if out is not None else Path("runs") / f"{model}-{Path(data).stem}-{rule.name}-seed{seed}"
-    loggers = [logger_by_name(each, target) for each in dict.fromkeys(logger or ())]
+    loggers = cli.running.loggers_of(logger, target)
     task = source.open(trained, rule, request, target)
     chosen = " ".join(f"{key}={value}" for key, value in settings.model.items())
     say((model, "bold"), f" {chosen} ", (f"seed {seed}", "dim"))
@@ -126,42 +124,7 @@ def train(
         "device": device,
         "callbacks": loggers,
     }
-    train_and_tell(partial(fit, trained, task, **run), source, task, request, target, resume=resume)
-    if table_file is not None:
-        add_rows(table_file, [row_of(read_card(target))])
-        say(("written", "green"), f" to {table_file}")
-
-
-def train_and_tell(
-    start: Callable[..., FitResult], source: Any, task: Any, request: Request, target: Path, *, resume: bool
-) -> None:
-    """Train, showing how far it is, remember the data in the folder, and say what came out.
-
-    Args:
-        start: trains, given `out` and `on_progress`.
-        source: of `deeprec.cli.sources`, whose `task` it is.
-        target: the folder.
-    """
-    say(f"out       {target}")
-    if not resume and has_checkpoint(target):
-        say("          ", ("an unfinished run is there; starting anew (--resume would go on with it)", "yellow"))
-    with Display() as display:
-        try:
-            result = start(out=target, on_progress=display.show)
-        except KeyboardInterrupt:
-            display.stop()
-            say(("interrupted", "yellow"), f" after {display.finished} finished epochs; go on with the same command "
-                f"and --resume (--out {target})")  # fmt: skip
-            raise typer.Exit(INTERRUPTED) from None
-    if result.was_finished:
-        say(("already finished:", "green"), f" {target}; nothing to resume")
-    else:
-        written = source.remember(target, task, request)
-        chosen = {name: result.card.config[name] for name in result.card.chosen}
-        if chosen:
-            say("by data   ", " ".join(f"{name}={value}" for name, value in chosen.items()))
-        console().print(figures_table(result.card))
-        files = [name for name in _FILES if (target / name).exists()]
-        say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: "
-            f"{', '.join([*files, *written])}")  # fmt: skip
-    source.say_next(target, task)
+    cli.running.train_and_tell(
+        partial(deeprec.train.fit, trained, task, **run), source, task, request, target, resume=resume
+    )
+    cli.running.write_row(table_file, target)

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 import deeprec as package
-from deeprec.cli import display
-from deeprec.cli import train as train_module
+from deeprec.cli import display, options, running
 from deeprec.cli.app import _COMMANDS
-from deeprec.evaluate import read_card
+from deeprec.evaluate import PROTOCOLS, read_card
+from deeprec.train.loggers import NAMES
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -344,7 +344,7 @@ def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(display.Display, "show", interrupt)
         stopped = deeprec(*words)
-    assert stopped.exit_code == train_module.INTERRUPTED
+    assert stopped.exit_code == running.INTERRUPTED
     assert "after 1 finished epochs" in stopped.output
     assert "--resume" in stopped.output
     resumed = deeprec(*words, "--resume")
@@ -367,7 +367,7 @@ def test_loggers_write_the_curves_too_and_go_on_with_the_run(deeprec, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(display.Display, "show", interrupt)
-        assert deeprec(*words).exit_code == train_module.INTERRUPTED
+        assert deeprec(*words).exit_code == running.INTERRUPTED
     done = deeprec(*words, "--resume")
     assert done.exit_code == 0, done.output
     assert "metrics.csv" in done.output
@@ -411,7 +411,19 @@ def test_the_list_of_commands_says_what_each_says_of_itself(deeprec) -> None:
     assert "No such command 'trian'. Did you mean 'train'?" in deeprec("trian").output
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["models"], ["data", "list"], ["data", "--help"]])
+def test_the_names_in_help_texts_are_those_there_are() -> None:
+    assert (*PROTOCOLS,) == options.PROTOCOLS
+    assert options.LOGGERS == NAMES
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"], ["--version"], ["models"], ["recipes"], ["data", "list"],
+        *([name, "--help"] for name in _COMMANDS),
+    ],
+    ids=" ".join,
+)  # fmt: skip
 def test_commands_that_need_no_torch_do_not_wait_for_it(words) -> None:
     code = f"""
 import sys

@@ -20,7 +20,7 @@ SUFFIXES = (".csv", ".json")
 _REMEDY = "take another file"
 
 
-def row_of(card: Card, figures: Figures | None = None, protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def table_row(card: Card, figures: Figures | None = None, protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """model, data, protocol, seed, options, epoch, each test figure, and seconds of the training.
 
     `protocol` says what differs from the one of its name, `options` what differs from the model's defaults.
@@ -38,7 +38,7 @@ def row_of(card: Card, figures: Figures | None = None, protocol: Mapping[str, An
     }
 
 
-def mean_rows(cards: Sequence[Card]) -> list[dict[str, Any]]:
+def table_of_means(cards: Sequence[Card]) -> list[dict[str, Any]]:
     """A row for each model and configuration: the mean of each figure over seeds, and FIGURE_std, its spread.
 
     Raises:
@@ -108,7 +108,7 @@ def require_table(path: str | Path) -> Path:
     return path
 
 
-def add_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> int:
+def add_to_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> int:
     """Add rows to a table, or begin one; a row that is there already is not added again.
 
     Args:

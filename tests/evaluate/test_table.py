@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from deeprec.evaluate import Card, ClickProtocol, protocol
-from deeprec.evaluate.figures_table import add_rows, mean_rows, require_table, row_of
+from deeprec.evaluate.table import add_to_table, require_table, table_of_means, table_row
 from deeprec.models import config_class
 
 
@@ -25,8 +25,8 @@ def card(seed: int = 0, hr: float = 0.5, model: str = "gmf", **options: object) 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
 def test_rows_are_added_and_none_twice(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"
-    assert add_rows(path, [row_of(card(1, factors=16))]) == 1
-    assert add_rows(path, [row_of(card(1, factors=16)), row_of(card(2, 0.1 + 0.2, compile=False))]) == 1
+    assert add_to_table(path, [table_row(card(1, factors=16))]) == 1
+    assert add_to_table(path, [table_row(card(1, factors=16)), table_row(card(2, 0.1 + 0.2, compile=False))]) == 1
     frame = pl.read_csv(path) if suffix == ".csv" else pl.read_json(path)
     assert frame.columns == ["model", "data", "protocol", "options", "seed", "epoch", "hr@10", "ndcg@10", "seconds"]
     first, second = frame.to_dicts()
@@ -42,30 +42,30 @@ def test_rows_are_added_and_none_twice(tmp_path: Path, suffix: str) -> None:
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    add_rows(path, [row_of(card())])
+    add_to_table(path, [table_row(card())])
     before = path.read_bytes()
     rule = ClickProtocol().as_dict()
     other = dataclasses.replace(card(), metrics={"auc": 0.7}, protocol=rule)
-    assert row_of(other)["protocol"] == "click"
+    assert table_row(other)["protocol"] == "click"
     with pytest.raises(ValueError, match=r"columns of .*table.csv must be model, .*auc, seconds, got model, .*hr@10"):
-        add_rows(path, [row_of(other)])
+        add_to_table(path, [table_row(other)])
     assert path.read_bytes() == before
-    assert add_rows(tmp_path / "table.json", [row_of(card()), row_of(other)]) == 2
+    assert add_to_table(tmp_path / "table.json", [table_row(card()), table_row(other)]) == 2
 
 
 def test_mean_and_spread_are_columns(tmp_path: Path) -> None:
     cards = [card(1, 0.4), card(2, 0.6), card(1, 0.7, factors=16)]
-    best, other = mean_rows(cards)
+    best, other = table_of_means(cards)
     assert (best["options"], best["seeds"], best["hr@10"], best["hr@10_std"]) == ("factors=16", 1, 0.7, None)
     assert (other["options"], other["seeds"], other["hr@10"]) == ("", 2, 0.5)
     assert other["hr@10_std"] == pytest.approx(0.02**0.5)
-    assert add_rows(tmp_path / "means.csv", [best, other]) == 2
+    assert add_to_table(tmp_path / "means.csv", [best, other]) == 2
 
 
 def test_runs_that_end_together_lose_no_row(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(lambda seed: add_rows(path, [row_of(card(seed))]), range(12))) == 12
+        assert sum(pool.map(lambda seed: add_to_table(path, [table_row(card(seed))]), range(12))) == 12
     assert sorted(pl.read_csv(path)["seed"].to_list()) == list(range(12))
 
 
@@ -83,4 +83,4 @@ def test_a_table_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
         require_table(tmp_path / "table.txt")
     with pytest.raises(ValueError, match="must lie in a folder there is"):
         require_table(tmp_path / "no" / "table.csv")
-    assert json.loads(json.dumps(row_of(card())))["seed"] == 0
+    assert json.loads(json.dumps(table_row(card())))["seed"] == 0
