@@ -27,6 +27,8 @@ def compare(
 
     Cards of different protocols or data are refused.
     """
+    if table_file is not None:
+        deeprec.evaluate.require_table(table_file)
     cards = [deeprec.evaluate.read_card(place) for place in places]
     groups = deeprec.evaluate.summarise(cards)
     if table_file is not None:

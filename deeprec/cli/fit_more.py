@@ -11,7 +11,7 @@ import typer
 import deeprec
 from deeprec import cli
 from deeprec.cli.console import say
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
+from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, Table, UserFeatures
 from deeprec.cli.settings import DEVICE_HELP, read_settings
 from deeprec.config import make_config
 from deeprec.registry import require_taken
@@ -40,6 +40,7 @@ def fit_more(
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     on_bad: OnBad = None,
+    table_file: Table = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     logger: Logger = None,
 ) -> None:
@@ -50,6 +51,7 @@ def fit_more(
     What the model knew keeps its place, and the weights that it had win where no epoch is better. autorec and cfn need
     the old and the new rows together.
     """
+    cli.running.require_ready("fit-more", device, table_file)
     loggers = cli.running.loggers_of(logger, out)
     model, card = deeprec.load(directory, device=device), deeprec.evaluate.read_card(directory)
     given = {
@@ -97,6 +99,6 @@ def fit_more(
         "device": device,
         "callbacks": loggers,
     }
-    cli.running.train_and_tell(
-        partial(deeprec.train.fit_more, model, task, **settings.model, **run), source, task, request, out, resume=resume
-    )
+    start = partial(deeprec.train.fit_more, model, task, **settings.model, **run)
+    cli.running.train_and_tell(start, source, task, request, out, resume=resume)
+    cli.running.write_row(table_file, out)

@@ -124,7 +124,6 @@ def train(
         "device": device,
         "callbacks": loggers,
     }
-    cli.running.train_and_tell(
-        partial(deeprec.train.fit, trained, task, **run), source, task, request, target, resume=resume
-    )
+    start = partial(deeprec.train.fit, trained, task, **run)
+    cli.running.train_and_tell(start, source, task, request, target, resume=resume)
     cli.running.write_row(table_file, target)
