@@ -176,6 +176,22 @@ class IdMap:
             codes[missing] = unknown
         return codes
 
+    def typed(self, values: Any) -> pl.Series:
+        """Ids, known or not, in the type of this map.
+
+        Raises:
+            ValueError: a missing id, or one beyond what the type holds. TypeError: ids of another type.
+        """
+        given = to_series(values, self.name)
+        typed = self._as_query(given)
+        if typed.null_count():
+            wrong = given.gather(np.flatnonzero(typed.is_null().to_numpy())[:1]).to_list()[0]
+            raise ValueError(
+                f"IdMap.typed: {self.name} ids must be {self._values.dtype} and none be missing, got {wrong!r}; "
+                "leave it out"
+            )
+        return typed
+
     def decode(self, indices: Any) -> NDArray[Any]:
         """External ids of internal indices ([n], any integer type), in their original type.
 
