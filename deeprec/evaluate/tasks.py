@@ -20,6 +20,7 @@ from deeprec.data.clicks.log import ClickLog
 from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Encoded
 from deeprec.data.interactions.features import features_sha256
+from deeprec.data.random_bits import random_bits
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.device import ahead, device_of
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
@@ -29,6 +30,7 @@ from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.protocols import protocol as protocol_by_name
 
 _LOGIT_ROWS = 1 << 14
+_CHOOSING = 7  # a stream of the protocol's seed; those before are the splits'
 
 
 class InteractionTask:
@@ -45,6 +47,7 @@ class InteractionTask:
         self.data, self.name = data, data.name
         self.protocol = protocol.resolve(data)
         self.split: Split = self.protocol.split(data)
+        self._choosing = choosing_users(self.protocol, self.split.validation)
 
     @classmethod
     def of(cls, data: Any, protocol: Any) -> InteractionTask:
@@ -100,6 +103,16 @@ class InteractionTask:
     def figures(self, model: Any, part: str) -> dict[str, float]:
         """Figures of a part."""
         return evaluate(model, self.split, self.protocol, part=cast(Literal["validation", "test"], part))
+
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """Figures of the validation part, or of its users that the protocol samples."""
+        return evaluate(model, self.split, self.protocol, "validation", users=self._choosing)
+
+    def validation_sample(self) -> str:
+        """How many users these are."""
+        if self._choosing is None:
+            return ""
+        return f"{len(self._choosing):,} of {len(np.unique(self.split.validation.users)):,} users"
 
     def checksums(self, model: Any) -> dict[str, str]:
         """Of the data, its split, and the side information that the model takes."""
@@ -215,6 +228,14 @@ class ClickTask:
         self._tested = (weakref.ref(model), logits) if part == "test" else None
         return click_figures(logits, rows.labels, rows.groups, self.protocol.metrics)
 
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """Figures of the validation rows: all, for to predict a row costs less than to train on one."""
+        return self.figures(model, "validation")
+
+    def validation_sample(self) -> str:
+        """None."""
+        return ""
+
     def checksums(self, model: Any) -> dict[str, str]:
         """Of the log."""
         return {"sha256": self.log.sha256}
@@ -244,6 +265,19 @@ class ClickTask:
         self._tested = None
         bins = {"test": reliability(logits, rows.labels)}
         plot_reliability(bins, directory / "reliability.png", title=f"{model.name} on {self.name}")
+
+
+def choosing_users(protocol: Protocol, held_out: Interactions) -> NDArray[np.int64] | None:
+    """The users [n] of the validation part who choose the epoch, ascending; None: all.
+
+    Which ones depends on their external ids and the protocol's seed alone, not on the order of the rows.
+    """
+    count = protocol.validation_users or 0
+    users = np.unique(held_out.users).astype(np.int64)
+    if not 0 < count < len(users) or protocol.task == "rating":
+        return None
+    drawn = random_bits(protocol.seed, _CHOOSING, held_out.user_ids.keys()[users])
+    return np.sort(users[np.argsort(drawn, kind="stable")[:count]])
 
 
 def as_interactions(data: Any) -> Interactions:

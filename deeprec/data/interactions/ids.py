@@ -229,6 +229,10 @@ class IdMap:
             ) from None
         return cls(frame.to_series(), name)
 
+    def keys(self) -> NDArray[np.uint64]:
+        """A number [n] for each id that depends on nothing but the id: what random draws of ids go by."""
+        return hash_series(self._values)
+
     def sha256(self) -> str:
         """Hash of the ids and their order; the width of integers (32 or 64 bits) does not enter."""
         digest = hashlib.sha256()

@@ -34,7 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.reading.arrays import without_nulls
-from deeprec.data.reading.compiled import host as _host
+from deeprec._compiled import host as _host
 
 TEXT_HASH_VERSION = 1
 
