@@ -232,8 +232,7 @@ def full_ranks(
     others: Tensor | None = None
     if only_its_items:
         others = to_device(torch.from_numpy(np.flatnonzero(part.item_counts() == 0)), device)
-    compiled = _rank_rows if device.type == "cpu" else None
-    rank = _ranking_by(part, masked, top, compiled, device)
+    rank = _ranking_by(part, masked, top, device)
     step = int(np.clip(_SCORES_PER_BLOCK // max(part.num_items, 1), 1, _MOST_USERS_PER_BLOCK))
     blocks = []
     is_nan: list[Tensor] = []
@@ -258,14 +257,14 @@ def full_ranks(
 
 
 def _ranking_by(
-    part: Interactions, masked: typing.Sequence[Interactions], top: int, compiled: Any, device: torch.device
+    part: Interactions, masked: typing.Sequence[Interactions], top: int, device: torch.device
 ) -> Callable[[Tensor, IntArray], tuple[Tensor, Tensor, Tensor]]:
     """What makes ranks, numbers of candidates and lists of the scores of a block of users, which it overwrites."""
     rows = [one.csr() for one in (part, *masked)]
-    if compiled is not None:
+    if _rank_rows is not None and device.type == "cpu":
 
         def by_row(scores: Tensor, users: IntArray) -> tuple[Tensor, Tensor, Tensor]:
-            ranks, candidates, best = compiled(scores.numpy(), users, rows[0], rows[1:], top)
+            ranks, candidates, best = _rank_rows(scores.numpy(), users, rows[0], rows[1:], top)
             return torch.from_numpy(ranks), torch.from_numpy(candidates), torch.from_numpy(best)
 
         return by_row

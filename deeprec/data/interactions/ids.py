@@ -233,6 +233,13 @@ class IdMap:
         """A number [n] for each id that depends on nothing but the id: what random draws of ids go by."""
         return hash_series(self._values)
 
+    def ascending(self) -> tuple[IdMap, Int32Array]:
+        """The map of the same ids in ascending order, and the index there of each id here, int32 [n]."""
+        order = self._values.arg_sort().to_numpy()
+        places = np.empty(len(order), dtype=np.int32)
+        places[order] = np.arange(len(order), dtype=np.int32)
+        return IdMap(self._values.gather(order), self.name), places
+
     def sha256(self) -> str:
         """Hash of the ids and their order; the width of integers (32 or 64 bits) does not enter."""
         digest = hashlib.sha256()
