@@ -104,7 +104,8 @@ void best_items(const float* scores, int64_t n, int64_t top, int64_t* items, std
   }
 }
 
-// See deeprec.evaluate.ranking, whose `_rank_block` does the same.
+// For each user the ranks of the positives, best first, the number of candidates, and the best items. Hidden items are
+// no candidates; positives are, and are compared with the others alone. Overwrites the scores.
 py::tuple rank_rows(Array<float> given, const Array<int64_t>& users, const std::pair<Offsets, Items>& positives,
                     const std::vector<std::pair<Offsets, Items>>& hidden, int64_t top) {
   if (given.ndim() != 2 || users.ndim() != 1 || users.size() != given.shape(0) || top < 0) {
@@ -145,7 +146,7 @@ py::tuple rank_rows(Array<float> given, const Array<int64_t>& users, const std::
   return py::make_tuple(ranks, candidates, lists);
 }
 
-// See deeprec.models.item_knn: for each item the items of the largest shrunk cosine, lower `places` first among equals.
+// For each item the items of the largest shrunk cosine, lower `places` first among equals.
 py::tuple item_neighbors(const Offsets& offsets, const Items& items, const Items& places, int64_t width,
                          double shrinkage) {
   const int64_t num_items = places.size();

@@ -12,8 +12,8 @@ from deeprec.cli.settings import Settings
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
-from deeprec.data.sets.datasets import is_named
 from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
+from deeprec.data.sets.datasets import is_named
 from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
 from deeprec.evaluate.tasks import ClickTask, InteractionTask
 from deeprec.train.identity import START

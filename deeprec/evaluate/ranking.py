@@ -223,8 +223,7 @@ def full_ranks(
     Raises:
         ValueError: a score is NaN, or `score_items` returns another shape than [b, num_items].
     """
-    indptr, items = part.csr()
-    counts = np.diff(indptr)
+    counts = np.diff(part.csr()[0])
     chosen = np.flatnonzero(counts) if users is None else np.unique(np.asarray(users, dtype=np.int64))
     chosen = chosen[counts[chosen] > 0].astype(np.int64)
     device = torch.device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -50,7 +51,6 @@ class InteractionTask:
         self.data, self.name = data, data.name
         self.protocol = protocol.resolve(data)
         self.split: Split = self.protocol.split(data)
-        self._choosing = choosing_users(self.protocol, self.split.validation)
 
     @classmethod
     def of(cls, data: Any, protocol: Any) -> InteractionTask:
@@ -129,6 +129,11 @@ class InteractionTask:
     def choosing_figures(self, model: Any) -> dict[str, float]:
         """Figures of the validation part, or of its users that the protocol samples."""
         return evaluate(model, self.split, self.protocol, "validation", users=self._choosing)
+
+    @cached_property
+    def _choosing(self) -> NDArray[np.int64] | None:
+        """The users whose figures these are; None: all of the part."""
+        return choosing_users(self.protocol, self.split.validation)
 
     def validation_sample(self) -> str:
         """How many users these are."""

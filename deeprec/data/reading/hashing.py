@@ -33,8 +33,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec.data.reading.arrays import without_nulls
 from deeprec._compiled import host as _host
+from deeprec.data.reading.arrays import without_nulls
 
 TEXT_HASH_VERSION = 1
 
