@@ -42,10 +42,10 @@ def plot_curves(
             metric_axes.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 6), ha="center", size=8)
     metric_axes.set(xlabel="epoch", ylabel=f"validation metric{f' ({sample})' if sample else ''}")
     if chosen is not None and shown:
-        for axes in (loss_axes, metric_axes):
-            axes.axvline(chosen, color="0.4", linewidth=1, linestyle="--", zorder=0, label=f"chosen: epoch {chosen}")
+        for axes, label in ((loss_axes, f"chosen: epoch {chosen}"), (metric_axes, "_")):
+            axes.axvline(chosen, color="0.4", linewidth=1, linestyle="--", zorder=0, label=label)
         loss_axes.legend(frameon=False)
-    if metric_axes.lines:
+    if metric_axes.get_legend_handles_labels()[0]:
         metric_axes.legend(frameon=False)
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.25)

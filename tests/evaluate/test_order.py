@@ -1,4 +1,4 @@
-"""Claims: shuffled rows of a file give the same split and the same figures, where time decides and where chance does."""
+"""Claims: shuffled rows of a file give the same split and the same figures, by time as well as by chance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_shuffled_rows_are_held_out_alike(name: str, options: dict) -> None:
         for rows in (frame(), shuffled(frame(), 1), shuffled(frame(), 2))
     ]
     assert len({split.sha256 for split in splits}) == 1
-    assert len(splits[0].test) and len(splits[0].validation)
+    assert len(splits[0].test)
+    assert len(splits[0].validation)
 
 
 @pytest.mark.parametrize(("model", "options"), [("popularity", {}), ("item-knn", {"neighbors": 5}), ("ease", {}),

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from deeprec.data import Interactions, from_frame
-from deeprec.models import EASE, ItemKNN, Schema, Seen, create
+from deeprec.models import EASE, ItemKNN, Schema, Seen, create, item_knn
 from deeprec.models import history as module
-from deeprec.models import item_knn
 from deeprec.models.history import cooccurrences
 from deeprec.train import fit
 
