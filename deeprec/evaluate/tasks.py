@@ -128,6 +128,8 @@ class InteractionTask:
 
     def choosing_figures(self, model: Any) -> dict[str, float]:
         """Figures of the validation part, or of its users that the protocol samples."""
+        if self._choosing is None:
+            return self.figures(model, "validation")
         return evaluate(model, self.split, self.protocol, "validation", users=self._choosing)
 
     @cached_property
