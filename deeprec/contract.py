@@ -298,6 +298,12 @@ class Task(Protocol):
     def figures(self, model: Any, part: str) -> dict[str, float]:
         """The figures of a part, "validation" or "test", by name."""
 
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """The figures that choose the epoch: of the validation part, or of a sample of it, always the same one."""
+
+    def validation_sample(self) -> str:
+        """What the sample is, such as "1,720 of 10,000 users"; "" where the whole part chooses."""
+
     def checksums(self, model: Any) -> dict[str, str]:
         """SHA-256 of all data that shapes the result, as on the card."""
 

@@ -62,9 +62,10 @@ def _epoch_line(state: State) -> Text:
     width = len(str(state.num_epochs))
     figures = "  ".join(f"{name} {figure(value)}" for name, value in list((state.metrics or {}).items())[:3])
     took = seconds(state.total / state.samples_per_second) if state.samples_per_second else "-"
+    validation = "" if state.validation_seconds is None else f" + {seconds(state.validation_seconds)} of validation"
     return text(
         f"{state.stage} epoch {state.epoch:>{width}}/{state.num_epochs}  loss {state.loss:.4f}"
-        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}",
+        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}{validation}",
         ("  best" if state.is_best else "", "green"),
     )
 

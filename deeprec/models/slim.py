@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeprec._compiled import host
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.contract import Schema, check_rows
-from deeprec.data.reading.compiled import host
 from deeprec.device import to_device
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
@@ -66,7 +66,7 @@ class SLIM(HistoryRecommender):
         self.weight_items: Tensor
         self.weights: Tensor
 
-    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32], item_ids: IdMap) -> None:
         gram, own = _gram(offsets, items, len(self.weight_offsets) - 1)
         solve = _columns if host is None else host.slim_columns
         penalties, device = (self.config.l1, self.config.l2), self.device

@@ -245,6 +245,17 @@ class IdMap:
             ) from None
         return cls(frame.to_series(), name)
 
+    def keys(self) -> NDArray[np.uint64]:
+        """A number [n] for each id that depends on nothing but the id: what random draws of ids go by."""
+        return hash_series(self._values)
+
+    def ascending(self) -> tuple[IdMap, Int32Array]:
+        """The map of the same ids in ascending order, and the index there of each id here, int32 [n]."""
+        order = self._values.arg_sort().to_numpy()
+        places = np.empty(len(order), dtype=np.int32)
+        places[order] = np.arange(len(order), dtype=np.int32)
+        return IdMap(self._values.gather(order), self.name), places
+
     def sha256(self) -> str:
         """Hash of the ids and their order; the width of integers (32 or 64 bits) does not enter."""
         digest = hashlib.sha256()

@@ -23,3 +23,8 @@ def _load() -> Any:
 
 
 host = _load()
+
+
+def host_function(name: str) -> Any:
+    """A function of `host`; None where there is none, or a build that is older than the function."""
+    return getattr(host, name, None)
