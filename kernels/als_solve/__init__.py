@@ -91,10 +91,12 @@ def als_solve(
     """
     refuse_derivative("als_solve")
     with torch.no_grad():
-        if factors.dim() == 2 and gram is None:
-            gram = factors.T @ factors
-        if gram is None:
+        if factors.dim() != 2:
             raise ValueError(f"als_solve: factors must be [N, D], got {tuple(factors.shape)}")
+        if factors.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"als_solve: factors must be float32 or float64, got {factors.dtype}")
+        if gram is None:
+            gram = factors.T @ factors
         if not isinstance(ridge, Tensor):
             ridge = factors.new_full((max(indptr.numel() - 1, 0),), ridge)
         arguments = (indptr, indices, weights, factors, gram, ridge, start, cg_steps)
