@@ -16,6 +16,8 @@ _MODELS = {
     "afm": "deeprec.models.afm:AFM",
     "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
+    "base-rate": "deeprec.models.base_rate:BaseRate",
+    "bias": "deeprec.models.bias:Bias",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
