@@ -115,7 +115,8 @@ def _cut(
     """One side in batches, each with an entry at least."""
     num_rows = len(offsets) - 1
     cuts = np.unique(np.searchsorted(offsets, np.arange(0, int(offsets[-1]), size)))
-    cuts[0] = 0  # the empty rows before the first entry go with it, those after the last with that
+    cuts = cuts[offsets[cuts] < offsets[-1]]  # the empty rows after the last entry go with it
+    cuts[0] = 0  # those before the first with that
     sums = np.add.reduceat(np.append(values.astype(np.float64), 0.0), offsets[:-1]) * (np.diff(offsets) > 0)
     bounds = [*cuts.tolist(), num_rows]
     for begin, end in zip(bounds[:-1], bounds[1:], strict=True):

@@ -5,9 +5,10 @@ Takacs, Pilaszy, Tikk 2011, "Applications of the Conjugate Gradient Method for I
 Filtering" (RecSys). Regulariser that grows with a row's confidences, and first values: Rendle, Krichene, Zhang, Koren
 2022, "Revisiting the Performance of iALS on Item Recommendation Benchmarks" (RecSys, arXiv 2110.14037).
 Code: benfred/implicit; google-research/ials.
-Deviations: by default every interaction has the same confidence (`confidence` takes the ratings), and each row's
-regulariser is l2 times the sum of its confidences over all items to the power `l2_exponent` (0: the first paper's).
-With l2_exponent=1 that is eq. 5 of Rendle et al. with lambda = l2 and an unobserved weight of 1 / alpha, times alpha.
+Deviations: by default every interaction has the same confidence (`confidence` takes the ratings). The regulariser of a
+row is l2 times the sum of its confidences over all items to the power `l2_exponent`: 0, the default, is the first
+paper's; 1 is eq. 5 of Rendle et al. with lambda = l2 and an unobserved weight of 1 / alpha, times alpha.
+DEFAULTS_TEXT
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class ALSConfig(TrainConfig):
         Only(("cg_steps",), "solver='cg'", lambda config: config.solver == "cg"),
     )
 
-    factors: int = 64
+    factors: int = 128
     alpha: float = 10.0
     confidence: str = "constant"
-    l2: float = 0.003
-    l2_exponent: float = 1.0
-    epochs: int = 20
-    patience: int = 5
+    l2: float = 40.0
+    l2_exponent: float = 0.0
+    epochs: int = 15
+    patience: int = 4
     solver: str = "cg"
     cg_steps: int = 3
     init_std: float = 0.1
