@@ -3,10 +3,10 @@
     python -m bench.als --implicit-python PYTHON [--data ml-1m ...] [--factors 64 128] [--solver cg cholesky]
                         [--epochs 5] [--repeat 3] [--json FILE]
 
-The same factors, confidences, regulariser, steps of conjugate gradient (3), sweeps and threads; each in a process of its
-own, one after the other, and scored after each sweep on the same held-out candidates, so that speed bought with quality
-shows. The first sweep of a process, which warms it up, is run but not counted. CPU seconds stand beside the wall clock: on
-a busy machine they are the figure to trust. implicit's environment: pip install implicit scipy.
+The same factors, confidences, regulariser, steps of conjugate gradient (3), sweeps and threads; each in a process of
+its own, one after the other, and scored after each sweep on the same held-out candidates, so that speed bought with
+quality shows. The first sweep of a process, which warms it up, is run but not counted. CPU seconds stand beside the
+wall clock; threads that wait count in them. implicit's environment: pip install implicit scipy.
 
 `--data` takes names of data sets and files of lists, `user item item ...` a line.
 """

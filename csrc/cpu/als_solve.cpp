@@ -1,13 +1,13 @@
-// deeprec::als_solve: half a sweep of alternating least squares on implicit feedback. For every row of a sparse matrix it
-// solves (G + ridge I + sum w y y') x = sum (1 + w) y over the row's entries, by Cholesky or by a few steps of conjugate
-// gradient.
+// deeprec::als_solve: half a sweep of alternating least squares on implicit feedback. For every row of a sparse matrix
+// it solves (G + ridge I + sum w y y') x = sum (1 + w) y over the row's entries, by Cholesky or by a few steps of
+// conjugate gradient.
 //
-// Conjugate gradient: rows go in groups of kGroup, whose products with G are one register-blocked product, and each step
-// reads a row's factors once, kBlock entries at a time: dot products, then their sum, while the factors are in the
-// first-level cache. Cholesky: G and the entries, kChunk at a time, are added up in register tiles of the upper triangle,
-// and the same tiles take the blocked factorisation.
-// Rows of factors are padded with zeros to whole cache lines, so nothing here has a remainder. A row is one thread's and
-// its sums are in the order of its entries: bitwise the same for any thread count.
+// Conjugate gradient: rows go in groups of kGroup, whose products with G are one register-blocked product, and each
+// step reads a row's factors once, kBlock entries at a time: dot products, then their sum, while the factors are in the
+// first-level cache. Cholesky: G and the entries, kChunk at a time, are added up in register tiles of the upper
+// triangle, and the same tiles take the blocked factorisation. Rows of factors are padded with zeros to whole cache
+// lines, so nothing here has a remainder. A row is one thread's and its sums are in the order of its entries: bitwise
+// the same for any thread count.
 #include "isa.h"
 #include "lanes.h"
 #include "row_copy.h"
@@ -572,8 +572,8 @@ std::tuple<Tensor, Tensor> als_solve(const Tensor& indptr, const Tensor& indices
   const Csr csr(op, indptr, indices, indptr.numel() - 1, factors_in.size(0));
   const int64_t dim = factors_in.size(1), element = static_cast<int64_t>(factors_in.element_size());
   const auto is_right = [&](const Tensor& t, int64_t rows, int64_t columns) {
-    const bool has_shape = columns < 0 ? t.dim() == 1 && t.size(0) == rows
-                                       : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
+    const bool has_shape =
+        columns < 0 ? t.dim() == 1 && t.size(0) == rows : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
     return has_shape && t.is_cpu() && t.scalar_type() == dtype;
   };
   DEEPREC_CHECK(is_right(weights_in, csr.nnz, -1) && is_right(ridge_in, csr.batch, -1), "ValueError: ", op,

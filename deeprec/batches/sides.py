@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def _cut(
     cuts[0] = 0  # those before the first with that
     sums = np.add.reduceat(np.append(values.astype(np.float64), 0.0), offsets[:-1]) * (np.diff(offsets) > 0)
     bounds = [*cuts.tolist(), num_rows]
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         first, last = int(offsets[begin]), int(offsets[end])
         yield SideBatch(
             of_users,

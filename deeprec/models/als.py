@@ -51,9 +51,7 @@ class ALSConfig(TrainConfig):
     unused: ClassVar[tuple[str, ...]] = tuple(
         name for name in GRADIENT_OPTIONS if name not in ("epochs", "l2", "patience")
     )
-    conditions: ClassVar[tuple[Only, ...]] = (
-        Only(("cg_steps",), "solver='cg'", lambda config: config.solver == "cg"),
-    )
+    conditions: ClassVar[tuple[Only, ...]] = (Only(("cg_steps",), "solver='cg'", lambda config: config.solver == "cg"),)
 
     factors: int = 128
     alpha: float = 10.0

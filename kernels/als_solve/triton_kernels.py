@@ -20,9 +20,7 @@ _TILE_VALUES = 4096  # 32 a thread
 
 
 @triton.jit
-def _als_product(
-    x, columns, is_real, indices, weights, factors, gram, ridge, first, stop, dim, BLOCK_E: tl.constexpr
-):
+def _als_product(x, columns, is_real, indices, weights, factors, gram, ridge, first, stop, dim, BLOCK_E: tl.constexpr):
     """(G + ridge I + sum w y y') x."""
     total = ridge * x
     for start in range(0, dim, BLOCK_E):

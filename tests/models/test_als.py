@@ -1,8 +1,9 @@
-"""Claims about ALS: its sweeps against dense linear algebra, confidences, new users, and that batches change nothing."""
+"""Claims about ALS: its sweeps against dense linear algebra, confidences, new users, batches that change nothing."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -85,7 +86,7 @@ def test_the_objective_never_rises() -> None:
     for _ in range(8):
         of_items = sweep(model, data)[1] * len(data)  # with the items' share of the regulariser
         values.append(of_items + model.config.l2 * float(model.user_factors.square().sum()))
-    assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(values[:-1], values[1:], strict=True))
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(values))
 
 
 def test_batches_hold_each_row_once_and_change_nothing() -> None:
@@ -135,7 +136,7 @@ def test_a_new_user_with_the_items_of_a_known_one_is_the_exact_solution() -> Non
 def test_ratings_are_asked_for_where_they_are_confidences() -> None:
     data = plays()
     model = ALS(confidence="rating", epochs=2, factors=4)
-    with pytest.raises(ValueError, match="needs ratings, got .* without"):
+    with pytest.raises(ValueError, match=r"needs ratings, got .* without"):
         fit(model, replace(data, ratings=None))
     assert data.ratings is not None
     with pytest.raises(ValueError, match="must be >= 0, got -3"):
