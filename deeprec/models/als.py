@@ -8,7 +8,10 @@ Code: benfred/implicit; google-research/ials.
 Deviations: by default every interaction has the same confidence (`confidence` takes the ratings). The regulariser of a
 row is l2 times the sum of its confidences over all items to the power `l2_exponent`: 0, the default, is the first
 paper's; 1 is eq. 5 of Rendle et al. with lambda = l2 and an unobserved weight of 1 / alpha, times alpha.
-DEFAULTS_TEXT
+Defaults: chosen on the validation parts of ml-100k, lastfm, AMusic, citeulike-a, HetRec's Last.fm, Amazon Grocery and
+TikTok. NDCG@10 there is above item-KNN and popularity on all but TikTok, where popularity beats item-KNN fifteenfold
+and ALS too: take popularity where it wins so clearly. A larger alpha helps where items are many and rare (citeulike-a),
+a smaller one, such as 10 or 3, where data are dense (ml-100k).
 """
 
 from __future__ import annotations
@@ -53,12 +56,12 @@ class ALSConfig(TrainConfig):
     )
     conditions: ClassVar[tuple[Only, ...]] = (Only(("cg_steps",), "solver='cg'", lambda config: config.solver == "cg"),)
 
-    factors: int = 128
-    alpha: float = 10.0
+    factors: int = 256
+    alpha: float = 20.0
     confidence: str = "constant"
     l2: float = 40.0
     l2_exponent: float = 0.0
-    epochs: int = 15
+    epochs: int = 12
     patience: int = 4
     solver: str = "cg"
     cg_steps: int = 3
