@@ -54,6 +54,7 @@ class ALSConfig(TrainConfig):
     unused: ClassVar[tuple[str, ...]] = tuple(
         name for name in GRADIENT_OPTIONS if name not in ("epochs", "l2", "patience")
     )
+    optimizers: ClassVar[tuple[str, ...]] = ("adam",)  # the name that is there; nothing steps
     conditions: ClassVar[tuple[Only, ...]] = (Only(("cg_steps",), "solver='cg'", lambda config: config.solver == "cg"),)
 
     factors: int = 256
