@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MODELS = {
     "afm": "deeprec.models.afm:AFM",
+    "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bias": "deeprec.models.bias:Bias",
