@@ -130,6 +130,15 @@ class TrainConfig:
         start = getattr(self, "adagrad_start", 0.0)
         return OptimizerOptions(self.optimizer, self.lr, weight_decay=self.weight_decay, start=start)
 
+    def patience_figures(self, select: str) -> tuple[str, ...]:
+        """The validation figures for which `patience` waits, `select` being the one that chooses the epoch."""
+        return (select,)
+
+    def default_select(self, protocol: Any) -> str:
+        """The validation figure that chooses the epoch where the caller names none."""
+        headline: str = protocol.headline
+        return headline
+
     def for_data(self, facts: Facts, given: Collection[str]) -> tuple[Self, tuple[str, ...]]:
         """This config with the options that are not `given` chosen by the data, and the names of those chosen."""
         values = SimpleNamespace(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
