@@ -18,6 +18,7 @@ _EPOCHS = (20, 50)
 _PATIENT_STEPS = 150
 _ROWS_A_UNIT = 100
 _WIDTHS = (64, 256)
+_MANY_ROWS = 100_000
 _SCALED = ("adam", "lazy-adam")  # the optimizers for whose steps `lr` is chosen
 
 
@@ -49,8 +50,21 @@ def _hidden(facts: Facts, options: Any) -> tuple[int, ...]:
     return (_power_of_two(facts.rows / _ROWS_A_UNIT, _WIDTHS),) * 2
 
 
-def _lr(facts: Facts, options: Any) -> float:
-    return 0.002 if options.optimizer in _SCALED else float(options.lr)
+def _dropout(facts: Facts, options: Any) -> float:
+    return 0.2 if facts.rows >= _MANY_ROWS else 0.5
+
+
+def _adam(lr: float) -> dict[str, ByData]:
+    """Adam, its rate, and the rate's fall where validation stands still, unless another optimizer is given."""
+
+    def rate(facts: Facts, options: Any) -> float:
+        return lr if options.optimizer in _SCALED else float(options.lr)
+
+    return {
+        "optimizer": ByData(lambda facts, options: "adam", "adam"),
+        "lr": ByData(rate, f"{lr} with adam; else that of the class"),
+        "lr_schedule": ByData(lambda facts, options: "plateau", "plateau"),
+    }
 
 
 def _ftrl_lr(facts: Facts, options: Any) -> float:
@@ -83,14 +97,13 @@ FIRST_ORDER_LR = ByData(
     lambda facts, options: 0.0 if options.step_in_backward else _ftrl_lr(facts, options),
     f"{_FTRL_RULE}; 0 with step_in_backward",
 )
-ADAM = {
-    "optimizer": ByData(lambda facts, options: "adam", "adam"),
-    "lr": ByData(_lr, "0.002 with adam; else that of the class"),
-}
-VECTORS = {**ADAM, "embedding_l2": _unless_in_backward(0.01)}
+VECTORS = {**_adam(0.005), "embedding_l2": _unless_in_backward(0.01)}
 NETWORK = {
-    **ADAM,
+    **_adam(0.003),
     "embedding_l2": _unless_in_backward(0.03),
     "batch_norm": ByData(lambda facts, options: True, "always"),
 }
-WIDTHS = {"hidden": ByData(_hidden, "two layers of a hundredth of the rows, as a power of two from 64 to 256")}
+DEEP = {
+    "hidden": ByData(_hidden, "two layers of a hundredth of the rows, as a power of two from 64 to 256"),
+    "dropout": ByData(_dropout, "0.2 from 100,000 rows on, 0.5 below"),
+}
