@@ -6,6 +6,7 @@ of 4096 rows is one or two steps an epoch, and a network of 400-400-400 learns t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from deeprec.config import ByData
@@ -72,10 +73,16 @@ def _ftrl_lr(facts: Facts, options: Any) -> float:
     return min(max(2.0 / max(facts.columns, 1), 0.03), 0.3)
 
 
-def _unless_in_backward(value: float) -> ByData:
-    """A constant, or 0 where the tables are stepped in the backward pass."""
+def _l2_of_pairs(facts: Facts, options: Any) -> float:
+    """A row's part in the loss of a batch falls with the batch, and so does the L2 of its vectors."""
+    return 0.0 if facts.rows >= _MANY_ROWS else 0.64 / float(options.batch_size)
+
+
+def _unless_in_backward(value: Callable[[Facts, Any], float], how: str) -> ByData:
+    """`value`, or 0 where the tables are stepped in the backward pass."""
     return ByData(
-        lambda facts, options: 0.0 if options.step_in_backward else value, f"{value}; 0 with step_in_backward"
+        lambda facts, options: 0.0 if options.step_in_backward else value(facts, options),
+        f"{how}; 0 with step_in_backward",
     )
 
 
@@ -97,10 +104,13 @@ FIRST_ORDER_LR = ByData(
     lambda facts, options: 0.0 if options.step_in_backward else _ftrl_lr(facts, options),
     f"{_FTRL_RULE}; 0 with step_in_backward",
 )
-VECTORS = {**_adam(0.005), "embedding_l2": _unless_in_backward(0.01)}
+VECTORS = {
+    **_adam(0.01),
+    "embedding_l2": _unless_in_backward(_l2_of_pairs, "0.64 / batch_size, 0 from 100,000 rows on"),
+}
 NETWORK = {
     **_adam(0.003),
-    "embedding_l2": _unless_in_backward(0.03),
+    "embedding_l2": _unless_in_backward(lambda facts, options: 0.03, "0.03"),
     "batch_norm": ByData(lambda facts, options: True, "always"),
 }
 DEEP = {
