@@ -78,6 +78,22 @@ def test_the_rate_of_first_order_weights_falls_with_the_columns() -> None:
     assert rates == [chosen("wide-deep", 7000, number).wide_lr for number in columns]
 
 
+@pytest.mark.parametrize("name", ["fm", "afm"])
+def test_vectors_are_held_small_until_there_are_clicks_enough(name: str) -> None:
+    held = [chosen(name, rows).embedding_l2 for rows in ROWS]
+    assert held == sorted(held, reverse=True)
+    assert (held[0], held[-1]) == (pytest.approx(0.02), 0.0)
+    by_columns = [chosen(name, 7000, columns) for columns in (2, 10, 39, 500)]
+    assert [each.embedding_l2 for each in by_columns] == sorted(each.embedding_l2 for each in by_columns)
+    assert [each.lr for each in by_columns] == [0.01, 0.01, pytest.approx(0.1 / 39), 0.002]
+
+
+def test_rare_clicks_count_not_rows() -> None:
+    rare = Facts(10**6, columns=20, values=1000, positives=500)
+    config, _ = config_class("deepfm")().for_data(rare, ())
+    assert (config.hidden, config.dropout, config.batch_size) == ((64, 64), 0.5, 4096)
+
+
 def test_what_is_given_keeps_its_value_and_its_effect() -> None:
     config = chosen("deepfm", 7000, batch_size=512, hidden=(32,), judged_by="headline")
     assert (config.batch_size, config.hidden, config.judged_by) == (512, (32,), "headline")
