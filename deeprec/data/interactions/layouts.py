@@ -14,7 +14,7 @@ import polars as pl
 from deeprec._suggest import did_you_mean
 from deeprec.data.interactions.roles import Column, Roles, roles_of
 from deeprec.data.reading.errors import START_BYTES
-from deeprec.data.reading.layout import TEXT_OPTIONS, TextOptions, layout_of, told
+from deeprec.data.reading.layout import SPACES, TEXT_OPTIONS, TextOptions, layout_of, told
 from deeprec.data.reading.rows import Dialect, plain, split_rows
 from deeprec.data.reading.tables import SeparatedText, numbers_of, read_separated, read_table
 from deeprec.data.reading.text import OnBad, read_bytes
@@ -230,10 +230,10 @@ def _read_lists(path: Path, kind: str, options: FileOptions) -> Rows:
     is_filled = lengths > 0
     fields, lengths, numbers = fields.filter(is_filled), lengths.filter(is_filled), numbers.filter(is_filled)
     firsts = fields.list.first()
-    fits = firsts.cast(pl.Int64, strict=False) == lengths.cast(pl.Int64) - 1
+    fits = (firsts.cast(pl.Int64, strict=False) == lengths.cast(pl.Int64) - 1).fill_null(False)
     counted = kind == "lists" and (bool(fits.all()) if options.counted is None else options.counted)
     if counted and not fits.all():
-        row = int(np.flatnonzero(~fits.fill_null(False).to_numpy())[0])
+        row = int(np.flatnonzero(~fits.to_numpy())[0])
         raise ValueError(
             f"read: {path}, line {numbers[row]}: the first number must count the items behind it, got {firsts[row]!r} "
             f"before {lengths[row] - 1}; pass counted=False if it is the user"
@@ -281,7 +281,7 @@ def _lines(path: Path, options: FileOptions) -> tuple[pl.Series, int, str]:
     """(lines of a text, number of the first one, separator)."""
     data = read_bytes(path)
     text = replace(options.text, header=False) if options.text.header is None else options.text
-    layout = layout_of(path, data[:START_BYTES], text)
+    layout = layout_of(path, data[:START_BYTES], text, default=SPACES)
     body = bytes(plain(data[layout.start :], layout.dialect._replace(quote=b"")))
     try:
         lines = pl.Series("lines", body.decode().split("\n"))

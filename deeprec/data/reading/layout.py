@@ -5,15 +5,18 @@ Every reader of text asks `layout_of`, so that one file is the same table to all
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading.hashing import hash_bytes
 from deeprec.data.reading.rows import Dialect, Row, plain, split_rows
+
+_log = logging.getLogger("deeprec")
 
 _WORDS = {
     "tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "colons": "::", "space": " ",
@@ -136,6 +139,13 @@ def layout_of(path: Path, text: bytes, options: TextOptions, *, default: str | N
             f"read: {path}, line {options.skip_lines + first.line + 1}: a quoted name must end in a quote, got "
             f"{first.fields[-1][:40]!r} and no more quote; close it, or pass quote=None for a quote like others"
         )
+    widths = {len(row.fields) for row in rows[1:]}
+    if len(first.fields) == 1 and len(rows) > 3 and len(widths) == 1 and widths != {1} and not first.is_quoted:
+        line = options.skip_lines + first.line + 1
+        _log.warning(
+            "%s: line %d is passed over as a title, as it has no separator: %r", path, line, first.fields[0][:60]
+        )
+        return layout_of(path, text, replace(options, skip_lines=line, separator=separator), default=default)
     if options.columns is not None:
         texts = [field.decode("utf-8", "replace") for field in first.fields]
         is_header = texts == list(options.columns) if options.header is None else options.header
@@ -200,16 +210,26 @@ def _guess_separator(text: bytes, quote: bytes, default: str | None) -> str:
         lines = [re.sub(rb"%s[^%s]*%s" % ((re.escape(quote),) * 3), b"", line) for line in lines]
     if not lines:
         return default or ","
-    if default is not None and default.encode() in lines[0]:
+    if default not in (None, SPACES) and str(default).encode() in lines[0]:
         return default
-    counts = {mark: [line.count(mark) for line in lines] for mark in _MARKS}
-    present = [mark for mark in _MARKS if counts[mark][0]]
-    if not present:
-        return SPACES if _is_spaced(lines) else default or ","
-    # Rows have as many fields each: the mark that stands as often in every row, and of these the commonest.
-    best = max(present, key=lambda mark: (len(set(counts[mark])) == 1, counts[mark][0]))
+    scores = {mark: _regularity([line.count(mark) for line in lines]) for mark in _MARKS}
+    best = max(_MARKS, key=lambda mark: scores[mark])
+    if scores[best][0] <= 0.5:
+        if default == SPACES or _is_spaced(lines):
+            return SPACES
+        best = max(_MARKS, key=lambda mark: lines[0].count(mark))
+        if not lines[0].count(best):
+            return default or ","
     follows = all(line.count(best) == line.count(best + b" ") for line in lines)
     return best.decode() + (" " if follows and best not in (b"\t", b"::") else "")
+
+
+def _regularity(counts: list[int]) -> tuple[float, int]:
+    """(share of the rows that have a mark as often as most of those that have it, how often): the separator's is the
+    largest, as rows have as many fields each."""
+    present = [count for count in counts if count]
+    usual = max(set(present), key=lambda count: (present.count(count), count)) if present else 0
+    return present.count(usual) / len(counts), usual
 
 
 def _is_spaced(lines: list[bytes]) -> bool:

@@ -182,8 +182,9 @@ class SeparatedSource(TextSource):
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
         rows_of_fields: list[list[bytes]] = []
-        text = read_start(self.path, max(START_BYTES, 2000 * rows))
-        end = self._cut(text)
+        size = max(START_BYTES, 2000 * rows)
+        text = read_start(self.path, size)
+        end = self._cut(text) if len(text) >= size - len(_BOM) else len(text)  # a row may be cut short
         for row in split_rows(plain(text[self._header_bytes : end or None], self.dialect), self.dialect):
             if row.is_closed and len(row.fields) == len(self.columns):
                 rows_of_fields.append(row.fields)

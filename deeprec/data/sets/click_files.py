@@ -47,9 +47,7 @@ def clicks_of(source: Any, schema: FeatureSchema | None, options: dict[str, Any]
     """
     options = dict(options)
     draft: dict[str, Any] = {name: options.pop(name) for name in DRAFT if name in options}
-    parts: dict[str, Any] = {
-        name: options.pop(name) for name in ("validation", "test") if options.get(name) is not None
-    }
+    parts: dict[str, Any] = {name: options.pop(name, None) for name in ("validation", "test")}
     if isinstance(source, str | Path):
         files = parts_of(source, **parts)
         parts = {"validation": files.validation, "test": files.test}
