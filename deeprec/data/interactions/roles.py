@@ -45,16 +45,16 @@ def roles_of(head: pl.DataFrame, given: dict[str, Column], path: Path, *, has_na
         ValueError: a column that is not there, or no telling which is the user or the item.
     """
     names = head.columns
-    found = {role: _column(role, column, names, path) for role, column in given.items()}
-    guessed = {} if {"user", "item"} <= set(given) and not has_names else _guessed(head, found, path, has_names)
+    told = {role: _column(role, column, names, path) for role, column in given.items()}
+    guessed = {} if {"user", "item"} <= set(given) and not has_names else _guessed(head, told, path, has_names)
     for role in ("user", "item"):
-        if role not in found and role not in guessed:
+        if role not in told and role not in guessed:
             default = DEFAULT_COLUMNS[role]
             raise ValueError(
                 f"load: {path} needs a column {default!r} for the {role}, got {listed(names)}"
                 f"{did_you_mean(default, names)}; name it by {role}=NAME, or its place from 0 by {role}=0"
             )
-    columns = {role: found.get(role) or guessed[role] for role in (*_PLACES, "label") if role in (*found, *guessed)}
+    columns = {role: told.get(role) or guessed[role] for role in (*_PLACES, "label") if role in (*told, *guessed)}
     said = [f"{role} = {column}" for role, column in guessed.items() if column != DEFAULT_COLUMNS[role]]
     if said:
         where = "" if has_names else " (columns without names, counted from 0)"
@@ -73,11 +73,11 @@ def _column(role: str, column: Column, names: list[str], path: Path) -> str:
     )
 
 
-def _guessed(head: pl.DataFrame, found: dict[str, str], path: Path, has_names: bool) -> dict[str, str]:
-    left = [role for role in (*_PLACES, "label") if role not in found]
-    names = [name for name in head.columns if name not in found.values()]
+def _guessed(head: pl.DataFrame, told: dict[str, str], path: Path, has_names: bool) -> dict[str, str]:
+    left = [role for role in (*_PLACES, "label") if role not in told]
+    names = [name for name in head.columns if name not in told.values()]
     if not has_names:
-        return _by_place(head, found, path)
+        return _by_place(head, told, path)
     guessed = {role: DEFAULT_COLUMNS[role] for role in left if DEFAULT_COLUMNS[role] in names}
     for role in left:
         if role in guessed or role not in _USUAL:
@@ -88,11 +88,11 @@ def _guessed(head: pl.DataFrame, found: dict[str, str], path: Path, has_names: b
     return guessed
 
 
-def _by_place(head: pl.DataFrame, found: dict[str, str], path: Path) -> dict[str, str]:
+def _by_place(head: pl.DataFrame, told: dict[str, str], path: Path) -> dict[str, str]:
     """user, item, rating, time from the left; a third column of Unix times is the time."""
-    if found:
+    if told:
         raise ValueError(f"load: {path} has no names of columns, so user= and item= must both be given, by their "
-                         f"places from 0, got {', '.join(found)}")  # fmt: skip
+                         f"places from 0, got {', '.join(told)}")  # fmt: skip
     width = len(head.columns)
     if not 2 <= width <= 4:
         raise ValueError(

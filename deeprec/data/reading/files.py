@@ -90,20 +90,20 @@ def has_parts(source: str | os.PathLike[str]) -> bool:
 
 def _file(path: str | os.PathLike[str]) -> Path:
     full = Path(path).expanduser()
-    found = with_gz(full)
-    if found is None:
+    existing = with_gz(full)
+    if existing is None:
         check_file(full, "load")
-    return found or full
+    return existing or full
 
 
 def _parts_in(folder: Path) -> Parts:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     named = {role: _called(files, words) for role, words in _WORDS.items()}
     if named["train"]:
-        several = {role: found for role, found in named.items() if len(found) > 1}
+        several = {role: paths for role, paths in named.items() if len(paths) > 1}
         if several:
-            role, found = next(iter(several.items()))
-            raise ValueError(f"load: {folder} must have one file for {role}, got {listed([p.name for p in found])}; "
+            role, paths = next(iter(several.items()))
+            raise ValueError(f"load: {folder} must have one file for {role}, got {listed([p.name for p in paths])}; "
                              "name the files themselves")  # fmt: skip
         validation, test = (next(iter(named[role]), None) for role in ("validation", "test"))
         if test is None:
@@ -121,9 +121,9 @@ def _parts_in(folder: Path) -> Parts:
 def _called(files: list[Path], words: set[str]) -> list[Path]:
     """The files whose names have one of the words, of these the ones with the fewest other words."""
     tokens = {path: re.split(r"[^a-z0-9]+", path.name.removesuffix(".gz").lower()) for path in files}
-    found = [path for path in files if words & set(tokens[path]) and path.suffix not in (".npy", ".mat", ".md")]
-    fewest = min((len(tokens[path]) for path in found), default=0)
-    return [path for path in found if len(tokens[path]) == fewest]
+    called = [path for path in files if words & set(tokens[path]) and path.suffix not in (".npy", ".mat", ".md")]
+    fewest = min((len(tokens[path]) for path in called), default=0)
+    return [path for path in called if len(tokens[path]) == fewest]
 
 
 def _suffix(path: Path) -> str:
