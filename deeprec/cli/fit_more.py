@@ -11,8 +11,20 @@ import typer
 import deeprec
 from deeprec import cli
 from deeprec.cli.console import say
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, Table, UserFeatures
-from deeprec.cli.settings import DEVICE_HELP, read_settings
+from deeprec.cli.options import (
+    BestOnTest,
+    DataDir,
+    ItemFeatures,
+    Logger,
+    OnBad,
+    Resume,
+    Select,
+    Table,
+    TestData,
+    UserFeatures,
+    ValidationData,
+)
+from deeprec.cli.settings import DEVICE_HELP, add_parts, read_settings
 from deeprec.config import make_config
 from deeprec.registry import require_taken
 
@@ -26,6 +38,8 @@ def fit_more(
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="epochs=5 or lr=0.0005; others stay.")
     ] = None,
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
     protocol_name: Annotated[
         str | None, typer.Option("--protocol", help="How to split and measure; that of the card by default.")
     ] = None,
@@ -66,6 +80,7 @@ def fit_more(
     require_taken(type(model), words, "fit-more")
     source = cli.sources.source_for(model)
     settings = read_settings(type(model.config), options or [], protocol=source.protocol_class)
+    add_parts(settings, validation_data, test_data)
     for key in settings.model:
         if key not in _AGAIN:
             raise ValueError(

@@ -9,7 +9,8 @@ import typer
 
 import deeprec
 from deeprec.cli.console import progress, say
-from deeprec.cli.settings import DEVICE_HELP
+from deeprec.cli.options import ReadOptions
+from deeprec.cli.settings import DEVICE_HELP, read_data_options
 from deeprec.contract import PREDICTS
 
 
@@ -26,6 +27,7 @@ def predict(
         list[str] | None,
         typer.Option("--keep", help="A column of the input to write too, such as an id; repeat it for more."),
     ] = None,
+    options: ReadOptions = None,
     file_format: Annotated[
         str | None,
         typer.Option("--format", help="Of rows: csv, tsv, criteo, libsvm, libffm or parquet; by the name otherwise."),
@@ -43,19 +45,21 @@ def predict(
 
     Such as: deeprec predict runs/first --input rows.csv --output scores.parquet --keep id
     """
+    how = read_data_options(options, "predict")
     model = deeprec.load(directory, device=device)
     if PREDICTS not in model.capabilities:
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
-        rows, name = deeprec.serve.predict_pairs_file(model, source, output, keep=keep or ())
+        rows, name = deeprec.serve.predict_pairs_file(model, source, output, keep=keep or (), **how)
         say(("done", "green"), f": {rows:,} {name}s written to {output}")
         return
-    options = {} if file_format is None else {"format": file_format}
+    if file_format is not None:
+        how["format"] = file_format
     with progress() as bar:
         task = bar.add_task("predicting", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        rows = deeprec.serve.predict_file(model, source, output, keep=keep or (), on_progress=show, **options)
+        rows = deeprec.serve.predict_file(model, source, output, keep=keep or (), on_progress=show, **how)
     say(("done", "green"), f": {rows:,} probabilities written to {output}")

@@ -14,10 +14,10 @@ from deeprec.cli.console import command, console, print_json, progress, say, tab
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
-from deeprec.data.reading.tables import read_parquet, read_separated
+from deeprec.data.reading.tables import read_table
 from deeprec.data.reading.text import read_bytes
 
-_TABLES = (".parquet", ".csv", ".tsv")
+_TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 _WHO = {"--user": "ID", "--users": "FILE", "--all": "", "--history": "ITEM,ITEM"}  # one of them, and what it takes
 _GOES_WITH = {
     "--all": ("--output",),
@@ -65,7 +65,7 @@ def recommend(
 ) -> None:
     """Recommend items to users of the data, or to a new user with a history, rated or not.
 
-    A file of items or users has one id a line, or a column item_id or user_id (.parquet, .csv, .tsv).
+    A file of items or users has one id a line, or a column item_id or user_id (.parquet, .csv, .tsv, .jsonl).
 
     For all users, in parts: deeprec recommend DIR --all --output recs.parquet
     """
@@ -177,10 +177,7 @@ def _ids_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
     if path.suffix.lower() not in _TABLES:
         lines = read_bytes(path).decode("utf-8", "replace").splitlines()
         return ids.parse(line.strip() for line in lines if line.strip()).to_list()
-    if path.suffix.lower() == ".parquet":
-        frame = read_parquet(path)
-    else:
-        frame = read_separated(path, "\t" if path.suffix.lower() == ".tsv" else ",").frame
+    frame = read_table(path).frame
     if (name := f"{ids.name}_id") not in frame.columns:
         raise ValueError(
             f"recommend: --{option} {path} must have a column {name}, got {', '.join(frame.columns[:5])}; rename it, "

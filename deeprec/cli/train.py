@@ -22,9 +22,11 @@ from deeprec.cli.options import (
     Resume,
     Select,
     Table,
+    TestData,
     UserFeatures,
+    ValidationData,
 )
-from deeprec.cli.settings import DEVICE_HELP, read_settings
+from deeprec.cli.settings import DEVICE_HELP, add_parts, read_settings
 
 
 def train(
@@ -40,8 +42,13 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="A name of `deeprec data list`, a file or a folder; or synthetic."),
+        typer.Option(
+            "--data",
+            help="A name of `deeprec data list`, a file, files with commas, or a folder; see data; or synthetic.",
+        ),
     ] = None,
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
     protocol_name: Annotated[
         str | None,
         typer.Option("--protocol", help=f"How to split and measure: {', '.join(PROTOCOLS)}; clicks: click."),
@@ -90,6 +97,7 @@ def train(
     kind = registry.model_class(model)
     source = cli.sources.source_for(kind)
     settings = read_settings(kind.config_class, words, config, protocol=source.protocol_class)
+    add_parts(settings, validation_data, test_data)
     trained = recipe.model_of(model, settings, known)
     asked = recipe.Asked(settings, data, protocol_name, select, seed)
     asked = asked if known is None else recipe.completed(asked, known)

@@ -18,9 +18,10 @@ from deeprec.data.reading.arrays import columns_of, require_pool, rows_of, witho
 from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, ColumnsToRead, Progress, Source, in_order
 from deeprec.data.reading.errors import check_file, checksum, reading
 from deeprec.data.reading.hashing import as_series, buffers, hash_series
-from deeprec.data.reading.separated import BagChunk, Dialect
+from deeprec.data.reading.layout import hashes_of
+from deeprec.data.reading.rows import Dialect
+from deeprec.data.reading.separated import BagChunk
 from deeprec.data.reading.text import OnBad
-from deeprec.data.reading.text_source import hashes_of
 
 _LISTS = (pl.List, pl.Array)
 _READ_BYTES = 64 << 20
