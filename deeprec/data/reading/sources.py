@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Files, Source
 from deeprec.data.reading.frame_source import FrameSource, ParquetSource
+from deeprec.data.reading.frames import is_frame
 from deeprec.data.reading.pair_source import PairSource
 from deeprec.data.reading.text import OnBad, check_on_bad
 from deeprec.data.reading.text_source import SeparatedSource, guess_format
@@ -62,7 +61,8 @@ def open_source(
         separator: between the fields of a csv, one or more characters; None: the one of `,` `;` `|` and tab that the
             first row has most of, with a space where one always follows.
         quote: of a csv or tsv; None: a quote is a character like others.
-        missing: texts that mean a missing value beside the empty one, ("?",) for Adult; in a column of bags, no bag.
+        missing: texts that mean a missing value in every column, beside the empty one, ("?",) for Adult; in a column of
+            bags, no bag. Where numbers stand, NA, null, \\N, ? and the like always do (see `reading.missing`).
         codes: numeric columns that are written as texts, and the number of each: {"income": {"<=50K": 0, ">50K": 1}}.
         on_bad: rows with another number of fields, or with text or infinity in a numeric column: "raise" names the
             first one, "skip" leaves them out and counts them in `Source.bad`.
@@ -84,7 +84,7 @@ def open_source(
             raise ValueError("open_source: a list of files must hold at least one, got []")
         same: dict[str, Any] = {"format": format, "columns": columns, "separator": separator, "quote": quote}
         return Files([open_source(one, **same, **values, **options) for one in source], on_bad)
-    if isinstance(source, (pl.DataFrame, pl.LazyFrame)) or hasattr(source, "iloc"):
+    if is_frame(source):
         return FrameSource(source, **values, **options)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, is_log_of
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
+from deeprec.data.columns.schema_inference import infer
 from deeprec.data.interactions.features import movies_1m, users_1m
 from deeprec.data.interactions.readers import read_movielens
 from deeprec.data.reading.errors import did_you_mean, reading
@@ -23,6 +25,8 @@ from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
 from deeprec.data.sets.datasets import search_dirs
+
+_log = logging.getLogger("deeprec")
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
 
@@ -89,12 +93,13 @@ def click_source(
 
     Args:
         source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
-        schema: needed unless the log is known by name; wins over the known one.
+        schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
-        **options: of `open_source`, or of `synthetic_clicks`.
+        **options: of `open_source`, or of `synthetic_clicks`; where a schema is drafted also label, positive_from,
+            positive_values and group.
     Raises:
-        ValueError: no schema. FileNotFoundError: no such file or name, or the files of a name are nowhere. TypeError:
-            options for a log that takes none.
+        ValueError: what `infer_schema` raises. FileNotFoundError: no such file or name, or the files of a name are
+            nowhere. TypeError: options for a log that takes none.
     """
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
@@ -119,11 +124,12 @@ def click_source(
             f"load: no file {source}, and no click log of that name{did_you_mean(str(source), known)}; known names "
             f"are {sorted(known)}"
         )
+    about_label = {key: options.pop(key) for key in _ABOUT_LABEL if key in options}
     if schema is None:
-        raise ValueError(
-            f"load: a schema is needed for {_label(source)}; "
-            "draft one with `deeprec schema FILE` (deeprec.data.infer_schema) and correct it"
-        )
+        schema = infer(open_source(source, **options), **about_label)
+        _log.info("%s: no schema, so one was drafted; `deeprec schema` prints it:\n%s", _label(source), schema)
+    else:
+        _check_label_options(schema, about_label)
     return Clicks(source, schema, options=options)
 
 
@@ -198,6 +204,17 @@ def load_clicks(
     else:
         log = convert(clicks.source, clicks.schema, directory, **how, **clicks.options)
     return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
+
+
+_ABOUT_LABEL = ("label", "positive_from", "positive_values", "group")  # options of the draft of a schema
+
+
+def _check_label_options(schema: FeatureSchema, given: dict[str, Any]) -> None:
+    """Raise ValueError where options contradict a schema."""
+    for option, value in given.items():
+        own = getattr(schema, option)
+        if value != own and (value,) != own:
+            raise ValueError(f"load: {option} is {own!r} in the schema, got {value!r}; leave it out, or the schema")
 
 
 def _label(source: Any) -> str:

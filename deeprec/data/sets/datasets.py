@@ -107,8 +107,8 @@ def load(
         name_or_path: a name of `list_datasets()`, "synthetic", or a path (see `readers.read_path`).
         data_dir: looked in first for a name.
         options: for files on_bad and duplicates (see `from_frame`), and for tables the columns user, item, rating,
-            timestamp, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With
-            min_rating or min_interactions the data is made binary, see `positives`.
+            timestamp, time_format, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed.
+            With min_rating or min_interactions the data is made binary, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
         ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.
@@ -150,7 +150,8 @@ def _load_path(text: str, path: Path, options: dict[str, Any]) -> Interactions:
 
 
 def _call(read: Callable[..., Interactions], path: Path, options: dict[str, Any]) -> Interactions:
-    known = {"name", "on_bad", "duplicates", "user", "item", "rating", "timestamp", "label", "separator", "fold"}
+    known = {"name", "on_bad", "duplicates", "user", "item", "rating", "timestamp", "time_format", "label", "separator",
+             "fold"}  # fmt: skip
     for option in options:
         if option not in known:
             raise TypeError(
