@@ -25,6 +25,7 @@ import numpy as np
 import polars as pl
 
 from deeprec.data.columns.kinds import Bag, Categorical, Feature, Numeric
+from deeprec.data.reading.frames import WRITTEN_LISTS
 from deeprec.data.reading.tables import typed
 from deeprec.data.reading.times import are_times
 
@@ -35,7 +36,6 @@ _KEY_SHARE = 0.95  # different values of all rows
 _LARGE = 2.0**31
 _CONSECUTIVE = 500
 _ROUGH = 0.7  # of the differences between the frequencies of neighbours in random order
-_INDICATED = 0.01  # missing numbers that get an indicator
 # Cells with the separator in them that make a column a bag. What separates words separates values only where these are
 # far fewer than the cells.
 _SEPARATORS = {"|": 0.05, ";": 0.2, ",": 0.2, " ": 0.5}
@@ -59,7 +59,7 @@ _AMOUNTS = _words("""
     std gain loss budget popularity
 """)
 _TIMES = _words("time timestamp ts date datetime epoch created updated")
-_DAYS = r"^\s*\d{1,4}[/.-]\d{1,2}[/.-]\d{2,4}(\D.*)?$"
+_DAYS = r"^\s*(\d{1,4}[/.-]\d{1,2}|\d{1,2}[/. -][A-Za-z]{3,9}\.?|[A-Za-z]{3,9}\.? \d{1,2},?)[/. -]\d{2,4}(\D.*)?$"
 
 
 class Guess(NamedTuple):
@@ -96,14 +96,11 @@ def guess(column: pl.Series) -> Guess:
 def _of_texts(column: pl.Series) -> Guess:
     present = column.drop_nulls()
     numbers = typed(column.to_frame()).to_series()
-    missing = numbers.null_count() - column.null_count()
-    if numbers.dtype.is_float() or (numbers.dtype == pl.Int64 and missing):
-        made = _of_numbers(numbers)
-        note = f"; {missing / len(column):.1%} of the cells mean a missing value" if missing else ""
-        return Guess(made.features, made.note + note)
+    if numbers.dtype.is_float() or (numbers.dtype == pl.Int64 and numbers.null_count() > column.null_count()):
+        return _of_numbers(numbers)
     if are_times(present) or float(present.str.contains(_DAYS).mean() or 0) > 0.9:  # type: ignore[arg-type]
         return Guess((), f"dates or times such as {present[0]!r}: derive the hour, the weekday or an age from them")
-    if present.str.contains(r"^\s*[\[{(].*[\])}]\s*$").mean() == 1:
+    if present.str.contains(WRITTEN_LISTS).all():
         return Guess((), f"lists written as text, such as {present[0]!r:.60}: join their values by | or write Parquet")
     for separator, least in _SEPARATORS.items():
         share = float(present.str.contains(separator, literal=True).mean() or 0)  # type: ignore[arg-type]
@@ -228,12 +225,11 @@ def _numeric(column: str, present: pl.Series, missing: float, name: str = "") ->
     feature = Numeric(
         name or column,
         transform="log-standardise" if is_skewed else "standardise",
-        missing_indicator=missing >= _INDICATED,
         column=column,
     )
     note = f"numbers from {numbers.min(initial=np.inf):g} to {numbers.max(initial=-np.inf):g}"
     note += f", skewed ({skew:.1f}): logarithm first" if is_skewed else ""
-    return Guess((feature,), note + (f", {missing:.0%} missing" if feature.missing_indicator else ""))
+    return Guess((feature,), note + (f", {missing:.1%} missing" if missing else ""))
 
 
 def _of_lists(column: pl.Series) -> Guess:

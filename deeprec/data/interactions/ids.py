@@ -242,7 +242,7 @@ class IdMap:
 
     def parse(self, texts: Iterable[str]) -> pl.Series:
         """Ids written as text (a command line) in the type of this map; raises ValueError for text that is not one."""
-        given = pl.Series(self.name, list(texts), dtype=pl.String)
+        given = pl.Series(self.name, [text if text is None else text.strip() for text in texts], dtype=pl.String)
         if self._values.dtype == pl.String:
             return given
         parsed: pl.Series = given.cast(self._values.dtype, strict=False)

@@ -29,6 +29,7 @@ import polars as pl
 
 from deeprec.data.reading.arrays import require_pool
 
+WRITTEN_LISTS = r"^\s*[\[{(].*[\])}]\s*$"  # what str() makes of lists, sets and tuples
 _INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 _MISSING = ("NoneType", "NAType", "NaTType")
 _LISTS = (list, tuple, set, frozenset, deque, np.ndarray, pl.Series)
@@ -105,6 +106,19 @@ def series_of(column: Any, name: str) -> pl.Series:
         raise ImportError(f"read: pandas frames need pyarrow ({error}); pip install pyarrow") from None
     except Exception:  # pyarrow's own errors, which are not imported here, for a type that it does not know
         return series_of_values(column.tolist(), name)
+
+
+def refuse_written_lists(source: Any, columns: list[str]) -> None:
+    """Raise ValueError where a column of bags of a `Source` holds lists that were written as text, each one value."""
+    table = source.head() if columns else pl.DataFrame()
+    for column in columns:
+        series = table.get_column(column)
+        texts = series.drop_nulls() if series.dtype == pl.String else series.clear()
+        if len(texts) and texts.str.contains(WRITTEN_LISTS).all():
+            raise ValueError(
+                f"read: column {column!r} of {source.name} must hold lists, or values between separators, got "
+                f"lists written as text such as {texts[0]!r:.60}; join their values by the separator, or write Parquet"
+            )
 
 
 def first_odd(series: pl.Series) -> int | None:
