@@ -10,8 +10,19 @@ import typer
 
 import deeprec
 from deeprec.cli.console import say
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
-from deeprec.cli.settings import DEVICE_HELP, read_settings
+from deeprec.cli.options import (
+    BestOnTest,
+    DataDir,
+    ItemFeatures,
+    Logger,
+    OnBad,
+    Resume,
+    Select,
+    TestData,
+    UserFeatures,
+    ValidationData,
+)
+from deeprec.cli.settings import DEVICE_HELP, add_parts, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.cli.train import train_and_tell
 from deeprec.config import make_config
@@ -30,6 +41,8 @@ def fit_more(
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="epochs=5 or lr=0.0005; others stay.")
     ] = None,
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
     protocol_name: Annotated[
         str | None, typer.Option("--protocol", help="How to split and measure; that of the card by default.")
     ] = None,
@@ -68,6 +81,7 @@ def fit_more(
     require_taken(type(model), words, "fit-more")
     source = source_for(model)
     settings = read_settings(type(model.config), options or [], protocol=source.protocol_class)
+    add_parts(settings, validation_data, test_data)
     for key in settings.model:
         if key not in _AGAIN:
             raise ValueError(

@@ -26,6 +26,16 @@ ItemFeatures: TypeAlias = Annotated[
 OnBad: TypeAlias = Annotated[
     str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
 ]
+ValidationData: TypeAlias = Annotated[
+    str | None, typer.Option("--validation-data", help="A file of rows to choose the epoch by (data.validation=).")
+]
+TestData: TypeAlias = Annotated[
+    str | None, typer.Option("--test-data", help="A file of rows to measure on (data.test=): the official split.")
+]
+ReadOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[data.KEY=VALUE]...", help="How the file is read, see `deeprec data formats`."),
+]
 Logger: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--logger", help=f"Write the curves there too: {', '.join(LOGGERS)}; may be given several times."),

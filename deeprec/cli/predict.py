@@ -9,7 +9,8 @@ import typer
 
 import deeprec
 from deeprec.cli.console import progress, say
-from deeprec.cli.settings import DEVICE_HELP
+from deeprec.cli.options import ReadOptions
+from deeprec.cli.settings import DEVICE_HELP, read_data_options
 from deeprec.contract import PREDICTS
 from deeprec.serve.predict import predict_file, predict_pairs_file
 
@@ -21,6 +22,7 @@ def predict(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="A column of the input to write too, such as an id; repeat it.")
     ] = None,
+    options: ReadOptions = None,
     file_format: Annotated[
         str | None, typer.Option("--format", help="csv, tsv, criteo, libsvm, libffm, parquet; by the name otherwise.")
     ] = None,
@@ -31,19 +33,21 @@ def predict(
     For a model of users and items: what it says of each pair of a file with columns user_id and item_id, as a rating
     where it predicts ratings.
     """
+    how = read_data_options(options, "predict")
     model = deeprec.load(directory, device=device)
     if PREDICTS not in model.capabilities:
         if file_format is not None:
             raise ValueError(f"predict: --format goes with click models, got {model.name}; leave it out")
-        rows, name = predict_pairs_file(model, source, output, keep=keep or ())
+        rows, name = predict_pairs_file(model, source, output, keep=keep or (), **how)
         say(("done", "green"), f": {rows:,} {name}s written to {output}")
         return
-    options = {} if file_format is None else {"format": file_format}
+    if file_format is not None:
+        how["format"] = file_format
     with progress() as bar:
         task = bar.add_task("predicting", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        rows = predict_file(model, source, output, keep=keep or (), on_progress=show, **options)
+        rows = predict_file(model, source, output, keep=keep or (), on_progress=show, **how)
     say(("done", "green"), f": {rows:,} probabilities written to {output}")

@@ -14,10 +14,10 @@ from deeprec.cli.console import command, console, print_json, table
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
-from deeprec.data.reading.tables import read_parquet, read_separated
+from deeprec.data.reading.tables import read_table
 from deeprec.data.reading.text import read_bytes
 
-_TABLES = (".parquet", ".csv", ".tsv")
+_TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 def recommend(
@@ -43,7 +43,7 @@ def recommend(
 ) -> None:
     """Recommend items to users of the data, or to a new user with a history, rated or not.
 
-    A file of items has one id a line, or a column item_id (.parquet, .csv, .tsv).
+    A file of items has one id a line, or a column item_id (.parquet, .csv, .tsv, .jsonl).
     """
     if bool(user) == bool(history):
         raise ValueError(
@@ -107,10 +107,7 @@ def _items_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
     if path.suffix.lower() not in _TABLES:
         lines = read_bytes(path).decode("utf-8", "replace").splitlines()
         return ids.parse(line.strip() for line in lines if line.strip()).to_list()
-    if path.suffix.lower() == ".parquet":
-        frame = read_parquet(path)
-    else:
-        frame = read_separated(path, "\t" if path.suffix.lower() == ".tsv" else ",").frame
+    frame = read_table(path).frame
     if "item_id" not in frame.columns:
         raise ValueError(
             f"recommend: --{option} {path} must have a column item_id, got {', '.join(frame.columns[:5])}; rename it, "

@@ -61,6 +61,30 @@ def read_settings(
     return settings
 
 
+def add_parts(settings: Settings, validation: str | None, test: str | None) -> None:
+    """Put --validation-data and --test-data among the options of the data; ValueError where these name them too."""
+    for name, path in (("validation", validation), ("test", test)):
+        if path is not None and name in settings.data:
+            raise ValueError(f"option: --{name}-data and data.{name} are the same, got both; leave one out")
+        if path is not None:
+            settings.data[name] = path
+
+
+def read_data_options(pairs: Sequence[str] | None, command: str) -> dict[str, Any]:
+    """What "data.KEY=VALUE" words say about a file.
+
+    Raises:
+        ValueError: a word of another section.
+    """
+    options: dict[str, Any] = {}
+    for key, value in _parse_words(pairs or ()).items():
+        section, _, name = key.partition(".")
+        if section != "data" or not name:
+            raise ValueError(f"{command}: options here say how a file is read, such as data.separator=';', got {key!r}")
+        options[name] = _guess(value)
+    return options
+
+
 def _put(settings: Settings, config: type[Any], protocol: type[Any], key: str, value: Any) -> None:
     section, _, name = key.partition(".")
     if not name:

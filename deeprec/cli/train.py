@@ -12,8 +12,19 @@ import typer
 from deeprec import models
 from deeprec.cli.console import console, say, seconds
 from deeprec.cli.display import Display, figures_table
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
-from deeprec.cli.settings import DEVICE_HELP, read_settings
+from deeprec.cli.options import (
+    BestOnTest,
+    DataDir,
+    ItemFeatures,
+    Logger,
+    OnBad,
+    Resume,
+    Select,
+    TestData,
+    UserFeatures,
+    ValidationData,
+)
+from deeprec.cli.settings import DEVICE_HELP, add_parts, read_settings
 from deeprec.cli.sources import Request, source_for
 from deeprec.device import resolve_device
 from deeprec.evaluate import PROTOCOLS
@@ -31,8 +42,11 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options such as epochs=20 factors=32.")
     ] = None,
     data: Annotated[
-        str, typer.Option("--data", help="A name of `deeprec data list`, a file or a folder.")
+        str,
+        typer.Option("--data", help="A name of `deeprec data list`, a file, files with commas, or a folder; see data."),
     ] = "synthetic",
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
     protocol_name: Annotated[
         str | None,
         typer.Option("--protocol", help=f"How to split and measure: {', '.join(PROTOCOLS)}; clicks: click."),
@@ -76,6 +90,7 @@ def train(
     kind = models.model_class(model)
     source = source_for(kind)
     settings = read_settings(kind.config_class, options or [], config, protocol=source.protocol_class)
+    add_parts(settings, validation_data, test_data)
     request = Request(
         data,
         protocol_name,

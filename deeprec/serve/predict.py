@@ -16,8 +16,9 @@ from deeprec._suggest import did_you_mean, listed
 from deeprec.contract import RATES, AnyModel
 from deeprec.data.columns.rows import take
 from deeprec.data.reading.errors import check_file, reading
-from deeprec.data.reading.sources import open_source
-from deeprec.data.reading.tables import read_separated
+from deeprec.data.reading.layout import TEXT_OPTIONS, told
+from deeprec.data.reading.sources import format_of, open_source
+from deeprec.data.reading.tables import read_table
 from deeprec.data.reading.text import OnBad
 from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
@@ -111,15 +112,17 @@ def predict_file(
 
 @served
 def predict_pairs_file(
-    model: AnyModel, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
+    model: AnyModel, source: str | Path, output: str | Path, *, keep: Sequence[str] = (), **options: Any
 ) -> tuple[int, str]:
     """Write what a recommender says of the pairs of a file: user_id, item_id and "rating", or "score".
 
     Args:
         model: fitted or loaded.
-        source: .parquet, .csv or .tsv with columns user_id and item_id, of users and items of the training data.
+        source: a table (.parquet, .csv, .tsv, .jsonl) with columns user_id and item_id, of users and items of the
+            training data.
         output: as in `predict_file`.
         keep: further columns of the source that are written too.
+        **options: of the file, as of `predict_file`.
     Returns:
         rows written, and the name of the column: "rating" of models that predict ratings, within the range of the
         training ratings; "score" of the others, larger is better.
@@ -129,7 +132,7 @@ def predict_pairs_file(
     users_map, items_map = id_maps(model)
     path = _writable(output)
     name = "rating" if RATES in model.capabilities else "score"
-    frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
+    frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, options)
     codes = []
     for ids in (users_map, items_map):
         given = frame.get_column(f"{ids.name}_id")
@@ -173,16 +176,17 @@ def _encoder(model: AnyModel) -> Any:
 
 def _columns(source: str | Path, columns: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
     """The columns to be written beside the predictions, column `name`."""
-    path = Path(source)
-    if ".parquet" in path.suffixes:
+    path, kind = Path(source), format_of(source, options.get("format"))
+    if kind == "parquet":
         check_file(path, "predict")
         table = pl.scan_parquet(path, glob=False)
-    elif {".csv", ".tsv"} & set(path.suffixes):
-        separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
-        table = read_separated(path, separator).frame.lazy()
+    elif kind in ("csv", "tsv", "jsonl"):
+        text = {key: value for key, value in options.items() if key in TEXT_OPTIONS}
+        table = read_table(path, told(**text), format="jsonl" if kind == "jsonl" else "text").frame.lazy()
     else:
         remedy = "leave it out" if name == COLUMN else "write one"
-        raise ValueError(f"predict: keep and pairs go with .parquet, .csv and .tsv input, got {path.name}; {remedy}")
+        raise ValueError(f"predict: keep and pairs go with tables such as .parquet and .csv, got {path.name} ({kind}); "
+                         f"{remedy}")  # fmt: skip
     with reading(path, "a whole Parquet file", function="predict"):
         known = table.collect_schema().names()
     for column in columns:

@@ -20,9 +20,10 @@ from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, C
 from deeprec.data.reading.errors import check_file, checksum, reading
 from deeprec.data.reading.frames import first_odd, frame_of, plain_texts, table_of
 from deeprec.data.reading.hashing import Hashes, buffers, hash_series, hash_values
-from deeprec.data.reading.separated import BagChunk, Dialect
+from deeprec.data.reading.layout import hashes_of
+from deeprec.data.reading.rows import Dialect
+from deeprec.data.reading.separated import BagChunk
 from deeprec.data.reading.text import OnBad
-from deeprec.data.reading.text_source import hashes_of
 
 _log = logging.getLogger("deeprec")
 

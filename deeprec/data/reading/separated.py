@@ -1,17 +1,11 @@
 """Blocks of separated text to columns: hashes, numbers and bags, one pass, the same rows and errors with and without
-the compiled module.
-
-Rows end in a line feed, or a carriage return and a line feed. With a quote character a field that begins with one
-reaches to the next one that is not doubled, separators and line ends included (RFC 4180); what follows before the next
-separator is taken as it is, and a quote inside an unquoted field is a character like others (as in Python's csv).
-Rows of nothing but spaces are passed over.
+the compiled module. What a row is, `rows.py` says.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +14,7 @@ from numpy.typing import NDArray
 from deeprec.data.reading.compiled import host as _host
 from deeprec.data.reading.hashing import Hashes, hash_buffers, hash_bytes
 from deeprec.data.reading.missing import means_no_number
+from deeprec.data.reading.rows import Data, Dialect, Row, split_quoted, split_rows
 
 # What is wanted of a column, to be added up.
 HASH, NUMBER, BAG = 1, 2, 4
@@ -77,24 +72,7 @@ class Parsed(NamedTuple):
     bad: list[Bad]
 
 
-class Dialect(NamedTuple):
-    """How fields are told apart.
-
-    Attributes:
-        separator: one or more bytes.
-        quote: one byte, or empty for none.
-        missing: hashes of the texts, beside the empty one, that mean a missing value (in a column of bags: none).
-    """
-
-    separator: bytes
-    quote: bytes = b""
-    missing: tuple[int, ...] = ()
-
-
 Codes = list[tuple[int, float]]
-
-
-Data = bytes | memoryview  # contiguous
 
 
 def parse_log(
@@ -131,81 +109,10 @@ def cut_log(data: Data, dialect: Dialect) -> int:
     if not dialect.quote or dialect.quote not in text:
         return text.rfind(b"\n") + 1
     end = 0
-    for row in _split_quoted(text, dialect):
+    for row in split_quoted(text, dialect):
         if row.has_end:
             end = row.end
     return end
-
-
-class Row(NamedTuple):
-    """Fields of one row: line from 0, where it ends, whether by a line feed, and whether all quotes were closed."""
-
-    line: int
-    fields: list[bytes]
-    end: int
-    has_end: bool
-    is_closed: bool = True
-    is_quoted: bool = False
-
-
-def split_rows(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    """All rows of `data` that are not blank."""
-    rows = _split_quoted if dialect.quote and dialect.quote in data else _split_plain
-    for row in rows(data, dialect):
-        if len(row.fields) > 1 or row.is_quoted or row.fields[0].strip(b" "):
-            yield row
-
-
-def _split_plain(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    position, line = 0, 0
-    while position < len(data):
-        end = data.find(b"\n", position)
-        stop = len(data) if end < 0 else end
-        text = data[position : stop - (data[stop - 1 : stop] == b"\r" and stop > position)]
-        position = stop + 1
-        yield Row(line, text.split(dialect.separator), position, end >= 0)
-        line += 1
-
-
-def _split_quoted(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    separator, quote = dialect.separator, dialect.quote
-    position, line, size = 0, 0, len(data)
-    while position < size:
-        first_line, fields, is_closed, is_quoted = line, list[bytes](), True, False
-        while True:
-            text = b""
-            if data.startswith(quote, position):
-                is_quoted = True
-                text, position, is_closed = _unquote(data, position + 1, quote)
-                line += text.count(b"\n")
-            end = data.find(b"\n", position)
-            stop = size if end < 0 else end
-            next_field = data.find(separator, position, stop)
-            if next_field >= 0:
-                fields.append(text + data[position:next_field])
-                position = next_field + len(separator)
-                continue
-            rest = data[position:stop]
-            fields.append(text + rest.removesuffix(b"\r"))
-            position = stop + 1
-            break
-        line += end >= 0
-        yield Row(first_line, fields, position, end >= 0, is_closed, is_quoted)
-
-
-def _unquote(data: bytes, position: int, quote: bytes) -> tuple[bytes, int, bool]:
-    """(text, position after the closing quote, whether there was one) of a quoted field that starts here."""
-    parts: list[bytes] = []
-    while True:
-        end = data.find(quote, position)
-        if end < 0:
-            return b"".join([*parts, data[position:]]), len(data), False
-        parts.append(data[position:end])
-        position = end + 1
-        if not data.startswith(quote, position):
-            return b"".join(parts), position, True
-        parts.append(quote)
-        position += 1
 
 
 class _BadField(Exception):

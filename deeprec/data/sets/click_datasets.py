@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +15,17 @@ from numpy.typing import NDArray
 from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, is_log_of
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.columns.schema_inference import infer
 from deeprec.data.interactions.features import movies_1m, users_1m
 from deeprec.data.interactions.readers import read_movielens
 from deeprec.data.reading.errors import did_you_mean, reading
+from deeprec.data.reading.files import is_there
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
+from deeprec.data.sets.click_files import Clicks, clicks_of
 from deeprec.data.sets.datasets import search_dirs
 
-_log = logging.getLogger("deeprec")
-
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """A log and its meaning.
-
-    Attributes:
-        source: what `open_source` takes; of a log with official parts, its train rows.
-        schema: its features.
-        validation, test: sources of the official parts, or None.
-        options: of `open_source`.
-    """
-
-    source: Any
-    schema: FeatureSchema
-    validation: Any = None
-    test: Any = None
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,11 +74,12 @@ def click_source(
         source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
         schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
-        **options: of `open_source`, or of `synthetic_clicks`; where a schema is drafted also label, positive_from,
-            positive_values and group.
+        **options: of `open_source`, or of `synthetic_clicks`. Of files also validation and test, which become official
+            parts, and without a schema what one is drafted by (`infer_schema`): label, a column or its place from 0;
+            positive, the texts with commas between that mean 1, or the smallest number that does; group, a column.
     Raises:
-        ValueError: what `infer_schema` raises. FileNotFoundError: no such file or name, or the files of a name are
-            nowhere. TypeError: options for a log that takes none.
+        ValueError: no schema and no column of labels. FileNotFoundError: no such file or name, or the files of a name
+            are nowhere. TypeError: options for a log that takes none.
     """
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
@@ -118,19 +98,13 @@ def click_source(
         return (
             clicks if schema is None else Clicks(clicks.source, schema, clicks.validation, clicks.test, clicks.options)
         )
-    if isinstance(source, str | Path) and not os.path.lexists(source):
+    if isinstance(source, str | Path) and not is_there(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
             f"load: no file {source}, and no click log of that name{did_you_mean(str(source), known)}; known names "
             f"are {sorted(known)}"
         )
-    about_label = {key: options.pop(key) for key in _ABOUT_LABEL if key in options}
-    if schema is None:
-        schema = infer(open_source(source, **options), **about_label)
-        _log.info("%s: no schema, so one was drafted; `deeprec schema` prints it:\n%s", _label(source), schema)
-    else:
-        _check_label_options(schema, about_label)
-    return Clicks(source, schema, options=options)
+    return clicks_of(source, schema, options)
 
 
 def load_clicks(
@@ -204,17 +178,6 @@ def load_clicks(
     else:
         log = convert(clicks.source, clicks.schema, directory, **how, **clicks.options)
     return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
-
-
-_ABOUT_LABEL = ("label", "positive_from", "positive_values", "group")  # options of the draft of a schema
-
-
-def _check_label_options(schema: FeatureSchema, given: dict[str, Any]) -> None:
-    """Raise ValueError where options contradict a schema."""
-    for option, value in given.items():
-        own = getattr(schema, option)
-        if value != own and (value,) != own:
-            raise ValueError(f"load: {option} is {own!r} in the schema, got {value!r}; leave it out, or the schema")
 
 
 def _label(source: Any) -> str:
@@ -380,7 +343,7 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
     used; so are the published negatives (the same context, no pair of user and item in the log, all items alike).
     """
     with reading(raw, f"a table with the columns {', '.join(_FRAPPE)}"):
-        log = read_separated(raw, "\t").frame.select(_FRAPPE)
+        log = read_separated(raw).frame.select(_FRAPPE)
     values = [log.get_column(name).unique(maintain_order=True) for name in _FRAPPE]
     starts = np.cumsum([0, *(len(kinds) for kinds in values)])[:-1]
     numbers = log.select(

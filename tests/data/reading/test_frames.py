@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_lone_values_beside_lists_are_bags_of_one(way: Any) -> None:
 def test_lone_values_are_the_same_in_parquet(tmp_path: Path) -> None:
     frame_of(pd.DataFrame({"tags": CELLS}), "test").write_parquet(tmp_path / "a.parquet")
     assert bags_of(tmp_path / "a.parquet") == [hash_text(values).tolist() for values in BAGS]
+
+
+def test_lone_values_are_the_same_in_json_lines(tmp_path: Path) -> None:
+    cells = [sorted(c) if isinstance(c, tuple | set | np.ndarray) else c if c == c else None for c in CELLS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"tags": cell}) + "\n" for cell in cells))
+    assert bags_of(tmp_path / "a.jsonl") == [hash_text(values).tolist() for values in BAGS]
+    source = open_source(tmp_path / "a.jsonl", block_bytes=16)  # a block without a list is of the same type
+    chunks = source.chunks(ColumnsToRead((), (), (BagColumn("tags"),)))
+    hashes = [value for chunk in chunks for value in chunk.bags["tags"].hashes.tolist()]
+    assert hashes == [value for values in BAGS for value in hash_text(values).tolist()]
 
 
 def test_numbers_and_text_of_one_spelling_are_one_value_of_a_bag() -> None:

@@ -16,6 +16,7 @@ from deeprec.data.reading import compiled as built
 from deeprec.data.reading import separated
 from deeprec.data.reading.hashing import hash_bytes, hash_text
 from deeprec.data.reading.missing import MISSING_NUMBERS
+from deeprec.data.reading.rows import split_plain, split_quoted
 from deeprec.data.reading.separated import BAG, HASH, NUMBER, Bad, BagChunk, Dialect, Pairs, Parsed
 
 COMMA = Dialect(b",", b'"')
@@ -66,7 +67,7 @@ def test_any_text_parses_the_same_compiled_and_plain(
     assert columns_of(found) == columns_of(expected)
     rows = list(separated.split_rows(text, dialect))
     assert found.rows + found.num_bad == len(rows)
-    split = separated._split_quoted if quote else separated._split_plain
+    split = split_quoted if quote else split_plain
     assert separated.cut_log(text, dialect) == max([row.end for row in split(text, dialect) if row.has_end], default=0)
 
 
