@@ -36,8 +36,10 @@ _KEY_SHARE = 0.95  # different values of all rows
 _LARGE = 2.0**31
 _CONSECUTIVE = 500
 _ROUGH = 0.7  # of the differences between the frequencies of neighbours in random order
-# Cells with the separator in them that make a column a bag. What separates words separates values only where these are
-# far fewer than the cells.
+_AGAIN = 1.25  # how often a value of a bag occurs on average, at least
+_COMMA_NUMBER = r"^[+-]?\d+(,\d{3})*$|^[+-]?\d+,\d+$"  # 1,234,567 or 12,5
+# Cells with the separator in them that make a column a bag. What separates words separates values only where these
+# come again in other cells.
 _SEPARATORS = {"|": 0.05, ";": 0.2, ",": 0.2, " ": 0.5}
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -114,13 +116,17 @@ def _of_texts(column: pl.Series) -> Guess:
 
 
 def _is_plain(present: pl.Series, separator: str) -> bool:
-    """Whether what stands between separators are values that come again, rather than the words of a sentence."""
-    values = present.str.split(separator).explode().str.strip_chars()
-    values = values.filter(values != "")
-    if separator == " " and not values.str.contains(r"\d").mean() > 0.9:  # type: ignore[operator]
+    """Whether what stands between separators are values that come again in other cells, and neither the words of a
+    sentence nor the digits of a number."""
+    cells = present.unique()
+    if separator == "," and cells.str.contains(_COMMA_NUMBER).all():
         return False
-    has_words = values.str.contains(" ", literal=True).mean() > 0.2  # type: ignore[operator]
-    return not has_words and values.n_unique() * 2 <= min(len(values), 2 * present.n_unique())
+    values = cells.str.split(separator).explode().str.strip_chars()
+    values = values.filter(values != "")
+    if separator == " " and int(values.str.contains(r"\d").sum()) < 0.9 * len(values):
+        return False
+    has_words = int(values.str.contains(" ", literal=True).sum()) > 0.2 * len(values)
+    return not has_words and _AGAIN * values.n_unique() <= len(values)
 
 
 def _of_numbers(column: pl.Series) -> Guess:
@@ -134,10 +140,10 @@ def _of_numbers(column: pl.Series) -> Guess:
     distinct = present.n_unique()
     what = "whole numbers" if not column.dtype.is_float() else "whole numbers written as fractions"
     means = _meaning(column.name)
-    if means != "amount" and distinct >= _KEY_SHARE * len(column) and distinct > 10:
-        return Guess((), _as_key(present, False))
     if means != "amount" and _is_epoch(column.name, values):
         return Guess((), "times since 1970: derive the hour, the weekday or an age from them")
+    if means != "amount" and distinct >= _KEY_SHARE * len(column) and distinct > 10:
+        return Guess((), _as_key(present, False))
     reason = _why_code(column.name, present, values)
     if reason:
         return _categorical(column.name, present, f"{what}, {reason}")

@@ -118,6 +118,9 @@ def test_each_column_has_a_reason_and_what_says_nothing_is_left_out() -> None:
         (["N1 N2", "N3", "N2 N3"], " "),
         (["a fine day, he said", "no, not yet"], None),
         (["United States", "South Africa"], None),
+        (["1,234", "12", "1,000,234"], None),
+        (["12,5", "0,25"], None),
+        (["12,5,7", "7,12", "5"], ","),
         (["Doe, John", "Roe, Jane", "Poe, Edgar"], None),
     ],
 )
