@@ -34,6 +34,7 @@ class FileOptions:
     Attributes:
         format: one of `FORMATS`, or None: by the file's name and first rows.
         columns: by role (user, item, rating, timestamp, label) the name of a column, or its place from 0.
+        time_format: of the column of times where it is neither numbers nor ISO 8601, as of `from_frame`.
         order: "file": the rows stand in the order of time; None: a column says it, if any.
         counted: lists whose first number is how many items follow; None: as the lines show it.
         ordered: whether lists are in the order of time; None: unless they are sorted by item.
@@ -42,6 +43,7 @@ class FileOptions:
 
     format: str | None = None
     columns: dict[str, Column] = field(default_factory=dict)
+    time_format: str | None = None
     order: Literal["file"] | None = None
     counted: bool | None = None
     ordered: bool | None = None
@@ -51,7 +53,7 @@ class FileOptions:
 
 
 ROLES = ("user", "item", "rating", "timestamp", "label")
-OPTIONS = ("format", *ROLES, "order", "counted", "ordered", *(name for name in TEXT_OPTIONS), "on_bad")
+OPTIONS = ("format", *ROLES, "time_format", "order", "counted", "ordered", *(name for name in TEXT_OPTIONS), "on_bad")
 
 
 def file_options(**options: Any) -> FileOptions:

@@ -41,6 +41,7 @@ def read_file(path: Path, *, name: str, duplicates: Duplicates = "latest", **opt
     data = from_table(
         pl.DataFrame({names[role]: rows.frame.get_column(column) for role, column in rows.columns.items()}),
         **names,
+        time_format=how.time_format,
         name=name,
         on_bad=how.on_bad,
         duplicates=duplicates,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeprec._suggest import did_you_mean
+from deeprec.data.reading.frames import check_names
 from deeprec.data.reading.hashing import hash_bytes
 from deeprec.data.reading.rows import Dialect, Row, plain, split_rows
 
@@ -184,12 +185,7 @@ def names_of(path: Path, header: list[bytes], line: int = 1) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"read: {path}, line {line}: names must be UTF-8, got {error.object[:60]!r}; convert the file "
                          "(iconv -f LATIN1 -t UTF-8)") from None  # fmt: skip
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(
-            f"read: each column of {path} must have a name of its own, got {twice[:5]} more than once; rename them, or "
-            "pass columns=[...] for a text without a header"
-        )
+    check_names(names, f"read: each column of {path}", "rename them, or pass columns=[...] for a text without a header")
     return names
 
 

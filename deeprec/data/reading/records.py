@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
 from deeprec.data.reading.chunks import BadRow
+from deeprec.data.reading.frames import plain_texts, series_of_values, table_of
 from deeprec.data.reading.text import OnBad
 
 _MIND_TIME = "%m/%d/%Y %I:%M:%S %p"
@@ -70,9 +72,29 @@ def _json_lines(text: bytes, schema: pl.Schema | None) -> pl.DataFrame | None:
     if not text.strip():
         return pl.DataFrame(schema=schema)
     try:
-        return pl.read_ndjson(io.BytesIO(text), schema=schema, infer_schema_length=None)
+        frame = pl.read_ndjson(io.BytesIO(text), schema=schema, infer_schema_length=None)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return _by_values(text, schema)
+    is_text = [column for column in frame.get_columns() if column.dtype == pl.String]
+    has_lists = any(column.str.starts_with("[").any() for column in is_text)  # lists beside lone values
+    return _by_values(text, schema) if has_lists else frame
+
+
+def _by_values(text: bytes, schema: pl.Schema | None) -> pl.DataFrame | None:
+    """The records of lines whose values have several types under a key, as `frames` has them; None where that fails."""
+    try:
+        rows = [json.loads(line) for line in text.split(b"\n") if line.strip()]
+        names = list(schema or dict.fromkeys(chain.from_iterable(rows)))
+        columns = [plain_texts(series_of_values([row.get(name) for row in rows], name)) for name in names]
+        for at, column in enumerate(columns if schema else ()):
+            kind = schema[column.name]  # type: ignore[index]
+            if isinstance(kind, pl.List) and not isinstance(column.dtype, pl.List):
+                lists = [None if value is None else [value] for value in column.to_list()]
+                column = pl.Series(column.name, lists, dtype=pl.List(column.dtype))
+            columns[at] = column.cast(kind)
+    except (ValueError, TypeError, AttributeError, pl.exceptions.PolarsError):  # no records, or of another type
         return None
+    return table_of(columns)
 
 
 def _impressions(text: bytes, schema: pl.Schema | None) -> pl.DataFrame | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deeprec._compiled import host as _host
 from deeprec.data.reading.hashing import Hashes, hash_buffers, hash_bytes
+from deeprec.data.reading.missing import means_no_number
 from deeprec.data.reading.rows import Data, Dialect, Row, split_quoted, split_rows
 
 # What is wanted of a column, to be added up.
@@ -147,7 +148,10 @@ def _parse_log_python(
             kept.append(values[column])
         for column, bag in bags.items():
             bag.append(*tokens[column])
-    hashes = {column: blank_missing(hash_texts(fields), dialect) for column, fields in texts.items()}
+    hashes = {
+        column: blank_missing(hash_texts([field.strip(b" \t") for field in fields]), dialect)
+        for column, fields in texts.items()
+    }
     arrays = {column: np.array(kept, dtype=np.float64) for column, kept in numbers.items()}
     made = {column: bag.finish() for column, bag in bags.items()}
     return Parsed(rows, hashes, arrays, made, data.count(b"\n"), num_bad, bad)
@@ -173,7 +177,8 @@ def _read_row(
 
 
 def _is_missing(text: bytes, dialect: Dialect) -> bool:
-    return not text or (bool(dialect.missing) and hash_bytes(text) in dialect.missing)
+    trimmed = text.strip(b" \t")
+    return not trimmed or (bool(dialect.missing) and hash_bytes(trimmed) in dialect.missing)
 
 
 def _number(text: bytes, column: int, codes: Codes | None, dialect: Dialect) -> float:
@@ -188,10 +193,18 @@ def _number(text: bytes, column: int, codes: Codes | None, dialect: Dialect) -> 
     return known[hash_bytes(trimmed)]
 
 
+def number_of(text: bytes) -> float:
+    """The number that a text is, without blanks around it: NaN where it is missing, infinite where it is none."""
+    try:
+        return _plain_number(text, 0, text) if text else float("nan")
+    except _BadField:
+        return float("inf")
+
+
 def _plain_number(trimmed: bytes, column: int, text: bytes) -> float:
     if trimmed in _WORDS:
         return _WORDS[trimmed]
-    if _NAN.fullmatch(trimmed):
+    if _NAN.fullmatch(trimmed) or means_no_number(trimmed.decode("utf-8", "replace")):
         return float("nan")
     if not _NUMBER.fullmatch(trimmed):
         raise _BadField(column, INFINITE if _INFINITE.fullmatch(trimmed) else NOT_A_NUMBER, text)
@@ -211,18 +224,19 @@ class _BagBuilder:
         self.weights = array("d")
 
     def split(self, text: bytes, column: int) -> tuple[list[bytes], list[float]]:
-        tokens = [token for token in text.split(self.separator) if token] if self.separator else [text] if text else []
+        parts = text.split(self.separator) if self.separator else [text]
+        tokens = [token for part in parts if (token := part.strip(b" \t"))]
         if not self.weight_separator:
             return tokens, []
         pairs = [token.rpartition(self.weight_separator) for token in tokens]
         weights = []
         for (name, colon, weight), token in zip(pairs, tokens, strict=True):
             trimmed = weight.strip(b" \t")
-            value = float(trimmed) if colon and name and _NUMBER.fullmatch(trimmed) else float("nan")
+            value = float(trimmed) if colon and name.strip(b" \t") and _NUMBER.fullmatch(trimmed) else float("nan")
             if not abs(value) <= _LARGEST_FLOAT:
                 raise _BadField(column, BAD_WEIGHT, token)
             weights.append(value)
-        return [name for name, _, _ in pairs], weights
+        return [name.rstrip(b" \t") for name, _, _ in pairs], weights
 
     def append(self, tokens: list[bytes], weights: list[float]) -> None:
         self.tokens += tokens

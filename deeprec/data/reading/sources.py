@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from deeprec._suggest import did_you_mean
 from deeprec.data.reading.chunks import BLOCK_BYTES, CRITEO_COLUMNS, Files, Source
 from deeprec.data.reading.frame_source import FrameSource, ParquetSource
+from deeprec.data.reading.frames import is_frame
 from deeprec.data.reading.layout import told
 from deeprec.data.reading.pair_source import PairSource
 from deeprec.data.reading.record_source import RecordSource
@@ -70,6 +69,7 @@ def open_source(
             "parquet".
         columns, separator, quote, missing, header, comment, skip_lines: of a csv or tsv, see `TextOptions`; columns
             without a header are called "0", "1", ...; missing also of frames, and in a column of bags it is no bag.
+            Where numbers stand, NA, null, \\N, ? and the like are missing too (`deeprec.data.reading.missing`).
         codes: numeric columns that are written as texts, and the number of each: {"income": {"<=50K": 0, ">50K": 1}}.
         on_bad: rows with another number of fields, or with text or infinity in a numeric column: "raise" names the
             first one, "skip" leaves them out and counts them in `Source.bad`.
@@ -100,7 +100,7 @@ def open_source(
             raise ValueError("open_source: a list of files must hold at least one, got []")
         same = {**asdict(text), "format": format, "codes": codes}
         return Files([open_source(one, **same, **options) for one in source], on_bad)
-    if isinstance(source, (pl.DataFrame, pl.LazyFrame)) or hasattr(source, "iloc"):
+    if is_frame(source):
         return FrameSource(source, **values, **options)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(

@@ -11,7 +11,9 @@ import polars as pl
 
 from deeprec.data.reading import separated
 from deeprec.data.reading.errors import START_BYTES, check_file, reading
+from deeprec.data.reading.frames import table_of
 from deeprec.data.reading.layout import SPACES, TextOptions, layout_of
+from deeprec.data.reading.missing import LEADING_ZEROS, LONG_NUMBERS, MISSING_NUMBERS
 from deeprec.data.reading.records import records
 from deeprec.data.reading.rows import Dialect, Row, plain, split_rows
 from deeprec.data.reading.text import OnBad, is_compiled, parse_plain_numbers, read_bytes
@@ -240,16 +242,25 @@ def _is_whole(row: Row, count: int) -> bool:
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:
-    """Columns of text as whole numbers or numbers where all of a column is; as they are otherwise."""
+    """Columns of text as whole numbers or numbers where all of a column is, or is missing (see `missing`); as they are
+    otherwise, and where that would lose leading zeros or digits."""
     columns = frame.get_columns()
     texts = [at for at, column in enumerate(columns) if column.dtype == pl.String]
     left = [at for at in texts if columns[at].null_count() < len(columns[at])]
+    # All columns at once: a hundred thousand expressions one by one take a minute.
+    text = pl.DataFrame([columns[at].alias(str(at)) for at in left])
+    text = text.select(pl.all().str.strip_chars(" \t"))
+    is_missing = pl.all().str.to_lowercase().is_in([*MISSING_NUMBERS, ""])
+    text = text.with_columns(pl.when(is_missing).then(None).otherwise(pl.all()).name.keep())
+    has_zeros = text.select(pl.all().str.contains(LEADING_ZEROS).any())
+    is_long = text.select(pl.all().str.contains(LONG_NUMBERS).any())
+    left = [at for at in left if not has_zeros.item(0, str(at)) and text.get_column(str(at)).null_count() < len(text)]
     for kind in (pl.Int64, pl.Float64):
-        # All columns at once: a hundred thousand expressions one by one take a minute.
-        text = pl.DataFrame([columns[at].alias(str(at)) for at in left])
-        cast = text.select(pl.all().str.strip_chars(" \t").cast(kind, strict=False)).get_columns()
+        if kind == pl.Float64:
+            left = [at for at in left if not is_long.item(0, str(at))]
+        cast = text.select(pl.col([str(at) for at in left]).cast(kind, strict=False)).get_columns()
         for at, column in zip(left, cast, strict=True):
-            if column.null_count() == columns[at].null_count():
+            if column.null_count() == text.get_column(column.name).null_count():
                 columns[at] = column.alias(columns[at].name)
         left = [at for at in left if columns[at].dtype == pl.String]
-    return pl.DataFrame(columns)
+    return table_of(columns)

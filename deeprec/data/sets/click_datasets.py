@@ -72,7 +72,7 @@ def click_source(
 
     Args:
         source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
-        schema: needed unless the log is known by name; wins over the known one.
+        schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
         **options: of `open_source`, or of `synthetic_clicks`. Of files also validation and test, which become official
             parts, and without a schema what one is drafted by (`infer_schema`): label, a column or its place from 0;

@@ -116,10 +116,10 @@ def load(
             folder whose files are called train, validation and test (see `files.parts_of`).
         data_dir: looked in first for a name.
         options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order) and label by
-            name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns; on_bad and
-            duplicates (see `from_frame`); validation and test, files that become the official split. For ml-100k fold
-            ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating or min_interactions the data is
-            made binary, see `positives`.
+            name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns; time_format,
+            on_bad and duplicates (see `from_frame`); validation and test, files that become the official split. For
+            ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating or min_interactions
+            the data is made binary, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
         ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.

@@ -467,8 +467,10 @@ def test_columns_of_another_type_are_named(tmp_path: Path) -> None:
     given = pl.DataFrame({"s": ["a"], "l": [["a"]], "n": [1], "ll": [[["a"]]]})
     given.write_parquet(tmp_path / "a.parquet")
     for source in (open_source(given), open_source(tmp_path / "a.parquet")):
-        with pytest.raises(TypeError, match=r"column 's' of .* must hold numbers, got String; declare it categorical"):
-            source.chunks(ColumnsToRead((), ("s",)))
+        with pytest.raises(ValueError, match=r"row 0: s must be a number, or the column declared categorical, got 'a'"):
+            list(source.chunks(ColumnsToRead((), ("s",))))
+        with pytest.raises(TypeError, match=r"column 'l' of .* must hold numbers, got List.*; declare it categorical"):
+            source.chunks(ColumnsToRead((), ("l",)))
         with pytest.raises(TypeError, match=r"column 'l' of .* must hold one value a row, got List.*declare it a bag"):
             source.chunks(ColumnsToRead(("l",)))
         with pytest.raises(TypeError, match=r"column 'll' of .* must hold lists of values or text, got List"):
