@@ -10,21 +10,19 @@ Bayes), so that it holds on any scale of ratings and any number of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig, one_of
 from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, Schema
 from deeprec.data import Interactions
+from deeprec.models._biases import deviations
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer, owners_of
 
 _KINDS = {"global": (), "user": ("user",), "item": ("item",), "both": ("item", "user")}
-_SWEEPS = 30
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,12 @@ class Bias(Recommender):
         self.register_buffer("items", torch.zeros(schema.num_items))  # b_i
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("damping", torch.zeros(()))  # of a user's deviation
+        self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
         self.users: Tensor
         self.items: Tensor
         self.mean: Tensor
         self.damping: Tensor
+        self.limits: Tensor
 
     def fit_directly(self, train: Interactions) -> None:
         """Estimate mean, deviations and variances.
@@ -71,22 +71,13 @@ class Bias(Recommender):
         """
         if train.ratings is None:
             raise ValueError(f"bias: the data must have ratings, got none in {train.name}; take popularity")
-        ratings = train.ratings.astype(np.float64)
-        sides = {"user": _Side(train.users, train.num_users), "item": _Side(train.items, train.num_items)}
-        taken = [sides[each] for each in _KINDS[self.config.of]]
-        mean = float(ratings.mean())
-        noise = float(ratings.var())
-        for side in taken:
-            side.spread = noise
-        for _ in range(_SWEEPS if noise > 0 else 0):
-            for side in taken:
-                side.update(ratings - mean - sum(other.of_rows() for other in taken if other is not side), noise)
-            errors = ratings - mean - sum(side.of_rows() for side in taken)
-            noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken)) if taken else noise
-        self.mean.fill_(mean)
-        self.users.copy_(torch.from_numpy(sides["user"].deviations + mean))
-        self.items.copy_(torch.from_numpy(sides["item"].deviations))
-        self.damping.fill_(noise / max(sides["user"].spread, 1e-30))
+        ratings, sizes = train.ratings, (train.num_users, train.num_items)
+        known = deviations(ratings, train.users, train.items, sizes, _KINDS[self.config.of])
+        self.mean.fill_(known.mean)
+        self.users.copy_(torch.from_numpy(known.users + known.mean))
+        self.items.copy_(torch.from_numpy(known.items))
+        self.limits.copy_(torch.tensor([ratings.min(), ratings.max()]))
+        self.damping.fill_(known.user_damping)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings of `items` by `users`; shapes broadcast."""
@@ -121,32 +112,3 @@ class Bias(Recommender):
         return DotScorer(
             torch.stack([users, torch.ones_like(users)], 1), torch.stack([torch.ones_like(self.items), self.items], 1)
         )
-
-
-class _Side:
-    """The deviations of all users, or of all items, as the posterior that the ratings leave of them.
-
-    Attributes:
-        deviations: [n], posterior means; 0 for who has no ratings.
-        spread: variance of the prior, > 0.
-        uncertainty: [nnz], posterior variance of the deviation that each rating has.
-    """
-
-    def __init__(self, ids: NDArray[Any], count: int) -> None:
-        self.ids, self.counts = ids, np.bincount(ids, minlength=count)
-        self.deviations: NDArray[Any] = np.zeros(count)
-        self.spread = 0.0
-        self.uncertainty: NDArray[Any] = np.zeros(len(ids))
-
-    def of_rows(self) -> NDArray[Any]:
-        """The deviation of each rating's user or item, [nnz]."""
-        return self.deviations[self.ids]
-
-    def update(self, errors: NDArray[Any], noise: float) -> None:
-        """The posterior given what the rest leaves of the ratings, [nnz], and then the prior's variance given it."""
-        damped: NDArray[Any] = self.counts + noise / self.spread
-        sums: NDArray[Any] = np.bincount(self.ids, errors, minlength=len(self.counts)).astype(np.float64)
-        self.deviations = sums / damped
-        variances, met = noise / damped, self.counts > 0
-        self.uncertainty = variances[self.ids]
-        self.spread = max(float((np.square(self.deviations) + variances)[met].mean()), 1e-9 * noise)

@@ -6,14 +6,15 @@ Official code: github.com/hexiangnan/neural_collaborative_filtering (GMF.py). No
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deeprec.config import TrainConfig
+from deeprec.config import ByData, TrainConfig
 from deeprec.contract import Schema
-from deeprec.models.ncf import NCFRecommender
+from deeprec.models.ncf import NETWORKS, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -24,6 +25,8 @@ class GMFConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
+    by_data: ClassVar[Mapping[str, ByData]] = NETWORKS
 
     factors: int = 8
 

@@ -9,6 +9,7 @@ the same figures; AdaGrad by default, which needs a tenth of SGD's epochs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.config import TrainConfig
+from deeprec.config import ByData, TrainConfig
 from deeprec.contract import Schema
 from deeprec.models.base import Recommender
-from deeprec.models.ncf import NCFRecommender
+from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
 _USER_BIAS, _ITEM_BIAS = 0, 1
@@ -34,6 +35,8 @@ class MFConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 192
     init_std: float = 0.1

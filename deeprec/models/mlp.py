@@ -6,14 +6,15 @@ Official code: github.com/hexiangnan/neural_collaborative_filtering (MLP.py). No
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deeprec.config import Only, TrainConfig
+from deeprec.config import ByData, Only, TrainConfig
 from deeprec.contract import Schema
-from deeprec.models.ncf import NCFRecommender, mlp_layers
+from deeprec.models.ncf import NETWORKS, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -29,6 +30,8 @@ class MLPConfig(TrainConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("factors", "num_layers", "layout"), "layers=()", lambda config: not config.layers),
     )
+
+    by_data: ClassVar[Mapping[str, ByData]] = NETWORKS
 
     factors: int = 8
     num_layers: int = 3

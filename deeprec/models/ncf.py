@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.contract import SIMILAR_ITEMS
+from deeprec.config import ByData
+from deeprec.contract import SIMILAR_ITEMS, Facts
 from deeprec.models.base import Recommender
 from deeprec.nn.ncf import NCFNetwork
 from deeprec.nn.scoring import BlockScorer, NCFScorer
 
 LAYOUTS = ("code", "paper")
+
+
+def _lr(facts: Facts, options: Any) -> float:
+    if options.optimizer not in ("adam", "lazy-adam"):
+        return float(options.lr)
+    return round(0.001 * min(5.0, max(1.0, math.sqrt(1e6 / max(1, facts.rows)))), 5)
+
+
+PATIENCE = {"patience": ByData(lambda facts, options: 5, "5")}
+# The paper's rate is that of a million interactions, whose epochs have as many steps as these need.
+NETWORKS: dict[str, ByData] = {
+    "lr": ByData(_lr, "with adam 0.001 sqrt(1,000,000 / interactions), from 0.001 to 0.005"),
+    **PATIENCE,
+}
 _MOST_LAYERS = 30  # the first of more would be wider than 2^30
 
 

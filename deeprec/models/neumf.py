@@ -9,18 +9,18 @@ an option here (`lr`). The authors' README runs that stage with Adam; `optimizer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deeprec.config import Only, TrainConfig, make_config, unused_options
+from deeprec.config import ByData, Only, TrainConfig, make_config, unused_options
 from deeprec.contract import Schema
 from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
-from deeprec.models.ncf import NCFRecommender, mlp_layers
+from deeprec.models.ncf import NETWORKS, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -56,6 +56,8 @@ class NeuMFConfig(TrainConfig):
             lambda config: config.pretrain,
         ),
     )
+
+    by_data: ClassVar[Mapping[str, ByData]] = NETWORKS
 
     factors: int = 8
     gmf_factors: int = 0
