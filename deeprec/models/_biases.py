@@ -58,9 +58,10 @@ def deviations(
             side.update(ratings - mean - sum(other.of_rows() for other in taken if other is not side), noise)
         errors = ratings - mean - sum(side.of_rows() for side in taken)
         noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken)) if taken else noise
-    dampings = (noise / max(both[each].spread, 1e-30) for each in ("user", "item"))
-    errors = ratings - mean - sum(side.of_rows() for side in taken)
-    return Deviations(mean, both["user"].deviations, both["item"].deviations, *dampings, float(errors.std()))
+    spread = float((ratings - mean - sum(side.of_rows() for side in taken)).std())
+    user, item = both["user"], both["item"]
+    user_damping, item_damping = (noise / max(side.spread, 1e-30) for side in (user, item))
+    return Deviations(mean, user.deviations, item.deviations, user_damping, item_damping, spread)
 
 
 class _Side:
@@ -80,7 +81,8 @@ class _Side:
 
     def of_rows(self) -> NDArray[Any]:
         """The deviation of each rating's user or item, [nnz]."""
-        return self.deviations[self.ids]
+        of_rows: NDArray[Any] = self.deviations[self.ids]
+        return of_rows
 
     def update(self, errors: NDArray[Any], noise: float) -> None:
         """The posterior given what the rest leaves of the ratings, [nnz], and then the prior's variance given it."""

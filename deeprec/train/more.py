@@ -97,6 +97,7 @@ def fit_more(
             on_progress=on_progress,
             callbacks=callbacks,
             device=device,
+            baselines=False,  # they would know nothing of the earlier rows
         )
 
 
