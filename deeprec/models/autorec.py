@@ -6,7 +6,9 @@ Deviations: L2 acts, with a batch smaller than the data, on the rows that the ba
 the paper, on all. The authors' configuration thresholds the hidden units in the forward pass; the paper does not, nor
 does this. The deep model's layers are pre-trained on the codes of the model without them (the paper says "greedy
 pretraining" and no more). A column without training ratings is predicted as the mean column of the ratings, a row
-without as the mean hidden layer has it; the paper's 3 for both is the rating protocol's `default_rating`.
+without as the mean hidden layer has it; the paper's 3 for both is `default_rating=3` of the rating protocol.
+With `from_biases` (which `fit` chooses where nothing is said) the network learns what biases leave of the ratings, is
+shown standardised ones, and its codes are taken from 0.5: on few ratings it then is no worse than biases.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Deviations: L2 acts on the rows of the tables that a batch touches, and the more
 over the steps it is that of L2 on all rows at every step. The deep model's inner layers are pre-trained on uncorrupted
 codes by Adam, where the authors add Gaussian noise and use SGD. A row without ratings has the global mean, the mean
 hidden layer of the others and its own side information; a column without is predicted by the mean of the row. The
-paper leaves both out.
+paper leaves both out. With `from_biases` (which `fit` chooses where nothing is said) biases take the place of the row's
+mean, and the network learns what they leave: on few ratings it then is no worse than they are.
 """
 
 from __future__ import annotations

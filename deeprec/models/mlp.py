@@ -2,6 +2,7 @@
 
 Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), section 3.3, eq. 10.
 Official code: github.com/hexiangnan/neural_collaborative_filtering (MLP.py). No deviation.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from deeprec.config import ByData, Only, TrainConfig
 from deeprec.contract import Schema
-from deeprec.models.ncf import NETWORKS, NCFRecommender, mlp_layers
+from deeprec.models.ncf import PATIENCE, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -31,7 +32,7 @@ class MLPConfig(TrainConfig):
         Only(("factors", "num_layers", "layout"), "layers=()", lambda config: not config.layers),
     )
 
-    by_data: ClassVar[Mapping[str, ByData]] = NETWORKS
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 8
     num_layers: int = 3

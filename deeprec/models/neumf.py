@@ -4,6 +4,7 @@ Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), sect
 Official code: github.com/hexiangnan/neural_collaborative_filtering (NeuMF.py).
 Deviations: none in the network. The paper does not state the learning rate of the SGD stage after pre-training; it is
 an option here (`lr`). The authors' README runs that stage with Adam; `optimizer=adam` does so.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from deeprec.contract import Schema
 from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
-from deeprec.models.ncf import NETWORKS, NCFRecommender, mlp_layers
+from deeprec.models.ncf import PATIENCE, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -57,7 +58,7 @@ class NeuMFConfig(TrainConfig):
         ),
     )
 
-    by_data: ClassVar[Mapping[str, ByData]] = NETWORKS
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 8
     gmf_factors: int = 0

@@ -97,8 +97,6 @@ def test_rates_fall_and_penalties_rise_with_the_rows() -> None:
     sizes = [10**power for power in range(1, 9)]
     for name, option, low, high, falls in (
         ("gmf", "lr", 0.001, 0.005, True),
-        ("mlp", "lr", 0.001, 0.005, True),
-        ("neumf", "lr", 0.001, 0.005, True),
         ("ease", "l2", 20.0, 1000.0, False),
     ):
         chosen = [
@@ -106,9 +104,9 @@ def test_rates_fall_and_penalties_rise_with_the_rows() -> None:
         ]
         assert chosen == sorted(chosen, reverse=falls), name
         assert (min(chosen), max(chosen)) == (low, high), name
-    given = config_class("neumf")(optimizer="sgd", lr=0.3)
+    given = config_class("gmf")(optimizer="sgd", lr=0.3)
     assert given.for_data(Facts(50), ("optimizer", "lr"))[0].lr == 0.3
-    assert config_class("neumf")(optimizer="sgd").for_data(Facts(50), ("optimizer",))[0].lr == 0.001
+    assert config_class("gmf")(optimizer="sgd").for_data(Facts(50), ("optimizer",))[0].lr == 0.001
 
 
 def test_a_run_goes_on_with_what_the_data_chose(data: Any, tmp_path: Path) -> None:
