@@ -17,6 +17,7 @@ _MODELS = {
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bias": "deeprec.models.bias:Bias",
+    "bpr": "deeprec.models.bpr:BPR",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
@@ -32,6 +33,8 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
+    "slim": "deeprec.models.slim:SLIM",
+    "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 

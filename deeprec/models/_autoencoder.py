@@ -18,9 +18,9 @@ from deeprec.batches.corruption import Corrupt
 from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions
-from deeprec.models._biases import deviations
 from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender, check_pairs
+from deeprec.models.bias import biases_of
 from deeprec.nn.embedding import catch_up
 from deeprec.nn.scoring import AnyScorer, BlockScorer, DotScorer, MappedScorer, score_items
 
@@ -42,7 +42,7 @@ class RatingAutoencoder(Recommender):
     [C + 1], the mean column of the ratings, all that is known of a new one; `limits` [2], smallest and largest rating;
     `means` [rows] or None, what is added to the network's output for each row. With `from_biases`: `means` are
     mu + b_row, `column_means` [columns] b_column, and `units` [5] mu, the standard deviation of the ratings, the rating
-    units of an output, and the dampings of a row's and a column's deviation (see `_biases.Deviations`).
+    units of an output, and the dampings of a row's and a column's deviation (see `bias.Biases`).
 
     Attributes:
         sparse_grad: whether mini-batches give encoder and decoder sparse gradients; set it to False for optimizers that
@@ -208,12 +208,11 @@ class RatingAutoencoder(Recommender):
         assert self.means is not None
         assert self.column_means is not None
         assert self.units is not None
-        bounds = self.config.rating_range or (float(train.ratings.min()), float(train.ratings.max()))
-        self.limits.copy_(torch.tensor(bounds))
-        known = deviations(train.ratings, train.users, train.items, (train.num_users, train.num_items))
-        sides = [(known.users, known.user_damping), (known.items, known.item_damping)]
+        known = biases_of(train)
+        self.limits.copy_(torch.tensor(self.config.rating_range or known.limits))
+        sides = [(known.users, known.damping), (known.items, known.item_damping)]
         (of_rows, row_damping), (of_columns, column_damping) = sides[::-1] if self.config.side == "item" else sides
-        unit = self.reach * known.spread or 1.0  # nothing is left to learn where all is 0
+        unit = self.reach * known.noise or 1.0  # nothing is left to learn where all is 0
         spread = float(train.ratings.std(dtype=np.float64)) or 1.0
         self.units.copy_(torch.tensor([known.mean, spread, unit, row_damping, column_damping]))
         self.means.copy_(torch.from_numpy(of_rows + known.mean))

@@ -10,19 +10,21 @@ Bayes), so that it holds on any scale of ratings and any number of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig, one_of
 from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, Schema
 from deeprec.data import Interactions
-from deeprec.models._biases import deviations
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer, owners_of
 
 _KINDS = {"global": (), "user": ("user",), "item": ("item",), "both": ("item", "user")}
+_SWEEPS = 30
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,12 @@ class Bias(Recommender):
         Raises:
             ValueError: the data has no ratings.
         """
-        if train.ratings is None:
-            raise ValueError(f"bias: the data must have ratings, got none in {train.name}; take popularity")
-        ratings, sizes = train.ratings, (train.num_users, train.num_items)
-        known = deviations(ratings, train.users, train.items, sizes, _KINDS[self.config.of])
-        self.mean.fill_(known.mean)
-        self.users.copy_(torch.from_numpy(known.users + known.mean))
-        self.items.copy_(torch.from_numpy(known.items))
-        self.limits.copy_(torch.tensor([ratings.min(), ratings.max()]))
-        self.damping.fill_(known.user_damping)
+        found = biases_of(train, self.config.of)
+        self.mean.fill_(found.mean)
+        self.users.copy_(torch.from_numpy(found.users + found.mean))
+        self.items.copy_(torch.from_numpy(found.items))
+        self.damping.fill_(found.damping)
+        self.limits.copy_(torch.tensor(found.limits))
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings of `items` by `users`; shapes broadcast."""
@@ -112,3 +111,78 @@ class Bias(Recommender):
         return DotScorer(
             torch.stack([users, torch.ones_like(users)], 1), torch.stack([torch.ones_like(self.items), self.items], 1)
         )
+
+
+class Biases(NamedTuple):
+    """What ratings say of users and items one by one.
+
+    Attributes:
+        mean: of all ratings.
+        users, items: [num_users] and [num_items], float64, deviations from it; 0 for who has no ratings.
+        noise: standard deviation of what they leave of the ratings, as estimated.
+        damping: noise^2 over the variance of the users' deviations; item_damping: over that of the items'.
+        limits: smallest and largest rating.
+    """
+
+    mean: float
+    users: NDArray[Any]
+    items: NDArray[Any]
+    noise: float
+    damping: float
+    item_damping: float
+    limits: tuple[float, float]
+
+
+def biases_of(train: Interactions, of: str = "both") -> Biases:
+    """Mean, deviations and variances of the ratings; `of` as in `BiasConfig`.
+
+    Raises:
+        ValueError: the data has no ratings.
+    """
+    if train.ratings is None:
+        raise ValueError(f"bias: the data must have ratings, got none in {train.name}; take popularity")
+    ratings = train.ratings.astype(np.float64)
+    sides = {"user": _Side(train.users, train.num_users), "item": _Side(train.items, train.num_items)}
+    taken = [sides[each] for each in _KINDS[of]]
+    mean, noise = float(ratings.mean()), float(ratings.var())
+    for side in taken:
+        side.spread = noise
+    for _ in range(_SWEEPS if noise > 0 and taken else 0):
+        for side in taken:
+            side.update(ratings - mean - sum(other.of_rows() for other in taken if other is not side), noise)
+        errors = ratings - mean - sum(side.of_rows() for side in taken)
+        noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken))
+    user, item = sides["user"], sides["item"]
+    damping, item_damping = (noise / max(side.spread, 1e-30) for side in (user, item))
+    limits = float(ratings.min()), float(ratings.max())
+    return Biases(mean, user.deviations, item.deviations, noise**0.5, damping, item_damping, limits)
+
+
+class _Side:
+    """The deviations of all users, or of all items, as the posterior that the ratings leave of them.
+
+    Attributes:
+        deviations: [n], posterior means; 0 for who has no ratings.
+        spread: variance of the prior, > 0.
+        uncertainty: [nnz], posterior variance of the deviation that each rating has.
+    """
+
+    def __init__(self, ids: NDArray[Any], count: int) -> None:
+        self.ids, self.counts = ids, np.bincount(ids, minlength=count)
+        self.deviations: NDArray[Any] = np.zeros(count)
+        self.spread = 0.0
+        self.uncertainty: NDArray[Any] = np.zeros(len(ids))
+
+    def of_rows(self) -> NDArray[Any]:
+        """The deviation of each rating's user or item, [nnz]."""
+        rows: NDArray[Any] = self.deviations[self.ids]
+        return rows
+
+    def update(self, errors: NDArray[Any], noise: float) -> None:
+        """The posterior given what the rest leaves of the ratings, [nnz], and then the prior's variance given it."""
+        damped: NDArray[Any] = self.counts + noise / self.spread
+        sums: NDArray[Any] = np.bincount(self.ids, errors, minlength=len(self.counts)).astype(np.float64)
+        self.deviations = sums / damped
+        variances, met = noise / damped, self.counts > 0
+        self.uncertainty = variances[self.ids]
+        self.spread = max(float((np.square(self.deviations) + variances)[met].mean()), 1e-9 * noise)

