@@ -394,7 +394,7 @@ py::tuple parse_bags(const Offsets& offsets, const py::buffer& data, const std::
 }  // namespace
 
 void bind_log(py::module_& module) {
-  module.attr("LOG_VERSION") = 2;  // that of deeprec/data/reading/compiled.py
+  module.attr("LOG_VERSION") = 2;  // that of deeprec/_compiled.py
   module.def("parse_log", &parse_log, py::arg("data"), py::arg("separator"), py::arg("quote"), py::arg("missing"),
              py::arg("kinds"), py::arg("bag_separators"), py::arg("codes"),
              "Columns of separated text; see deeprec.data.reading.separated.parse_log.");

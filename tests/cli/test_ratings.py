@@ -34,7 +34,7 @@ def trained(tmp_path_factory, deeprec) -> Path:
 
 def test_the_card_and_evaluate_say_the_same(trained: Path, deeprec) -> None:
     card = read_card(trained)
-    assert (card.protocol["task"], card.protocol["clamp"], card.protocol["default_rating"]) == ("rating", False, 3.0)
+    assert (card.protocol["task"], card.protocol["clamp"], card.protocol["default_rating"]) == ("rating", False, None)
     done = deeprec("evaluate", trained, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["metrics"] == pytest.approx(card.metrics)
