@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from deeprec.train.loggers import NAMES as LOGGERS
+# As `deeprec.evaluate.PROTOCOLS` and `deeprec.train.loggers.NAMES` have them: a help text does not wait for torch.
+PROTOCOLS = ("ncf", "full", "random", "cdae", "rating", "next-item", "cold-items")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "csv")
 
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]
 DataDir: TypeAlias = Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")]
@@ -25,6 +27,10 @@ ItemFeatures: TypeAlias = Annotated[
 ]
 OnBad: TypeAlias = Annotated[
     str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
+]
+Table: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--table", help="Add the figures as a row to this .csv or .json, for papers."),
 ]
 Logger: TypeAlias = Annotated[
     list[str] | None,

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import deeprec
 from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
 from deeprec.config import unknown_option
 from deeprec.data.reading.errors import naming
-from deeprec.evaluate import Protocol
 
 DEVICE_HELP = "cpu, cuda or cuda:1; auto takes a GPU where torch sees one."
 _SECTIONS = ("protocol", "data")
@@ -38,7 +38,7 @@ class Settings:
 
 
 def read_settings(
-    config: type[Any], pairs: Sequence[str], file: Path | None = None, *, protocol: type[Any] = Protocol
+    config: type[Any], pairs: Sequence[str], file: Path | None = None, *, protocol: type[Any] | None = None
 ) -> Settings:
     """Options of a run; those of the command line win over those of the file.
 
@@ -46,12 +46,12 @@ def read_settings(
         config: the model's config dataclass; its annotations type the values.
         pairs: "key=value" words.
         file: .toml or .json, or None.
-        protocol: the dataclass that types the protocol's options.
+        protocol: the dataclass that types the protocol's options; None: that of rankings and ratings.
     Raises:
         ValueError: an unknown key (with the closest known one), or a value that does not fit its type.
         FileNotFoundError: no such file.
     """
-    settings = Settings()
+    settings, protocol = Settings(), protocol or deeprec.evaluate.Protocol
     if file is not None:
         with naming(file):
             for key, value in _read_file(file).items():

@@ -13,6 +13,7 @@ from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
+from deeprec.data.sets.datasets import is_named
 from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
 from deeprec.evaluate.tasks import ClickTask, InteractionTask
 from deeprec.train.identity import START
@@ -70,6 +71,8 @@ class InteractionSource:
                     f"side={side} and name columns of the table with features=COLUMN,..."
                 )
         interactions = folder.load_data(request.data, request.data_dir, request.settings.data)
+        if not is_named(request.data):
+            interactions = interactions.canonical()
         interactions = folder.with_tables(interactions, request.user_features, request.item_features)
         return InteractionTask(interactions, rule) if request.start is None else later_task(model, interactions, rule)
 
@@ -135,10 +138,13 @@ class InteractionSource:
         else:
             rule = trained.changed(**overrides)
         source, known = (data, {}) if data is not None else folder.source_of(directory)
-        interactions = folder.load_data(source, data_dir, {**known, **options})
-        met = folder.earlier_of(directory)
-        if met is not None:
-            interactions = with_known_ids(interactions, model.user_ids, model.item_ids)
+        loaded, met = folder.load_data(source, data_dir, {**known, **options}), folder.earlier_of(directory)
+        # As it is read now, or as the file has it: what sets by name, and older models, were trained on.
+        for interactions in (loaded.canonical(), loaded):
+            if met is not None:
+                interactions = with_known_ids(interactions, model.user_ids, model.item_ids)
+            if interactions.sha256 == card.data.get("sha256"):
+                break
         _require_same(directory, card, interactions)
         return InteractionTask(interactions, rule) if met is None else LaterInteractions(interactions, rule, met)
 

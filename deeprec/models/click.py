@@ -45,6 +45,8 @@ class ClickConfig(TrainConfig):
     `fit` chooses what is left out by the log, as `_click_defaults` says; a whole `config` is taken as it is.
 
     Attributes:
+        epochs: passes over the rows of the train part, >= 1.
+        batch_size: rows a step, >= 1.
         optimizer: as of every model, or "ftrl", whose rate stays what it is whatever the schedule.
         l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
             weight_decay.

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.contract import Schema
+from deeprec.data import IdMap
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32
+_BYTES_OF_NEIGHBORS = 100 * (4 + 4)  # an item's in item-knn
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ class EASE(HistoryRecommender):
             most = int((self.config.max_memory_gib * 2**30 / _BYTES_A_WEIGHT) ** 0.5)
             raise ValueError(
                 f"ease: a catalogue of {schema.num_items:,} items needs {needed:.1f} GiB for its item x item matrices, "
-                f"the limit is max_memory_gib={self.config.max_memory_gib:g} ({most:,} items); raise it if the memory "
-                "is there, drop rare items (min_interactions), or take item-knn or cdae"
+                f"the limit is max_memory_gib={self.config.max_memory_gib:g} ({most:,} items); take item-knn, which "
+                f"needs {schema.num_items * _BYTES_OF_NEIGHBORS / 2**30:.2g} GiB for them, or cdae; or drop rare items "
+                f"(min_interactions), or raise the limit if the memory is there: the work grows with the cube of the "
+                f"items, and the model keeps {schema.num_items**2 * 4 / 2**30:.1f} GiB"
             )
         self.register_buffer("weights", torch.zeros(schema.num_items, schema.num_items))
         self.weights: Tensor
 
-    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32], item_ids: IdMap) -> None:
         num_items = len(self.weights)
         gram = torch.empty(num_items, num_items, dtype=torch.float64, device="cpu")
         for start, counts in cooccurrences(offsets, items, num_items):

@@ -35,8 +35,8 @@ class NeuMFConfig(TrainConfig):
         factors is then the width of the GMF embeddings.
     pretrain: train GMF and MLP first, start from their weights, then train with this config's optimizer.
     alpha: weight of GMF in the output layer after pre-training, in [0, 1] (paper: 0.5).
-    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: of the GMF and the
-        MLP stage; validation chooses the epoch of each.
+    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: each as the
+        option without pretrain_, of the GMF and the MLP stage; validation chooses the epoch of each.
     pretrain_gmf_l2: `l2` of the GMF stage, >= 0.
     """
 

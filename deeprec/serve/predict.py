@@ -11,7 +11,6 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from deeprec._files import replacing
 from deeprec._suggest import did_you_mean, listed
 from deeprec.contract import RATES, AnyModel
 from deeprec.data.columns.rows import take
@@ -22,13 +21,13 @@ from deeprec.data.reading.text import OnBad
 from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.evaluate.tasks import logits_of_rows
+from deeprec.serve.output import require_writable, write_frame
 from deeprec.serve.recommend import id_maps
 from deeprec.surroundings import served
 
 COLUMN = "probability"
 _BATCH_ROWS = 1 << 14
 _PAIR = ("user_id", "item_id")
-_WRITERS = (".parquet", ".csv", ".tsv")
 
 
 @served
@@ -87,11 +86,11 @@ def predict_file(
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> int:
-    """Write the probabilities of a file's rows into a Parquet, CSV or TSV file, column "probability".
+    """Write the probabilities of a file's rows into a Parquet, CSV, TSV or JSON lines file, column "probability".
 
     Args:
         model, source: as in `predict`.
-        output: ends in .parquet, .csv or .tsv; there is either the whole file or what was there before.
+        output: ends in .parquet, .csv, .tsv or .jsonl; there is either the whole file or what was there before.
         keep: columns of the source, such as ids, that are written beside the probability.
         on_progress, **options: as in `predict`. Malformed rows raise: the rows of the two files belong together.
     Returns:
@@ -99,13 +98,13 @@ def predict_file(
     Raises:
         ValueError: as `predict`, an output of another kind, or an unknown column in `keep`.
     """
-    path = _writable(output)
+    path = require_writable("predict", output)
     kept = _columns(source, keep, COLUMN, options) if keep else None
     scores = predict(model, source, on_progress=on_progress, **options)
     frame = pl.DataFrame({COLUMN: scores})
     if kept is not None:
         frame = kept.hstack(frame)
-    _write(frame, path)
+    write_frame(frame, path)
     return len(scores)
 
 
@@ -127,7 +126,7 @@ def predict_pairs_file(
         ValueError: an unknown user or item, or an input or output of another kind.
     """
     users_map, items_map = id_maps(model)
-    path = _writable(output)
+    path = require_writable("predict", output)
     name = "rating" if RATES in model.capabilities else "score"
     frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
     codes = []
@@ -142,26 +141,8 @@ def predict_pairs_file(
     values = torch.cat(scores) if scores else torch.empty(0)
     limits = getattr(model, "limits", None)
     values = values if limits is None or not scores else values.clamp(*limits)
-    _write(frame.with_columns(pl.Series(name, values.cpu().numpy())), path)
+    write_frame(frame.with_columns(pl.Series(name, values.cpu().numpy())), path)
     return len(frame), name
-
-
-def _writable(output: str | Path) -> Path:
-    path = Path(output)
-    if path.suffix not in _WRITERS:
-        raise ValueError(f"predict: output must end in {', '.join(_WRITERS)}, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"predict: output must lie in a folder there is, got {path.parent}; make it first")
-    return path
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    """The whole file, or what was there before."""
-    with replacing(path) as file:
-        if path.suffix == ".parquet":
-            frame.write_parquet(file)
-        else:
-            frame.write_csv(file, separator="\t" if path.suffix == ".tsv" else ",")
 
 
 def _encoder(model: AnyModel) -> Any:

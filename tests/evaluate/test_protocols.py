@@ -14,7 +14,7 @@ from deeprec.evaluate import PROTOCOLS, Protocol, protocol
 
 def _data(num_negatives: int | None = None):
     official = None if num_negatives is None else SimpleNamespace(test_negatives=np.zeros((3, num_negatives)))
-    return SimpleNamespace(name="some", official=official)
+    return SimpleNamespace(name="some", official=official, num_users=3, num_items=200)
 
 
 def test_named_protocols_say_what_they_are() -> None:

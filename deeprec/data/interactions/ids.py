@@ -176,6 +176,22 @@ class IdMap:
             codes[missing] = unknown
         return codes
 
+    def typed(self, values: Any) -> pl.Series:
+        """Ids, known or not, in the type of this map.
+
+        Raises:
+            ValueError: a missing id, or one beyond what the type holds. TypeError: ids of another type.
+        """
+        given = to_series(values, self.name)
+        typed = self._as_query(given)
+        if typed.null_count():
+            wrong = given.gather(np.flatnonzero(typed.is_null().to_numpy())[:1]).to_list()[0]
+            raise ValueError(
+                f"IdMap.typed: {self.name} ids must be {self._values.dtype} and none be missing, got {wrong!r}; "
+                "leave it out"
+            )
+        return typed
+
     def decode(self, indices: Any) -> NDArray[Any]:
         """External ids of internal indices ([n], any integer type), in their original type.
 
@@ -228,6 +244,17 @@ class IdMap:
                 "the file is damaged or of another kind: save the model again"
             ) from None
         return cls(frame.to_series(), name)
+
+    def keys(self) -> NDArray[np.uint64]:
+        """A number [n] for each id that depends on nothing but the id: what random draws of ids go by."""
+        return hash_series(self._values)
+
+    def ascending(self) -> tuple[IdMap, Int32Array]:
+        """The map of the same ids in ascending order, and the index there of each id here, int32 [n]."""
+        order = self._values.arg_sort().to_numpy()
+        places = np.empty(len(order), dtype=np.int32)
+        places[order] = np.arange(len(order), dtype=np.int32)
+        return IdMap(self._values.gather(order), self.name), places
 
     def sha256(self) -> str:
         """Hash of the ids and their order; the width of integers (32 or 64 bits) does not enter."""

@@ -33,8 +33,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec._compiled import host as _host
 from deeprec.data.reading.arrays import without_nulls
-from deeprec.data.reading.compiled import host as _host
 
 TEXT_HASH_VERSION = 1
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.data.reading.compiled import host as _host
+from deeprec._compiled import host as _host
 from deeprec.data.reading.hashing import Hashes, hash_buffers, hash_bytes
 
 # What is wanted of a column, to be added up.

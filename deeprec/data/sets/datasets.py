@@ -87,6 +87,11 @@ def info(name: str) -> DatasetInfo:
     return _REGISTRY[name]
 
 
+def is_named(source: str) -> bool:
+    """Whether `load` takes this for the name of a data set, and not for a path."""
+    return source in (*_REGISTRY, "synthetic")
+
+
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """The folder that holds the files of `name`, or None."""
     entry = info(name)

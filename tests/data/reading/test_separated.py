@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.data.reading import compiled as built
+from deeprec import _compiled as built
 from deeprec.data.reading import separated
 from deeprec.data.reading.hashing import hash_bytes, hash_text
 from deeprec.data.reading.separated import BAG, HASH, NUMBER, Bad, BagChunk, Dialect, Pairs, Parsed
