@@ -21,6 +21,7 @@ from torch import Tensor
 from deeprec._compiled import host
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.contract import Schema, check_rows
+from deeprec.data import IdMap
 from deeprec.device import to_device
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
