@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-LOG_VERSION = 1  # csrc/host/log.cpp has the same number: raised when the arguments or results of its functions change
+LOG_VERSION = 2  # csrc/host/log.cpp has the same number: raised when the arguments or results of its functions change
 
 
 def _load() -> Any:

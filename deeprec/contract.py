@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the names of the models are read from here without torch
+    import torch
+    from torch import Tensor
 
 # What a model can be asked for; a model names what it can in `capabilities`.
 RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MODELS = {
     "afm": "deeprec.models.afm:AFM",
+    "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bias": "deeprec.models.bias:Bias",
@@ -94,11 +95,16 @@ def require_capability(model: Any, function: str, *capabilities: str) -> None:
         raise ValueError(f"{function}: a model is needed that {what}, got {model.name}; such are {able}")
 
 
-def model_class(name: str) -> type[Any]:
-    """The class behind a name; an unknown name raises ValueError with the nearest one."""
+def module_of(name: str) -> str:
+    """The module of a model, which is not imported; an unknown name raises ValueError with the nearest one."""
     if name not in _MODELS:
         raise ValueError(f"model: unknown name {name!r}; {did_you_mean(name, names())}")
-    module, _, attribute = _MODELS[name].partition(":")
+    return _MODELS[name].partition(":")[0]
+
+
+def model_class(name: str) -> type[Any]:
+    """The class behind a name; an unknown name raises ValueError with the nearest one."""
+    module, attribute = module_of(name), _MODELS[name].partition(":")[2]
     kind: type[Any] = getattr(importlib.import_module(module), attribute)
     return kind
 

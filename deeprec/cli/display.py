@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from deeprec.cli.console import figure, progress, rate, seconds, table, text
-from deeprec.evaluate import Card
-from deeprec.train import Progress as State
+
+if TYPE_CHECKING:
+    from deeprec.evaluate import Card
+    from deeprec.train import Progress as State
 
 
 class Display:

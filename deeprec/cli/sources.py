@@ -12,6 +12,7 @@ from deeprec.cli.settings import Settings
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.reading.files import has_parts
 from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
 from deeprec.data.sets.datasets import is_named
 from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
@@ -41,6 +42,11 @@ class Request:
     start: Path | None = None  # folder of the model that goes on
 
 
+def has_own_test(request: Request) -> bool:
+    """Whether the data come with a file to be tested on."""
+    return request.settings.data.get("test") is not None or has_parts(request.data)
+
+
 class InteractionSource:
     """Users, items, and what they did; for models that rank or rate."""
 
@@ -50,14 +56,19 @@ class InteractionSource:
         """The protocol that was asked for."""
         if request.protocol == "click":
             raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
-        return protocol(request.protocol or "full", **request.settings.protocol)
+        options = request.settings.protocol
+        if has_own_test(request):
+            options = {"holdout": "official", **options}
+        return protocol(request.protocol or "full", **options)
 
     def rule_again(self, card: Card, request: Request) -> Protocol:
         """The protocol of a card for other data, or what was asked for beside it."""
         if request.protocol is not None:
             return self.rule(card.model, request)
         rule = Protocol.from_dict(card.protocol)
-        if rule.holdout == "official":  # the other data may have no split of its own
+        if has_own_test(request):
+            rule = rule.changed(holdout="official")
+        elif rule.holdout == "official":  # the other data may have no split of its own
             rule = replace(rule, holdout="auto", negatives="none" if rule.candidates == "all" else "auto")
         return rule.changed(**request.settings.protocol)
 

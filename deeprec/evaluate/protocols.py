@@ -72,8 +72,9 @@ class Protocol:
         metrics: names out of `metrics.METRICS`.
         cutoffs: K of each metric that has one, at least 1.
         seed: seed of the split (not of the training), at least 0.
-        default_rating: predicted for a user or item without a training rating, in rating units.
-        clamp: whether predictions are clipped to the range of the training ratings.
+        default_rating: predicted for a user or item without a training rating, in rating units; None: what the model
+            says, which may know them from the rows that it was trained on again, with `refit`.
+        clamp: whether predictions are clipped to the range of the training ratings, as those of `deeprec predict` are.
         validation_users: users of the validation part who are ranked after each epoch to choose one, always the same;
             0: all. None: all where that takes at most 2^26 scores (users x candidates), otherwise as many as these
             allow and 1,000 at least; `resolve` puts the number. At the end the chosen epoch is measured on all.
@@ -93,7 +94,7 @@ class Protocol:
     cutoffs: tuple[int, ...] = (10,)
     seed: int = 0
     task: Literal["ranking", "next-item", "rating"] = "ranking"
-    default_rating: float = 3.0
+    default_rating: float | None = None
     clamp: bool = True
     validation_users: int | None = None
 
@@ -118,6 +119,8 @@ class Protocol:
             _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
         for field in ("test_share", "validation_share", "default_rating"):
             value = getattr(self, field)
+            if value is None and field == "default_rating":
+                continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             _require(is_number, f"{field} must be a finite number", value)
         for field in ("test_share", "validation_share"):
@@ -321,7 +324,8 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("map", "ndcg", "recall"),
         cutoffs=(10, 5, 1),
     ),
-    # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses, 3 where nothing is known.
+    # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses; their
+    # 3 where nothing is known, which no other scale of ratings would take, is default_rating=3.
     "rating": Protocol(
         "rating", task="rating", holdout="random", validation="share", validation_share=0.09, metrics=("rmse", "mae")
     ),

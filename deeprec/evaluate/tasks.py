@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -254,6 +255,8 @@ class ClickTask:
     def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the parameters for the columns, and hand over what encodes them."""
         model.build(self.log.inputs, generator)
+        facts = self.facts()
+        model.start_at(math.log((facts.positives + 0.5) / (facts.rows - facts.positives + 0.5)))
         model.encoder, model.negative_rate = self.log.encoder, self.protocol.negative_rate
         return False
 

@@ -24,6 +24,7 @@ class BaseRateConfig(ClickConfig):
 
     unused: ClassVar[tuple[str, ...]] = (
         *ClickConfig.unused, *GRADIENT_OPTIONS, "l1", "adagrad_start", "factors", "embedding_l2", "step_in_backward",
+        "start_at_base_rate", "judged_by",
     )  # fmt: skip
 
 

@@ -58,10 +58,12 @@ class Bias(Recommender):
         self.register_buffer("items", torch.zeros(schema.num_items))  # b_i
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("damping", torch.zeros(()))  # of a user's deviation
+        self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
         self.users: Tensor
         self.items: Tensor
         self.mean: Tensor
         self.damping: Tensor
+        self.limits: Tensor
 
     def fit_directly(self, train: Interactions) -> None:
         """Estimate mean, deviations and variances.
@@ -74,6 +76,7 @@ class Bias(Recommender):
         self.users.copy_(torch.from_numpy(found.users + found.mean))
         self.items.copy_(torch.from_numpy(found.items))
         self.damping.fill_(found.damping)
+        self.limits.copy_(torch.tensor(found.limits))
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings of `items` by `users`; shapes broadcast."""
@@ -117,7 +120,8 @@ class Biases(NamedTuple):
         mean: of all ratings.
         users, items: [num_users] and [num_items], float64, deviations from it; 0 for who has no ratings.
         noise: standard deviation of what they leave of the ratings, as estimated.
-        damping: noise^2 over the variance of the users' deviations.
+        damping: noise^2 over the variance of the users' deviations; item_damping: over that of the items'.
+        limits: smallest and largest rating.
     """
 
     mean: float
@@ -125,6 +129,8 @@ class Biases(NamedTuple):
     items: NDArray[Any]
     noise: float
     damping: float
+    item_damping: float
+    limits: tuple[float, float]
 
 
 def biases_of(train: Interactions, of: str = "both") -> Biases:
@@ -147,7 +153,9 @@ def biases_of(train: Interactions, of: str = "both") -> Biases:
         errors = ratings - mean - sum(side.of_rows() for side in taken)
         noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken))
     user, item = sides["user"], sides["item"]
-    return Biases(mean, user.deviations, item.deviations, noise**0.5, noise / max(user.spread, 1e-30))
+    damping, item_damping = (noise / max(side.spread, 1e-30) for side in (user, item))
+    limits = float(ratings.min()), float(ratings.max())
+    return Biases(mean, user.deviations, item.deviations, noise**0.5, damping, item_damping, limits)
 
 
 class _Side:

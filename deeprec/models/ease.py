@@ -7,22 +7,28 @@ On a GPU: the weights are computed on the CPU, in float64, and asked where the m
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.config import GRADIENT_OPTIONS, TrainConfig
-from deeprec.contract import Schema
+from deeprec.config import GRADIENT_OPTIONS, ByData, TrainConfig
+from deeprec.contract import Facts, Schema
 from deeprec.data import IdMap
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32
 _BYTES_OF_NEIGHBORS = 100 * (4 + 4)  # an item's in item-knn
+
+
+def _l2(facts: Facts, options: Any) -> float:
+    return round(min(1000.0, max(20.0, 25 * math.sqrt(facts.rows / max(1, facts.items)))), 1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class EASEConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = tuple(name for name in GRADIENT_OPTIONS if name != "l2")
+
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        "l2": ByData(_l2, "25 sqrt(interactions an item), from 20 to 1000"),
+    }
 
     l2: float = 500.0
     max_memory_gib: float = 8.0

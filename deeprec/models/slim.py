@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec._compiled import host
+from deeprec._compiled import host_function
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.contract import Schema, check_rows
 from deeprec.data import IdMap
@@ -69,7 +69,7 @@ class SLIM(HistoryRecommender):
 
     def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32], item_ids: IdMap) -> None:
         gram, own = _gram(offsets, items, len(self.weight_offsets) - 1)
-        solve = _columns if host is None else host.slim_columns
+        solve = host_function("slim_columns") or _columns
         penalties, device = (self.config.l1, self.config.l2), self.device
         found = solve(*gram, own, *penalties, _SWEEPS, _TOLERANCE, 0, len(own), torch.get_num_threads())
         columns = (torch.from_numpy(array).to(device) for array in found)

@@ -90,12 +90,14 @@ class SVDPlusPlus(Recommender):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("noise", torch.ones(()))
         self.register_buffer("damping", torch.ones(()))  # of a user's bias, in ratings
+        self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
         self.codes: Tensor
         self.user_start: Tensor
         self.item_start: Tensor
         self.mean: Tensor
         self.noise: Tensor
         self.damping: Tensor
+        self.limits: Tensor
         self._rows: RatingRows | None = None
         self._is_stale = False
         self.register_state_dict_pre_hook(refresh_codes)  # type: ignore[no-untyped-call]
@@ -107,6 +109,7 @@ class SVDPlusPlus(Recommender):
         self.mean.fill_(biases.mean)
         self.noise.fill_(biases.noise or 1.0)
         self.damping.fill_(min(biases.damping, 1e9))
+        self.limits.copy_(torch.tensor(biases.limits))
         self.user_start.copy_(torch.from_numpy(biases.users + biases.mean))
         self.item_start.copy_(torch.from_numpy(biases.items))
         owners = torch.repeat_interleave(self.user_start, rows.counts, output_size=len(rows.ratings))

@@ -11,32 +11,35 @@ which the paper says nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.config import Only, at_least, one_of
+from deeprec.config import ByData, Only, at_least, one_of
 from deeprec.contract import OptimizerOptions
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import WIDE_LR
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
-from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
+from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
 
 @dataclass(frozen=True)
 class WideDeepConfig(DeepConfig):
     """Attributes: those of `DeepConfig`, whose optimizer trains the deep part, and for the wide part
-    wide_optimizer: a name of `optimizers`.
-    wide_lr: learning rate, > 0.
-    wide_l1, wide_l2: of FTRL, >= 0.
+    wide_optimizer: how the wide part is trained.
+    wide_lr: learning rate of the wide part, > 0.
+    wide_l1, wide_l2: `l1` and `l2` of the wide part, of FTRL, >= 0.
     """
 
     groups: ClassVar[tuple[str, ...]] = ("wide", "deep")
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("wide_l1", "wide_l2"), "wide_optimizer=ftrl", lambda config: config.wide_optimizer == "ftrl"),
     )
+    by_data: ClassVar[Mapping[str, ByData]] = {"wide_lr": WIDE_LR}
 
     factors: int = 32
     hidden: tuple[int, ...] = (1024, 512, 256)
@@ -85,6 +88,10 @@ class WideDeep(ClickModel):
     def group_of(self, name: str) -> str:
         """ "wide" or "deep"."""
         return "wide" if name.startswith("wide.") else "deep"
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return output_bias_of(self.mlp)
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

@@ -93,7 +93,8 @@ def fit(
         out: folder for the model, card, curves and, while training, the checkpoint.
         resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends. A run that has
             ended there is read instead. Either must be this run, see `deeprec.train.identity`.
-        select: validation figure that chooses the epoch; the protocol's first by default.
+        select: validation figure that chooses the epoch; by default the protocol's first, of clicks log loss where
+            `judged_by` is "both".
         report_best_on_test: also evaluate the test part each epoch, only to report the best figure, labelled as such.
         on_progress: called with a `Progress` about ten times a second and at the end of every epoch.
         callbacks: `deeprec.train.Callback`s, loggers among them, told of the run as it goes on.
@@ -118,7 +119,7 @@ def fit(
     task.require(model)
     model.adapt(task.facts())
     directory = None if out is None else writable_directory(Path(out))
-    run = Run(task, seed, select or task.protocol.headline, told, target)
+    run = Run(task, seed, select or model.config.default_select(task.protocol), told, target)
     run.best_on_test = BestOnTest() if report_best_on_test else None
     if resume and directory is not None and (ended := finished_card(directory)) is not None:
         require_same_run(identity_of_card(ended), _identity(model, run), f"{directory} holds a finished run")

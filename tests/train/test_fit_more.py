@@ -118,7 +118,7 @@ def test_models_fitted_directly_learn_from_all_that_was_met(name: str, trained: 
     model, old = copy.deepcopy(trained[name]), trained[name]
     task = later_task(model, frames[1], "full")
     fit_more(model, task)
-    plain = create(name, **_options(name)).build(model.schema)
+    plain = create(name, config=model.config).build(model.schema)  # what the earlier rows chose stays
     train = task.train(0, joined=model.config.refit)
     plain.fit_directly(train)
     _same(model, plain)

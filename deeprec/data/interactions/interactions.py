@@ -27,17 +27,20 @@ class OfficialSplit:
         train_index, test_index: int64, disjoint row numbers.
         test_negatives: int32 [num_test, n] internal item ids to rank against each test row, or None.
         source: where the split comes from, for cards and messages.
+        validation_index: rows to choose the epoch by, disjoint from both, or None: the training rows give some.
     """
 
     train_index: Int64Array
     test_index: Int64Array
     test_negatives: Int32Array | None
     source: str = "official"
+    validation_index: Int64Array | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the row numbers and negatives."""
-        return _hash(self.train_index, self.test_index, self.test_negatives)
+        own = () if self.validation_index is None else (self.validation_index,)
+        return _hash(self.train_index, self.test_index, self.test_negatives, *own)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
