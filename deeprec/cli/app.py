@@ -72,7 +72,10 @@ _COMMANDS = {
         "tools:doctor",
         "Say which implementation serves each operator and why, what is installed, and which data sets were found.",
     ),
-    "data": ("data:app", "Data sets: which are known, where they are, and how to get them."),
+    "data": (
+        "data:app",
+        "Data sets: which are known, where they are, how to get them, and which files train, schema, predict take.",
+    ),
 }
 
 

@@ -71,12 +71,12 @@ class Bias(Recommender):
         Raises:
             ValueError: the data has no ratings.
         """
-        found = biases_of(train, self.config.of)
-        self.mean.fill_(found.mean)
-        self.users.copy_(torch.from_numpy(found.users + found.mean))
-        self.items.copy_(torch.from_numpy(found.items))
-        self.damping.fill_(found.damping)
-        self.limits.copy_(torch.tensor(found.limits))
+        estimate = biases_of(train, self.config.of)
+        self.mean.fill_(estimate.mean)
+        self.users.copy_(torch.from_numpy(estimate.users + estimate.mean))
+        self.items.copy_(torch.from_numpy(estimate.items))
+        self.damping.fill_(estimate.damping)
+        self.limits.copy_(torch.tensor(estimate.limits))
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings of `items` by `users`; shapes broadcast."""
@@ -101,7 +101,7 @@ class Bias(Recommender):
         if "user" not in _KINDS[self.config.of]:
             return self.history_rows(offsets, items)
         owners = owners_of(offsets, self.device)
-        errors = ratings.float() - self.mean - self.items[items.long()]
+        errors = ratings.float().clamp(*self.limits) - self.mean - self.items[items.long()]
         sums = errors.new_zeros(len(offsets) - 1).index_add_(0, owners, errors)
         return (self.mean + sums / (offsets.diff().to(sums) + self.damping),)
 

@@ -134,9 +134,9 @@ def item_neighbors(
         cosines[rows, start + rows] = 0.0
         nearness = cosines.astype(np.float32)
         order = np.lexsort((np.broadcast_to(places, nearness.shape), -nearness), axis=1)[:, :width]
-        found = np.take_along_axis(nearness, order, axis=1)
-        similarities[start : start + len(rows)] = found
-        neighbors[start : start + len(rows)] = np.where(found > 0, order, 0)
+        nearest = np.take_along_axis(nearness, order, axis=1)
+        similarities[start : start + len(rows)] = nearest
+        neighbors[start : start + len(rows)] = np.where(nearest > 0, order, 0)
     return neighbors, similarities
 
 

@@ -71,8 +71,8 @@ class SLIM(HistoryRecommender):
         gram, own = _gram(offsets, items, len(self.weight_offsets) - 1)
         solve = host_function("slim_columns") or _columns
         penalties, device = (self.config.l1, self.config.l2), self.device
-        found = solve(*gram, own, *penalties, _SWEEPS, _TOLERANCE, 0, len(own), torch.get_num_threads())
-        columns = (torch.from_numpy(array).to(device) for array in found)
+        solved = solve(*gram, own, *penalties, _SWEEPS, _TOLERANCE, 0, len(own), torch.get_num_threads())
+        columns = (torch.from_numpy(array).to(device) for array in solved)
         self.weight_offsets, self.weight_items, self.weights = columns
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -131,7 +131,7 @@ def _columns(
     threads: int,
 ) -> Lists:
     """What csrc/host/slim.cpp does, where there is no compiler; `threads` means nothing here."""
-    found: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+    solved: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
     slopes, weights = np.zeros(len(own), np.float32), np.zeros(len(own), np.float32)
     for target in range(start, stop):
         row = slice(offsets[target], offsets[target + 1])
@@ -150,9 +150,9 @@ def _columns(
             if largest < tolerance:
                 break
         kept = candidates[weights[candidates] != 0]
-        found.append((kept, weights[kept]))
+        solved.append((kept, weights[kept]))
         weights[candidates] = 0.0
-    ends = np.cumsum([0, *(len(kept) for kept, _ in found)], dtype=np.int64)
+    ends = np.cumsum([0, *(len(kept) for kept, _ in solved)], dtype=np.int64)
     none: tuple[Any, Any] = (np.zeros(0, np.int32), np.zeros(0, np.float32))
-    ids, values = (np.concatenate([each[n] for each in (none, *found)]) for n in (0, 1))
+    ids, values = (np.concatenate([each[n] for each in (none, *solved)]) for n in (0, 1))
     return ends, ids, values

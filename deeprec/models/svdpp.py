@@ -201,7 +201,7 @@ class SVDPlusPlus(Recommender):
         codes, levels = self.history_rows(offsets, items)
         owners = owners_of(offsets, items.device)
         learned = (codes[owners] * self.items.detach()[items]).sum(1)
-        errors = ratings.to(learned) - self.mean - self._item_levels()[items] - self.noise * learned
+        errors = ratings.to(learned).clamp(*self.limits) - self.mean - self._item_levels()[items] - self.noise * learned
         counts = to_device(offsets, items.device).diff().to(errors)
         sums = errors.new_zeros(len(codes)).index_add_(0, owners, errors)
         return codes, levels + (sums / (counts + self.damping)).unsqueeze(1)

@@ -183,7 +183,7 @@ def test_figures_go_into_tables(trained, deeprec, tmp_path) -> None:
     assert json.loads(other.stdout)["metrics"]
     frame = pl.read_csv(rows)
     assert frame["protocol"].to_list() == ["ncf", "ncf ties=authors"]
-    assert frame["options"][0] == "epochs=2 batch_size=512 factors=4"
+    assert frame["options"][0] == "epochs=2 batch_size=512 lr=0.005 patience=5 factors=4"
     assert frame["hr@10"][0] == read_card(directory).metrics["hr@10"]
     assert deeprec("compare", directory, "--table", means).exit_code == 0
     assert json.loads(means.read_text())[0]["hr@10"] == frame["hr@10"][0]

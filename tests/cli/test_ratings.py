@@ -93,7 +93,7 @@ def test_pairs_that_cannot_be_rated_are_named(trained: Path, deeprec, tmp_path: 
             ("predict", "--input", "pairs.csv", "--output", "out.csv", "--format", "csv"),
             "--format goes with click models",
         ),
-        (("predict", "--input", "pairs.dat", "--output", "out.csv"), "go with .parquet, .csv and .tsv input"),
+        (("predict", "--input", "pairs.dat", "--output", "out.csv"), "no file pairs.dat"),
         (("recommend", "--user", "1", "--ratings", "5"), "--ratings goes with --history"),
         (("recommend", "--history", "1,2", "--ratings", "5"), "one finite number for each item"),
         (("recommend", "--history", "1", "--ratings", "good"), "--ratings must be numbers such as 5,3, got good"),

@@ -52,7 +52,7 @@ class Toy(NamedTuple):
 ALL = {
     toy.line[0]: toy
     for toy in (
-        Toy(("toy-pairs", "toys.pairs:BPR"), {"epochs": 20, "lr": 0.05}, "full", "ndcg@10"),
+        Toy(("toy-pairs", "toys.pairs:ToyBPR"), {"epochs": 20, "lr": 0.05}, "full", "ndcg@10"),
         Toy(("toy-ratings", "toys.ratings:Biases"), {"epochs": 30, "lr": 0.1}, "rating", "rmse"),
         Toy(("toy-log", "toys.log:Logistic"), {"epochs": 4, "batch_size": 256}, "click", "auc"),
         Toy(("toy-sequence", "toys.sequence:LastItems"), {"epochs": 20, "lr": 0.05}, "next-item", "ndcg@10"),

@@ -370,11 +370,14 @@ def main() -> None:
                 found[name]["epoch"] = measured(lambda m=model, o=chosen, b=batches: train_epoch(m, o, b, 0))
                 found[name]["checkpoint"] = checkpoint(name)
         for name in filter(is_asked, models.click_models()):
-            optimizers = models.config_class(name).optimizers
+            kind = models.model_class(name)
+            optimizers = kind.config_class.optimizers if kind.trains_by_gradient else ()
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
             if "step_in_backward" in taken_options(models.config_class(name)):
                 steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
-            found[name] = {"steps": steps, "serving": click_serving(name), "checkpoint": checkpoint(name)}
+            found[name] = {"steps": steps, "serving": click_serving(name)}
+            if optimizers:
+                found[name]["checkpoint"] = checkpoint(name)
     json.dump(found, sys.stdout)
 
 

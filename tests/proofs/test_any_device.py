@@ -141,7 +141,7 @@ def test_checkpoint_of_one_device_goes_on_on_another(found: dict[str, Any], name
     assert set(result["state"]) <= {"shadow", "cpu"}  # torch keeps its counts of steps on the CPU
 
 
-@pytest.mark.parametrize("name", sorted({*TRAINED, *models.click_models()}))
+@pytest.mark.parametrize("name", [name for name in models.names() if models.model_class(name).trains_by_gradient])
 def test_step_keeps_to_its_budget(found: dict[str, Any], name: str) -> None:
     require_budget(name, found[name]["steps"])
 

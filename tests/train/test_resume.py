@@ -63,7 +63,7 @@ def _interrupted(model: Any, data: Interactions, out: Path, **options: Any) -> N
 
 CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"epochs": 3}, {}, "config.epochs is 2 there and 3 here"),
-    ({"lr": 0.5}, {}, "config.lr is 0.001 there and 0.5 here"),
+    ({"lr": 0.5}, {}, "config.lr is 0.005 there and 0.5 here"),
     ({}, {"seed": 9}, "seed is 0 there and 9 here"),
     ({}, {"protocol": "random"}, "protocol.holdout is 'leave_one_out' there and 'random' here"),
     ({}, {"select": "ndcg@10"}, "select is 'hr@10' there and 'ndcg@10' here"),
@@ -228,7 +228,7 @@ def test_click_models_read_finished_runs_too(tmp_path: Path) -> None:
     assert again.was_finished
     frame, _ = synthetic_clicks(rows=20, fields=2, numerics=2)
     assert np.array_equal(model.predict(frame), first.model.predict(frame))
-    with pytest.raises(ValueError, match=r"finished run of other settings: config\.lr is 0.1 there and 0.2 here"):
+    with pytest.raises(ValueError, match=r"finished run of other settings: config\.lr is 0.3 there and 0.2 here"):
         fit(models.LR(epochs=1, lr=0.2), log, out=tmp_path, resume=True)
     other = load_clicks("synthetic", rows=601, fields=2, numerics=2)
     with pytest.raises(ValueError, match=r"data\.sha256"):

@@ -69,6 +69,11 @@ def normalise_ids(series: pl.Series) -> pl.Series:
         is_odd = np.abs(numbers) >= largest
         if is_odd.any():
             row = int(is_odd.argmax())
+            if np.isinf(numbers[row]):
+                raise TypeError(
+                    f"{series.name} ids: integers or strings are required of {dtype}, got {numbers[row]} in row {row}; "
+                    "drop the row, or give it an id"
+                )
             raise TypeError(
                 f"{series.name} ids: whole numbers below 2^{int(np.log2(largest))} or strings are required of {dtype}, "
                 f"got {numbers[row]:.17g} in row {row}, which has lost digits; read the column as text or as integers "

@@ -174,18 +174,18 @@ def _known(values: list[Any]) -> tuple[list[Any], set[str]]:
     """The values, None where they are missing, scalars of NumPy as Python's; and which kinds there are."""
     types = set(map(type, values))
     kinds = {each: _kind(each) for each in types}
-    found = set(kinds.values()) - {"missing"}
+    present = set(kinds.values()) - {"missing"}
     if any(issubclass(each, np.generic) for each in types):
         values = [value.item() if isinstance(value, np.generic) else value for value in values]
     if "missing" in kinds.values():
         values = [None if kinds.get(type(value)) == "missing" else value for value in values]
-    if "number" in found and len(found) > 1:  # pandas puts NaN where there is nothing
+    if "number" in present and len(present) > 1:  # pandas puts NaN where there is nothing
         values = [None if isinstance(value, float) and value != value else value for value in values]
         if not any(_kind(type(value)) == "number" for value in values):
-            found.discard("number")
-    if found == {"time"}:
-        found = {"time" if value.tzinfo is None else "time with a zone" for value in values if value is not None}
-    return values, found
+            present.discard("number")
+    if present == {"time"}:
+        present = {"time" if value.tzinfo is None else "time with a zone" for value in values if value is not None}
+    return values, present
 
 
 def _kind(kind: type) -> str:

@@ -31,7 +31,7 @@ class BPRConfig(TrainConfig):
     factors: int = 8
 
 
-class BPR(Recommender):
+class ToyBPR(Recommender):
     """score(u, i) = p_u . q_i."""
 
     name = "toy-pairs"
