@@ -3,12 +3,12 @@
     python -m bench.click_comparison [--set frappe ...] [--contender deepfm ...] [--side deeprec ...] [--table]
 
 Each contender of each log gets the same number of trials: its library's defaults, then random points of its space
-(`bench/click_contenders.py`). A trial sees the train and the validation rows alone. The one with the best validation AUC
-is then trained with each seed, and only those runs are measured on the test rows.
+(`bench/click_contenders.py`). A trial sees the train and the validation rows alone. The one with the best validation
+AUC is then trained with each seed, and only those runs are measured on the test rows.
 
-Every trial runs in a process of its own and is kept at once, in results/click-comparison/SET/CONTENDER.json, so that the
-same command goes on where it was stopped. `--table` writes the table of results/README.md from what is there. DeepCTR-
-Torch and LightGBM must be importable: `make bench` installs them.
+Every trial runs in a process of its own and is kept at once, in results/click-comparison/SET/CONTENDER.json, so that
+the same command goes on where it was stopped. `--table` writes the table of results/README.md from what is there.
+DeepCTR-Torch and LightGBM must be importable: `make bench` installs them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Record:
     """The file of a contender on a log: what was tried and what came of it.
 
     Attributes:
-        values: "set", "contender", "code", "data", "trials" (each "options", "seed" and "validation", "epoch", "seconds" or
-            "failed"), "chosen" (the number of one of them), "runs" (each "seed", "validation", "test", ...).
+        values: "set", "contender", "code", "data", "trial_rows", "run_rows", "trials" (each "options", "seed" and
+            "validation", "epoch", "seconds" or "failed"), "chosen" (the number of one of them), "runs" (each "seed",
+            "validation", "test", "epoch", "seconds").
     Raises:
         ValueError: what is there was measured with other code or other rows.
     """
@@ -115,8 +116,8 @@ def in_own_process(contender: Contender, log: ClickLog, options: Options, seed: 
     """The outcome of a training in a process of its own; {"failed": why} where it raised.
 
     Raises:
-        RuntimeError: the process ended without a word, such as one that was killed; nothing is kept, so the same command
-            tries again.
+        RuntimeError: the process ended without a word, such as one that was killed; nothing is kept, so the same
+            command tries again.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -150,7 +151,7 @@ def _code(contender: Contender) -> str:
     return version({"deepctr": "deepctr-torch", "lightgbm": "lightgbm"}[contender.side])
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def table(directory: Path) -> str:

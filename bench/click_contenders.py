@@ -1,8 +1,8 @@
 """Who takes part in the comparison of clicks: how each is trained, and the options that it is tried with.
 
-Every contender trains on a log's train rows, chooses its epoch (round) by the AUC of the validation rows, and returns its
-figures of the validation and the test part. A trial is a point of the unit cube, and a contender's space makes options
-of it, so that the n-th trial of each has the same place in spaces of the same kind.
+Every contender trains on a log's train rows, chooses its epoch (round) by the AUC of the validation rows, and returns
+its figures of the validation and the test part. A trial is a point of the unit cube, and a contender's space makes
+options of it, so that the n-th trial of each has the same place in spaces of the same kind.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _network(point: Point) -> Options:
     }
 
 
-# -- ours ---------------------------------------------------------------------------------------------------------------
+# -- ours --------------------------------------------------------------------------------------------------------------
 
 
 def _ours(name: str) -> Callable[[ClickLog, Options, int], Outcome]:
@@ -137,7 +137,7 @@ def _lr_space(point: Point) -> Options:
     }
 
 
-# -- DeepCTR-Torch ------------------------------------------------------------------------------------------------------
+# -- DeepCTR-Torch -----------------------------------------------------------------------------------------------------
 
 _DEEPCTR_DEFAULTS: Options = {
     "lr": 0.001,
@@ -244,7 +244,7 @@ def _deepctr_inputs(log: ClickLog, part: ClickPart) -> dict[str, NDArray[Any]]:
     return found | {name: part.values[:, n] for n, name in enumerate(log.inputs.numerics)}
 
 
-# -- LightGBM and what is simpler ---------------------------------------------------------------------------------------
+# -- LightGBM and what is simpler --------------------------------------------------------------------------------------
 
 _MOST_BAG_COLUMNS = 100
 
@@ -311,7 +311,7 @@ def _best_column(log: ClickLog, options: Options, seed: int) -> Outcome:
     return best
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------
+# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def _logits(probabilities: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The logs of the comparison of clicks: those that are known by name, and the impressions of news of the MIND extract."""
+"""The logs of the comparison of clicks: those known by name, and the impressions of news of the MIND extract."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ LOGS: dict[str, Callable[[str | None], ClickLog]] = {
     "adult": _known("adult"),
     "criteo-mini": _known("criteo-mini"),
     "mind": _mind,
-    "frappe": _known("frappe"),
     "ml-1m": _known("ml-1m-clicks"),
+    "frappe": _known("frappe"),
 }
 # Train rows of a trial and of the runs with seeds, drawn at random; all of them elsewhere.
-TRIAL_ROWS = {"frappe": 100_000, "ml-1m": 100_000}
-RUN_ROWS = {"ml-1m": 200_000}
+TRIAL_ROWS = {"frappe": 50_000, "ml-1m": 50_000}
+RUN_ROWS = {"ml-1m": 100_000}
 
 
 def with_train_rows(log: ClickLog, count: int | None) -> ClickLog:

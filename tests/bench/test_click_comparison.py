@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_was_stopped(log: ClickLog, toy: str, tmp_path: Path
 
 def test_other_rows_do_not_join_a_record(log: ClickLog, toy: str, tmp_path: Path) -> None:
     comparison.compare("adult", toy, log, 1, tmp_path)
-    with pytest.raises(ValueError, match="data is .* remove the file"):
+    with pytest.raises(ValueError, match=r"data is .* remove the file"):
         comparison.compare("adult", toy, with_train_rows(log, 500), 1, tmp_path)
 
 
@@ -105,8 +105,9 @@ def test_every_side_gets_the_same_points() -> None:
 def test_contenders_train(log: ClickLog, name: str) -> None:
     who = CONTENDERS[name]
     for options in (who.defaults, who.space(point_of(1)) if who.space else {}):
-        outcome = timed(replace(who), with_train_rows(log, 300), options, 1)
-        assert 0.4 < outcome["test"]["auc"] < 1 and outcome["test"]["log_loss"] < 2 and outcome["seconds"] >= 0
+        outcome = timed(who, with_train_rows(log, 300), options, 1)
+        assert 0.4 < outcome["test"]["auc"] < 1
+        assert outcome["test"]["log_loss"] < 2
 
 
 def test_the_table_has_the_best_first(log: ClickLog, toy: str, tmp_path: Path) -> None:
@@ -118,7 +119,8 @@ def test_the_table_has_the_best_first(log: ClickLog, toy: str, tmp_path: Path) -
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- click comparison -->\nold\n<!-- end of click comparison -->\nb\n")
     comparison.write_page(tmp_path, page)
-    assert page.read_text().startswith("a\n<!-- click comparison -->\n| log |") and "old" not in page.read_text()
+    assert page.read_text().startswith("a\n<!-- click comparison -->\n| log |")
+    assert "old" not in page.read_text()
 
 
 def test_impressions_become_rows_cut_by_time(tmp_path: Path) -> None:
