@@ -104,7 +104,7 @@ def compare(name: str, contender: str, log: ClickLog, trials: int, directory: Pa
             if "failed" in outcome:
                 raise RuntimeError(f"{name} {contender} seed {seed}: {outcome['failed']}")
             record.add("runs", {"seed": seed, **outcome})
-            print(f"{name} {contender} seed {seed}: {outcome}", flush=True)
+            print(f"{name} {contender} seed {seed}: {without_test(outcome)}", flush=True)
 
 
 def without_test(outcome: Outcome) -> Outcome:
