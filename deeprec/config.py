@@ -7,17 +7,20 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from deeprec._suggest import did_you_mean
-from deeprec.contract import OptimizerOptions
+from deeprec.contract import Facts, OptimizerOptions
 from deeprec.registry import TAKEN, config_class, may_take, model_class, names
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OPTIMIZERS = ("adam", "lazy-adam", "adagrad", "sgd")
 FULL_BATCH_OPTIMIZERS = ("rprop", "lbfgs")  # they need the gradient of all data in one step
@@ -43,6 +46,19 @@ class Only(NamedTuple):
     options: tuple[str, ...]
     needs: str
     holds: Callable[[Any], bool]
+
+
+class ByData(NamedTuple):
+    """The default of an option that depends on the data, for a training that was not given the option.
+
+    Attributes:
+        choose: its value, from the facts of the training rows and an object with all options as attributes: those
+            given, those chosen before it, and the defaults of the class.
+        how: the rule in words, such as "such that an epoch has 50 steps, from 64 to 4096".
+    """
+
+    choose: Callable[[Facts, Any], Any]
+    how: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,8 @@ class TrainConfig:
             lambda config: config.optimizer not in FULL_BATCH_OPTIMIZERS,
         ),
     )
+    # Options whose default depends on the data where `fit` trains; they add up over the base classes, in this order.
+    by_data: ClassVar[Mapping[str, ByData]] = {}
     compiles: ClassVar[bool] = False  # whether there is a dense part beside the kernels
     groups: ClassVar[tuple[str, ...]] = ("",)  # of parameters, see `optimizer_options`
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
@@ -111,6 +129,26 @@ class TrainConfig:
         """How a group of the model's `parameter_groups` is trained."""
         start = getattr(self, "adagrad_start", 0.0)
         return OptimizerOptions(self.optimizer, self.lr, weight_decay=self.weight_decay, start=start)
+
+    def patience_figures(self, select: str) -> tuple[str, ...]:
+        """The validation figures for which `patience` waits, `select` being the one that chooses the epoch."""
+        return (select,)
+
+    def default_select(self, protocol: Any) -> str:
+        """The validation figure that chooses the epoch where the caller names none."""
+        headline: str = protocol.headline
+        return headline
+
+    def for_data(self, facts: Facts, given: Collection[str]) -> tuple[Self, tuple[str, ...]]:
+        """This config with the options that are not `given` chosen by the data, and the names of those chosen."""
+        values = SimpleNamespace(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        chosen = {}
+        for name, rule in defaults_by_data(type(self)).items():
+            # A choice may give others their meaning or take it: what has no effect now keeps its default.
+            if name not in given and name not in dict(ineffective(type(self), values)):
+                chosen[name] = rule.choose(facts, values)
+                setattr(values, name, chosen[name])
+        return dataclasses.replace(self, **chosen), tuple(chosen)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -155,6 +193,15 @@ class TrainConfig:
             if value != defaults[name]:
                 remedy = f"leave it out, or take {needs}" if needs else _users_of(name)
                 raise ValueError(f"{type(self).__name__}: {name} has no effect here, got {value!r}; {remedy}")
+
+
+def defaults_by_data(config_class: type[TrainConfig]) -> dict[str, ByData]:
+    """The rules for options whose default depends on the data, by option; a class's own win over its base's."""
+    rules: dict[str, ByData] = {}
+    for owner in reversed(config_class.__mro__):
+        rules |= vars(owner).get("by_data", {})
+    unused = unused_options(config_class)
+    return {name: rule for name, rule in rules.items() if name not in unused}
 
 
 def ineffective(config_class: type[TrainConfig], values: Any) -> Iterator[tuple[str, str]]:

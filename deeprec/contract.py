@@ -165,6 +165,29 @@ class OptimizerOptions(NamedTuple):
     beta: float = 1.0
 
 
+class Facts(NamedTuple):
+    """What the training rows are like, as far as the default of an option may depend on it.
+
+    Attributes:
+        rows: interactions, ratings or rows of a log that are trained on.
+        users, items: how many of them have any; 0 for a log.
+        rating_range: smallest and largest rating; None without ratings.
+        rating_spread: standard deviation of the ratings; 0 without.
+        columns: of a log: fields, numerics and bags.
+        values: of a log: distinct values of its fields and bags, rows of the embedding tables.
+        positives: of a log: rows with label 1.
+    """
+
+    rows: int
+    users: int = 0
+    items: int = 0
+    rating_range: tuple[float, float] | None = None
+    rating_spread: float = 0.0
+    columns: int = 0
+    values: int = 0
+    positives: int = 0
+
+
 class Turn(NamedTuple):
     """What a player does with a batch: the loss whose gradients it takes, and the parameters that it steps.
 
@@ -189,6 +212,7 @@ class Trainable(Protocol):
         name: registered name.
         config: its options, a `deeprec.config.TrainConfig`.
         trains_by_gradient: False for a model that `fit_directly` fits.
+        chosen: names of the options that `adapt` chose by the data.
         takes: inputs of a run that it uses beside data and options; see `deeprec.registry.require_taken`.
     """
 
@@ -196,6 +220,10 @@ class Trainable(Protocol):
     config: Any
     trains_by_gradient: bool
     takes: frozenset[str]
+    chosen: tuple[str, ...]
+
+    def adapt(self, facts: Facts) -> None:
+        """Choose the options that nobody gave by what the training rows are like; before the model is built."""
 
     def task_for(self, data: Any, protocol: Any, schema: Any = None) -> Task:
         """The task of learning from `data`: Interactions, a log, a frame, a name, or a task that is there.
@@ -238,6 +266,15 @@ class Task(Protocol):
 
     def require(self, model: Any) -> None:
         """Raise ValueError unless the model can do the task, and every part that is needed holds rows."""
+
+    def facts(self) -> Facts:
+        """What the training rows are like; options that nobody gave may depend on it."""
+
+    def baselines(self) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+        """The simple methods that every result stands beside: label to the name of a model and its options."""
+
+    def for_baselines(self, seed: int) -> Task:
+        """The same task with as many training rows as a simple method needs; the test part is the same."""
 
     def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the model's parameters for the data, and give it what it keeps of it.

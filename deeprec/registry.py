@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _MODELS = {
     "afm": "deeprec.models.afm:AFM",
     "autorec": "deeprec.models.autorec:AutoRec",
+    "base-rate": "deeprec.models.base_rate:BaseRate",
+    "bias": "deeprec.models.bias:Bias",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",

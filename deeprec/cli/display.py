@@ -68,14 +68,16 @@ def _epoch_line(state: State) -> Text:
 
 
 def figures_table(card: Card) -> Any:
-    """Test figures of a card beside those of validation, and the labelled best on test."""
+    """Test figures of a card beside those of validation and of the baselines, and the labelled best on test."""
     columns = ["figure", "test", "validation"]
     best = card.best_on_test
     if best:
         columns.append(f"best on test (epoch {best['epoch']}; not a result)")
+    columns += list(card.baselines)
     chosen = f", epoch {card.epoch}" if card.epoch else ""
     rows = table(*columns, title=f"{card.model} on {card.data.get('name')}{chosen}", numbers=columns[1:])
     for name, value in card.metrics.items():
+        beside = [figure(figures.get(name)) for figures in card.baselines.values()]
         cells = [figure(value), figure(card.validation_metrics.get(name))]
-        rows.add_row(name, *cells, *([figure(best["metrics"].get(name))] if best else []))
+        rows.add_row(name, *cells, *([figure(best["metrics"].get(name))] if best else []), *beside)
     return rows

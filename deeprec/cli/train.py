@@ -133,6 +133,9 @@ def train_and_tell(
         say(("already finished:", "green"), f" {target}; nothing to resume")
     else:
         written = source.remember(target, task, request)
+        chosen = {name: result.card.config[name] for name in result.card.chosen}
+        if chosen:
+            say("by data   ", " ".join(f"{name}={value}" for name, value in chosen.items()))
         console().print(figures_table(result.card))
         files = [name for name in _FILES if (target / name).exists()]
         say(("done", "green"), f" in {seconds(result.card.seconds)}. Written to {target}: "

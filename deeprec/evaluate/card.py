@@ -37,11 +37,13 @@ class Card:
         data: name, sha256, users, items, interactions of the data set; split_sha256 where known; user_features_sha256
             and item_features_sha256 of the tables of side information that the model takes; start_sha256 of the weights
             that `fit_more` went on from, where it did.
+        chosen: names of the options whose value the data chose, see `deeprec.config.ByData`.
         protocol: `Protocol.as_dict()` of the resolved protocol.
         metrics: test figures of the epoch that validation chose, such as {"hr@10": 0.69}.
         seed: seed of the training.
         seconds: wall time of the training.
         validation_metrics: validation figures of the same epoch.
+        baselines: test figures of the simple methods on the same data, by label such as "popularity".
         best_on_test: {"epoch": n, "metrics": {...}}: what choosing the epoch on the test list would have shown; an
             inflated figure for comparison with papers that report it, never the result. None if not measured.
         samples_per_second: training samples (positives and negatives) a second, None if not measured.
@@ -62,6 +64,8 @@ class Card:
     seed: int
     seconds: float
     validation_metrics: Figures = field(default_factory=dict)
+    chosen: Sequence[str] = ()
+    baselines: Mapping[str, Figures] = field(default_factory=dict)
     best_on_test: Mapping[str, Any] | None = None
     samples_per_second: float | None = None
     epoch: int | None = None
@@ -77,6 +81,23 @@ class Card:
         plain = _plain(dataclasses.asdict(self))
         assert isinstance(plain, dict)
         return {"schema_version": plain.pop("schema_version"), **plain}
+
+    def beaten_by(self) -> list[str]:
+        """Where a baseline is better, in words, such as "rmse 0.99 is worse than 0.89 of user mean"; the best of them.
+
+        Looked at are the figure that chose the epoch and, of clicks, the log loss.
+        """
+        headline = self.select or next(iter(self.metrics), "")
+        worse = []
+        for name in (headline, *(["log_loss"] if headline != "log_loss" else [])):
+            mine, values = self.metrics.get(name), {k: figures.get(name) for k, figures in self.baselines.items()}
+            known = {label: value for label, value in values.items() if value is not None and math.isfinite(value)}
+            if mine is None or not known:
+                continue
+            best = min(known, key=lambda label: best_first(name, known[label]))
+            if not best_first(name, mine) <= best_first(name, known[best]):
+                worse.append(f"{name} {mine:.4g} is worse than {known[best]:.4g} of {best}")
+        return worse
 
     def write(self, path: str | Path) -> Path:
         """Write the card as JSON; `path` holds either the old or the whole new file at every moment.

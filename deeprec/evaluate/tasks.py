@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from deeprec.batches.log import LogBatch
-from deeprec.contract import Seen
+from deeprec.contract import Facts, Seen
 from deeprec.data import Interactions, Split, from_frame
 from deeprec.data import load as load_data
 from deeprec.data.clicks.log import ClickLog
@@ -29,6 +30,8 @@ from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.protocols import protocol as protocol_by_name
 
 _LOGIT_ROWS = 1 << 14
+_BASELINE_ROWS = 1 << 17
+_MEANS = {"global mean": "global", "user mean": "user", "item mean": "item", "biases": "both"}
 
 
 class InteractionTask:
@@ -83,6 +86,25 @@ class InteractionTask:
                 f"{model.name}: evaluate needs the data the model was trained on, got other users or items in "
                 f"{self.name!r}; train on it first"
             )
+
+    def facts(self) -> Facts:
+        """Of the training part."""
+        rows, ratings = self.split.train, self.split.train.ratings
+        users, items = (int(np.count_nonzero(counts)) for counts in (rows.user_counts(), rows.item_counts()))
+        if ratings is None or not len(ratings):
+            return Facts(len(rows), users, items)
+        bounds = float(ratings.min()), float(ratings.max())
+        return Facts(len(rows), users, items, bounds, float(ratings.std(dtype=np.float64)))
+
+    def baselines(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Popularity and item-KNN, or the means and biases of ratings."""
+        if self.protocol.task != "rating":
+            return {"popularity": ("popularity", {}), "item-knn": ("item-knn", {})}
+        return {label: ("bias", {"of": of}) for label, of in _MEANS.items()}
+
+    def for_baselines(self, seed: int) -> InteractionTask:
+        """Itself."""
+        return self
 
     def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the parameters for the users and items."""
@@ -189,9 +211,31 @@ class ClickTask:
     def require_fitted(self, model: Any) -> None:
         """Rows that do not fit the model's columns say so themselves."""
 
+    def facts(self) -> Facts:
+        """Of the training rows, those negatives left out that the protocol leaves out."""
+        part, inputs = self.log.parts["train"], self.log.inputs
+        rows = part.positives + round((len(part) - part.positives) * self.protocol.negative_rate)
+        columns = len(inputs.fields) + len(inputs.numerics) + len(inputs.bags)
+        values = sum(each.size for each in inputs.fields) + sum(each.size for each in inputs.bags)
+        return Facts(rows, columns=columns, values=values, positives=part.positives)
+
+    def baselines(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The share of clicks, and logistic regression."""
+        return {"base rate": ("base-rate", {}), "lr": ("lr", {})}
+
+    def for_baselines(self, seed: int) -> ClickTask:
+        """With a random part of the training rows where these are more than 2^17."""
+        part = self.log.parts["train"]
+        if len(part) <= _BASELINE_ROWS:
+            return self
+        parts = {**self.log.parts, "train": part.sampled(_BASELINE_ROWS, seed)}
+        return ClickTask(replace(self.log, parts=parts), self.protocol)
+
     def build(self, model: Any, generator: torch.Generator) -> bool:
         """Make the parameters for the columns, and hand over what encodes them."""
         model.build(self.log.inputs, generator)
+        facts = self.facts()
+        model.start_at(math.log((facts.positives + 0.5) / (facts.rows - facts.positives + 0.5)))
         model.encoder, model.negative_rate = self.log.encoder, self.protocol.negative_rate
         return False
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deeprec.config import Only, one_of
+from deeprec.config import ByData, Only, one_of
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import NETWORK, WIDTHS
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig
 from deeprec.nn.mlp import ACTIVATIONS, MLP
@@ -29,6 +31,7 @@ class NetworkConfig(ClickConfig):
     """
 
     compiles: ClassVar[bool] = True
+    by_data: ClassVar[Mapping[str, ByData]] = NETWORK
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("activation", "dropout"), "hidden layers", lambda config: len(config.hidden) > 0),
     )
@@ -59,6 +62,7 @@ class DeepConfig(NetworkConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("batch_norm",), "hidden layers", lambda config: len(config.hidden) > 0),
     )
+    by_data: ClassVar[Mapping[str, ByData]] = WIDTHS
 
     numerics: str = "embedding"
 
@@ -102,3 +106,8 @@ def network(
         precision=config.precision,
         generator=generator,
     )
+
+
+def output_bias_of(mlp: MLP) -> nn.Parameter | None:
+    """The bias [1] of the network's one output; None where the last hidden layer is the result."""
+    return None if mlp.output is None else mlp.output.bias

@@ -10,29 +10,32 @@ one input, pooled first; crosses have first-order weights only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.config import at_least
+from deeprec.config import ByData, at_least
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import VECTORS
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything, require_width, without_crosses
-from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
 from deeprec.nn.attention import PairAttention
 from deeprec.nn.dropout import Dropout
 
 
 @dataclass(frozen=True)
-class AFMConfig(ClickConfig):
-    """Attributes: those of `ClickConfig`, and
+class AFMConfig(FirstOrderConfig):
+    """Attributes: those of `FirstOrderConfig`, and
     attention_factor: A, width of the attention's hidden layer, >= 1.
     attention_l2: adds attention_l2 / 2 times the squared norm of the attention's W to the loss, >= 0.
     dropout: share of the pooled pairs that is dropped, in [0, 1).
     """
 
-    unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "precision")
+    unused: ClassVar[tuple[str, ...]] = (*FirstOrderConfig.unused, "precision")
+    by_data: ClassVar[Mapping[str, ByData]] = VECTORS
 
     factors: int = 16
     attention_factor: int = 16
@@ -69,6 +72,10 @@ class AFM(ClickModel):
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v."""
         return self.embeddings.embedding_tables()
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return self.linear.bias
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.batches.log import LogBatch, LogBatches
-from deeprec.config import OPTIMIZERS, Only, TrainConfig, at_least
+from deeprec.config import OPTIMIZERS, ByData, Only, TrainConfig, at_least, one_of
 from deeprec.contract import PREDICTS, OptimizerOptions
 from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Inputs
 from deeprec.device import Device
 from deeprec.evaluate.tasks import ClickTask
+from deeprec.models._click_defaults import FIRST_ORDER_LR, STEPS
+from deeprec.models._click_inputs import LinearTerms
 from deeprec.models.model import Model
 from deeprec.nn import EmbeddingCollection, FactorizationMachine
 from deeprec.nn._in_backward import OptimizerFactory
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ClickBatch: TypeAlias = LogBatch  # the name that users know
+FIRST_ORDER = "first-order"
+JUDGED_BY = ("headline", "both")
 TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 
 
@@ -46,8 +50,16 @@ class ClickConfig(TrainConfig):
         factors: D, width of the field embeddings, >= 1.
         embedding_l2: each step adds embedding_l2 / 2 times the squared norms of the rows it touches to the loss, >= 0.
         step_in_backward: the step of the tables is taken in the backward pass, and no gradient of theirs is stored.
+        start_at_base_rate: every logit starts at the log odds of the clicks among the training rows, not at 0.
+        judged_by: "headline": the protocol's first figure chooses the epoch, unless `select` names another, and
+            patience waits for it; "both": log loss chooses it, and patience waits for AUC or log loss to get better.
     """
 
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        "start_at_base_rate": ByData(lambda facts, options: True, "always"),
+        "judged_by": ByData(lambda facts, options: "both", "both"),
+        **STEPS,
+    }
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ftrl")
     unused: ClassVar[tuple[str, ...]] = ("num_negatives", "reduction", "weight_averaging", "refit")
     conditions: ClassVar[tuple[Only, ...]] = (
@@ -69,6 +81,8 @@ class ClickConfig(TrainConfig):
     factors: int = 10
     embedding_l2: float = 0.0
     step_in_backward: bool = False
+    start_at_base_rate: bool = False
+    judged_by: str = "headline"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -81,21 +95,35 @@ class ClickConfig(TrainConfig):
             ("embedding_l2", 0),
         ):
             at_least(self, name, least)
+        one_of(self, "judged_by", JUDGED_BY)
         if self.step_in_backward and (self.clip_norm or self.accumulate > 1):
             raise ValueError(
                 f"{type(self).__name__}: clip_norm and accumulate need gradients that are kept, got "
                 "step_in_backward=True; leave it out"
             )
-        if self.step_in_backward and self.embedding_l2:
+        self._not_in_backward("embedding_l2")
+
+    def _not_in_backward(self, name: str) -> None:
+        """Raise ValueError where an option is not 0 that steps in the backward pass leave no place for."""
+        if self.step_in_backward and getattr(self, name):
             raise ValueError(
-                f"{type(self).__name__}: embedding_l2 must be 0 with step_in_backward, got {self.embedding_l2}; leave "
-                "one of them out"
+                f"{type(self).__name__}: {name} must be 0 with step_in_backward, got {getattr(self, name)}; leave one "
+                "of them out"
             )
 
     def optimizer_options(self, group: str) -> OptimizerOptions:
         """How a group of `ClickModel.parameter_groups` is trained."""
         options = (self.optimizer, self.lr, self.l1, self.l2, self.weight_decay, self.adagrad_start)
         return OptimizerOptions(*options, self.ftrl_beta)
+
+    def patience_figures(self, select: str) -> tuple[str, ...]:
+        """By `judged_by`."""
+        return (select, "auc", "log_loss") if self.judged_by == "both" else (select,)
+
+    def default_select(self, protocol: Any) -> str:
+        """By `judged_by`."""
+        is_loss = self.judged_by == "both" and "log_loss" in protocol.metrics
+        return "log_loss" if is_loss else super().default_select(protocol)
 
     @property
     def ftrl_beta(self) -> float:
@@ -104,6 +132,32 @@ class ClickConfig(TrainConfig):
         Dividing gradients, beta, l1 and l2 by one number leaves FTRL's weights as they are.
         """
         return 1.0 / self.batch_size
+
+
+@dataclass(frozen=True)
+class FirstOrderConfig(ClickConfig):
+    """Options of a model that has a first-order weight of each value beside vectors.
+
+    Attributes:
+        first_order_lr: rate of FTRL for the first-order weights, whose steps are as large as the evidence, where Adam's
+            are as large for a value that was met once; 0: they are trained like the others.
+    """
+
+    groups: ClassVar[tuple[str, ...]] = ("", FIRST_ORDER)
+    by_data: ClassVar[Mapping[str, ByData]] = {"first_order_lr": FIRST_ORDER_LR}
+
+    first_order_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "first_order_lr", 0)
+        self._not_in_backward("first_order_lr")
+
+    def optimizer_options(self, group: str) -> OptimizerOptions:
+        """FTRL for "first-order"."""
+        if group != FIRST_ORDER:
+            return super().optimizer_options(group)
+        return OptimizerOptions("ftrl", self.first_order_lr, beta=self.ftrl_beta)
 
 
 def optimizers_of(config: Any) -> set[str]:
@@ -202,20 +256,44 @@ class ClickModel(Model):
         """The tables of embeddings, [R, D] each, that `embedding_l2` holds small; first-order weights are none."""
         return []
 
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0 [1], which is added to every logit; None where there is none."""
+        return None
+
+    @torch.no_grad()
+    def start_at(self, log_odds: float) -> None:
+        """Let every logit of the untrained model be near `log_odds`, if `start_at_base_rate` says so."""
+        bias = self.output_bias()
+        if self.config.start_at_base_rate and bias is not None:
+            bias.fill_(log_odds)
+
     def group_of(self, name: str) -> str:
         """The group of a parameter by its name; all of them are of one, "", unless the model says otherwise."""
         return ""
 
+    def first_order_weights(self) -> list[nn.Parameter]:
+        """The weights w of w x, a number for each value, beside the vectors."""
+        weights: list[nn.Parameter] = []
+        for layer in self.modules():
+            if isinstance(layer, FactorizationMachine):
+                weights += layer.linear_weights()
+            elif isinstance(layer, LinearTerms):
+                weights += layer.parameters()
+        return weights
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by how they are trained (`ClickConfig.optimizer_options`): "", or Wide & Deep's "wide" and "deep".
+        """Parameters by how they are trained (`ClickConfig.optimizer_options`): "" and "first-order", or Wide & Deep's.
 
         Without those whose step is taken in the backward pass.
         """
         stepped = {id(p) for layer in self._table_layers() if layer.optimizer is not None for p in _tables(layer)}
+        is_apart = getattr(self.config, "first_order_lr", 0.0) > 0
+        apart = {id(p) for p in self.first_order_weights()} if is_apart else set()
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and id(parameter) not in stepped:
-                groups.setdefault(self.group_of(name), []).append(parameter)
+                group = FIRST_ORDER if id(parameter) in apart else self.group_of(name)
+                groups.setdefault(group, []).append(parameter)
         return groups
 
     def step_in_backward(self, factories: Mapping[str, OptimizerFactory]) -> list[Any]:

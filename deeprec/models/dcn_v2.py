@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deeprec.config import at_least, one_of
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings
-from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
+from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 from deeprec.nn.cross import CrossNetwork
 
@@ -87,6 +87,10 @@ class DCNV2(ClickModel):
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of the fields and bags."""
         return [] if self.embeddings is None else self.embeddings.embedding_tables()
+
+    def output_bias(self) -> nn.Parameter | None:
+        """b."""
+        return output_bias_of(self.mlp) if self.output is None else self.output.bias
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

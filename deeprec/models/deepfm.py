@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FMTerms
-from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
-from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
 
 
 @dataclass(frozen=True)
-class DeepFMConfig(DeepConfig):
-    """Attributes: those of `DeepConfig`; with numerics "input" a numeric has a first-order weight but no pairs."""
+class DeepFMConfig(DeepConfig, FirstOrderConfig):
+    """Attributes: those of `DeepConfig` and `FirstOrderConfig`; with numerics "input" a numeric has a first-order
+    weight but no pairs.
+    """
 
     dropout: float = 0.5
 
@@ -45,6 +47,10 @@ class DeepFM(ClickModel):
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of V."""
         return self.terms.embedding_tables()
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return output_bias_of(self.mlp)
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

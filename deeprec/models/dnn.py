@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deeprec.data.columns.inputs import Inputs
 from deeprec.models._click_inputs import FieldEmbeddings
-from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
+from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
 
@@ -43,6 +43,10 @@ class DNN(ClickModel):
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of the fields and bags."""
         return [] if self.embeddings is None else self.embeddings.embedding_tables()
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return output_bias_of(self.mlp)
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

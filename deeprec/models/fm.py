@@ -10,16 +10,18 @@ mini-batches of any optimizer; libFM's groups of regularisation constants are `w
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.config import one_of
+from deeprec.config import ByData, one_of
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import VECTORS
 from deeprec.models._click_inputs import FMTerms, LinearTerms, Part, fm_tables, require_width, without_crosses
-from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
 from deeprec.nn import FactorizationMachine
 
 _logger = logging.getLogger("deeprec")
@@ -28,13 +30,14 @@ PAIRS = ("inputs", "entries")
 
 
 @dataclass(frozen=True)
-class FMConfig(ClickConfig):
-    """Attributes: those of `ClickConfig`; a numeric is a field with a value. And
+class FMConfig(FirstOrderConfig):
+    """Attributes: those of `FirstOrderConfig`; a numeric is a field with a value. And
     pairs: "inputs": of fields, numerics and pooled bags; "entries": of all ids, those of one bag too, which is what a
         log of a single bag (libSVM's format) needs.
     """
 
-    unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "precision")
+    unused: ClassVar[tuple[str, ...]] = (*FirstOrderConfig.unused, "precision")
+    by_data: ClassVar[Mapping[str, ByData]] = VECTORS
 
     pairs: str = "inputs"
 
@@ -67,6 +70,10 @@ class FM(ClickModel):
         """The tables of v."""
         return self.terms.embedding_tables()
 
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return self.terms.bias
+
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""
         self.check(batch)
@@ -91,6 +98,11 @@ class EntryTerms(nn.Module):
         numbers = tuple(number for number, field in enumerate(inputs.fields) if field.is_cross)
         crosses = Part(inputs, numbers, False, tuple(bag for bag in inputs.bags if bag.is_cross))
         self.rest = LinearTerms(crosses, bias=False) if crosses.width else None
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return self.fm.bias
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v, [R, D] each."""

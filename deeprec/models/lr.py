@@ -8,13 +8,16 @@ bias is a weight like the others, under L1 too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deeprec.config import ByData
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import LINEAR_LR
 from deeprec.models._click_inputs import LinearTerms, everything
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
@@ -24,6 +27,7 @@ class LRConfig(ClickConfig):
     """Attributes: those of `ClickConfig`; there are no embeddings and no matrix products."""
 
     unused: ClassVar[tuple[str, ...]] = (*ClickConfig.unused, "factors", "embedding_l2", "precision")
+    by_data: ClassVar[Mapping[str, ByData]] = {"lr": LINEAR_LR}
 
     optimizer: str = "ftrl"
     lr: float = 0.1
@@ -38,6 +42,10 @@ class LR(ClickModel):
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         self.linear = LinearTerms(everything(inputs), bias=True)
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return self.linear.bias
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

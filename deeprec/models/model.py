@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from operator import gt
 from pathlib import Path
@@ -21,6 +22,7 @@ from deeprec.contract import (
     RECOMMENDS,
     SIMILAR_ITEMS,
     Batches,
+    Facts,
     Task,
     Turn,
 )
@@ -46,6 +48,7 @@ class Model(WholeTables):
         options: fields of the model's config class.
     Attributes:
         config: its options.
+        chosen: names of those that the data of the last `fit` chose.
     Raises:
         ValueError: an unknown option (with the nearest name) or one out of range.
     """
@@ -66,10 +69,26 @@ class Model(WholeTables):
     ) -> None:
         super().__init__()
         self.config: Any = make_config(self.config_class, config, options)
+        self.chosen: tuple[str, ...] = ()
+        self.hold(self.config)
+        if config is None:
+            self._given = frozenset(options)  # what is left out may be chosen by the data
         setattr(self, self.sizes, None)
         self._fitted_on: Task | None = None
         if sizes is not None:
             self.build(sizes, generator)
+
+    def adapt(self, facts: Facts) -> None:
+        """Choose the options that nobody gave by what the training rows are like; `fit` does so before it builds.
+
+        A second `fit` chooses anew. Options given by name, and all of a `config`, stay.
+        """
+        self.config, self.chosen = self._asked.for_data(facts, self._given)
+
+    def hold(self, config: TrainConfig) -> None:
+        """Go on with a config as it is: no `fit` changes it by the data from now on."""
+        self.config = self._asked = config
+        self._given = frozenset(field.name for field in dataclasses.fields(config))
 
     @trained
     def build(self, sizes: Any, generator: torch.Generator | None = None) -> Self:

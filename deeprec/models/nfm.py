@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from deeprec.data.columns.inputs import Inputs
 from deeprec.kernels.fm_interaction import bi_interaction
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything, require_width, without_crosses
-from deeprec.models._deep import NetworkConfig, network
-from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
+from deeprec.models._deep import NetworkConfig, network, output_bias_of
+from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
 from deeprec.nn.dropout import Dropout
 from deeprec.nn.mlp import BatchNorm
 
 
 @dataclass(frozen=True)
-class NFMConfig(NetworkConfig):
-    """Attributes: those of `NetworkConfig`, `batch_norm` also for the pooled products, and
+class NFMConfig(NetworkConfig, FirstOrderConfig):
+    """Attributes: those of `NetworkConfig` and `FirstOrderConfig`, `batch_norm` also for the pooled products, and
     interaction_dropout: share of the pooled products that is dropped, in [0, 1).
     """
 
@@ -65,6 +65,10 @@ class NFM(ClickModel):
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v."""
         return self.embeddings.embedding_tables()
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return output_bias_of(self.mlp)
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

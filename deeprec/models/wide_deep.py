@@ -11,17 +11,19 @@ which the paper says nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.config import Only, at_least, one_of
+from deeprec.config import ByData, Only, at_least, one_of
 from deeprec.contract import OptimizerOptions
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_defaults import WIDE_LR
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
-from deeprec.models._deep import DeepConfig, deep_input, deep_part, network
+from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 
 
@@ -37,6 +39,7 @@ class WideDeepConfig(DeepConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("wide_l1", "wide_l2"), "wide_optimizer=ftrl", lambda config: config.wide_optimizer == "ftrl"),
     )
+    by_data: ClassVar[Mapping[str, ByData]] = {"wide_lr": WIDE_LR}
 
     factors: int = 32
     hidden: tuple[int, ...] = (1024, 512, 256)
@@ -85,6 +88,10 @@ class WideDeep(ClickModel):
     def group_of(self, name: str) -> str:
         """ "wide" or "deep"."""
         return "wide" if name.startswith("wide.") else "deep"
+
+    def output_bias(self) -> nn.Parameter | None:
+        """w_0."""
+        return output_bias_of(self.mlp)
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""

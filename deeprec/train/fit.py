@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -17,7 +18,8 @@ from deeprec._files import remove_unfinished, then_resume
 from deeprec.contract import Task
 from deeprec.device import Device, placed, resolve_device
 from deeprec.evaluate import Card
-from deeprec.registry import require_taken
+from deeprec.evaluate.card import Figures
+from deeprec.registry import create, require_taken
 from deeprec.serve.folder import save
 from deeprec.surroundings import served, trained
 from deeprec.train.callbacks import Progress, RunInfo, as_callbacks
@@ -33,6 +35,7 @@ from deeprec.train.identity import (
 )
 from deeprec.train.loop import ENTRY, BestOnTest, Run, Stage, train_stage
 
+_log = logging.getLogger("deeprec")
 _REFIT, _PRETRAIN = "refit", "pretrain-"
 
 
@@ -72,6 +75,7 @@ def fit(
     callbacks: Any = (),
     device: Device = "auto",
     schema: Any = None,
+    baselines: bool = True,
 ) -> FitResult:
     """Train `model` and measure it.
 
@@ -87,7 +91,8 @@ def fit(
         out: folder for the model, card, curves and, while training, the checkpoint.
         resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends. A run that has
             ended there is read instead. Either must be this run, see `deeprec.train.identity`.
-        select: validation figure that chooses the epoch; the protocol's first by default.
+        select: validation figure that chooses the epoch; by default the protocol's first, of clicks log loss where
+            `judged_by` is "both".
         report_best_on_test: also evaluate the test part each epoch, only to report the best figure, labelled as such.
         on_progress: called with a `Progress` about ten times a second and at the end of every epoch.
         callbacks: `deeprec.train.Callback`s, loggers among them, told of the run as it goes on.
@@ -95,6 +100,8 @@ def fit(
             initial weights, the order and the negatives are the same on every device, and a run that was interrupted
             on one goes on on another. Batches are brought there while the step before is computed.
         schema: what the columns of a file or frame of clicks mean, a `deeprec.data.FeatureSchema`.
+        baselines: measure the simple methods of the task beside it (popularity and item-KNN; means and biases; the base
+            rate and logistic regression), for the card; where one is better, a warning says so.
     Raises:
         ValueError: unusable data or options, no such device, or `out` belongs to another run.
         CallbackError: a callback failed; the last checkpoint is whole.
@@ -108,8 +115,9 @@ def fit(
     require_taken(type(model), given, "fit")
     task: Task = model.task_for(data, protocol, schema=schema)
     task.require(model)
+    model.adapt(task.facts())
     directory = None if out is None else writable_directory(Path(out))
-    run = Run(task, seed, select or task.protocol.headline, told, target)
+    run = Run(task, seed, select or model.config.default_select(task.protocol), told, target)
     run.best_on_test = BestOnTest() if report_best_on_test else None
     if resume and directory is not None and (ended := finished_card(directory)) is not None:
         require_same_run(identity_of_card(ended), _identity(model, run), f"{directory} holds a finished run")
@@ -125,12 +133,12 @@ def fit(
     options, epochs = asdict(model.config), model.config.epochs
     info = RunInfo(model.name, options, data_there, rule, seed, str(target), directory, epochs, is_resumed)
     with told.running(info), torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
-        result = _train_and_measure(model, run, directory, resume)
+        result = _train_and_measure(model, run, directory, resume, baselines)
         told.on_end(result.card, directory)
     return result
 
 
-def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: bool) -> FitResult:
+def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: bool, baselines: bool) -> FitResult:
     task, started = run.task, time.perf_counter()
     stage = _fit_stage(model, run, directory, resume)
     entries = stage.history
@@ -140,6 +148,7 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
         entries = entries + [{**entry, "refit": 1.0} for entry in again.history]
     # A resumed run counts the epochs of its earlier parts too.
     seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in entries))
+    beside = baseline_figures(model.name, run) if baselines else {}
     task.adopt(model)
     card = Card(
         model=model.name,
@@ -150,6 +159,8 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
         seed=run.seed,
         seconds=seconds,
         validation_metrics=stage.validation_metrics or _validation_metrics(stage),
+        chosen=model.chosen,
+        baselines=beside,
         best_on_test=run.best_on_test.best if run.best_on_test is not None else None,
         samples_per_second=float(np.nanmedian([e["samples_per_second"] for e in entries])) if entries else None,
         epoch=stage.best_epoch if entries else None,
@@ -157,12 +168,32 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
         history=entries,
         device=str(run.device),
     )
+    for line in card.beaten_by():
+        _log.warning("fit: %s on %s: %s; serve that, or give options (see `deeprec models %s`)",
+                     model.name, task.name, line, model.name)  # fmt: skip
     if directory is not None:
         save(model, directory, card=card)
         plot_curves(entries, directory / "curves.png", title=f"{model.name} on {task.name}")
         task.draw(model, directory)
         _clean_up(directory)
     return FitResult(model, card, entries, directory)
+
+
+def baseline_figures(name: str, run: Run) -> dict[str, Figures]:
+    """Test figures of the simple methods of a run's task, by label, but for the model `name` itself.
+
+    One that cannot be had, such as item-KNN over more items than memory holds, is left out with a line in the log.
+    """
+    figures: dict[str, Figures] = {}
+    for label, (baseline, options) in run.task.baselines().items():
+        if baseline == name:
+            continue
+        try:
+            simple, task = create(baseline, **options), run.task.for_baselines(run.seed)
+            figures[label] = fit(simple, task, seed=run.seed, device=str(run.device), baselines=False).card.metrics
+        except (ValueError, MemoryError) as error:
+            _log.warning("fit: the baseline %s is left out: %s", label, error)
+    return figures
 
 
 def require_seed(seed: Any) -> int:

@@ -199,7 +199,7 @@ class _Loop:
         """All epochs that are left; the model has the chosen one's weights then."""
         stage, patience = self.stage, self.config.patience
         while stage.epoch < stage.epochs and not stage.is_stopped:
-            if patience and stage.chooses and stage.epoch - stage.best_epoch >= patience:
+            if patience and stage.chooses and stage.epoch - self._last_better() >= patience:
                 break
             entry = self.epoch(tracker)
             stage.epoch += 1
@@ -209,6 +209,15 @@ class _Loop:
             self._keep(tracker)
             self._report(entry, metrics, is_best)
         self.model.load_state_dict(self.best)
+
+    def _last_better(self) -> int:
+        """The last epoch after which a figure that patience waits for was better than ever before."""
+        stage, last = self.stage, self.stage.best_epoch
+        for name in self.config.patience_figures(self.run.select):
+            values = [gain(name, entry[name]) for entry in stage.history if name in entry]
+            if values:
+                last = max(last, int(stage.history[values.index(max(values))]["epoch"]))
+        return last
 
     def _validate(self, tracker: BestOnTest | None) -> tuple[dict[str, float], bool]:
         """Figures of the validation part after an epoch, and whether they are the best so far."""

@@ -85,7 +85,7 @@ def fit_more(
     config = make_config(type(model.config), model.config, given)
     task = later_task(model, data, protocol, schema)
     with _as_before_if_it_fails(model):
-        model.config = config
+        model.hold(config)
         return fit(
             model,
             task,
@@ -97,6 +97,7 @@ def fit_more(
             on_progress=on_progress,
             callbacks=callbacks,
             device=device,
+            baselines=False,  # they would know nothing of the earlier rows
         )
 
 
@@ -348,7 +349,7 @@ def _require_grown(log: ClickLog, model: Any) -> None:
 def _as_before_if_it_fails(model: Any) -> Iterator[None]:
     """Around a run: where it is broken off, the model is what it was."""
     sizes, weights, device, mode = model.require_built(), model.state_dict(), model.device, model.training
-    kept = {name: getattr(model, name) for name in ("config", "_fitted_on", *model.keeps)}
+    kept = {name: getattr(model, name) for name in ("config", "chosen", "_asked", "_given", "_fitted_on", *model.keeps)}
     try:
         yield
     except BaseException:

@@ -20,7 +20,16 @@ from torch.nn import functional as F
 
 from deeprec.config import taken_options
 from deeprec.data.columns.inputs import BagField, Field, Inputs
-from deeprec.models import ClickBatch, ClickModel, click_models, config_class, create, is_click_model, recommenders
+from deeprec.models import (
+    ClickBatch,
+    ClickModel,
+    click_models,
+    config_class,
+    create,
+    is_click_model,
+    model_class,
+    recommenders,
+)
 from deeprec.train import optim
 from deeprec.train.optimizers import Optimizers
 
@@ -34,6 +43,7 @@ BAGS = (
     BagField("genre x user", 12, "sum", is_cross=True),
     BagField("bought", 5, "sum"),
 )
+TRAINED = [name for name in click_models() if model_class(name).trains_by_gradient]
 INPUTS = {
     "everything": Inputs(FIELDS, NUMERICS, BAGS),
     "fields": Inputs((FIELDS[0], FIELDS[2], FIELDS[3])),
@@ -258,7 +268,7 @@ def test_logits_and_gradients_equal_plain_pytorch(name, kind, numerics):
         torch.testing.assert_close(grad, wanted, rtol=1e-8, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", click_models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_reach_every_parameter(name):
     model = built(name, INPUTS["everything"]).train()
     torch.manual_seed(0)
@@ -268,7 +278,7 @@ def test_gradients_reach_every_parameter(name):
         assert parameter.grad.to_dense().abs().sum() > 0, key
 
 
-@pytest.mark.parametrize("name", click_models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_are_the_slopes_of_the_loss(name):
     model, batch = (
         built(name, INPUTS["everything"], **without_dropout(name)),
@@ -288,7 +298,7 @@ def test_gradients_are_the_slopes_of_the_loss(name):
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", click_models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_tables_have_gradients_by_row(name):
     model = create(name, inputs=INPUTS["everything"], **options(name))
     model.loss(batch_of(INPUTS["everything"], 5)).backward()
@@ -329,7 +339,7 @@ def test_state_dict_goes_into_a_new_model(name):
 
 
 @pytest.mark.parametrize("size", [0, 1])
-@pytest.mark.parametrize("name", click_models())
+@pytest.mark.parametrize("name", TRAINED)
 def test_batches_of_one_row_and_none_train(name, size):
     more = {"batch_norm": True} if hasattr(config_class(name), "batch_norm") else {}
     model = create(name, inputs=INPUTS["everything"], **options(name), **more).train()

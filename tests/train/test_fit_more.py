@@ -30,7 +30,7 @@ from deeprec.train.more import LaterInteractions, later_task
 RATING = tuple(with_capabilities(RATES))
 SMALL = {"autorec": {"hidden": 4}, "cfn": {"hidden": 4}, "cdae": {"hidden": 4}}
 GRADIENT = [name for name in recommenders() if model_class(name).trains_by_gradient]
-DIRECT = [name for name in recommenders() if not model_class(name).trains_by_gradient]
+DIRECT = [name for name in recommenders() if not model_class(name).trains_by_gradient and name not in RATING]
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +262,8 @@ EARLY, LATE = _log(600, 10, 0), _log(600, 24, 1)
 
 
 def _click_options(name: str) -> dict[str, Any]:
+    if not model_class(name).trains_by_gradient:
+        return {}
     options: dict[str, Any] = {"epochs": 1, "batch_size": 64}
     if "factors" not in config_class(name).unused:
         options["factors"] = 4

@@ -21,7 +21,7 @@ BLOCK_ROWS = (
 WINDOW_ROWS = 1 << 20
 WINDOW_BYTES = 256 << 20
 # Streams of a seed; those of an epoch are (epoch << 8) + stream.
-_BLOCKS, _ROWS, _NEGATIVES = 0x61, 0x62, 0x63
+_BLOCKS, _ROWS, _NEGATIVES, _SAMPLE = 0x61, 0x62, 0x63, 0x64
 
 Mask = NDArray[np.bool_]
 Array = TypeVar("Array", bound=NDArray[Any])
@@ -138,6 +138,21 @@ class ClickPart:
             drawn = random_bits(seed, _NEGATIVES, np.arange(window.start, window.stop)) >> np.uint64(11)
             keep[window] = (labels[window] == 1) | (drawn < rate * 2**53)
         return ClickPart(self._data, keep=keep, negative_rate=rate)
+
+    def sampled(self, count: int, seed: int = 0) -> ClickPart:
+        """A copy in memory of about `count` rows, in their order; the same seed draws the same rows.
+
+        Args:
+            count: expected number of rows, >= 1; at least as many as there are: all of them, and no copy.
+        """
+        if count < 1:
+            raise ValueError(f"ClickPart.sampled: count must be >= 1, got {count}")
+        if count >= len(self):
+            return self
+        rows = np.arange(len(self._data)) if self._keep is None else np.flatnonzero(self._keep)
+        drawn = random_bits(seed, _SAMPLE, rows) >> np.uint64(11)
+        rows = rows[drawn < count / len(self) * 2**53]
+        return ClickPart(take(self._data, rows), negative_rate=self.negative_rate)
 
     def _kept(self, array: Array) -> Array:
         return array if self._keep is None else array[self._keep]  # type: ignore[return-value]
