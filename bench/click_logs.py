@@ -101,7 +101,7 @@ LOGS: dict[str, Callable[[str | None], ClickLog]] = {
 }
 # Train rows of a trial and of the runs with seeds, drawn at random; all of them elsewhere.
 TRIAL_ROWS = {"frappe": 50_000, "ml-1m": 50_000}
-RUN_ROWS = {"ml-1m": 100_000}
+RUN_ROWS = {"frappe": 100_000, "ml-1m": 100_000}
 
 
 def with_train_rows(log: ClickLog, count: int | None) -> ClickLog:
