@@ -156,7 +156,7 @@ def _code(contender: Contender) -> str:
 
 def table(directory: Path) -> str:
     """A line for each contender of each log that has all its seeds, the best AUC first."""
-    head = ["log", "library", "model", "AUC", "log loss", "validation AUC", "of its defaults", "s a run", "runs"]
+    head = ["log", "library", "model", "AUC", "log loss", "validation AUC: best trial", "defaults", "s a run"]
     lines = [head, ["---"] * len(head)]
     for name in LOGS:
         found = sorted(_finished(directory / name), key=lambda values: -_mean(values, "test", "auc"))
@@ -182,7 +182,6 @@ def _cells(values: dict[str, Any]) -> list[str]:
         f"{values['trials'][values['chosen']]['validation']['auc']:.4f}",
         "-" if default is None else f"{default:.4f}",
         f"{statistics.mean(run['seconds'] for run in runs):.1f}",
-        str(len(runs)),
     ]
 
 
