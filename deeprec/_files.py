@@ -180,6 +180,40 @@ def unfinished_directory(directory: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def only_process(folder: Path, owner: str, remedy: str) -> Iterator[None]:
+    """While inside, no other process is in `folder`; where files cannot be locked, that is not seen to.
+
+    Args:
+        owner, remedy: beginning and end of the message of an error.
+    Raises:
+        ValueError: another process is there.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            lock = stack.enter_context((folder / _LOCK).open("wb"))
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{owner} is in use by another process; {remedy}") from None
+            except OSError:  # network file systems may have no locks
+                pass
+        yield
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """While inside, other processes wait that want to be here for the same folder; where it cannot be locked, not."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def replace_directory(unfinished: Path, directory: Path) -> None:
     """Rename into place; a folder that is there is moved aside first and deleted last."""
     (unfinished / _LOCK).unlink(missing_ok=True)

@@ -144,10 +144,17 @@ class TrainConfig:
         values = SimpleNamespace(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         chosen = {}
         for name, rule in defaults_by_data(type(self)).items():
-            # A choice may give others their meaning or take it: what has no effect now keeps its default.
-            if name not in given and name not in dict(ineffective(type(self), values)):
-                chosen[name] = rule.choose(facts, values)
-                setattr(values, name, chosen[name])
+            # A choice may give others their meaning or take it: what has no effect now keeps its default, and what was
+            # given keeps its effect.
+            without_effect = dict(ineffective(type(self), values)).keys()
+            if name in given or name in without_effect:
+                continue
+            default, choice = getattr(values, name), rule.choose(facts, values)
+            setattr(values, name, choice)
+            if set(given) & (dict(ineffective(type(self), values)).keys() - without_effect):
+                setattr(values, name, default)
+            else:
+                chosen[name] = choice
         return dataclasses.replace(self, **chosen), tuple(chosen)
 
     def __post_init__(self) -> None:

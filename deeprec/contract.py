@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the names of the models are read from here without torch
+    import torch
+    from torch import Tensor
 
 # What a model can be asked for; a model names what it can in `capabilities`.
 RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"
@@ -295,6 +297,12 @@ class Task(Protocol):
 
     def figures(self, model: Any, part: str) -> dict[str, float]:
         """The figures of a part, "validation" or "test", by name."""
+
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """The figures that choose the epoch: of the validation part, or of a sample of it, always the same one."""
+
+    def validation_sample(self) -> str:
+        """What the sample is, such as "1,720 of 10,000 users"; "" where the whole part chooses."""
 
     def checksums(self, model: Any) -> dict[str, str]:
         """SHA-256 of all data that shapes the result, as on the card."""

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 _MODELS = {
     "afm": "deeprec.models.afm:AFM",
+    "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bias": "deeprec.models.bias:Bias",
+    "bpr": "deeprec.models.bpr:BPR",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
@@ -32,6 +34,8 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
+    "slim": "deeprec.models.slim:SLIM",
+    "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 
@@ -91,11 +95,16 @@ def require_capability(model: Any, function: str, *capabilities: str) -> None:
         raise ValueError(f"{function}: a model is needed that {what}, got {model.name}; such are {able}")
 
 
-def model_class(name: str) -> type[Any]:
-    """The class behind a name; an unknown name raises ValueError with the nearest one."""
+def module_of(name: str) -> str:
+    """The module of a model, which is not imported; an unknown name raises ValueError with the nearest one."""
     if name not in _MODELS:
         raise ValueError(f"model: unknown name {name!r}; {did_you_mean(name, names())}")
-    module, _, attribute = _MODELS[name].partition(":")
+    return _MODELS[name].partition(":")[0]
+
+
+def model_class(name: str) -> type[Any]:
+    """The class behind a name; an unknown name raises ValueError with the nearest one."""
+    module, attribute = module_of(name), _MODELS[name].partition(":")[2]
     kind: type[Any] = getattr(importlib.import_module(module), attribute)
     return kind
 

@@ -148,7 +148,8 @@ class RowParser {
     if (!column.kind || wrong_.column >= 0) return;
     const std::string_view text = field.text;
     if (column.kind & kHash) {
-      uint64_t hash = hash_view(text, field.is_quoted ? end_of(text) : readable);
+      const std::string_view value = trim(text);
+      uint64_t hash = hash_view(value, field.is_quoted ? end_of(value) : readable);
       if (!missing_.empty() && is_missing(hash)) hash = 0;
       column.hashes[row_] = hash;
     }
@@ -159,7 +160,7 @@ class RowParser {
     }
     if (column.bags && wrong_.column < 0) {
       std::string_view bad;
-      const bool is_empty = !missing_.empty() && is_missing(hash_view(text, end_of(text)));
+      const bool is_empty = !missing_.empty() && is_missing(hash_view(trim(text), end_of(trim(text))));
       if (!is_empty && !column.bags->add(text, &bad)) note(at, kBadWeight, bad);
     }
   }
@@ -375,7 +376,7 @@ py::tuple parse_bags(const Offsets& offsets, const py::buffer& data, const std::
   {
     py::gil_scoped_release release;
     for (py::ssize_t i = 0; i < count; ++i) {
-      const std::string_view row(text + at[i], static_cast<size_t>(at[i + 1] - at[i]));
+      const std::string_view row = trim({text + at[i], static_cast<size_t>(at[i + 1] - at[i])});
       const bool is_empty =
           !missing.empty() && std::find(missing.begin(), missing.end(), hash_view(row, end_of(row))) != missing.end();
       std::string_view token;
@@ -393,7 +394,7 @@ py::tuple parse_bags(const Offsets& offsets, const py::buffer& data, const std::
 }  // namespace
 
 void bind_log(py::module_& module) {
-  module.attr("LOG_VERSION") = 1;  // that of deeprec/data/reading/compiled.py
+  module.attr("LOG_VERSION") = 2;  // that of deeprec/_compiled.py
   module.def("parse_log", &parse_log, py::arg("data"), py::arg("separator"), py::arg("quote"), py::arg("missing"),
              py::arg("kinds"), py::arg("bag_separators"), py::arg("codes"),
              "Columns of separated text; see deeprec.data.reading.separated.parse_log.");

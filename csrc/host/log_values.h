@@ -116,12 +116,23 @@ bool parse_short(std::string_view text, double* value) {
   return true;
 }
 
+// Whether a text stands for a missing number: the list of deeprec/data/reading/missing.py.
+bool means_no_number(std::string_view text) {
+  constexpr std::string_view kTexts[] = {"na", "n/a", "#n/a", "<na>", "nan", "null", "none", "\\n", "?", "-"};
+  return std::any_of(std::begin(kTexts), std::end(kTexts),
+                     [text](std::string_view known) { return equals_lowered(text, known); });
+}
+
 // -1 where it is a number (finite, or NaN spelled out), else why not.
 int parse_number(std::string_view text, double* value) {
   if (parse_short(text, value)) return -1;
   std::string_view unsigned_text = text;
   if (text.front() == '+' || text.front() == '-') unsigned_text.remove_prefix(1);
-  if (unsigned_text.empty()) return kNotANumber;
+  if (unsigned_text.empty()) {
+    if (text != "-") return kNotANumber;
+    *value = kNaN;
+    return -1;
+  }
   const char first = unsigned_text.front();
   if ((first >= '0' && first <= '9') || first == '.') {
     double parsed = 0;
@@ -134,7 +145,7 @@ int parse_number(std::string_view text, double* value) {
     *value = text.front() == '-' ? -parsed : parsed;
     return -1;
   }
-  if (equals_lowered(unsigned_text, "nan")) {
+  if (equals_lowered(unsigned_text, "nan") || means_no_number(text)) {
     *value = kNaN;
     return -1;
   }
@@ -168,17 +179,18 @@ struct Bags {
       const size_t end = separator.empty() ? std::string_view::npos : text.find(separator);
       std::string_view token = text.substr(0, end);
       text.remove_prefix(end == std::string_view::npos ? text.size() : end + separator.size());
+      token = trim(token);
       if (token.empty()) continue;
       if (!weight_separator.empty()) {
         const size_t at = token.rfind(weight_separator);
         double weight = 0;
-        if (at == 0 || at == std::string_view::npos ||
+        if (at == std::string_view::npos || trim(token.substr(0, at)).empty() ||
             !parse_weight(token.substr(at + weight_separator.size()), &weight)) {
           *bad = token;
           return false;
         }
         weights.push_back(static_cast<float>(weight));
-        token = token.substr(0, at);
+        token = trim(token.substr(0, at));
       }
       hashes.push_back(hash_view(token, end_of(token)));
     }

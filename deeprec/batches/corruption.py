@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deeprec.device import to_device
 
-# (targets [nnz], offsets [b + 1], generator) -> (inputs [nnz], weights [nnz] or None)
+# (inputs [nnz], offsets [b + 1], generator) -> (inputs [nnz], weights [nnz] or None)
 Corrupt: TypeAlias = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
 
 

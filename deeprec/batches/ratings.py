@@ -74,6 +74,7 @@ class RatingRows:
         offsets, indices, ratings: the matrix as CSR, in the units of the data.
         column_counts: [num_columns] ratings of each column.
         targets: [nnz] what is to be reconstructed, the ratings by default.
+        shown: [nnz] what the encoder is shown of them, before any corruption; None: the targets.
 
     Raises:
         ValueError: no ratings, a side that there is not, a batch_size below 0, or an item that a user rated twice.
@@ -120,6 +121,7 @@ class RatingRows:
         column_counts = np.bincount(columns, minlength=self.num_columns)
         self.column_counts = to_device(torch.from_numpy(column_counts), device)
         self.targets = self.ratings
+        self.shown: Tensor | None = None
         self.batch_size, self.seed, self.corrupt = batch_size, seed, corrupt
         self._plan: BagPlan | None = None
 
@@ -142,7 +144,8 @@ class RatingRows:
         if self._plan is None:
             self._plan = csr_plan(self.offsets, self.indices, self.num_columns)
         every = torch.arange(self.num_rows, device=self.offsets.device)
-        return RowBatch(every, self.offsets, self.indices, self.targets, self.targets, None, self._plan, 1.0)
+        shown = self.targets if self.shown is None else self.shown
+        return RowBatch(every, self.offsets, self.indices, self.targets, shown, None, self._plan, 1.0)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[RowBatch]:
         """The batches of one epoch without the first `skip`; rows without ratings are left out."""
@@ -165,11 +168,12 @@ class RatingRows:
             places = torch.arange(nnz, device=device) + torch.repeat_interleave(first, counts, output_size=nnz)
             targets = self.targets[places]
             share = len(rows) / self.num_rows
-            batch = RowBatch(rows, offsets, self.indices[places], targets, targets, None, None, share)
+            shown = targets if self.shown is None else self.shown[places]
+            batch = RowBatch(rows, offsets, self.indices[places], targets, shown, None, None, share)
             yield self._corrupted(batch, generator)
 
     def _corrupted(self, batch: RowBatch, generator: torch.Generator) -> RowBatch:
         if self.corrupt is None:
             return batch
-        inputs, weights = self.corrupt(batch.labels, batch.offsets, generator)
+        inputs, weights = self.corrupt(batch.inputs, batch.offsets, generator)
         return dataclasses.replace(batch, inputs=inputs, weights=weights)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deeprec.cli import running as running
+    from deeprec.cli import sources as sources
 
 
 def main() -> None:
@@ -14,3 +20,10 @@ def main() -> None:
     from deeprec.cli.app import app  # here, so that importing the package stays cheap
 
     app(prog_name="deeprec")
+
+
+def __getattr__(name: str) -> Any:
+    """What a command needs for its work and not for its help is imported when it is first used."""
+    if name in ("running", "sources"):
+        return importlib.import_module(f"deeprec.cli.{name}")
+    raise AttributeError(f"module 'deeprec.cli' has no attribute {name!r}")

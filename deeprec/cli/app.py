@@ -38,11 +38,74 @@ class _Formatter(logging.Formatter):
         return visible(super().formatMessage(record))
 
 
+# Where each command is, and the first sentence of its help: a command is imported when it is called, so that the others
+# need not wait for it, or for torch.
+_COMMANDS = {
+    "train": ("train:train", "Train a model, choose the epoch on validation, and measure it once on the test part."),
+    "fit-more": (
+        "fit_more:fit_more",
+        "Go on training a saved model on rows that came later; new users, items and values get rows of their own.",
+    ),
+    "evaluate": (
+        "evaluate:evaluate",
+        "Measure a trained model again on its test part, by its own protocol or another.",
+    ),
+    "recommend": (
+        "recommend:recommend",
+        "Recommend items to users of the data, or to a new user with a history, rated or not.",
+    ),
+    "predict": (
+        "predict:predict",
+        "Write the click probability of every row of a file, by the features of training; no label is needed.",
+    ),
+    "schema": ("schema:schema", "Draft a feature schema from the first rows of a file, as YAML to be corrected."),
+    "compare": (
+        "compare:compare",
+        "Put results side by side; runs that differ in the seed only also as mean and spread.",
+    ),
+    "models": ("tools:models", "List the models, or the options of one."),
+    "recipes": (
+        "tools:recipes",
+        "List the recipes of the result pages: how their figures were made, for deeprec train --recipe.",
+    ),
+    "doctor": (
+        "tools:doctor",
+        "Say which implementation serves each operator and why, what is installed, and which data sets were found.",
+    ),
+    "data": ("data:app", "Data sets: which are known, where they are, and how to get them."),
+}
+
+
 class _Commands(TyperGroup):
     """Commands whose user errors end in one line and status 2; `--debug` may stand anywhere.
 
     The context is click's, which some releases of typer bring along and others depend on, hence Any.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        names: Any = dict.fromkeys(_COMMANDS)  # what a mistyped name is compared with
+        self.commands = names
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(f"deeprec.cli.{module}"), attribute)
+        if not isinstance(command, typer.Typer):
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+            alone.command(cmd_name)(command)
+            command = alone
+        made = typer.main.get_command(command)
+        made.name = cmd_name
+        return made
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:
@@ -91,21 +154,3 @@ def options(
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
-
-
-def _assemble() -> None:
-    from deeprec.cli import compare, evaluate, fit_more, predict, recommend, schema, tools, train
-
-    app.command("train")(train.train)
-    app.command("fit-more")(fit_more.fit_more)
-    app.command("evaluate")(evaluate.evaluate)
-    app.command("recommend")(recommend.recommend)
-    app.command("predict")(predict.predict)
-    app.command("schema")(schema.schema)
-    app.command("compare")(compare.compare)
-    app.command("models")(tools.models)
-    app.command("doctor")(tools.doctor)
-    app.add_typer(importlib.import_module("deeprec.cli.data").app, name="data")
-
-
-_assemble()

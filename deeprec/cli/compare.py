@@ -4,40 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import deeprec
 from deeprec.cli.console import console, figure, print_json, rate, say, seconds, table
-from deeprec.evaluate import Card, protocol_from_dict, read_card, summarise
-from deeprec.evaluate import compare as compare_cards
-from deeprec.evaluate.card import check_comparable
-from deeprec.evaluate.metrics import best_first
+
+if TYPE_CHECKING:
+    from deeprec.evaluate import Card
 
 
 def compare(
     places: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Model folders or card files.")],
+    table_file: Annotated[
+        Path | None,
+        typer.Option("--table", help="Add mean and spread of each model to this .csv or .json, for papers."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Put results side by side; runs that differ in the seed only also as mean and spread.
 
     Cards of different protocols or data are refused.
     """
-    cards = [read_card(place) for place in places]
-    check_comparable(cards)
-    groups = summarise(cards)
+    if table_file is not None:
+        deeprec.evaluate.require_table(table_file)
+    cards = [deeprec.evaluate.read_card(place) for place in places]
+    groups = deeprec.evaluate.summarise(cards)
+    if table_file is not None:
+        deeprec.evaluate.add_to_table(table_file, deeprec.evaluate.table_of_means(cards))
     if as_json:
-        print_json({"runs": compare_cards(cards), "summary": groups})
+        print_json({"runs": deeprec.evaluate.compare(cards), "summary": groups})
         return
     varying = _varying(cards)
     names = list(dict.fromkeys(name for card in cards for name in card.metrics))
     first = cards[0]
     out = console()
-    rule = protocol_from_dict(first.protocol)
+    rule = deeprec.evaluate.protocol_from_dict(first.protocol)
     say(f"data {first.data.get('name')}, protocol {rule.name}, test part")
     out.print(_runs(cards, varying, names))
     if any(len(group["seeds"]) > 1 for group in groups):
         out.print(_summary(groups, varying, names))
+    if table_file is not None:
+        say(("written", "green"), f" to {table_file}")
 
 
 def _varying(cards: Sequence[Card]) -> list[str]:
@@ -50,7 +59,7 @@ def _runs(cards: Sequence[Card], varying: list[str], names: list[str]) -> Any:
     columns = ["model", *varying, "seed", *names, "epoch", "time", "samples"]
     rows = table(*columns, title="runs, best first", numbers=[c for c in columns if c != "model"])
     headline = names[0] if names else ""
-    for card in sorted(cards, key=lambda c: best_first(headline, c.metrics.get(headline))):
+    for card in sorted(cards, key=lambda c: deeprec.evaluate.metrics.best_first(headline, c.metrics.get(headline))):
         rows.add_row(
             card.model,
             *(_option(card.config.get(key)) for key in varying),

@@ -1,4 +1,4 @@
-"""`deeprec data list | info NAME | fetch NAME`."""
+"""`deeprec data list | formats | info NAME | fetch NAME`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from rich.progress import DownloadColumn
 
 from deeprec import data
 from deeprec.cli.console import Rows, Words, command, console, print_error, print_json, progress, say, table, text
+from deeprec.cli.formats import CLICKS, OPTIONS, USERS_AND_ITEMS
+from deeprec.cli.options import ReadOptions
+from deeprec.cli.settings import read_data_options
 from deeprec.data.sets.click_datasets import find_clicks, list_click_datasets
 
 Result = TypeVar("Result")
@@ -18,9 +21,13 @@ Result = TypeVar("Result")
 _NOT_FOUND: Words = ("not found", "dim")
 _MADE_HERE = text(("made here", "green"), ", sizes by argument")
 
-app = typer.Typer(
-    rich_markup_mode=None, help="Data sets: which are known, where they are, and how to get them.", no_args_is_help=True
-)
+_HELP = """Data sets: which are known, where they are, how to get them, and which files train, schema, predict take.
+
+\b
+Your own files, behind `deeprec train MODEL` (`deeprec data formats` lists all):
+""" + "\n".join(f"  {each.words}" for each in (*USERS_AND_ITEMS[:8], *USERS_AND_ITEMS[-2:], *CLICKS[:2]))
+
+app = typer.Typer(rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Look here first (then $DEEPREC_DATA, then the cache).")
@@ -62,8 +69,25 @@ def _click_logs(data_dir: Path | None) -> Rows:
 
 
 @app.command()
+def formats() -> None:
+    """Every layout that `--data` takes, the words that go with it, and how to say what its first rows do not show."""
+    for title, examples in (("Users and items: deeprec train MODEL ...", USERS_AND_ITEMS),
+                            ("Clicks: deeprec train MODEL ...", CLICKS)):  # fmt: skip
+        rows = table("layout", "a line", "words", title=title)
+        for example in examples:
+            rows.add_row(*example)
+        console().print(rows)
+    rows = table("option", "what it says", title="Of one file, for train, fit-more, evaluate, schema and predict")
+    for option, meaning in OPTIONS.items():
+        rows.add_row(option, meaning)
+    console().print(rows)
+    say("Separator, quotes, names, blank lines, a byte order mark and .gz are recognised; what was guessed is logged.")
+
+
+@app.command()
 def info(
     name: Annotated[str, typer.Argument(help="A name of `deeprec data list`, or a file or folder.")],
+    options: ReadOptions = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +96,7 @@ def info(
     folder = data.find(name, data_dir) if entry else None
     facts: dict[str, Any] = _facts(entry, folder) if entry else {"name": name}
     if entry is None or folder is not None:
-        facts |= _content(_or_exit(lambda: data.load(name, data_dir)))
+        facts |= _content(_or_exit(lambda: data.load(name, data_dir, **read_data_options(options, "data info"))))
     if as_json:
         print_json(facts)
         return

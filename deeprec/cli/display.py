@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from deeprec.cli.console import figure, progress, rate, seconds, table, text
-from deeprec.evaluate import Card
-from deeprec.train import Progress as State
+
+if TYPE_CHECKING:
+    from deeprec.evaluate import Card
+    from deeprec.train import Progress as State
 
 
 class Display:
@@ -60,9 +62,10 @@ def _epoch_line(state: State) -> Text:
     width = len(str(state.num_epochs))
     figures = "  ".join(f"{name} {figure(value)}" for name, value in list((state.metrics or {}).items())[:3])
     took = seconds(state.total / state.samples_per_second) if state.samples_per_second else "-"
+    validation = "" if state.validation_seconds is None else f" + {seconds(state.validation_seconds)} of validation"
     return text(
         f"{state.stage} epoch {state.epoch:>{width}}/{state.num_epochs}  loss {state.loss:.4f}"
-        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}",
+        f"{'  validation ' + figures if figures else ''}  {took} {rate(state.samples_per_second)}{validation}",
         ("  best" if state.is_best else "", "green"),
     )
 

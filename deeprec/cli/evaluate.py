@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 import deeprec
+from deeprec import cli
 from deeprec.cli.console import console, figure, print_json, say, table
+from deeprec.cli.options import PROTOCOLS, Table
 from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.cli.sources import source_for
-from deeprec.evaluate import PROTOCOLS, protocol_from_dict, read_card
-from deeprec.models import TrainConfig
-from deeprec.train import evaluate_model
+from deeprec.config import TrainConfig
 
 
 def evaluate(
@@ -30,13 +29,16 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="The data, if it lies elsewhere now.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")] = None,
+    table_file: Table = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Measure a trained model again on its test part, by its own protocol or another."""
+    if table_file is not None:
+        deeprec.evaluate.require_table(table_file)  # before anything is measured
     model = deeprec.load(directory, device=device)
-    card = read_card(directory)
-    source = source_for(model)
+    card = deeprec.evaluate.read_card(directory)
+    source = cli.sources.source_for(model)
     settings = read_settings(TrainConfig, options or [], protocol=source.protocol_class)
     if settings.model:
         raise ValueError(
@@ -52,8 +54,10 @@ def evaluate(
         data_dir=data_dir,
         options=settings.data,
     )
-    rule, trained = task.protocol, protocol_from_dict(card.protocol)
-    figures = evaluate_model(model, None, task)
+    rule, trained = task.protocol, deeprec.evaluate.protocol_from_dict(card.protocol)
+    figures = deeprec.train.evaluate_model(model, None, task)
+    if table_file is not None:
+        deeprec.evaluate.add_to_table(table_file, [deeprec.evaluate.table_row(card, figures, rule.as_dict())])
     if as_json:
         print_json({"model": card.model, "data": card.data, "protocol": rule.as_dict(), "metrics": figures})
         return
@@ -64,5 +68,7 @@ def evaluate(
     for name, value in figures.items():
         rows.add_row(name, figure(value), *([figure(card.metrics.get(name))] if same else []))
     console().print(rows)
+    if table_file is not None:
+        say(("written", "green"), f" to {table_file}")
     if not same:
         say(f"Not comparable with the card: {'; '.join(rule.differences(trained))}")

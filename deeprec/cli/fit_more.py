@@ -9,16 +9,24 @@ from typing import Annotated, Any
 import typer
 
 import deeprec
+from deeprec import cli
 from deeprec.cli.console import say
-from deeprec.cli.options import BestOnTest, DataDir, ItemFeatures, Logger, OnBad, Resume, Select, UserFeatures
-from deeprec.cli.settings import DEVICE_HELP, read_settings
-from deeprec.cli.sources import Request, source_for
-from deeprec.cli.train import train_and_tell
+from deeprec.cli.options import (
+    BestOnTest,
+    DataDir,
+    ItemFeatures,
+    Logger,
+    OnBad,
+    Resume,
+    Select,
+    Table,
+    TestData,
+    UserFeatures,
+    ValidationData,
+)
+from deeprec.cli.settings import DEVICE_HELP, add_parts, read_settings
 from deeprec.config import make_config
-from deeprec.evaluate import read_card
 from deeprec.registry import require_taken
-from deeprec.train import fit_more as go_on
-from deeprec.train.loggers import logger_by_name
 
 _AGAIN = ("epochs", "lr")  # the options of a model that may be others than before
 
@@ -30,6 +38,8 @@ def fit_more(
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="epochs=5 or lr=0.0005; others stay.")
     ] = None,
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
     protocol_name: Annotated[
         str | None, typer.Option("--protocol", help="How to split and measure; that of the card by default.")
     ] = None,
@@ -44,6 +54,7 @@ def fit_more(
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     on_bad: OnBad = None,
+    table_file: Table = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     logger: Logger = None,
 ) -> None:
@@ -54,8 +65,9 @@ def fit_more(
     What the model knew keeps its place, and the weights that it had win where no epoch is better. autorec and cfn need
     the old and the new rows together.
     """
-    loggers = [logger_by_name(each, out) for each in dict.fromkeys(logger or ())]
-    model, card = deeprec.load(directory, device=device), read_card(directory)
+    cli.running.require_ready("fit-more", device, table_file)
+    loggers = cli.running.loggers_of(logger, out)
+    model, card = deeprec.load(directory, device=device), deeprec.evaluate.read_card(directory)
     given = {
         "select": select,
         "best_on_test": best_on_test or None,
@@ -66,8 +78,9 @@ def fit_more(
     }
     words = {f"--{name.replace('_', '-')}": name for name, value in given.items() if value is not None}
     require_taken(type(model), words, "fit-more")
-    source = source_for(model)
+    source = cli.sources.source_for(model)
     settings = read_settings(type(model.config), options or [], protocol=source.protocol_class)
+    add_parts(settings, validation_data, test_data)
     for key in settings.model:
         if key not in _AGAIN:
             raise ValueError(
@@ -75,7 +88,7 @@ def fit_more(
                 f"{' and '.join(_AGAIN)} may be others"
             )
     make_config(type(model.config), model.config, settings.model)  # before the data is read
-    request = Request(
+    request = cli.sources.Request(
         data,
         protocol_name,
         settings,
@@ -101,4 +114,6 @@ def fit_more(
         "device": device,
         "callbacks": loggers,
     }
-    train_and_tell(partial(go_on, model, task, **settings.model, **run), source, task, request, out, resume=resume)
+    start = partial(deeprec.train.fit_more, model, task, **settings.model, **run)
+    cli.running.train_and_tell(start, source, task, request, out, resume=resume)
+    cli.running.write_row(table_file, out)

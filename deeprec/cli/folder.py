@@ -25,7 +25,8 @@ from deeprec._suggest import did_you_mean
 from deeprec.contract import Seen
 from deeprec.data import Interactions
 from deeprec.data.interactions.selection import SELECTION
-from deeprec.data.reading.tables import read_parquet, read_separated, typed
+from deeprec.data.reading.tables import read_table, typed
+from deeprec.data.reading.text import with_gz
 
 _RUN, _TITLES, _EARLIER = "run.json", "titles.parquet", "earlier.safetensors"
 _REMEDY = "pass --data NAME or --data PATH"
@@ -71,25 +72,20 @@ def require_named(source: str, data_dir: Path | None, names: list[str]) -> None:
 
 
 def with_tables(interactions: Interactions, users: Path | None, items: Path | None) -> Interactions:
-    """The interactions with side information from .parquet, .csv or .tsv files with a column user_id or item_id.
+    """The interactions with side information from tables (.parquet, .csv, .tsv, .jsonl) with user_id or item_id.
 
     Raises:
-        ValueError: a file of another kind, or what `deeprec.data.with_features` raises.
+        ValueError: what `read_table` and `deeprec.data.with_features` raise.
     """
     tables = {}
     for name, path, ids in (("users", users, interactions.user_ids), ("items", items, interactions.item_ids)):
         if path is None:
             continue
         key = f"{ids.name}_id"
-        if path.suffix == ".parquet":
-            tables[name] = read_parquet(path)
-        elif path.suffix in (".csv", ".tsv"):
-            text = read_separated(path, "\t" if path.suffix == ".tsv" else ",").frame
-            tables[name] = typed(text)
-            if key in text.columns:
-                tables[name] = tables[name].with_columns(ids.parse(text[key]).alias(key))
-        else:
-            raise ValueError(f"train: --{ids.name}-features must end in .parquet, .csv or .tsv, got {path.name}")
+        frame = read_table(path).frame
+        tables[name] = typed(frame)
+        if key in frame.columns and frame.schema[key] == pl.String:
+            tables[name] = tables[name].with_columns(ids.parse(frame[key]).alias(key))
     return data.with_features(interactions, **tables)
 
 
@@ -133,11 +129,18 @@ def remember(
 
 def remember_source(folder: Path, source: str, options: dict[str, Any], **checksums: str) -> None:
     """Write run.json: the name or path of the data, the options it was read with, and checksums of files beside it."""
-    place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
-    run = {"data": place, "data_options": options, "titles_sha256": "", **checksums}
+    places = [_whole(source)] if Path(source).expanduser().exists() else [_whole(one) for one in source.split(",")]
+    options = {key: _whole(value) if key in ("validation", "test") else value for key, value in options.items()}
+    run = {"data": ",".join(places), "data_options": options, "titles_sha256": "", **checksums}
     write_atomically(folder / _RUN, json.dumps(run, indent=2).encode() + b"\n")
     if "earlier_sha256" not in checksums:
         (folder / _EARLIER).unlink(missing_ok=True)  # of another run
+
+
+def _whole(path: str) -> str:
+    """The whole path of a file, or the text as it is where there is none (with .gz behind it)."""
+    full = Path(path).expanduser()
+    return str(full.resolve()) if full.exists() or with_gz(full) else path
 
 
 def earlier_of(folder: Path) -> Seen | None:

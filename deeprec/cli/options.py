@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from deeprec.train.loggers import NAMES as LOGGERS
+# As `deeprec.evaluate.PROTOCOLS` and `deeprec.train.loggers.NAMES` have them: a help text does not wait for torch.
+PROTOCOLS = ("ncf", "full", "random", "cdae", "rating", "next-item", "cold-items")
+LOGGERS = ("tensorboard", "mlflow", "wandb", "csv")
 
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]
 DataDir: TypeAlias = Annotated[Path | None, typer.Option("--data-dir", help="Look for named data sets here first.")]
@@ -25,6 +27,20 @@ ItemFeatures: TypeAlias = Annotated[
 ]
 OnBad: TypeAlias = Annotated[
     str | None, typer.Option("--on-bad", help="Clicks: raise at a malformed row (the default), or skip it.")
+]
+Table: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--table", help="Add the figures as a row to this .csv or .json, for papers."),
+]
+ValidationData: TypeAlias = Annotated[
+    str | None, typer.Option("--validation-data", help="A file of rows to choose the epoch by (data.validation=).")
+]
+TestData: TypeAlias = Annotated[
+    str | None, typer.Option("--test-data", help="A file of rows to measure on (data.test=): the official split.")
+]
+ReadOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[data.KEY=VALUE]...", help="How the file is read, see `deeprec data formats`."),
 ]
 Logger: TypeAlias = Annotated[
     list[str] | None,

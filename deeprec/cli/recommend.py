@@ -10,19 +10,41 @@ import typer
 
 import deeprec
 from deeprec.cli import folder
-from deeprec.cli.console import command, console, print_json, table
+from deeprec.cli.console import command, console, print_json, progress, say, table
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
-from deeprec.data.reading.tables import read_parquet, read_separated
+from deeprec.data.reading.tables import read_table
 from deeprec.data.reading.text import read_bytes
 
-_TABLES = (".parquet", ".csv", ".tsv")
+_TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+_WHO = {"--user": "ID", "--users": "FILE", "--all": "", "--history": "ITEM,ITEM"}  # one of them, and what it takes
+_GOES_WITH = {
+    "--all": ("--output",),
+    "--resume": ("--output",),
+    "--ratings": ("--history",),
+    "--output": ("--user", "--users", "--all"),
+    "--unknown": ("--user", "--users", "--all"),
+}
 
 
 def recommend(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `deeprec train` wrote.")],
     user: Annotated[list[str] | None, typer.Option("--user", "-u", help="User id; may be given several times.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="All users of the model; with --output.")] = False,
+    users: Annotated[
+        Path | None, typer.Option("--users", help="The users of a file: one id a line, or a column user_id.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write a file instead: .parquet, .csv, .tsv or .jsonl.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what a killed run with the same --output has finished.")
+    ] = False,
+    unknown: Annotated[
+        str,
+        typer.Option(help="Users whom the model does not know: raise an error, give popularity, or skip them."),
+    ] = "raise",
     k: Annotated[int, typer.Option("-k", min=1, help="Items for each user.")] = 10,
     history: Annotated[
         list[str] | None, typer.Option("--history", help="Instead of a user: items a new user liked, ITEM,ITEM,...")
@@ -43,14 +65,64 @@ def recommend(
 ) -> None:
     """Recommend items to users of the data, or to a new user with a history, rated or not.
 
-    A file of items has one id a line, or a column item_id (.parquet, .csv, .tsv).
+    A file of items or users has one id a line, or a column item_id or user_id (.parquet, .csv, .tsv, .jsonl).
+
+    For all users, in parts: deeprec recommend DIR --all --output recs.parquet
     """
-    if bool(user) == bool(history):
+    options = {
+        "--user": user,
+        "--users": users,
+        "--all": everyone,
+        "--history": history,
+        "--ratings": ratings,
+        "--output": output,
+        "--resume": resume,
+        "--unknown": unknown != "raise",
+        "--json": as_json,
+    }
+    _require_fitting({option for option, value in options.items() if value})
+    model = _recommender(directory, device)
+    filters: dict[str, Any] = {
+        "allow": _items("allow", allow, model.item_ids),
+        "deny": _items("deny", deny, model.item_ids),
+    }
+    if history:
+        liked = parse_ids(_words(history), model.item_ids)
+        given = None if ratings is None else _numbers(ratings)
+        _show(model.recommend_for_history(liked, k, ratings=given, **filters), directory, as_json)
+        return
+    asked: Any = parse_ids(user, model.user_ids) if user else None
+    if users is not None:
+        asked = _ids_of_file("users", users, model.user_ids)
+    if output is None:
+        _show(model.recommend(asked, k, **filters, unknown=unknown), directory, as_json)
+        return
+    with progress() as bar:
+        task = bar.add_task("recommending", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        rows = model.recommend_file(output, k, users=asked, **filters, unknown=unknown, resume=resume, on_progress=show)
+    say(("done", "green"), f": {rows:,} rows written to {output}")
+
+
+def _require_fitting(given: set[str]) -> None:
+    """Raise ValueError for options that do not go together."""
+    if len(given & {*_WHO}) != 1:
         raise ValueError(
-            "recommend: either --user ID or --history ITEM,ITEM is needed; --user may be given several times"
+            f"recommend: one of {', '.join(f'{option} {what}'.strip() for option, what in _WHO.items())} is needed; "
+            "--user may be given several times"
         )
-    if ratings and not history:
-        raise ValueError("recommend: --ratings goes with --history ITEM,ITEM; leave it out")
+    for option, others in _GOES_WITH.items():
+        if option in given and not given & {*others}:
+            raise ValueError(f"recommend: {option} goes with {' or '.join(others)}; leave it out, or give that too")
+    if {"--json", "--output"} <= given:
+        raise ValueError("recommend: --json prints, --output FILE.jsonl writes; leave one out")
+
+
+def _recommender(directory: Path, device: str) -> Any:
+    """The model in a folder, which can be asked by ids."""
     model = deeprec.load(directory, device=device)
     if RECOMMENDS not in model.capabilities and PREDICTS in model.capabilities:
         raise ValueError(
@@ -59,13 +131,11 @@ def recommend(
         )
     if model.user_ids is None or model.item_ids is None:
         raise ValueError(f"recommend: {directory} has no id maps; train it with deeprec train")
-    filters = {"allow": _items("allow", allow, model.item_ids), "deny": _items("deny", deny, model.item_ids)}
-    if user:
-        listed = model.recommend(parse_ids(user, model.user_ids), k, **filters)
-    else:
-        liked = parse_ids(_words(history or []), model.item_ids)
-        given = None if ratings is None else _numbers(ratings)
-        listed = model.recommend_for_history(liked, k, ratings=given, **filters)
+    return model
+
+
+def _show(listed: pl.DataFrame, directory: Path, as_json: bool) -> None:
+    """Print lists, with titles where the folder has them."""
     titles = folder.titles_of(directory)
     if titles is not None and titles.schema["item_id"] == listed.schema["item_id"]:
         listed = listed.join(titles, on="item_id", how="left", maintain_order="left")
@@ -87,7 +157,7 @@ def _items(option: str, texts: list[str] | None, ids: IdMap) -> list[Any] | None
     items: list[Any] = []
     for text in texts:
         is_file = _is_file(text) or Path(text).suffix.lower() in (*_TABLES, ".txt")
-        items += _items_of_file(option, Path(text), ids) if is_file else parse_ids(_words([text]), ids)
+        items += _ids_of_file(option, Path(text), ids) if is_file else parse_ids(_words([text]), ids)
     return items
 
 
@@ -98,8 +168,8 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _items_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
-    """The column item_id of a table, or the lines of any other file.
+def _ids_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
+    """The column item_id or user_id of a table, or the lines of any other file.
 
     Raises:
         ValueError: a table without the column, or a text that is no such id.
@@ -107,16 +177,13 @@ def _items_of_file(option: str, path: Path, ids: IdMap) -> list[Any]:
     if path.suffix.lower() not in _TABLES:
         lines = read_bytes(path).decode("utf-8", "replace").splitlines()
         return ids.parse(line.strip() for line in lines if line.strip()).to_list()
-    if path.suffix.lower() == ".parquet":
-        frame = read_parquet(path)
-    else:
-        frame = read_separated(path, "\t" if path.suffix.lower() == ".tsv" else ",").frame
-    if "item_id" not in frame.columns:
+    frame = read_table(path).frame
+    if (name := f"{ids.name}_id") not in frame.columns:
         raise ValueError(
-            f"recommend: --{option} {path} must have a column item_id, got {', '.join(frame.columns[:5])}; rename it, "
+            f"recommend: --{option} {path} must have a column {name}, got {', '.join(frame.columns[:5])}; rename it, "
             "or give a .txt with one id a line"
         )
-    column = frame["item_id"].drop_nulls()
+    column = frame[name].drop_nulls()
     return (ids.parse(column) if column.dtype == pl.String else column).to_list()
 
 
@@ -154,6 +221,8 @@ def _print(listed: pl.DataFrame) -> None:
         out.print("No item is left to recommend.")
     for group in groups:
         owner = f"user {group['user_id'][0]}" if "user_id" in group.columns else "a new user"
+        if "fallback" in group.columns and group["fallback"][0]:
+            owner += ", unknown: what is popular"
         columns = [name for name in ("rank", "item_id", "title", "score") if name in group.columns]
         rows = table(*columns, title=f"For {owner}", numbers=("rank", "score"))
         for record in group.iter_rows(named=True):

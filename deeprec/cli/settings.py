@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import deeprec
 from deeprec._files import read_json, read_regular
 from deeprec._suggest import did_you_mean
 from deeprec.config import unknown_option
 from deeprec.data.reading.errors import naming
-from deeprec.evaluate import Protocol
 
 DEVICE_HELP = "cpu, cuda or cuda:1; auto takes a GPU where torch sees one."
 _SECTIONS = ("protocol", "data")
@@ -38,7 +38,7 @@ class Settings:
 
 
 def read_settings(
-    config: type[Any], pairs: Sequence[str], file: Path | None = None, *, protocol: type[Any] = Protocol
+    config: type[Any], pairs: Sequence[str], file: Path | None = None, *, protocol: type[Any] | None = None
 ) -> Settings:
     """Options of a run; those of the command line win over those of the file.
 
@@ -46,12 +46,12 @@ def read_settings(
         config: the model's config dataclass; its annotations type the values.
         pairs: "key=value" words.
         file: .toml or .json, or None.
-        protocol: the dataclass that types the protocol's options.
+        protocol: the dataclass that types the protocol's options; None: that of rankings and ratings.
     Raises:
         ValueError: an unknown key (with the closest known one), or a value that does not fit its type.
         FileNotFoundError: no such file.
     """
-    settings = Settings()
+    settings, protocol = Settings(), protocol or deeprec.evaluate.Protocol
     if file is not None:
         with naming(file):
             for key, value in _read_file(file).items():
@@ -59,6 +59,30 @@ def read_settings(
     for key, value in _parse_words(pairs).items():
         _put(settings, config, protocol, key, value)
     return settings
+
+
+def add_parts(settings: Settings, validation: str | None, test: str | None) -> None:
+    """Put --validation-data and --test-data among the options of the data; ValueError where these name them too."""
+    for name, path in (("validation", validation), ("test", test)):
+        if path is not None and name in settings.data:
+            raise ValueError(f"option: --{name}-data and data.{name} are the same, got both; leave one out")
+        if path is not None:
+            settings.data[name] = path
+
+
+def read_data_options(pairs: Sequence[str] | None, command: str) -> dict[str, Any]:
+    """What "data.KEY=VALUE" words say about a file.
+
+    Raises:
+        ValueError: a word of another section.
+    """
+    options: dict[str, Any] = {}
+    for key, value in _parse_words(pairs or ()).items():
+        section, _, name = key.partition(".")
+        if section != "data" or not name:
+            raise ValueError(f"{command}: options here say how a file is read, such as data.separator=';', got {key!r}")
+        options[name] = _guess(value)
+    return options
 
 
 def _put(settings: Settings, config: type[Any], protocol: type[Any], key: str, value: Any) -> None:

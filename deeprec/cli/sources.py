@@ -12,7 +12,9 @@ from deeprec.cli.settings import Settings
 from deeprec.data.clicks.log import ClickLog
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.reading.files import has_parts
 from deeprec.data.sets.click_datasets import IN_MEMORY_BYTES, list_click_datasets, load_clicks
+from deeprec.data.sets.datasets import is_named
 from deeprec.evaluate import Card, ClickProtocol, Protocol, protocol
 from deeprec.evaluate.tasks import ClickTask, InteractionTask
 from deeprec.train.identity import START
@@ -40,6 +42,11 @@ class Request:
     start: Path | None = None  # folder of the model that goes on
 
 
+def has_own_test(request: Request) -> bool:
+    """Whether the data come with a file to be tested on."""
+    return request.settings.data.get("test") is not None or has_parts(request.data)
+
+
 class InteractionSource:
     """Users, items, and what they did; for models that rank or rate."""
 
@@ -49,14 +56,19 @@ class InteractionSource:
         """The protocol that was asked for."""
         if request.protocol == "click":
             raise ValueError(f"train: {model} ranks items, so --protocol must be another than click; see --help")
-        return protocol(request.protocol or "full", **request.settings.protocol)
+        options = request.settings.protocol
+        if has_own_test(request):
+            options = {"holdout": "official", **options}
+        return protocol(request.protocol or "full", **options)
 
     def rule_again(self, card: Card, request: Request) -> Protocol:
         """The protocol of a card for other data, or what was asked for beside it."""
         if request.protocol is not None:
             return self.rule(card.model, request)
         rule = Protocol.from_dict(card.protocol)
-        if rule.holdout == "official":  # the other data may have no split of its own
+        if has_own_test(request):
+            rule = rule.changed(holdout="official")
+        elif rule.holdout == "official":  # the other data may have no split of its own
             rule = replace(rule, holdout="auto", negatives="none" if rule.candidates == "all" else "auto")
         return rule.changed(**request.settings.protocol)
 
@@ -70,6 +82,8 @@ class InteractionSource:
                     f"side={side} and name columns of the table with features=COLUMN,..."
                 )
         interactions = folder.load_data(request.data, request.data_dir, request.settings.data)
+        if not is_named(request.data):
+            interactions = interactions.canonical()
         interactions = folder.with_tables(interactions, request.user_features, request.item_features)
         return InteractionTask(interactions, rule) if request.start is None else later_task(model, interactions, rule)
 
@@ -135,10 +149,13 @@ class InteractionSource:
         else:
             rule = trained.changed(**overrides)
         source, known = (data, {}) if data is not None else folder.source_of(directory)
-        interactions = folder.load_data(source, data_dir, {**known, **options})
-        met = folder.earlier_of(directory)
-        if met is not None:
-            interactions = with_known_ids(interactions, model.user_ids, model.item_ids)
+        loaded, met = folder.load_data(source, data_dir, {**known, **options}), folder.earlier_of(directory)
+        # As it is read now, or as the file has it: what sets by name, and older models, were trained on.
+        for interactions in (loaded.canonical(), loaded):
+            if met is not None:
+                interactions = with_known_ids(interactions, model.user_ids, model.item_ids)
+            if interactions.sha256 == card.data.get("sha256"):
+                break
         _require_same(directory, card, interactions)
         return InteractionTask(interactions, rule) if met is None else LaterInteractions(interactions, rule, met)
 

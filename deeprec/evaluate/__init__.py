@@ -8,6 +8,7 @@ from deeprec.evaluate.evaluator import evaluate, figures, rank
 from deeprec.evaluate.metrics import METRICS
 from deeprec.evaluate.protocols import PROTOCOLS, Protocol, protocol, protocol_from_dict
 from deeprec.evaluate.ranking import Ranking, Scorer
+from deeprec.evaluate.table import add_to_table, require_table, table_of_means, table_row
 
 __all__ = [
     "METRICS",
@@ -17,6 +18,7 @@ __all__ = [
     "Protocol",
     "Ranking",
     "Scorer",
+    "add_to_table",
     "compare",
     "evaluate",
     "figures",
@@ -25,6 +27,9 @@ __all__ = [
     "protocol_from_dict",
     "rank",
     "read_card",
+    "require_table",
     "summarise",
+    "table_of_means",
+    "table_row",
     "versions",
 ]

@@ -42,14 +42,15 @@ class Card:
         metrics: test figures of the epoch that validation chose, such as {"hr@10": 0.69}.
         seed: seed of the training.
         seconds: wall time of the training.
-        validation_metrics: validation figures of the same epoch.
+        validation_metrics: validation figures of the same epoch, of the whole part.
         baselines: test figures of the simple methods on the same data, by label such as "popularity".
         best_on_test: {"epoch": n, "metrics": {...}}: what choosing the epoch on the test list would have shown; an
             inflated figure for comparison with papers that report it, never the result. None if not measured.
         samples_per_second: training samples (positives and negatives) a second, None if not measured.
         epoch: epoch that validation chose, from 1, None where there are no epochs.
         select: the figure that chose it, None where not known.
-        history: one dict an epoch.
+        history: one dict an epoch; its validation figures are those that chose the epoch, of a sample of the users
+            where the protocol says so.
         device: where the model was trained and measured, "cpu" or "cuda:0"; None where not known. No part of what makes
             cards comparable.
         versions, hardware: where it ran; filled in on construction.

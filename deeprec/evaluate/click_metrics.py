@@ -258,27 +258,34 @@ def click_figures(
 
 
 def plot_reliability(named: dict[str, Reliability], path: str | Path, *, title: str) -> None:
-    """Draw reliability diagrams, one line a model, into the PNG file `path`; both axes are logarithmic."""
+    """Draw reliability diagrams, one line a model, into the PNG file `path`; both axes are logarithmic.
+
+    Below are the rows of each bin at what it predicts: what a point of the line is worth.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes, rows_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     lowest = 1.0
     for name, bins in named.items():
         error = bins.expected_calibration_error
         # A bin without a click has no place on a logarithmic axis.
         drawn = (bins.observed > 0) & (bins.predicted > 0)
         axes.plot(bins.predicted[drawn], bins.observed[drawn], marker="o", markersize=3.5, label=f"{name}: {error:.4f}")
+        rows_axes.plot(bins.predicted[drawn], bins.counts[drawn], marker="o", markersize=3.5, linewidth=1)
         if drawn.any():
             lowest = min(lowest, bins.predicted[drawn].min(), bins.observed[drawn].min())
     axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, linestyle="--", zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share of clicks")
+    axes.set(xscale="log", yscale="log", ylabel="observed share of clicks")
+    rows_axes.set(xlabel="predicted probability", ylabel="rows of the bin")
+    rows_axes.set_ylim(bottom=0)
     axes.set_title(title, parse_math=False)
     axes.legend(title="expected calibration error", frameon=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    for each in (axes, rows_axes):
+        each.grid(alpha=0.25)
+        each.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     write_atomically(Path(path), buffer.getvalue())

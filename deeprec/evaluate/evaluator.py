@@ -158,6 +158,9 @@ def require_ratings(model: Any, protocol: Protocol) -> None:
 def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> dict[str, float]:
     """Errors of `model.predict_ratings(users, items)` on the ratings of one part.
 
+    Unless the protocol has a `default_rating`, they are those of what the model serves: its own rating of users and
+    items without a training rating too, and with `clamp` within its limits, as `deeprec predict` writes them.
+
     Raises:
         ValueError: the model predicts no ratings, the data has none, or a prediction is NaN.
     """
@@ -172,10 +175,13 @@ def rating_figures(model: Any, split: Split, protocol: Protocol, part: Part) -> 
     if np.isnan(predictions).any():
         at = int(np.flatnonzero(np.isnan(predictions))[0])
         raise ValueError(f"evaluate: predictions must be numbers, got NaN at row {at} of the {part} part")
-    is_known = (train.user_counts()[held_out.users] > 0) & (train.item_counts()[held_out.items] > 0)
-    predictions = np.where(is_known, predictions, protocol.default_rating)
+    if protocol.default_rating is not None:
+        is_known = (train.user_counts()[held_out.users] > 0) & (train.item_counts()[held_out.items] > 0)
+        predictions = np.where(is_known, predictions, protocol.default_rating)
     if protocol.clamp:
-        predictions = predictions.clip(train.ratings.min(), train.ratings.max())
+        limits = getattr(model, "limits", None)
+        low, high = (train.ratings.min(), train.ratings.max()) if limits is None else limits.tolist()
+        predictions = predictions.clip(low, high)
     places = {"rmse_rare": (held_out.items, train.item_counts())}
     return {
         name: getattr(metrics, name)(predictions, held_out.ratings, *places.get(name, ())) for name in protocol.metrics

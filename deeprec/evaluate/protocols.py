@@ -24,6 +24,9 @@ _logger = logging.getLogger("deeprec")
 
 # What is reported does not change what a figure means, so these do not stand in the way of a comparison.
 _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
+_CHOOSING_FIELDS = ("validation_users",)  # nor what only chooses the epoch, and measures nothing that is shown
+_CHOOSING_SCORES = 1 << 26  # a validation that takes more is made on a sample while the model is trained
+_FEWEST_CHOOSING = 1000  # users of such a sample
 _BY_SHARE = ("random", "random_by_user", "time", "items")
 _TEST_STREAM, _VALIDATION_STREAM = 4, 5  # independent negatives for the two parts under one seed
 
@@ -69,8 +72,12 @@ class Protocol:
         metrics: names out of `metrics.METRICS`.
         cutoffs: K of each metric that has one, at least 1.
         seed: seed of the split (not of the training), at least 0.
-        default_rating: predicted for a user or item without a training rating, in rating units.
-        clamp: whether predictions are clipped to the range of the training ratings.
+        default_rating: predicted for a user or item without a training rating, in rating units; None: what the model
+            says, which may know them from the rows that it was trained on again, with `refit`.
+        clamp: whether predictions are clipped to the range of the training ratings, as those of `deeprec predict` are.
+        validation_users: users of the validation part who are ranked after each epoch to choose one, always the same;
+            0: all. None: all where that takes at most 2^26 scores (users x candidates), otherwise as many as these
+            allow and 1,000 at least; `resolve` puts the number. At the end the chosen epoch is measured on all.
     """
 
     name: str
@@ -87,8 +94,9 @@ class Protocol:
     cutoffs: tuple[int, ...] = (10,)
     seed: int = 0
     task: Literal["ranking", "next-item", "rating"] = "ranking"
-    default_rating: float = 3.0
+    default_rating: float | None = None
     clamp: bool = True
+    validation_users: int | None = None
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -111,11 +119,16 @@ class Protocol:
             _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
         for field in ("test_share", "validation_share", "default_rating"):
             value = getattr(self, field)
+            if value is None and field == "default_rating":
+                continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             _require(is_number, f"{field} must be a finite number", value)
         for field in ("test_share", "validation_share"):
             _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
         _require(isinstance(self.clamp, bool), "clamp must be True or False", self.clamp)
+        count = self.validation_users
+        is_count = count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 0)
+        _require(is_count, "validation_users must be a whole number of at least 0, or None", count)
         random_share = (self.holdout in _BY_SHARE, self.validation == "share")
         if self.validation != "none" and random_share[0] != random_share[1]:
             remedy = "'share'" if random_share[0] else "'random' or 'last'"
@@ -194,10 +207,19 @@ class Protocol:
                 f"protocol: {self.candidates} given negatives a user are asked for, {data.name} carries {lists}; "
                 "take negatives='seeded'"
             )
-        if (holdout, negatives) == (self.holdout, self.negatives):
+        validation_users = self._choosing_users(data)
+        if (holdout, negatives, validation_users) == (self.holdout, self.negatives, self.validation_users):
             return self
         _logger.info("protocol %s on %s: holdout %s, negatives %s", self.name, data.name, holdout, negatives)
-        return dataclasses.replace(self, holdout=holdout, negatives=negatives)
+        return dataclasses.replace(self, holdout=holdout, negatives=negatives, validation_users=validation_users)
+
+    def _choosing_users(self, data: Interactions) -> int | None:
+        """`validation_users`, by the cost where it is open and that is high."""
+        if self.validation_users is not None or "validation_users" in self.without_effect():
+            return self.validation_users
+        candidates = data.num_items if isinstance(self.candidates, str) else self.candidates + 1
+        count = max(_CHOOSING_SCORES // max(candidates, 1), _FEWEST_CHOOSING)
+        return count if count < data.num_users else None
 
     def split(self, data: Interactions, met: Interactions | None = None) -> Split:
         """Train, validation and test parts of `data`, with negatives where the protocol samples candidates.
@@ -227,7 +249,7 @@ class Protocol:
             return [f"task: {self.task!r} / {other.task!r}"]
         ours, theirs = self.as_dict(), other.as_dict()
         # A field that neither protocol uses cannot make a difference; of another task, nothing is the same anyway.
-        ignored = set(_REPORTING_FIELDS) | (self.without_effect() & other.without_effect())
+        ignored = {*_REPORTING_FIELDS, *_CHOOSING_FIELDS} | (self.without_effect() & other.without_effect())
         if self.task != other.task:
             ignored |= {"default_rating", "clamp"}
         return [f"{k}: {ours[k]!r} / {theirs[k]!r}" for k in ours if k not in ignored and ours[k] != theirs[k]]
@@ -236,7 +258,9 @@ class Protocol:
         """Fields that change nothing in this protocol."""
         fields = {"default_rating", "clamp"}
         if self.task == "rating":
-            fields = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs"}
+            fields = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs", "validation_users"}
+        if self.validation == "none":
+            fields.add("validation_users")
         if self.holdout not in _BY_SHARE:
             fields |= {"test_share", "validation_share"}
         if self.holdout == "time" or self.task == "next-item":
@@ -300,7 +324,8 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("map", "ndcg", "recall"),
         cutoffs=(10, 5, 1),
     ),
-    # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses, 3 where nothing is known.
+    # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses; their
+    # 3 where nothing is known, which no other scale of ratings would take, is default_rating=3.
     "rating": Protocol(
         "rating", task="rating", holdout="random", validation="share", validation_share=0.09, metrics=("rmse", "mae")
     ),

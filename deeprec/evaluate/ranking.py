@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeprec._compiled import host_function
 from deeprec.device import to_device
 from deeprec.nn.scoring import Lists, best_of, entries_of
 
@@ -30,6 +31,7 @@ Progress = Callable[[int, int], None]
 _PAIRS_PER_BLOCK = 1 << 16  # a 256-wide hidden layer over them is 64 MiB
 _SCORES_PER_BLOCK = 1 << 21  # 8 MiB of float32, which stays near the cache
 _MOST_USERS_PER_BLOCK = 1024
+_rank_rows = host_function("rank_rows")
 
 
 class Scorer(typing.Protocol):
@@ -221,8 +223,7 @@ def full_ranks(
     Raises:
         ValueError: a score is NaN, or `score_items` returns another shape than [b, num_items].
     """
-    indptr, items = part.csr()
-    counts = np.diff(indptr)
+    counts = np.diff(part.csr()[0])
     chosen = np.flatnonzero(counts) if users is None else np.unique(np.asarray(users, dtype=np.int64))
     chosen = chosen[counts[chosen] > 0].astype(np.int64)
     device = torch.device(device)
@@ -230,23 +231,19 @@ def full_ranks(
     others: Tensor | None = None
     if only_its_items:
         others = to_device(torch.from_numpy(np.flatnonzero(part.item_counts() == 0)), device)
-    # Offsets stay on the CPU, so that sizes are known without waiting.
-    positives, *seen = (
-        (torch.from_numpy(offsets), to_device(torch.from_numpy(listed), device))
-        for offsets, listed in ((indptr, items), *(one.csr() for one in masked))
-    )
+    rank = _ranking_by(part, masked, top, device)
     step = int(np.clip(_SCORES_PER_BLOCK // max(part.num_items, 1), 1, _MOST_USERS_PER_BLOCK))
     blocks = []
     is_nan: list[Tensor] = []
+    buffer: Tensor | None = None
     for start in range(0, chosen.size, step):
         block = chosen[start : start + step]
-        scores, lowest = _item_scores(scorer, block, part.num_items, ids_on)
+        scores, lowest = _item_scores(scorer, block, part.num_items, ids_on, buffer)
+        buffer = scores if buffer is None else buffer
         is_nan.append(torch.isnan(lowest))
         if others is not None:
             scores.index_fill_(1, to_device(others, scores.device), -torch.inf)
-        rows, listed = _entries(positives, block, scores.device)
-        hidden = [_entries(lists, block, scores.device) for lists in seen]
-        blocks.append(_rank_block(scores, rows, listed, hidden, top, most=int(counts[block].max())))
+        blocks.append(rank(scores, block))
         if progress is not None:
             progress(start + block.size, chosen.size)
     for start in _first_true(is_nan, step):
@@ -258,21 +255,49 @@ def full_ranks(
     return Ranking(chosen, ranks, offsets, candidates, lists.reshape(-1, top) if top else None)
 
 
+def _ranking_by(
+    part: Interactions, masked: typing.Sequence[Interactions], top: int, device: torch.device
+) -> Callable[[Tensor, IntArray], tuple[Tensor, Tensor, Tensor]]:
+    """What makes ranks, numbers of candidates and lists of the scores of a block of users, which it overwrites."""
+    rows = [one.csr() for one in (part, *masked)]
+    if _rank_rows is not None and device.type == "cpu":
+
+        def by_row(scores: Tensor, users: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+            ranks, candidates, best = _rank_rows(scores.numpy(), users, rows[0], rows[1:], top)
+            return torch.from_numpy(ranks), torch.from_numpy(candidates), torch.from_numpy(best)
+
+        return by_row
+    # Offsets stay on the CPU, so that sizes are known without waiting.
+    lists = [(torch.from_numpy(offsets), to_device(torch.from_numpy(items), device)) for offsets, items in rows]
+    counts = np.diff(rows[0][0])
+
+    def by_torch(scores: Tensor, users: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+        (owners, items), *hidden = (_entries(one, users, scores.device) for one in lists)
+        return _rank_block(scores, owners, items, hidden, top, most=int(counts[users].max()))
+
+    return by_torch
+
+
 def _entries(lists: Lists, users: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
     """(row within `users`, item) of every entry these users have in compressed rows, both int64 [nnz], on `device`."""
     return entries_of((lists[0], to_device(lists[1], device)), torch.from_numpy(users))
 
 
-def _item_scores(scorer: Scorer, users: IntArray, num_items: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _item_scores(
+    scorer: Scorer, users: IntArray, num_items: int, device: torch.device, buffer: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A private float32 copy of the scores [b, num_items], -inf raised to the least finite number; and the lowest.
 
-    The lowest is NaN where any score is: for the caller to look at.
+    The lowest is NaN where any score is: for the caller to look at. The copy goes into the first rows of `buffer`,
+    where one is given: pages that are there already.
     """
     raw = torch.as_tensor(scorer.score_items(to_device(torch.from_numpy(users), device)))
     if raw.shape != (users.size, num_items):
         raise ValueError(f"evaluate: score_items must return [{users.size}, {num_items}], got {tuple(raw.shape)}")
     # The copy is masked in place below; the model may have handed out a view of its own memory.
-    scores = torch.empty(raw.shape, dtype=torch.float32, device=raw.device).copy_(raw.detach())
+    if buffer is None or len(buffer) < len(raw):
+        buffer = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
+    scores = buffer[: len(raw)].copy_(raw.detach())
     lowest = scores.amin() if scores.numel() else scores.new_zeros(())  # amin hands a NaN on, in one pass
     # A look at the number saves a pass on the CPU, and would be a wait elsewhere.
     if not scores.is_cpu or torch.isneginf(lowest):

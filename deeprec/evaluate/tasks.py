@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,7 +22,9 @@ from deeprec.data.clicks.log import ClickLog
 from deeprec.data.clicks.part import ClickPart
 from deeprec.data.columns.inputs import Encoded
 from deeprec.data.interactions.features import features_sha256
+from deeprec.data.random_bits import random_bits
 from deeprec.data.sets.click_datasets import load_clicks
+from deeprec.data.sets.datasets import is_named
 from deeprec.device import ahead, device_of
 from deeprec.evaluate.click_metrics import click_figures, correct_for_sampling, plot_reliability, reliability
 from deeprec.evaluate.click_protocol import ClickProtocol
@@ -30,6 +33,7 @@ from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.protocols import protocol as protocol_by_name
 
 _LOGIT_ROWS = 1 << 14
+_CHOOSING = 7  # a stream of the protocol's seed; those before are of the splits
 _BASELINE_ROWS = 1 << 17
 _MEANS = {"global mean": "global", "user mean": "user", "item mean": "item", "biases": "both"}
 
@@ -122,6 +126,23 @@ class InteractionTask:
     def figures(self, model: Any, part: str) -> dict[str, float]:
         """Figures of a part."""
         return evaluate(model, self.split, self.protocol, part=cast(Literal["validation", "test"], part))
+
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """Figures of the validation part, or of its users that the protocol samples."""
+        if self._choosing is None:
+            return self.figures(model, "validation")
+        return evaluate(model, self.split, self.protocol, "validation", users=self._choosing)
+
+    @cached_property
+    def _choosing(self) -> NDArray[np.int64] | None:
+        """The users whose figures these are; None: all of the part."""
+        return choosing_users(self.protocol, self.split.validation)
+
+    def validation_sample(self) -> str:
+        """How many users these are."""
+        if self._choosing is None:
+            return ""
+        return f"{len(self._choosing):,} of {len(np.unique(self.split.validation.users)):,} users"
 
     def checksums(self, model: Any) -> dict[str, str]:
         """Of the data, its split, and the side information that the model takes."""
@@ -259,6 +280,14 @@ class ClickTask:
         self._tested = (weakref.ref(model), logits) if part == "test" else None
         return click_figures(logits, rows.labels, rows.groups, self.protocol.metrics)
 
+    def choosing_figures(self, model: Any) -> dict[str, float]:
+        """Figures of the validation rows: all, for to predict a row costs less than to train on one."""
+        return self.figures(model, "validation")
+
+    def validation_sample(self) -> str:
+        """None."""
+        return ""
+
     def checksums(self, model: Any) -> dict[str, str]:
         """Of the log."""
         return {"sha256": self.log.sha256}
@@ -290,13 +319,31 @@ class ClickTask:
         plot_reliability(bins, directory / "reliability.png", title=f"{model.name} on {self.name}")
 
 
+def choosing_users(protocol: Protocol, held_out: Interactions) -> NDArray[np.int64] | None:
+    """The users [n] of the validation part who choose the epoch, ascending; None: all.
+
+    Which ones depends on their external ids and the protocol's seed alone, not on the order of the rows.
+    """
+    count = protocol.validation_users or 0
+    users = np.unique(held_out.users).astype(np.int64)
+    if not 0 < count < len(users) or protocol.task == "rating":
+        return None
+    drawn = random_bits(protocol.seed, _CHOOSING, held_out.user_ids.keys()[users])
+    return np.sort(users[np.argsort(drawn, kind="stable")[:count]])
+
+
 def as_interactions(data: Any) -> Interactions:
-    """Interactions from whatever `fit` accepts."""
+    """Interactions from whatever `fit` accepts.
+
+    Those that are there already, and sets by name, whose files are published in one order, keep the order of their
+    rows; files and frames are put into one that shuffled rows have too, see `Interactions.canonical`.
+    """
     if isinstance(data, Interactions):
         return data
     if isinstance(data, str | Path):
-        return load_data(str(data))
-    return from_frame(data)
+        loaded = load_data(str(data))
+        return loaded if is_named(str(data)) else loaded.canonical()
+    return from_frame(data).canonical()
 
 
 def as_protocol(protocol: Any) -> Protocol:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deeprec.batches.ratings import SIDES
-from deeprec.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, Only, TrainConfig
+from deeprec.config import FULL_BATCH_OPTIMIZERS, OPTIMIZERS, ByData, Only, TrainConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +22,9 @@ class AutoencoderConfig(TrainConfig):
         side: "item" reconstructs item columns, "user" user rows.
         hidden: width of the first and the last hidden layer, >= 1.
         inner: widths of the layers between them down to the middle, (250,) for hidden-250-hidden; () for one layer.
+        from_biases: reconstruct what mu + b_user + b_item (the model `bias`) leave of the ratings, in units of its
+            standard deviation, and start as these: on validation rows the model is never worse than they are, and it
+            does not depend on the scale of the ratings.
         pretrain: with `inner`: train the model without them first, then each inner layer as an autoencoder of the codes
             below it, and start from there.
         pretrain_epochs: of the model without inner layers, >= 1.
@@ -43,9 +47,12 @@ class AutoencoderConfig(TrainConfig):
         Only(("lr",), "an optimizer with a rate, such as rprop", lambda config: config.optimizer != "lbfgs"),
     )
 
+    by_data: ClassVar[Mapping[str, ByData]] = {"from_biases": ByData(lambda facts, options: True, "True")}
+
     side: str = "item"
     hidden: int = 500
     inner: tuple[int, ...] = ()
+    from_biases: bool = False
     pretrain: bool = False
     pretrain_epochs: int = 100
     pretrain_lr: float = 0.0

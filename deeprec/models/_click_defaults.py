@@ -1,4 +1,4 @@
-"""What options of click models become where nobody gave them: rules by the rows and columns of a log.
+"""What options of click models become where nobody gave them: rules by the rows, clicks and columns of a log.
 
 The defaults of the config classes are those of the papers, which suit logs of millions of rows. On a small log a batch
 of 4096 rows is one or two steps an epoch, and a network of 400-400-400 learns the rows by heart within a few of them.
@@ -6,6 +6,7 @@ of 4096 rows is one or two steps an epoch, and a network of 400-400-400 learns t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from deeprec.config import ByData
@@ -16,8 +17,9 @@ _BATCH_SIZES = (64, 4096)
 _LEAST_STEPS = 2000
 _EPOCHS = (20, 50)
 _PATIENT_STEPS = 150
-_ROWS_A_UNIT = 100
+_EVENTS_A_UNIT = 100
 _WIDTHS = (64, 256)
+_MANY_EVENTS = 20_000
 _SCALED = ("adam", "lazy-adam")  # the optimizers for whose steps `lr` is chosen
 
 
@@ -30,6 +32,11 @@ def _steps_an_epoch(facts: Facts, options: Any) -> int:
     """By the batch size, given or chosen."""
     examples: int = options.batch_size * options.accumulate
     return max(1, -(-facts.rows // examples))
+
+
+def _events(facts: Facts) -> int:
+    """Rows of the rarer label: of what is the same in all others nothing can be learnt."""
+    return min(facts.positives, facts.rows - facts.positives)
 
 
 def _batch_size(facts: Facts, options: Any) -> int:
@@ -46,11 +53,24 @@ def _patience(facts: Facts, options: Any) -> int:
 
 
 def _hidden(facts: Facts, options: Any) -> tuple[int, ...]:
-    return (_power_of_two(facts.rows / _ROWS_A_UNIT, _WIDTHS),) * 2
+    return (_power_of_two(_events(facts) / _EVENTS_A_UNIT, _WIDTHS),) * 2
 
 
-def _lr(facts: Facts, options: Any) -> float:
-    return 0.002 if options.optimizer in _SCALED else float(options.lr)
+def _dropout(facts: Facts, options: Any) -> float:
+    return 0.2 if _events(facts) >= _MANY_EVENTS else 0.5
+
+
+def _adam(lr: Callable[[Facts], float], how: str) -> dict[str, ByData]:
+    """Adam, its rate, and the rate's fall where validation stands still, unless another optimizer is given."""
+
+    def rate(facts: Facts, options: Any) -> float:
+        return lr(facts) if options.optimizer in _SCALED else float(options.lr)
+
+    return {
+        "optimizer": ByData(lambda facts, options: "adam", "adam"),
+        "lr": ByData(rate, f"{how} with adam; else that of the class"),
+        "lr_schedule": ByData(lambda facts, options: "plateau", "plateau"),
+    }
 
 
 def _ftrl_lr(facts: Facts, options: Any) -> float:
@@ -58,10 +78,20 @@ def _ftrl_lr(facts: Facts, options: Any) -> float:
     return min(max(2.0 / max(facts.columns, 1), 0.03), 0.3)
 
 
-def _unless_in_backward(value: float) -> ByData:
-    """A constant, or 0 where the tables are stepped in the backward pass."""
+def _lr_of_pairs(facts: Facts) -> float:
+    return min(max(0.1 / max(facts.columns, 1), 0.002), 0.01)
+
+
+def _l2_of_pairs(facts: Facts, options: Any) -> float:
+    """A vector is in a pair with those of all other columns."""
+    return 0.0 if _events(facts) >= _MANY_EVENTS else 0.001 * facts.columns
+
+
+def _unless_in_backward(value: Callable[[Facts, Any], float], how: str) -> ByData:
+    """`value`, or 0 where the tables are stepped in the backward pass."""
     return ByData(
-        lambda facts, options: 0.0 if options.step_in_backward else value, f"{value}; 0 with step_in_backward"
+        lambda facts, options: 0.0 if options.step_in_backward else value(facts, options),
+        f"{how}; 0 with step_in_backward",
     )
 
 
@@ -83,14 +113,18 @@ FIRST_ORDER_LR = ByData(
     lambda facts, options: 0.0 if options.step_in_backward else _ftrl_lr(facts, options),
     f"{_FTRL_RULE}; 0 with step_in_backward",
 )
-ADAM = {
-    "optimizer": ByData(lambda facts, options: "adam", "adam"),
-    "lr": ByData(_lr, "0.002 with adam; else that of the class"),
+VECTORS = {
+    **_adam(_lr_of_pairs, "0.1 / columns, from 0.002 to 0.01"),
+    "embedding_l2": _unless_in_backward(_l2_of_pairs, "columns / 1000, 0 from 20,000 rows of the rarer label on"),
 }
-VECTORS = {**ADAM, "embedding_l2": _unless_in_backward(0.01)}
 NETWORK = {
-    **ADAM,
-    "embedding_l2": _unless_in_backward(0.03),
+    **_adam(lambda facts: 0.003, "0.003"),
+    "embedding_l2": _unless_in_backward(lambda facts, options: 0.03, "0.03"),
     "batch_norm": ByData(lambda facts, options: True, "always"),
 }
-WIDTHS = {"hidden": ByData(_hidden, "two layers of a hundredth of the rows, as a power of two from 64 to 256")}
+DEEP = {
+    "hidden": ByData(
+        _hidden, "two layers of a hundredth of the rows of the rarer label, as a power of two from 64 to 256"
+    ),
+    "dropout": ByData(_dropout, "0.2 from 20,000 rows of the rarer label on, 0.5 below"),
+}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deeprec.config import ByData, Only, one_of
 from deeprec.data.columns.inputs import Inputs
-from deeprec.models._click_defaults import NETWORK, WIDTHS
+from deeprec.models._click_defaults import DEEP, NETWORK
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch, ClickConfig
 from deeprec.nn.mlp import ACTIVATIONS, MLP
@@ -62,7 +62,7 @@ class DeepConfig(NetworkConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("batch_norm",), "hidden layers", lambda config: len(config.hidden) > 0),
     )
-    by_data: ClassVar[Mapping[str, ByData]] = WIDTHS
+    by_data: ClassVar[Mapping[str, ByData]] = DEEP
 
     numerics: str = "embedding"
 

@@ -6,21 +6,24 @@ Deviations: L2 acts, with a batch smaller than the data, on the rows that the ba
 the paper, on all. The authors' configuration thresholds the hidden units in the forward pass; the paper does not, nor
 does this. The deep model's layers are pre-trained on the codes of the model without them (the paper says "greedy
 pretraining" and no more). A column without training ratings is predicted as the mean column of the ratings, a row
-without as the mean hidden layer has it; the paper's 3 for both is the rating protocol's `default_rating`.
+without as the mean hidden layer has it; the paper's 3 for both is `default_rating=3` of the rating protocol.
+With `from_biases` (which `fit` chooses where nothing is said) the network learns what biases leave of the ratings, is
+shown standardised ones, and its codes are taken from 0.5: on few ratings it then is no worse than biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deeprec.batches.ratings import RatingRows, RowBatch
-from deeprec.config import FULL_BATCH_OPTIMIZERS, TrainConfig
-from deeprec.contract import Schema
+from deeprec.config import FULL_BATCH_OPTIMIZERS, ByData, Only, TrainConfig
+from deeprec.contract import Facts, Schema
 from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
@@ -31,6 +34,21 @@ from deeprec.models._inner_layers import InnerLayers
 from deeprec.models.base import Recommender
 
 ACTIVATIONS = ("identity", "sigmoid")
+_LEVEL = 3.0  # standard deviations that the mean of five stars is above none, about
+
+
+def _batch_size(facts: Facts, options: Any) -> int:
+    if options.optimizer in FULL_BATCH_OPTIMIZERS:
+        return 0
+    rows = facts.items if options.side == "item" else facts.users
+    return max(1, min(64, rows // 4))
+
+
+def _l2(facts: Facts, options: Any) -> float:
+    if not options.from_biases:
+        return float(options.l2)
+    a_user, an_item = (facts.rows / max(1, count) for count in (facts.users, facts.items))
+    return round(12 * (math.sqrt(a_user) + math.sqrt(an_item)), 1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,18 @@ class AutoRecConfig(AutoencoderConfig):
         are free.
     init_std: standard deviation of the initial weights, > 0; a tenth of it for biases.
     """
+
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("from_biases",), "output=identity", lambda config: config.output == "identity"),
+    )
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        "optimizer": ByData(lambda facts, options: "adam", "adam"),
+        "batch_size": ByData(_batch_size, "64, less where an epoch would have fewer than 4 steps; 0 with rprop, lbfgs"),
+        "epochs": ByData(lambda facts, options: 20 if options.batch_size else 250, "20; 250 of all rows in one step"),
+        "lr": ByData(lambda facts, options: 0.005 if "adam" in options.optimizer else options.lr, "0.005 with adam"),
+        "lr_schedule": ByData(lambda facts, options: "linear", "linear"),
+        "l2": ByData(_l2, "12 (sqrt(ratings a user) + sqrt(ratings an item)) with from_biases, as their noise grows"),
+    }
 
     output: str = "identity"
     activation: str = "sigmoid"
@@ -97,7 +127,7 @@ class AutoRec(RatingAutoencoder):
     def warm_start(self, train_stage: Callable[[Recommender], Recommender]) -> bool:
         """With `pretrain`: the model without inner layers first, then these, layer by layer."""
         if not self.config.pretrain:
-            return False
+            return self.config.from_biases  # its beginning, the biases, is a candidate
         self._start_from(train_stage(_ShallowAutoRec(config=self.config.shallow())))
         return True
 
@@ -120,6 +150,11 @@ class AutoRec(RatingAutoencoder):
         return scaled
 
     @property
+    def middle(self) -> float:
+        # Around 0 no direction of the codes is a bias, which would be learned without the damping that it has.
+        return 0.5 if self.config.from_biases and self.config.activation == "sigmoid" else 0.0
+
+    @property
     def _gives_sparse_grad(self) -> bool:
         return self.sparse_grad and self.config.optimizer not in FULL_BATCH_OPTIMIZERS
 
@@ -134,7 +169,8 @@ class AutoRec(RatingAutoencoder):
             sparse_grad=self._gives_sparse_grad,
             plan=plan,
         )
-        return codes if self.layers is None else self.layers(codes, codes.new_empty(len(codes), 0))
+        codes = codes if self.layers is None else self.layers(codes, codes.new_empty(len(codes), 0))
+        return codes - self.middle if self.middle else codes
 
     def loss(self, batch: RowBatch) -> Tensor:
         """Sum of squared errors at the observed ratings; `backward` adds the gradient of the regulariser."""
@@ -176,8 +212,21 @@ class AutoRec(RatingAutoencoder):
     def _encode_whole(self, batch: RowBatch) -> Tensor:
         return self._encode(batch.offsets, batch.indices, batch.inputs)
 
+    def _shown(self, standard: Tensor, targets: Tensor) -> Tensor:
+        # Above zero, as stars are: that somebody rated at all says much, and a zero would hide it.
+        return standard + _LEVEL
+
+    def _encode_row(self, indices: Tensor, shown: Tensor) -> Tensor:
+        return self._encode(torch.arange(2, device=indices.device) * len(indices), indices, shown)
+
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._encode(torch.arange(2, device=indices.device) * len(indices), indices, self._scaled(ratings)), None
+        return self._encode_row(indices, self._scaled(ratings)), None
+
+    def _output(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def _logit(self, outputs: Tensor) -> Tensor:
+        return outputs
 
     def _rating_of(self, logits: Tensor, means: Tensor | None) -> Tensor:
         if self.config.output == "identity":

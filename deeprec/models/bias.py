@@ -10,7 +10,7 @@ Bayes), so that it holds on any scale of ratings and any number of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -58,10 +58,12 @@ class Bias(Recommender):
         self.register_buffer("items", torch.zeros(schema.num_items))  # b_i
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("damping", torch.zeros(()))  # of a user's deviation
+        self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
         self.users: Tensor
         self.items: Tensor
         self.mean: Tensor
         self.damping: Tensor
+        self.limits: Tensor
 
     def fit_directly(self, train: Interactions) -> None:
         """Estimate mean, deviations and variances.
@@ -69,24 +71,12 @@ class Bias(Recommender):
         Raises:
             ValueError: the data has no ratings.
         """
-        if train.ratings is None:
-            raise ValueError(f"bias: the data must have ratings, got none in {train.name}; take popularity")
-        ratings = train.ratings.astype(np.float64)
-        sides = {"user": _Side(train.users, train.num_users), "item": _Side(train.items, train.num_items)}
-        taken = [sides[each] for each in _KINDS[self.config.of]]
-        mean = float(ratings.mean())
-        noise = float(ratings.var())
-        for side in taken:
-            side.spread = noise
-        for _ in range(_SWEEPS if noise > 0 else 0):
-            for side in taken:
-                side.update(ratings - mean - sum(other.of_rows() for other in taken if other is not side), noise)
-            errors = ratings - mean - sum(side.of_rows() for side in taken)
-            noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken)) if taken else noise
-        self.mean.fill_(mean)
-        self.users.copy_(torch.from_numpy(sides["user"].deviations + mean))
-        self.items.copy_(torch.from_numpy(sides["item"].deviations))
-        self.damping.fill_(noise / max(sides["user"].spread, 1e-30))
+        found = biases_of(train, self.config.of)
+        self.mean.fill_(found.mean)
+        self.users.copy_(torch.from_numpy(found.users + found.mean))
+        self.items.copy_(torch.from_numpy(found.items))
+        self.damping.fill_(found.damping)
+        self.limits.copy_(torch.tensor(found.limits))
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings of `items` by `users`; shapes broadcast."""
@@ -121,6 +111,51 @@ class Bias(Recommender):
         return DotScorer(
             torch.stack([users, torch.ones_like(users)], 1), torch.stack([torch.ones_like(self.items), self.items], 1)
         )
+
+
+class Biases(NamedTuple):
+    """What ratings say of users and items one by one.
+
+    Attributes:
+        mean: of all ratings.
+        users, items: [num_users] and [num_items], float64, deviations from it; 0 for who has no ratings.
+        noise: standard deviation of what they leave of the ratings, as estimated.
+        damping: noise^2 over the variance of the users' deviations; item_damping: over that of the items'.
+        limits: smallest and largest rating.
+    """
+
+    mean: float
+    users: NDArray[Any]
+    items: NDArray[Any]
+    noise: float
+    damping: float
+    item_damping: float
+    limits: tuple[float, float]
+
+
+def biases_of(train: Interactions, of: str = "both") -> Biases:
+    """Mean, deviations and variances of the ratings; `of` as in `BiasConfig`.
+
+    Raises:
+        ValueError: the data has no ratings.
+    """
+    if train.ratings is None:
+        raise ValueError(f"bias: the data must have ratings, got none in {train.name}; take popularity")
+    ratings = train.ratings.astype(np.float64)
+    sides = {"user": _Side(train.users, train.num_users), "item": _Side(train.items, train.num_items)}
+    taken = [sides[each] for each in _KINDS[of]]
+    mean, noise = float(ratings.mean()), float(ratings.var())
+    for side in taken:
+        side.spread = noise
+    for _ in range(_SWEEPS if noise > 0 and taken else 0):
+        for side in taken:
+            side.update(ratings - mean - sum(other.of_rows() for other in taken if other is not side), noise)
+        errors = ratings - mean - sum(side.of_rows() for side in taken)
+        noise = float(np.square(errors).mean() + sum(side.uncertainty.mean() for side in taken))
+    user, item = sides["user"], sides["item"]
+    damping, item_damping = (noise / max(side.spread, 1e-30) for side in (user, item))
+    limits = float(ratings.min()), float(ratings.max())
+    return Biases(mean, user.deviations, item.deviations, noise**0.5, damping, item_damping, limits)
 
 
 class _Side:

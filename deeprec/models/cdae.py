@@ -11,6 +11,7 @@ weights start as in the authors' code.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.batches.likes import Likes, UserBatch
-from deeprec.config import Only, TrainConfig
+from deeprec.config import ByData, Only, TrainConfig
 from deeprec.contract import SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
@@ -63,6 +64,8 @@ class CDAEConfig(TrainConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("adagrad_start",), "optimizer=adagrad", lambda config: config.optimizer == "adagrad"),
     )
+
+    by_data: ClassVar[Mapping[str, ByData]] = {"patience": ByData(lambda facts, options: 10, "10")}
 
     hidden: int = 50
     corruption: float = 0.5

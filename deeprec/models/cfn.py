@@ -7,7 +7,8 @@ Deviations: L2 acts on the rows of the tables that a batch touches, and the more
 over the steps it is that of L2 on all rows at every step. The deep model's inner layers are pre-trained on uncorrupted
 codes by Adam, where the authors add Gaussian noise and use SGD. A row without ratings has the global mean, the mean
 hidden layer of the others and its own side information; a column without is predicted by the mean of the row. The
-paper leaves both out.
+paper leaves both out. With `from_biases` (which `fit` chooses where nothing is said) biases take the place of the row's
+mean, and the network learns what they leave: on few ratings it then is no worse than they are.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class CFN(RatingAutoencoder):
     name = "cfn"
     config_class: ClassVar[type[TrainConfig]] = CFNConfig
     takes: ClassVar[frozenset[str]] = Recommender.takes | {"user_features", "item_features"}
+    reach: ClassVar[float] = 2.0
     config: CFNConfig
     side_information: Tensor
 
@@ -159,7 +161,7 @@ class CFN(RatingAutoencoder):
     def warm_start(self, train_stage: Callable[[Recommender], Recommender]) -> bool:
         """With `pretrain`: the model without inner layers first, then these, layer by layer."""
         if not self.config.pretrain:
-            return False
+            return self.config.from_biases  # its beginning, the biases, is a candidate
         shallow = train_stage(_ShallowCFN(config=self.config.shallow()))
         assert isinstance(shallow, CFN)
         self.side_information.copy_(shallow.side_information)
@@ -270,22 +272,31 @@ class CFN(RatingAutoencoder):
         return torch.zeros_like(self.center)  # the mean of the row alone
 
     def _encode_new(self, indices: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Side information of a new row is not known: the mean of all."""
         scaled = self._scaled(ratings)
         mean = scaled.mean().view(1)
+        return self._encode_row(indices, scaled - mean), mean
+
+    def _encode_row(self, indices: Tensor, shown: Tensor) -> Tensor:
+        """Side information of a new row is not known: the mean of all."""
         features = self.side_information.mean(0, keepdim=True)
         bounds = torch.arange(2, device=indices.device) * len(indices)
-        return self._encode(bounds, indices, scaled - mean, features), mean
+        return self._encode(bounds, indices, shown, features)
+
+    def _output(self, logits: Tensor) -> Tensor:
+        return torch.tanh(logits)
+
+    def _logit(self, outputs: Tensor) -> Tensor:
+        return outputs.clamp(-_LARGEST, _LARGEST).atanh()
 
     def _rating_of(self, logits: Tensor, means: Tensor | None) -> Tensor:
         assert means is not None
         low, high = self.limits
-        ratings: Tensor = (low + high) / 2 + (high - low) / 2 * (torch.tanh(logits) + means)
+        ratings: Tensor = (low + high) / 2 + (high - low) / 2 * (self._output(logits) + means)
         return ratings
 
     def _logit_of(self, ratings: Tensor, means: Tensor | None) -> Tensor:
         assert means is not None
-        return (self._scaled(ratings) - means).clamp(-_LARGEST, _LARGEST).atanh()
+        return self._logit(self._scaled(ratings) - means)
 
     def _ridge(self) -> float:
         # l2 / 2 goes with the mean over the rows of a step: rows times as much with their sum.

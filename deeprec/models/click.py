@@ -42,7 +42,11 @@ TableLayer: TypeAlias = EmbeddingCollection | FactorizationMachine
 class ClickConfig(TrainConfig):
     """How a click model is trained; models extend it with their own sizes.
 
+    `fit` chooses what is left out by the log, as `_click_defaults` says; a whole `config` is taken as it is.
+
     Attributes:
+        epochs: passes over the rows of the train part, >= 1.
+        batch_size: rows a step, >= 1.
         optimizer: as of every model, or "ftrl", whose rate stays what it is whatever the schedule.
         l1, l2: of FTRL, for the mean loss of a batch (the paper's lambda / batch_size), >= 0; other optimizers have
             weight_decay.

@@ -30,7 +30,7 @@ _MOST_CROSSES = 1000
 @dataclass(frozen=True)
 class DCNV2Config(DeepConfig):
     """Attributes: those of `DeepConfig`, and
-    num_cross_layers: >= 1.
+    num_cross_layers: crosses one after the other, >= 1.
     structure: "stacked": the network is fed by the crosses; "parallel": both by the embeddings.
     rank: of the crosses' matrices, >= 1; 0: full.
     num_experts: low-rank matrices in a mixture, >= 1; more than one need a rank.

@@ -7,20 +7,28 @@ On a GPU: the weights are computed on the CPU, in float64, and asked where the m
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.config import GRADIENT_OPTIONS, TrainConfig
-from deeprec.contract import Schema
+from deeprec.config import GRADIENT_OPTIONS, ByData, TrainConfig
+from deeprec.contract import Facts, Schema
+from deeprec.data import IdMap
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
 
 _BYTES_A_WEIGHT = 8 + 8 + 4  # the Gram matrix and its inverse in float64, the weights in float32
+_BYTES_OF_NEIGHBORS = 100 * (4 + 4)  # an item's in item-knn
+
+
+def _l2(facts: Facts, options: Any) -> float:
+    return round(min(1000.0, max(20.0, 25 * math.sqrt(facts.rows / max(1, facts.items)))), 1)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class EASEConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = tuple(name for name in GRADIENT_OPTIONS if name != "l2")
+
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        "l2": ByData(_l2, "25 sqrt(interactions an item), from 20 to 1000"),
+    }
 
     l2: float = 500.0
     max_memory_gib: float = 8.0
@@ -55,13 +67,15 @@ class EASE(HistoryRecommender):
             most = int((self.config.max_memory_gib * 2**30 / _BYTES_A_WEIGHT) ** 0.5)
             raise ValueError(
                 f"ease: a catalogue of {schema.num_items:,} items needs {needed:.1f} GiB for its item x item matrices, "
-                f"the limit is max_memory_gib={self.config.max_memory_gib:g} ({most:,} items); raise it if the memory "
-                "is there, drop rare items (min_interactions), or take item-knn or cdae"
+                f"the limit is max_memory_gib={self.config.max_memory_gib:g} ({most:,} items); take item-knn, which "
+                f"needs {schema.num_items * _BYTES_OF_NEIGHBORS / 2**30:.2g} GiB for them, or cdae; or drop rare items "
+                f"(min_interactions), or raise the limit if the memory is there: the work grows with the cube of the "
+                f"items, and the model keeps {schema.num_items**2 * 4 / 2**30:.1f} GiB"
             )
         self.register_buffer("weights", torch.zeros(schema.num_items, schema.num_items))
         self.weights: Tensor
 
-    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32], item_ids: IdMap) -> None:
         num_items = len(self.weights)
         gram = torch.empty(num_items, num_items, dtype=torch.float64, device="cpu")
         for start, counts in cooccurrences(offsets, items, num_items):

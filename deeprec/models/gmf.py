@@ -2,19 +2,28 @@
 
 Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), section 3.2, eq. 9.
 Official code: github.com/hexiangnan/neural_collaborative_filtering (GMF.py). No deviation.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from deeprec.config import TrainConfig
-from deeprec.contract import Schema
-from deeprec.models.ncf import NCFRecommender
+from deeprec.config import ByData, TrainConfig
+from deeprec.contract import Facts, Schema
+from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
+
+
+def _lr(facts: Facts, options: Any) -> float:
+    if options.optimizer not in ("adam", "lazy-adam"):
+        return float(options.lr)
+    return round(0.001 * min(5.0, max(1.0, math.sqrt(1e6 / max(1, facts.rows)))), 5)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,12 @@ class GMFConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        # The paper's rate is that of a million interactions, whose epochs have as many steps as it needs.
+        "lr": ByData(_lr, "0.001 sqrt(1,000,000 / interactions) with adam, from 0.001 to 0.005"),
+        **PATIENCE,
+    }
 
     factors: int = 8
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.contract import SIMILAR_ITEMS, Schema, check_rows
-from deeprec.data import Interactions
+from deeprec.data import IdMap, Interactions
 from deeprec.device import to_device
 from deeprec.models.base import Recommender
 from deeprec.nn.scoring import BlockScorer, rows_of
@@ -44,7 +44,7 @@ class HistoryRecommender(Recommender):
     def _build_weights(self, schema: Schema) -> None:
         raise NotImplementedError
 
-    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+    def _fit_weights(self, offsets: NDArray[np.int64], items: NDArray[np.int32], item_ids: IdMap) -> None:
         raise NotImplementedError
 
     def _scores(self, offsets: Tensor, items: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class HistoryRecommender(Recommender):
         device = self.device
         self.history_offsets = torch.from_numpy(offsets.copy()).to(device)
         self.history_items = torch.from_numpy(items.copy()).to(device)
-        self._fit_weights(offsets, items)
+        self._fit_weights(offsets, items, train.item_ids)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the number of training rows is that of the file.

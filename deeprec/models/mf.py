@@ -5,10 +5,12 @@ Paper: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering v
 Code: google-research/dot_vs_learned_similarity.
 Deviations: steps over mini-batches with the sum of their examples' gradients instead of single examples, which reaches
 the same figures; AdaGrad by default, which needs a tenth of SGD's epochs.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -17,10 +19,10 @@ import torch
 from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.config import TrainConfig
+from deeprec.config import ByData, TrainConfig
 from deeprec.contract import Schema
 from deeprec.models.base import Recommender
-from deeprec.models.ncf import NCFRecommender
+from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
 _USER_BIAS, _ITEM_BIAS = 0, 1
@@ -34,6 +36,8 @@ class MFConfig(TrainConfig):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("precision",)  # of the layers' products
+
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 192
     init_std: float = 0.1

@@ -2,18 +2,20 @@
 
 Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), section 3.3, eq. 10.
 Official code: github.com/hexiangnan/neural_collaborative_filtering (MLP.py). No deviation.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deeprec.config import Only, TrainConfig
+from deeprec.config import ByData, Only, TrainConfig
 from deeprec.contract import Schema
-from deeprec.models.ncf import NCFRecommender, mlp_layers
+from deeprec.models.ncf import PATIENCE, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -29,6 +31,8 @@ class MLPConfig(TrainConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("factors", "num_layers", "layout"), "layers=()", lambda config: not config.layers),
     )
+
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 8
     num_layers: int = 3

@@ -28,6 +28,7 @@ from deeprec.contract import (
 )
 from deeprec.device import Device, device_of
 from deeprec.nn._rows import WholeTables
+from deeprec.option_help import show_options
 from deeprec.registry import require_capability
 from deeprec.serve.predict import predict as predict_rows
 from deeprec.surroundings import trained
@@ -63,6 +64,11 @@ class Model(WholeTables):
     sizes: ClassVar[str]  # this and the next two: see `deeprec.contract.Stored`
     sizes_class: ClassVar[type[Any]]
     keeps: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let help() and signatures show the options of the model."""
+        super().__init_subclass__(**options)
+        show_options(cls)
 
     def __init__(
         self, sizes: Any, config: TrainConfig | None, generator: torch.Generator | None, options: dict[str, Any]
@@ -241,14 +247,35 @@ class Model(WholeTables):
     # -- serving -----------------------------------------------------------------------------------------------------
 
     def recommend(
-        self, user_ids: Any, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
+        self,
+        user_ids: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow: Any = None,
+        deny: Any = None,
+        unknown: str = "raise",
     ) -> pl.DataFrame:
         """The k best items for each user: a frame with user_id, rank (from 1), item_id, score.
 
-        `allow` are the only items that may come, `deny` items that may not.
+        `allow` are the only items that may come, `deny` items that may not. Users whom the model does not know raise an
+        error, or get what is popular (unknown="popularity"; a column fallback says who), or are left out ("skip").
         """
         require_capability(self, "recommend", RECOMMENDS)
-        return serve.recommend(self, user_ids, k, exclude_seen=exclude_seen, allow=allow, deny=deny)
+        filters = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
+        return serve.recommend(self, user_ids, k, **filters, unknown=unknown)
+
+    def recommend_file(self, output: str | Path, k: int = 10, **options: Any) -> int:
+        """Write the k best items of all users, or of those in `users`, into a file; see `deeprec.serve.recommend_file`.
+
+        Args:
+            output: ends in .parquet, .csv, .tsv or .jsonl.
+            **options: users, exclude_seen, allow, deny, unknown, resume, on_progress.
+        Returns:
+            rows written.
+        """
+        require_capability(self, "recommend_file", RECOMMENDS)
+        return serve.recommend_file(self, output, k, **options)
 
     def recommend_for_history(
         self, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None

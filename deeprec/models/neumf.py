@@ -4,23 +4,24 @@ Paper: He et al. 2017, "Neural Collaborative Filtering" (arXiv 1708.05031), sect
 Official code: github.com/hexiangnan/neural_collaborative_filtering (NeuMF.py).
 Deviations: none in the network. The paper does not state the learning rate of the SGD stage after pre-training; it is
 an option here (`lr`). The authors' README runs that stage with Adam; `optimizer=adam` does so.
+Where not to use it: on few interactions an item (below about 20) item-knn and ease rank better.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deeprec.config import Only, TrainConfig, make_config, unused_options
+from deeprec.config import ByData, Only, TrainConfig, make_config, unused_options
 from deeprec.contract import Schema
 from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
-from deeprec.models.ncf import NCFRecommender, mlp_layers
+from deeprec.models.ncf import PATIENCE, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
@@ -35,8 +36,8 @@ class NeuMFConfig(TrainConfig):
         factors is then the width of the GMF embeddings.
     pretrain: train GMF and MLP first, start from their weights, then train with this config's optimizer.
     alpha: weight of GMF in the output layer after pre-training, in [0, 1] (paper: 0.5).
-    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: of the GMF and the
-        MLP stage; validation chooses the epoch of each.
+    pretrain_epochs, pretrain_lr, pretrain_optimizer, pretrain_batch_size, pretrain_weight_decay: each as the
+        option without pretrain_, of the GMF and the MLP stage; validation chooses the epoch of each.
     pretrain_gmf_l2: `l2` of the GMF stage, >= 0.
     """
 
@@ -56,6 +57,8 @@ class NeuMFConfig(TrainConfig):
             lambda config: config.pretrain,
         ),
     )
+
+    by_data: ClassVar[Mapping[str, ByData]] = PATIENCE
 
     factors: int = 8
     gmf_factors: int = 0

@@ -30,9 +30,9 @@ from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
 @dataclass(frozen=True)
 class WideDeepConfig(DeepConfig):
     """Attributes: those of `DeepConfig`, whose optimizer trains the deep part, and for the wide part
-    wide_optimizer: a name of `optimizers`.
-    wide_lr: learning rate, > 0.
-    wide_l1, wide_l2: of FTRL, >= 0.
+    wide_optimizer: how the wide part is trained.
+    wide_lr: learning rate of the wide part, > 0.
+    wide_l1, wide_l2: `l1` and `l2` of the wide part, of FTRL, >= 0.
     """
 
     groups: ClassVar[tuple[str, ...]] = ("wide", "deep")

@@ -1,6 +1,7 @@
 """Serving: recommendations from trained models."""
 
 from deeprec.serve.folder import load, save
+from deeprec.serve.predict import predict_file, predict_pairs_file
 from deeprec.serve.recommend import (
     fold_in,
     predict_for_item,
@@ -10,13 +11,17 @@ from deeprec.serve.recommend import (
     score,
     similar_items,
 )
+from deeprec.serve.recommend_file import recommend_file
 
 __all__ = [
     "fold_in",
     "load",
+    "predict_file",
     "predict_for_item",
     "predict_for_user",
+    "predict_pairs_file",
     "recommend",
+    "recommend_file",
     "recommend_for_history",
     "save",
     "score",

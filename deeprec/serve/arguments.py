@@ -36,9 +36,20 @@ def require_flag(function: str, argument: str, value: Any) -> bool:
     return bool(value)
 
 
-def codes_of(function: str, argument: str, values: Any, known: IdMap) -> NDArray[np.int32]:
+def codes_of(
+    function: str,
+    argument: str,
+    values: Any,
+    known: IdMap,
+    *,
+    unknown: int | None = None,
+    remedy: str = "drop them",
+) -> NDArray[np.int32]:
     """Internal indices [n] of one external id or a sequence of them, in any container of one dimension.
 
+    Args:
+        unknown: the index of ids that the model does not know; None raises instead.
+        remedy: what that error advises.
     Raises:
         UnknownIdError (a ValueError): an id that the model does not know. TypeError: ids of another type, or none.
         ValueError: more than one dimension.
@@ -48,10 +59,11 @@ def codes_of(function: str, argument: str, values: Any, known: IdMap) -> NDArray
             f"{function}: {argument} must be one id or a sequence of ids, got {_short(values)}; pass a list"
         )
     try:
-        return known.encode(values)
+        return known.encode(values, unknown)
     except (TypeError, ValueError) as error:
         kind = next(one for one in (UnknownIdError, TypeError, ValueError) if isinstance(error, one))
-        raise kind(f"{function}: {argument}: {str(error).removeprefix('IdMap.encode: ')}") from None
+        words = str(error).removeprefix("IdMap.encode: ").replace("drop them, or pass unknown=-1", remedy)
+        raise kind(f"{function}: {argument}: {words}") from None
 
 
 def ratings_of(function: str, ratings: Any, count: int, what: str) -> NDArray[np.float32]:

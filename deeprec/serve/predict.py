@@ -11,24 +11,24 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from deeprec._files import replacing
 from deeprec._suggest import did_you_mean, listed
 from deeprec.contract import RATES, AnyModel
 from deeprec.data.columns.rows import take
 from deeprec.data.reading.errors import check_file, reading
-from deeprec.data.reading.sources import open_source
-from deeprec.data.reading.tables import read_separated
+from deeprec.data.reading.layout import TEXT_OPTIONS, told
+from deeprec.data.reading.sources import format_of, open_source
+from deeprec.data.reading.tables import read_table
 from deeprec.data.reading.text import OnBad
 from deeprec.device import device_of, to_device
 from deeprec.evaluate.click_metrics import probabilities
 from deeprec.evaluate.tasks import logits_of_rows
+from deeprec.serve.output import require_writable, write_frame
 from deeprec.serve.recommend import id_maps
 from deeprec.surroundings import served
 
 COLUMN = "probability"
 _BATCH_ROWS = 1 << 14
 _PAIR = ("user_id", "item_id")
-_WRITERS = (".parquet", ".csv", ".tsv")
 
 
 @served
@@ -87,11 +87,11 @@ def predict_file(
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> int:
-    """Write the probabilities of a file's rows into a Parquet, CSV or TSV file, column "probability".
+    """Write the probabilities of a file's rows into a Parquet, CSV, TSV or JSON lines file, column "probability".
 
     Args:
         model, source: as in `predict`.
-        output: ends in .parquet, .csv or .tsv; there is either the whole file or what was there before.
+        output: ends in .parquet, .csv, .tsv or .jsonl; there is either the whole file or what was there before.
         keep: columns of the source, such as ids, that are written beside the probability.
         on_progress, **options: as in `predict`. Malformed rows raise: the rows of the two files belong together.
     Returns:
@@ -99,27 +99,29 @@ def predict_file(
     Raises:
         ValueError: as `predict`, an output of another kind, or an unknown column in `keep`.
     """
-    path = _writable(output)
+    path = require_writable("predict", output)
     kept = _columns(source, keep, COLUMN, options) if keep else None
     scores = predict(model, source, on_progress=on_progress, **options)
     frame = pl.DataFrame({COLUMN: scores})
     if kept is not None:
         frame = kept.hstack(frame)
-    _write(frame, path)
+    write_frame(frame, path)
     return len(scores)
 
 
 @served
 def predict_pairs_file(
-    model: AnyModel, source: str | Path, output: str | Path, *, keep: Sequence[str] = ()
+    model: AnyModel, source: str | Path, output: str | Path, *, keep: Sequence[str] = (), **options: Any
 ) -> tuple[int, str]:
     """Write what a recommender says of the pairs of a file: user_id, item_id and "rating", or "score".
 
     Args:
         model: fitted or loaded.
-        source: .parquet, .csv or .tsv with columns user_id and item_id, of users and items of the training data.
+        source: a table (.parquet, .csv, .tsv, .jsonl) with columns user_id and item_id, of users and items of the
+            training data.
         output: as in `predict_file`.
         keep: further columns of the source that are written too.
+        **options: of the file, as of `predict_file`.
     Returns:
         rows written, and the name of the column: "rating" of models that predict ratings, within the range of the
         training ratings; "score" of the others, larger is better.
@@ -127,9 +129,9 @@ def predict_pairs_file(
         ValueError: an unknown user or item, or an input or output of another kind.
     """
     users_map, items_map = id_maps(model)
-    path = _writable(output)
+    path = require_writable("predict", output)
     name = "rating" if RATES in model.capabilities else "score"
-    frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, {})
+    frame = _columns(source, list(dict.fromkeys((*_PAIR, *keep))), name, options)
     codes = []
     for ids in (users_map, items_map):
         given = frame.get_column(f"{ids.name}_id")
@@ -142,26 +144,8 @@ def predict_pairs_file(
     values = torch.cat(scores) if scores else torch.empty(0)
     limits = getattr(model, "limits", None)
     values = values if limits is None or not scores else values.clamp(*limits)
-    _write(frame.with_columns(pl.Series(name, values.cpu().numpy())), path)
+    write_frame(frame.with_columns(pl.Series(name, values.cpu().numpy())), path)
     return len(frame), name
-
-
-def _writable(output: str | Path) -> Path:
-    path = Path(output)
-    if path.suffix not in _WRITERS:
-        raise ValueError(f"predict: output must end in {', '.join(_WRITERS)}, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"predict: output must lie in a folder there is, got {path.parent}; make it first")
-    return path
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    """The whole file, or what was there before."""
-    with replacing(path) as file:
-        if path.suffix == ".parquet":
-            frame.write_parquet(file)
-        else:
-            frame.write_csv(file, separator="\t" if path.suffix == ".tsv" else ",")
 
 
 def _encoder(model: AnyModel) -> Any:
@@ -173,16 +157,17 @@ def _encoder(model: AnyModel) -> Any:
 
 def _columns(source: str | Path, columns: Sequence[str], name: str, options: dict[str, Any]) -> pl.DataFrame:
     """The columns to be written beside the predictions, column `name`."""
-    path = Path(source)
-    if ".parquet" in path.suffixes:
+    path, kind = Path(source), format_of(source, options.get("format"))
+    if kind == "parquet":
         check_file(path, "predict")
         table = pl.scan_parquet(path, glob=False)
-    elif {".csv", ".tsv"} & set(path.suffixes):
-        separator = options.get("separator") or ("\t" if ".tsv" in path.suffixes else ",")
-        table = read_separated(path, separator).frame.lazy()
+    elif kind in ("csv", "tsv", "jsonl"):
+        text = {key: value for key, value in options.items() if key in TEXT_OPTIONS}
+        table = read_table(path, told(**text), format="jsonl" if kind == "jsonl" else "text").frame.lazy()
     else:
         remedy = "leave it out" if name == COLUMN else "write one"
-        raise ValueError(f"predict: keep and pairs go with .parquet, .csv and .tsv input, got {path.name}; {remedy}")
+        raise ValueError(f"predict: keep and pairs go with tables such as .parquet and .csv, got {path.name} ({kind}); "
+                         f"{remedy}")  # fmt: skip
     with reading(path, "a whole Parquet file", function="predict"):
         known = table.collect_schema().names()
     for column in columns:

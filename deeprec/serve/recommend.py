@@ -12,19 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec._suggest import did_you_mean
 from deeprec.contract import AnyModel, Queries
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.nn.scoring import DotScorer, KeptLists, score_items, topk
+from deeprec.nn.scoring import DotScorer, KeptLists, TopK, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.surroundings import served
 
+UNKNOWN = ("raise", "popularity", "skip")  # what becomes of users whom the model does not know
 _USERS_A_BLOCK = 1024
 
 
 @served
 def recommend(
-    model: AnyModel, user_ids: Any, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
+    model: AnyModel,
+    user_ids: Any,
+    k: int = 10,
+    *,
+    exclude_seen: bool = True,
+    allow: Any = None,
+    deny: Any = None,
+    unknown: str = "raise",
 ) -> pl.DataFrame:
     """The k best items for each user.
 
@@ -34,22 +43,73 @@ def recommend(
         exclude_seen: leave out the items each user has met in the data the model was fitted on.
         allow: external ids of the only items that may come; None: all.
         deny: external ids of items that may not come; they win over `allow`.
+        unknown: what becomes of users whom the model does not know: "raise" an error; "popularity" gives them the
+            items with the most interactions in the data the model was fitted on, their number as the score; "skip"
+            leaves them out.
     Returns:
-        user_id, rank (from 1), item_id, score; fewer than k rows for a user to whom fewer items are left.
+        user_id, rank (from 1), item_id, score; fewer than k rows for a user to whom fewer items are left. With
+        unknown="popularity" also fallback, true in the rows of users whom the model does not know.
     Raises:
-        ValueError: an unknown user (for a new one use `recommend_for_history`) or item, or k < 1.
+        ValueError: an unknown user, where `unknown` says so (one with a history: `recommend_for_history`), or item, or
+            k < 1; or popularity of a model that keeps no interactions.
         TypeError: ids of another type than the data's, a k that is no whole number, or no flag.
     """
+    name = "recommend"
     users_map, items_map = id_maps(model)
-    k = min(require_k("recommend", k), len(items_map))
-    seen = model.seen if require_flag("recommend", "exclude_seen", exclude_seen) else None
-    users = codes_of("recommend", "user_ids", user_ids, users_map)
-    only, never = _filter("recommend", "allow", allow, items_map), _filter("recommend", "deny", deny, items_map)
-    starts = range(0, len(users), _USERS_A_BLOCK)
-    asked = (_there(model, users[at : at + _USERS_A_BLOCK]).long() for at in starts)
-    blocks = [model.topk(block, k, seen, allow=only, deny=never) for block in asked]
+    k = min(require_k(name, k), len(items_map))
+    seen = model.seen if require_flag(name, "exclude_seen", exclude_seen) else None
+    ids, users = asked_users(name, user_ids, users_map, unknown)
+    named = {"allow": allow, "deny": deny}
+    filters = {each: item_filter(name, each, items, items_map) for each, items in named.items()}
+    popular = _most_popular(model, k, **filters) if unknown == "popularity" else None
+    blocks: list[TopK] = []
+    for at in range(0, len(users), _USERS_A_BLOCK):
+        block = users[at : at + _USERS_A_BLOCK]
+        lists = model.topk(_there(model, block[block >= 0]).long(), k, seen, **filters)
+        blocks.append(lists if popular is None else _filled(block >= 0, lists, popular))
     places, ranked = _ranked(blocks, k, items_map, "item_id")
-    return pl.DataFrame([users_map.values.gather(users[places]).alias("user_id"), *ranked])
+    columns = [ids.gather(places).alias("user_id"), *ranked]
+    if popular is not None:
+        columns.append(pl.Series("fallback", users[places] < 0, dtype=pl.Boolean))
+    return pl.DataFrame(columns)
+
+
+def asked_users(function: str, user_ids: Any, users_map: IdMap, unknown: str) -> tuple[pl.Series, NDArray[np.int32]]:
+    """Those who are served, as external ids [n] in the type of the data's, and as indices [n], -1 for unknown ones.
+
+    Raises:
+        ValueError, TypeError: as `recommend`.
+    """
+    if unknown not in UNKNOWN:
+        raise ValueError(f"{function}: unknown must be one of {', '.join(UNKNOWN)}, got {unknown!r}; "
+                         f"{did_you_mean(str(unknown), UNKNOWN)}")  # fmt: skip
+    remedy = "pass unknown='popularity' or 'skip' (--unknown popularity), or what they did to recommend_for_history"
+    index = None if unknown == "raise" else -1
+    users = codes_of(function, "user_ids", user_ids, users_map, unknown=index, remedy=remedy)
+    if unknown == "popularity" and (users < 0).any():
+        return users_map.typed(user_ids), users
+    users = users[users >= 0]
+    return users_map.values.gather(users), users
+
+
+def _most_popular(model: AnyModel, k: int, allow: NDArray[np.int32] | None, deny: NDArray[np.int32] | None) -> TopK:
+    """Counts and items [1, k] of those with the most interactions, on the CPU; as `Popularity` ranks them."""
+    if model.seen is None:
+        raise ValueError(
+            f"recommend: unknown='popularity' needs a model that keeps its interactions, got {model.name} without; fit "
+            "it with fit(data), or take unknown='skip'"
+        )
+    counts = np.bincount(model.seen.items, minlength=len(model.item_ids)).astype(np.float32)
+    scorer = DotScorer(torch.ones(1, 1), torch.from_numpy(counts).unsqueeze(1))
+    return topk(scorer, k, allow=allow, deny=deny)
+
+
+def _filled(is_known: NDArray[np.bool_], known: TopK, popular: TopK) -> TopK:
+    """Lists [b, k] on the CPU: in order those of known users, and the popular items for the others."""
+    values, items = (part.repeat(len(is_known), 1) for part in popular)
+    rows = torch.from_numpy(is_known)
+    values[rows], items[rows] = known[0].cpu(), known[1].cpu()
+    return TopK(values, items)
 
 
 @served
@@ -84,7 +144,7 @@ def recommend_for_history(
             raise ValueError(f"{name}: item_ids must hold at least one item, got none; try popularity")
     else:
         history, rated = _rated(name, "item_ids", item_ids, ratings, items_map)
-    only, never = _filter(name, "allow", allow, items_map), _filter(name, "deny", deny, items_map)
+    only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
     scorer = model.scorer(model.encode(_asked(history, rated)))
     met = np.unique(history).astype(np.int32)
     lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
@@ -98,7 +158,7 @@ def _asked(history: NDArray[np.int32], ratings: NDArray[np.float32] | None) -> Q
     return Queries(history=rows, ratings=None if ratings is None else torch.from_numpy(ratings))
 
 
-def _filter(function: str, argument: str, item_ids: Any, items_map: IdMap) -> NDArray[np.int32] | None:
+def item_filter(function: str, argument: str, item_ids: Any, items_map: IdMap) -> NDArray[np.int32] | None:
     """Items that may come, or may not, by index; None where none are named."""
     return None if item_ids is None else codes_of(function, argument, item_ids, items_map)
 

@@ -146,9 +146,11 @@ def _kept_states(run: RunInfo | None) -> dict[str, Any]:
 
 def epoch_figures(progress: Progress) -> dict[str, float]:
     """The figures of an epoch by the names that all loggers use."""
+    validation = progress.validation_seconds
     return {
         "train/loss": float(progress.loss),
         "samples_per_second": float(progress.samples_per_second),
+        **({} if validation is None else {"validation_seconds": float(validation)}),
         **_rates("lr", progress.rates),
         **{f"validation/{name}": float(value) for name, value in (progress.metrics or {}).items()},
     }

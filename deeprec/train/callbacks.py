@@ -88,6 +88,7 @@ class Progress:
         metrics: validation metrics, once the epoch is over.
         is_best: whether the epoch is the best so far.
         rates: learning rate of each parameter group at the epoch's last step, by its name, once the epoch is over.
+        validation_seconds: what the validation metrics took, once they are there.
     """
 
     stage: str
@@ -100,6 +101,7 @@ class Progress:
     metrics: dict[str, float] | None = None
     is_best: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
+    validation_seconds: float | None = None
 
 
 class Callback:

@@ -47,7 +47,8 @@ class FitResult:
         model: trained, with the best epoch's weights.
         card: what was measured and how.
         history: one entry an epoch of the model's own stage and of its refit: epoch, loss, seconds,
-            samples_per_second, validation metrics.
+            samples_per_second, validation_seconds (not in the refit) and the validation metrics, of the protocol's
+            sample of users where it takes one.
         out: folder that holds the model, None where nothing was written.
         was_finished: whether it was all there before, and `resume` only read it.
     """
@@ -79,7 +80,8 @@ def fit(
 ) -> FitResult:
     """Train `model` and measure it.
 
-    The validation part chooses the epoch, the test part is used once, at the end.
+    The validation part chooses the epoch (a sample of its users where all would take long, see
+    `Protocol.validation_users`), the test part is used once, at the end.
 
     Args:
         model: any registered model; built (or rebuilt) for the data.
@@ -147,7 +149,8 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
         again = _fit_stage(model, run, below, resume, is_refit=True)
         entries = entries + [{**entry, "refit": 1.0} for entry in again.history]
     # A resumed run counts the epochs of its earlier parts too.
-    seconds = max(time.perf_counter() - started, sum(entry["seconds"] for entry in entries))
+    spent = sum(entry["seconds"] + entry.get("validation_seconds", 0.0) for entry in entries)
+    seconds = max(time.perf_counter() - started, spent)
     beside = baseline_figures(model.name, run) if baselines else {}
     task.adopt(model)
     card = Card(
@@ -173,7 +176,13 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
                      model.name, task.name, line, model.name)  # fmt: skip
     if directory is not None:
         save(model, directory, card=card)
-        plot_curves(entries, directory / "curves.png", title=f"{model.name} on {task.name}")
+        plot_curves(
+            entries,
+            directory / "curves.png",
+            title=f"{model.name} on {task.name}",
+            chosen=card.epoch,
+            sample=task.validation_sample(),
+        )
         task.draw(model, directory)
         _clean_up(directory)
     return FitResult(model, card, entries, directory)
@@ -258,6 +267,8 @@ def _fit_stage(
     train_stage(model, run, stage, train, _identity(model, run, name), checkpoint, is_warm=is_warm, tracker=tracker)
     if not is_refit:
         run.chosen_epochs[model.name] = stage.best_epoch
+        if is_main and run.task.validation_sample():
+            stage.validation_metrics = run.task.figures(model, "validation")
     return stage
 
 

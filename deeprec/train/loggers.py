@@ -1,8 +1,8 @@
 """Loggers: callbacks that put a run's parameters, curves, figures and pictures into TensorBoard, MLflow, W&B or a CSV.
 
 A logger imports its service's package when it is made, and costs nothing before. Figures are named alike everywhere:
-"train/loss", "validation/ndcg@10", "test/ndcg@10", "lr" or "lr/GROUP", "samples_per_second", "step/loss"; where a stage
-is not the model's own they begin with its name, as in "gmf-pre-training/train/loss".
+"train/loss", "validation/ndcg@10", "test/ndcg@10", "lr" or "lr/GROUP", "samples_per_second", "validation_seconds",
+"step/loss"; where a stage is not the model's own they begin with its name, as in "gmf-pre-training/train/loss".
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ FLUSH_STEPS = 1 << 15
 _PROGRESS_SECONDS = 0.1
 _STEPS_A_LOOK = 64  # on a GPU, where to read the loss is to wait for the step
 _PROGRESS = ("epoch", "step", "loss_sum", "done", "seconds", "best_epoch", "best_value", "history")
-ENTRY = ("epoch", "loss", "seconds", "samples_per_second")
+ENTRY = ("epoch", "loss", "seconds", "samples_per_second", "validation_seconds")
 
 
 class BestOnTest:
@@ -185,11 +185,10 @@ class _Loop:
         self.best = copy_state(self.model)
         if not stage.chooses:
             return
-        metrics = run.task.figures(self.model, "validation")
+        metrics, seconds = self._choosing_figures()
         stage.best_value = selected(metrics, run.select)
-        stage.history.append(
-            {"epoch": 0.0, "loss": math.nan, "seconds": 0.0, "samples_per_second": math.nan, **metrics}
-        )
+        entry = {"epoch": 0.0, "loss": math.nan, "seconds": 0.0, "samples_per_second": math.nan}
+        stage.history.append({**entry, "validation_seconds": seconds, **metrics})
         if tracker is not None:
             tracker.update(self.model, run, 0)
 
@@ -204,7 +203,7 @@ class _Loop:
             entry = self.epoch(tracker)
             stage.epoch += 1
             stage.step, stage.done, stage.loss_sum, stage.seconds = 0, 0, 0.0, 0.0
-            metrics, is_best = self._validate(tracker)
+            metrics, is_best = self._validate(tracker, entry)
             stage.history.append({**entry, **metrics})
             self._keep(tracker)
             self._report(entry, metrics, is_best)
@@ -219,14 +218,23 @@ class _Loop:
                 last = max(last, int(stage.history[values.index(max(values))]["epoch"]))
         return last
 
-    def _validate(self, tracker: BestOnTest | None) -> tuple[dict[str, float], bool]:
-        """Figures of the validation part after an epoch, and whether they are the best so far."""
+    def _choosing_figures(self) -> tuple[dict[str, float], float]:
+        """The figures that choose the epoch, and the seconds they took."""
+        started = time.perf_counter()
+        metrics = self.run.task.choosing_figures(self.model)
+        return metrics, time.perf_counter() - started
+
+    def _validate(self, tracker: BestOnTest | None, entry: dict[str, float]) -> tuple[dict[str, float], bool]:
+        """Figures of the validation part after an epoch, and whether they are the best so far; their seconds go into
+        `entry`."""
         model, run, stage = self.model, self.run, self.stage
         running: dict[str, Tensor] | None = None
         if self.epoch_average is not None:
             running = copy_state(model)
             model.load_state_dict(self.epoch_average.update(running))
-        metrics = run.task.figures(model, "validation") if stage.chooses else {}
+        metrics: dict[str, float] = {}
+        if stage.chooses:
+            metrics, entry["validation_seconds"] = self._choosing_figures()
         value = selected(metrics, run.select) if stage.chooses else float(stage.epoch)
         is_best = value > stage.best_value
         if is_best:
@@ -363,6 +371,7 @@ class _Loop:
             metrics,
             is_best,
             self.optimizers.rates(),
+            entry.get("validation_seconds"),
         )
         shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:2])
         _logger.info("%s epoch %d/%d: loss %.4f %s", stage.name, stage.epoch, stage.epochs, entry["loss"], shown)

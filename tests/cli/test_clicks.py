@@ -84,7 +84,7 @@ def test_bad_rows_are_refused_or_skipped(deeprec, tmp_path: Path) -> None:
         (("train", "deepfm", "--data", "synthetik"), "did you mean"),
         (("train", "deepfm", "protocol.candidates=99"), "unknown key 'candidates' for ClickProtocol"),
         (("train", "deepfm", "num_negatives=2"), "num_negatives has no effect here, got 2; leave it out ("),
-        (("train", "deepfm", "--data", "README.md"), "a schema is needed"),
+        (("train", "deepfm", "--data", "README.md"), "or hold rows of fields; pass format= one of csv"),
     ],
 )
 def test_mistakes_end_in_one_line(deeprec, words: tuple[str, ...], message: str) -> None:

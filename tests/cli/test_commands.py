@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 import deeprec as package
-from deeprec.cli import display
-from deeprec.cli import train as train_module
-from deeprec.evaluate import read_card
+from deeprec.cli import display, options, running
+from deeprec.cli.app import _COMMANDS
+from deeprec.evaluate import PROTOCOLS, read_card
+from deeprec.train.loggers import NAMES
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def _error(done) -> str:
@@ -126,12 +131,100 @@ def test_recommend_takes_the_items_that_may_and_may_not_come(trained, deeprec, t
         assert message in _error(deeprec("recommend", trained[0], "--user", 1, *words))
 
 
+def test_recommend_writes_lists_for_all_users_and_goes_on(trained, deeprec, tmp_path) -> None:
+    directory, _ = trained
+    path = tmp_path / "lists.csv"
+    done = deeprec("recommend", directory, "--all", "--output", path, "-k", 3)
+    assert done.exit_code == 0, done.output
+    assert f"360 rows written to {path}" in done.stdout
+    frame = pl.read_csv(path)
+    assert frame.columns == ["user_id", "rank", "item_id", "score"]
+    few = tmp_path / "users.csv"
+    pl.DataFrame({"user_id": [7, 999, 3]}).write_csv(few)
+    words = ("recommend", directory, "--users", few, "-k", 3)
+    assert "1 unknown: 999; pass unknown='popularity' or 'skip' (--unknown popularity)" in _error(deeprec(*words))
+    assert json.loads(deeprec(*words, "--unknown", "skip", "--json").stdout)[0]["user_id"] == 7
+    assert "For user 999, unknown: what is popular" in deeprec(*words, "--unknown", "popularity").output
+    output = tmp_path / "some.jsonl"
+    assert deeprec(*words, "--unknown", "popularity", "--output", output, "--resume").exit_code == 0
+    assert pl.read_ndjson(output)["fallback"].to_list() == [False] * 3 + [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--all",), "--all goes with --output; "),
+        (("--all", "--user", "1", "--output", "x.csv"), "one of --user ID, --users FILE, --all, --history"),
+        (("--user", "1", "--resume"), "--resume goes with --output"),
+        (("--history", "1", "--output", "x.csv"), "--output goes with --user or --users or --all"),
+        (("--all", "--output", "x.csv", "--json"), "--json prints, --output FILE.jsonl writes"),
+        (("--all", "--output", "x.txt"), "output must end in .parquet"),
+        (("--user", "1", "--unknown", "popular"), "did you mean 'popularity'?"),
+    ],
+)
+def test_options_of_recommend_that_do_not_fit_are_refused(trained, deeprec, words, message) -> None:
+    assert message in _error(deeprec("recommend", trained[0], *words))
+
+
 def test_damaged_titles_leave_the_ids(trained, deeprec, tmp_path) -> None:
     copy = shutil.copytree(trained[0], tmp_path / "copy")
     (copy / "titles.parquet").write_bytes(b"no parquet")
     done = deeprec("recommend", copy, "--user", 1, "--json")
     assert done.exit_code == 0
     assert "title" not in json.loads(done.stdout)[0]
+
+
+def test_figures_go_into_tables(trained, deeprec, tmp_path) -> None:
+    directory, _ = trained
+    rows, means = tmp_path / "rows.csv", tmp_path / "means.json"
+    assert f"written to {rows}" in deeprec("evaluate", directory, "--table", rows).output
+    deeprec("evaluate", directory, "--table", rows)
+    other = deeprec("evaluate", directory, "protocol.ties=authors", "--table", rows, "--json")
+    assert json.loads(other.stdout)["metrics"]
+    frame = pl.read_csv(rows)
+    assert frame["protocol"].to_list() == ["ncf", "ncf ties=authors"]
+    assert frame["options"][0] == "epochs=2 batch_size=512 factors=4"
+    assert frame["hr@10"][0] == read_card(directory).metrics["hr@10"]
+    assert deeprec("compare", directory, "--table", means).exit_code == 0
+    assert json.loads(means.read_text())[0]["hr@10"] == frame["hr@10"][0]
+    assert "must end in .csv or .json" in _error(deeprec("evaluate", directory, "--table", tmp_path / "rows.txt"))
+
+
+def test_a_recipe_trains_on_other_data_and_adds_a_row(deeprec, tmp_path, small) -> None:
+    words = ("train", "--recipe", "ml-1m/gmf-32", "--data", "synthetic", *small, "epochs=1", "factors=4")
+    out, rows = tmp_path / "run", tmp_path / "rows.csv"
+    done = deeprec(*words, "--out", out, "--table", rows)
+    assert done.exit_code == 0, done.output
+    assert "recipe    ml-1m-ncf/gmf-32: hr@10 0.7" in done.output
+    card = read_card(out)
+    assert (card.model, card.seed, card.select, card.protocol["name"]) == ("gmf", 1, "ndcg@10", "ncf")
+    assert card.config["factors"] == 4  # given
+    assert card.config["l2"] == 0.0015  # of the recipe
+    assert pl.read_csv(rows)["data"].to_list() == ["synthetic"]
+    again = deeprec("train", "gmf", *words[1:], "--protocol", "full", "--seed", 0, "--out", tmp_path / "other")
+    assert again.exit_code == 0, again.output
+    card = read_card(tmp_path / "other")
+    assert (card.seed, card.protocol["name"]) == (0, "full")
+
+
+def test_a_recipe_reads_its_own_data_as_its_card_says(deeprec, tmp_path) -> None:
+    if not os.environ.get("DEEPREC_DATA") or package.data.find("ml-1m") is None:
+        pytest.skip("DEEPREC_DATA has no ml-1m")
+    done = deeprec("train", "--recipe", "ml-1m-ranking/popularity", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    kept = read_card(RESULTS / "ml-1m-ranking" / "popularity" / "seed-1.json")
+    card = read_card(tmp_path / "run")
+    assert card.metrics == kept.metrics
+    assert card.data["sha256"] == kept.data["sha256"]
+
+
+def test_recipes_are_listed_and_wrong_ones_named(deeprec) -> None:
+    assert "frappe-click/deepfm" in deeprec("recipes").output
+    listed = {each["name"]: each for each in json.loads(deeprec("recipes", "--json").stdout)}
+    assert listed["frappe-click/deepfm"]["figures"]["auc"] > 0.98
+    assert "is one of deepfm, got gmf" in _error(deeprec("train", "gmf", "--recipe", "frappe/deepfm"))
+    assert "did you mean 'frappe-click/deepfm'" in _error(deeprec("train", "--recipe", "frappe/depfm"))
+    assert "a model or --recipe is needed" in _error(deeprec("train"))
 
 
 def test_compare_shows_runs_and_spread_over_seeds(trained, deeprec, tmp_path, small) -> None:
@@ -180,7 +273,9 @@ def test_wrong_ids_are_named(trained, deeprec) -> None:
     assert "whole numbers such as 1, got abc" in _error(deeprec("recommend", trained[0], "--user", "abc"))
     assert "99999" in _error(deeprec("recommend", trained[0], "--user", 99999))
     assert "99999" in _error(deeprec("recommend", trained[0], "--history", "1,99999"))
-    assert "either --user ID or --history" in _error(deeprec("recommend", trained[0]))
+    assert "one of --user ID, --users FILE, --all, --history ITEM,ITEM is needed" in _error(
+        deeprec("recommend", trained[0])
+    )
 
 
 def test_training_options_do_not_fit_evaluate(trained, deeprec) -> None:
@@ -249,7 +344,7 @@ def test_interrupted_training_names_resume_and_goes_on(trained, deeprec, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(display.Display, "show", interrupt)
         stopped = deeprec(*words)
-    assert stopped.exit_code == train_module.INTERRUPTED
+    assert stopped.exit_code == running.INTERRUPTED
     assert "after 1 finished epochs" in stopped.output
     assert "--resume" in stopped.output
     resumed = deeprec(*words, "--resume")
@@ -272,7 +367,7 @@ def test_loggers_write_the_curves_too_and_go_on_with_the_run(deeprec, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(display.Display, "show", interrupt)
-        assert deeprec(*words).exit_code == train_module.INTERRUPTED
+        assert deeprec(*words).exit_code == running.INTERRUPTED
     done = deeprec(*words, "--resume")
     assert done.exit_code == 0, done.output
     assert "metrics.csv" in done.output
@@ -293,8 +388,55 @@ def test_a_logger_that_is_not_there_is_said_before_the_data_is_read(deeprec, tmp
 def test_models_lists_every_model_and_the_options_of_one(deeprec) -> None:
     listed = deeprec("models").output
     assert all(name in listed for name in package.models.names())
-    assert "num_negatives" in deeprec("models", "neumf").output
-    assert json.loads(deeprec("models", "neumf", "--json").stdout)["factors"] == {"type": "int", "default": 8}
+    shown = deeprec("models", "neumf").output
+    assert "num_negatives=4  a whole number\n    negatives drawn for each positive, anew every epoch, >= 1.\n" in shown
+    assert "pretrain_lr=0.001" in shown
+    assert "has an effect with pretrain=True" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    facts = json.loads(deeprec("models", "neumf", "--json").stdout)
+    assert facts["gmf_factors"] == {
+        "type": "int",
+        "default": 0,
+        "meaning": "width of the GMF embeddings; 0 means `factors`",
+    }
+    assert "layers=400,400,400" not in shown
+    assert "hidden=400,400,400  whole numbers" in deeprec("models", "deepfm").output
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(deeprec) -> None:
+    listed = " ".join(deeprec("--help").output.split())
+    for name, (_, summary) in _COMMANDS.items():
+        assert f" {name} {summary}" in listed
+        assert summary in " ".join(deeprec(name, "--help").output.split()), name
+    assert "No such command 'trian'. Did you mean 'train'?" in deeprec("trian").output
+
+
+def test_the_names_in_help_texts_are_those_there_are() -> None:
+    assert (*PROTOCOLS,) == options.PROTOCOLS
+    assert options.LOGGERS == NAMES
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"], ["--version"], ["models"], ["recipes"], ["data", "list"],
+        *([name, "--help"] for name in _COMMANDS),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_commands_that_need_no_torch_do_not_wait_for_it(words) -> None:
+    code = f"""
+import sys
+from deeprec.cli.app import app
+try:
+    app({words!r}, prog_name="deeprec")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "matplotlib", "pandas", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_doctor_and_data_answer_in_json(deeprec) -> None:

@@ -34,7 +34,7 @@ def trained(tmp_path_factory, deeprec) -> Path:
 
 def test_the_card_and_evaluate_say_the_same(trained: Path, deeprec) -> None:
     card = read_card(trained)
-    assert (card.protocol["task"], card.protocol["clamp"], card.protocol["default_rating"]) == ("rating", False, 3.0)
+    assert (card.protocol["task"], card.protocol["clamp"], card.protocol["default_rating"]) == ("rating", False, None)
     done = deeprec("evaluate", trained, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["metrics"] == pytest.approx(card.metrics)
@@ -127,7 +127,6 @@ def test_side_information_comes_from_a_table(deeprec, tmp_path: Path, suffix: st
         ("items.csv", "item_id,kind\n0,a\n", "must hold each item of the data once and no other, got 39 not at all"),
         ("items.csv", "item,kind\n0,a\n", "the item table must have a column item_id, got"),
         ("items.csv", "item_id,kind\nzero,a\n", "item ids here are integers, got 'zero'"),
-        ("items.txt", "item_id,kind\n0,a\n", "--item-features must end in .parquet, .csv or .tsv, got items.txt"),
     ],
 )
 def test_a_table_that_does_not_fit_is_named(deeprec, tmp_path: Path, name: str, rows: str, message: str) -> None:

@@ -14,7 +14,7 @@ from deeprec.evaluate import PROTOCOLS, Protocol, protocol
 
 def _data(num_negatives: int | None = None):
     official = None if num_negatives is None else SimpleNamespace(test_negatives=np.zeros((3, num_negatives)))
-    return SimpleNamespace(name="some", official=official)
+    return SimpleNamespace(name="some", official=official, num_users=3, num_items=200)
 
 
 def test_named_protocols_say_what_they_are() -> None:
@@ -56,7 +56,7 @@ def test_dict_goes_there_and_back(name: str) -> None:
         ("full", {"test_share": 1.0}, "in \\(0, 1\\)"),
         ("full", {"test_share": "0.1"}, "test_share must be a finite number, got '0.1'"),
         ("rating", {"default_rating": float("nan")}, "default_rating must be a finite number, got nan"),
-        ("rating", {"default_rating": None}, "default_rating must be a finite number, got None"),
+        ("rating", {"default_rating": "3"}, "default_rating must be a finite number, got '3'"),
         ("rating", {"clamp": "no"}, "clamp must be True or False, got 'no'"),
         ("full", {"mask": ("test",)}, "unknown mask 'test'"),
         ("full", {"candidates": 0}, "at least 1, got 0"),

@@ -251,3 +251,39 @@ def test_progress_ends_at_the_total(make_split, table_scorer) -> None:
     for rule in (protocol("full"), protocol("ncf", candidates=8)):
         evaluate(scorer, make_split(), rule, progress=lambda done, total: seen.append((done, total)))
         assert seen[-1] == (30, 30)
+
+
+@pytest.mark.parametrize("levels", [4, 10_000])
+@pytest.mark.parametrize("top", [0, 3, 70, 200])
+@pytest.mark.parametrize("only_its_items", [False, True])
+def test_compiled_ranks_are_those_of_torch(make_split, table_scorer, monkeypatch, levels, top, only_its_items) -> None:
+    if ranking_module._rank_rows is None:
+        pytest.skip("needs deeprec._host, which is built with a C++ compiler")
+    split = make_split(num_users=40, num_items=130, positives=3)
+    draw = np.random.default_rng(levels)
+    scores = draw.integers(0, levels, (40, 130)).astype(np.float32)
+    scores[draw.random(scores.shape) < 0.05] = -np.inf
+
+    def ranked():
+        return full_ranks(
+            table_scorer(scores), split.test, [split.train, split.validation], only_its_items=only_its_items, top=top
+        )
+
+    compiled = ranked()
+    monkeypatch.setattr(ranking_module, "_rank_rows", None)
+    plain = ranked()
+    for name in ("users", "ranks", "offsets", "num_candidates"):
+        np.testing.assert_array_equal(getattr(compiled, name), getattr(plain, name), err_msg=name)
+    np.testing.assert_array_equal(compiled.top_items, plain.top_items) if top else None
+
+
+def test_lists_outside_the_catalogue_are_refused_by_the_compiled_ranks() -> None:
+    if ranking_module._rank_rows is None:
+        pytest.skip("needs deeprec._host, which is built with a C++ compiler")
+    scores, users = np.zeros((1, 4), dtype=np.float32), np.zeros(1, dtype=np.int64)
+    offsets, items = np.array([0, 1]), np.array([2], dtype=np.int32)
+    for wrong in ((offsets, np.array([4], dtype=np.int32)), (np.array([0, 3]), items), (np.array([0]), items)):
+        with pytest.raises(ValueError, match="must"):
+            ranking_module._rank_rows(scores, users, wrong, [], 0)
+        with pytest.raises(ValueError, match="must"):
+            ranking_module._rank_rows(scores, users, (offsets, items), [wrong], 0)

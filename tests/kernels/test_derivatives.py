@@ -14,6 +14,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import deeprec.kernels
 import deeprec.nn
+from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.embedding import embedding, embedding_plan
 from deeprec.kernels.embedding_bag import RowUpdate, embedding_bag, embedding_bags
 from deeprec.kernels.embedding_fm import embedding_fm
@@ -399,3 +400,15 @@ def test_scores_have_no_derivative_and_say_so() -> None:
         with pytest.raises(RuntimeError, match="has no derivative"), forward_ad.dual_level():
             call(forward_ad.make_dual(users, users))
         torch.testing.assert_close(torch.vmap(call)(users[None])[0], call(users))
+
+
+def test_solutions_have_no_derivative_and_say_so() -> None:
+    def call(factors: Tensor) -> Tensor:
+        return als_solve(INDPTR, INDICES, ENTRY_WEIGHTS, factors, ridge=0.5).rows
+
+    factors = random(5, 3)
+    assert not call(factors).requires_grad
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        torch.func.grad(lambda given: call(given).sum())(factors)
+    with pytest.raises(RuntimeError, match="has no derivative"), forward_ad.dual_level():
+        call(forward_ad.make_dual(factors, factors))

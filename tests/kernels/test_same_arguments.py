@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels import _library
+from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.embedding import embedding, embedding_plan
 from deeprec.kernels.embedding_bag import embedding_bag, embedding_bags, embedding_bags_plan
 from deeprec.kernels.embedding_fm import embedding_fm
@@ -87,8 +88,8 @@ def _spoiled(given: Any) -> Iterator[tuple[str, Any]]:
 
 
 # Whose values mean nothing once they are spoiled, so that only acceptance is compared: a plan that does not group the
-# ids, users' lists out of order.
-_MEANINGLESS = {"rows", "row_offsets", "offsets", "order", "bags", "table_starts", "indices", "seen_indices"}
+# ids, users' lists out of order, a Gram matrix that is none.
+_MEANINGLESS = {"rows", "row_offsets", "offsets", "order", "bags", "table_starts", "indices", "seen_indices", "gram"}
 
 
 def _outcome(function: Callable[..., Any], arguments: list[Any]) -> tuple[Any, Exception | None, list[Any]]:
@@ -156,6 +157,7 @@ def _table(rows: int = 7, dim: int = 4) -> Tensor:
 
 # A valid call of every public function: positional and named arguments.
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    "als_solve": (als_solve, (_INDPTR, _COLUMNS, _VALUES.abs(), torch.randn(5, 4)), {"ridge": 0.5, "cg_steps": 2}),
     "embedding": (embedding, (_table(), _IDS), {"plan": None}),
     "embedding_plan": (embedding_plan, (_IDS, 7), {}),
     "embedding_bag": (embedding_bag, (_table(), _IDS.reshape(-1), torch.tensor([0, 2])), {"mode": "sum"}),

@@ -146,7 +146,8 @@ def test_what_has_no_ratings_is_predicted_within_their_range(side: str, output: 
 def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_the_mean_column() -> None:
     data = ratings(80, 60)
     train = data.take(data.users < 20)  # most columns have no ratings
-    model = AutoRec(hidden=8, epochs=60, l2=1.0, refit=False).fit(train, protocol="rating", seed=0)
+    options = {"epochs": 60, "l2": 1.0, "refit": False, "from_biases": False}
+    model = AutoRec(hidden=8, **options).fit(train, protocol="rating", seed=0)
     columns = torch.cat([model.decoder, model.decoder_bias[:, None]], 1).detach()
     center = columns[model._rows.indices].mean(0, keepdim=True)  # a column as often as it has ratings
     rating = model.codes[:1] @ center.T
@@ -166,7 +167,8 @@ def test_a_new_column_who_rates_as_the_mean_column_and_one_without_ratings_are_t
 @pytest.mark.parametrize("count", [5, 200])
 def test_a_new_column_is_the_ridge_regression_on_its_ratings(count: int) -> None:
     data = ratings(60, 300)
-    model = AutoRec(hidden=12, epochs=40, l2=3.0, refit=False).fit(data, protocol="rating", seed=0)
+    options = {"epochs": 40, "l2": 3.0, "refit": False, "from_biases": False}
+    model = AutoRec(hidden=12, **options).fit(data, protocol="rating", seed=0)
     items = torch.arange(count)
     given = torch.from_numpy(np.random.default_rng(0).uniform(1, 5, count).astype(np.float32))
     (row,) = model.encode(Queries(history=(torch.tensor([0, count]), items), ratings=given))
@@ -307,8 +309,8 @@ def test_learning_rates_follow_the_schedule() -> None:
             used.append(progress.loss)
 
     # With SGD from the same weights, one epoch's loss after the other tells the rates apart.
-    for options in ({}, {"lr_schedule": "linear"}):
-        config = {"optimizer": "sgd", "lr": 1e-3, "epochs": 3, "batch_size": 8, "refit": False, **options}
+    for schedule in ("constant", "linear"):
+        config = {"optimizer": "sgd", "lr": 1e-3, "epochs": 3, "batch_size": 8, "refit": False, "lr_schedule": schedule}
         fit(AutoRec(hidden=4, **config), data, protocol="rating", seed=0, on_progress=look)
     assert used[0] == used[3]  # the first epoch has the full rate
     assert used[2] < used[5]  # later ones less, so there is less progress
@@ -328,7 +330,7 @@ class Constant(nn.Module):
 @needs_ml_1m
 def test_floors_of_the_protocol_on_ml_1m() -> None:
     # Measured for the reference sheet, chapter 0, on random 90/10 of ML-1M; here one split, within two intervals.
-    rating = protocol("rating", validation="none")
+    rating = protocol("rating", validation="none", default_rating=3.0)
     split = rating.split(load("ml-1m"))
     train = split.train
     mean = float(train.ratings.mean(dtype=np.float64))
@@ -357,13 +359,15 @@ def test_floors_of_the_protocol_on_ml_1m() -> None:
 
 def test_a_cold_item_gets_the_default_and_predictions_are_clamped() -> None:
     data = ratings(40, 30)
-    rating = protocol("rating", metrics=("mae",))
+    rating = protocol("rating", metrics=("mae",), default_rating=3.0)
     split = rating.split(data)
     cold = int(split.test.items[0])
     train = split.train.take(split.train.items != cold)
     split = dataclasses.replace(split, train=train, test=split.test.take(split.test.items == cold))
     model = Constant(np.full(data.num_users, 99.0), np.zeros(data.num_items))
     assert evaluate(model, split, rating)["mae"] == pytest.approx(float(np.abs(split.test.ratings - 3).mean()))
+    own = protocol("rating", metrics=("mae",))
+    assert evaluate(model, split, own)["mae"] == pytest.approx(float(np.abs(split.test.ratings - 5).mean()))
     warm = protocol("rating").split(data)
     exact = float(np.sqrt(np.square(warm.test.ratings - 5).mean()))
     assert evaluate(model, warm, protocol("rating"))["rmse"] == pytest.approx(exact)

@@ -277,7 +277,7 @@ def test_a_new_user_or_item_is_rated_as_one_like_it_is(side: str) -> None:
 
 def test_recommends_in_blocks_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ratings(60, 50)
-    model = CFN(hidden=8, epochs=2, batch_size=8, refit=False).fit(data, protocol="rating", seed=0)
+    model = CFN(hidden=8, epochs=2, batch_size=8, refit=False, from_biases=False).fit(data, protocol="rating", seed=0)
     users = data.user_ids.values.to_list()
     whole, unmasked = model.recommend(users, 7), model.recommend(users, 7, exclude_seen=False)
     shapes = []
@@ -330,7 +330,8 @@ def test_bad_data_is_refused_before_training_starts() -> None:
         )
     short = dataclasses.replace(data, item_features=data.item_features.head(5))
     refused("a row for each of the 20 items, got 5 rows", short, features=("genres",))
-    refused("ratings of two values", dataclasses.replace(data, ratings=np.full_like(data.ratings, 3)))
+    alike = dataclasses.replace(data, ratings=np.full_like(data.ratings, 3))
+    refused("ratings of two values", alike, from_biases=False)
     few = data.take(np.arange(3))
     refused("part must hold a rating", few)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deeprec.data import Interactions, from_frame
-from deeprec.models import EASE, ItemKNN, Schema, Seen, create
+from deeprec.models import EASE, ItemKNN, Schema, Seen, create, item_knn
 from deeprec.models import history as module
 from deeprec.models.history import cooccurrences
 from deeprec.train import fit
@@ -128,3 +128,33 @@ def test_item_vectors_that_do_not_fit_are_refused() -> None:
     model = ItemKNN(Schema(2_000_000, 1_000))
     with pytest.raises(ValueError, match=r"would take 7\.5 GiB"):
         model.item_vectors()
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 5.0])
+@pytest.mark.parametrize("neighbors", [1, 4, 1000])
+def test_item_knn_is_the_same_with_and_without_compiled_code(
+    neighbors: int, shrinkage: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, every = likes(), torch.arange(50)
+    models = []
+    for _ in range(2):
+        model = ItemKNN(Schema(data.num_users, data.num_items), neighbors=neighbors, shrinkage=shrinkage)
+        model.fit_directly(data)
+        models.append((model, model.score_items(every)))
+        monkeypatch.setattr(item_knn, "host_function", lambda name: None)
+    (compiled, ours), (plain, theirs) = models
+    assert torch.equal(compiled.similarities, plain.similarities)
+    counted = compiled.similarities > 0
+    assert torch.equal(compiled.neighbors[counted], plain.neighbors[counted])
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_equally_near_items_count_by_their_ids() -> None:
+    # Items b to e are met by the same users as a, in whatever order they first appear.
+    for names in ("abcde", "edcba", "cbeda"):
+        rows = [(user, item) for user in range(3) for item in names]
+        data = from_frame(pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row"))
+        model = ItemKNN(Schema(3, 5), neighbors=2)
+        model.fit_directly(data)
+        of_c = model.neighbors[data.item_ids.encode(["c"])[0]].tolist()
+        assert data.item_ids.decode(of_c).tolist() == ["a", "b"]

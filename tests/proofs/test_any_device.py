@@ -53,6 +53,7 @@ LOOKS = {
 # model without a line is held to what no step of its kind should take.
 BUDGET = {
     "afm": (1132, 32),
+    "als": (14, 0),
     "autorec": (221, 5),
     "cdae": (248, 6),
     "cfn": (225, 5),

@@ -18,17 +18,17 @@ from deeprec.contract import Facts
 from deeprec.data import from_frame, load_clicks, synthetic
 from deeprec.evaluate import Card, read_card
 from deeprec.models import GMF, create, names
-from deeprec.models.gmf import GMFConfig
 from deeprec.registry import config_class
 from deeprec.train import fit
 
 
 @dataclasses.dataclass(frozen=True)
-class _Config(GMFConfig):
+class _Config(TrainConfig):
     by_data = {  # noqa: RUF012  # a ClassVar of the base
         "batch_size": ByData(lambda facts, _: max(8, facts.rows // 50), "50 steps an epoch, from 8 on"),
         "lr": ByData(lambda _, config: config.batch_size / 1000, "by the size of a batch"),
     }
+    factors: int = 8
 
 
 class _Small(GMF):
@@ -91,6 +91,22 @@ def test_every_rule_gives_an_option_that_its_class_takes() -> None:
                 assert set(chosen) <= set(defaults_by_data(kind)), name
                 assert all(rule.how for rule in defaults_by_data(kind).values()), name
                 assert kind(**{key: getattr(config, key) for key in chosen}) == config, name
+
+
+def test_rates_fall_and_penalties_rise_with_the_rows() -> None:
+    sizes = [10**power for power in range(1, 9)]
+    for name, option, low, high, falls in (
+        ("gmf", "lr", 0.001, 0.005, True),
+        ("ease", "l2", 20.0, 1000.0, False),
+    ):
+        chosen = [
+            getattr(config_class(name)().for_data(Facts(rows, users=100, items=100), ())[0], option) for rows in sizes
+        ]
+        assert chosen == sorted(chosen, reverse=falls), name
+        assert (min(chosen), max(chosen)) == (low, high), name
+    given = config_class("gmf")(optimizer="sgd", lr=0.3)
+    assert given.for_data(Facts(50), ("optimizer", "lr"))[0].lr == 0.3
+    assert config_class("gmf")(optimizer="sgd").for_data(Facts(50), ("optimizer",))[0].lr == 0.001
 
 
 def test_a_run_goes_on_with_what_the_data_chose(data: Any, tmp_path: Path) -> None:

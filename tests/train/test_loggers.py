@@ -469,6 +469,9 @@ def test_a_logger_that_comes_to_a_resumed_run_begins_a_run_of_its_own(tmp_path):
     ]
 
 
+TIMED = ("seconds", "samples_per_second", "validation_seconds")
+
+
 def test_a_run_that_was_cut_is_logged_as_one_that_was_not(tmp_path):
     data = synthetic(num_users=60, num_items=80, num_interactions=900, seed=1)
 
@@ -483,12 +486,11 @@ def test_a_run_that_was_cut_is_logged_as_one_that_was_not(tmp_path):
 
     def rows(out: Path) -> list[dict[str, str]]:
         each = list(csv.DictReader(io.StringIO((out / "metrics.csv").read_text())))
-        return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in each]
+        return [{name: value for name, value in row.items() if name not in TIMED} for row in each]
 
     def curves(out: Path) -> dict[str, list[tuple[int, float]]]:
-        timed = ("seconds", "samples_per_second")
         each = scalars(the_folder(out / "tensorboard"))
-        return {name: points for name, points in each.items() if name.rpartition("/")[2] not in timed}
+        return {name: points for name, points in each.items() if name.rpartition("/")[2] not in TIMED}
 
     result = train(tmp_path / "whole")
     with pytest.raises(Cut):

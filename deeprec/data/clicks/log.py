@@ -33,6 +33,7 @@ from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.random_bits import random_bits
 from deeprec.data.reading.chunks import Chunk, ColumnsToRead, Source
 from deeprec.data.reading.errors import naming
+from deeprec.data.reading.frames import refuse_written_lists
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.text import OnBad, check_on_bad
 
@@ -291,6 +292,7 @@ class _Conversion:
         for opened in self.sources.values():
             with naming(opened.name):
                 opened.check(self.to_read)
+                refuse_written_lists(opened, [bag.name for bag in self.to_read.bags])
         assert split.shares is not None
         self.part_names = [p for p, share in zip(PARTS, split.shares, strict=True) if share or p in self.sources]
         self.writers: dict[str, Writer] = {}

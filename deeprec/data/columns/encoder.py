@@ -31,7 +31,7 @@ from deeprec.data.columns.numbers import NumberState, Rows, buckets, column_of, 
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.tokens import token_hashes
 from deeprec.data.reading.chunks import BagChunk, Chunk, RowError, Vocabulary
-from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, as_series, buffers, hash_series
+from deeprec.data.reading.hashing import TEXT_HASH_VERSION, Hashes, VocabularyLike, as_series, buffers, hash_values
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.text import OnBad
 
@@ -190,7 +190,7 @@ class Encoder:
         """
         for feature in self.schema.features:
             if isinstance(feature, Categorical) and feature.name == name:
-                return self._ids(feature, hash_series(as_series(values)))
+                return self._ids(feature, hash_values(as_series(values)))
         raise KeyError(name)
 
     def encode_labelled(self, chunk: Chunk, on_bad: OnBad) -> tuple[Encoded, Rows]:

@@ -6,22 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from deeprec._suggest import did_you_mean
-from deeprec.data.columns.kinds import Bag, Categorical, Feature, Numeric
-from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.columns.guesses import Guess, guess
+from deeprec.data.columns.kinds import Bag
+from deeprec.data.columns.schema import FeatureSchema, columns_of
 from deeprec.data.reading.chunks import Source
 from deeprec.data.reading.errors import naming
+from deeprec.data.reading.frames import frame_of, is_frame, is_index_name, plain_texts, table_of
 from deeprec.data.reading.sources import open_source
 
 _FRAME_ROWS = 1_000_000
 _SOURCE_ROWS = 20_000
-_FEW_INTEGERS = 32  # more distinct integers than this are amounts rather than codes
-_MANY_VALUES = 1000  # from here on a vocabulary drops the rare ones
-_SHARE_OF_BAGS = 0.05  # text cells with the separator in them that make a column a bag
-_CODE_NAMES = {"id", "user", "item", "code", "zip", "city", "country", "category", "brand", "type"}
 
 
 def infer(
@@ -35,9 +32,11 @@ def infer(
 ) -> FeatureSchema:
     """A schema for a log whose columns are not declared yet; `print` it, correct it, save it as YAML.
 
-    Text, booleans, integers with at most 32 different values and integers named like an id become categorical, other
-    numbers numeric (the logarithm where they are skewed), lists and text with "|" bags. Constant columns, dates and
-    text or integers that are another value in each row are left out. Each choice stands in the schema's notes.
+    Text, booleans, and whole numbers that are codes become categorical; amounts numeric (the logarithm where they are
+    skewed); lists, and text where a separator stands between values that come again, bags. What is code and what is
+    amount, `deeprec.data.columns.guesses` says; whole numbers of which that cannot be told become both. Left out are
+    constant columns, dates and times, an index without a name, what is another value in nearly each row, and what holds
+    no values. Each choice stands in the schema's notes.
 
     Args:
         source: polars or pandas frame, or another source that `open_source` takes or returned.
@@ -71,44 +70,48 @@ def _inferred(
         raise ValueError("infer: at least one row is required, got none")
     if positive_from is None and not positive_values:
         _check_label(table.get_column(label))
-    features: list[Feature] = []
-    notes: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    for column in table.get_columns():
-        if column.name == label:
-            continue
-        feature, note = _feature(column)
-        if isinstance(feature, Bag) and column.name in weighted:
-            feature, note = Bag(column.name, weight_separator=":", pooling="sum"), f"{note}, each with a weight"
-        if feature is None:
-            left_out[column.name] = f"left out, {note}"
-        else:
-            features.append(feature)
-            notes[column.name] = note
+    guesses = {column.name: _guess(column) for column in table.get_columns() if column.name != label}
+    for name in weighted:
+        if name in guesses and guesses[name].features:
+            note = f"{guesses[name].note}, each with a weight"
+            guesses[name] = Guess((Bag(name, weight_separator=":", pooling="sum"),), note)
+    features = tuple(
+        feature
+        for name, made in guesses.items()
+        for feature in made.features
+        if feature.name == name or feature.name not in table.columns
+    )
+    left_out = {name: f"left out, {made.note}" for name, made in guesses.items() if not made.features}
     if not features:
         raise ValueError(f"infer: at least one column to learn from is required, got {left_out or 'the label alone'}")
-    notes.update(left_out)
-    return FeatureSchema(tuple(features), label, positive_from, positive_values, group, notes)
+    notes = {feature.name: f"{columns_of(feature)[0]} as amounts" for feature in features}
+    notes |= {name: made.note for name, made in guesses.items() if made.features}
+    return FeatureSchema(features, label, positive_from, positive_values, group, notes | left_out)
+
+
+def _guess(column: pl.Series) -> Guess:
+    if is_index_name(column.name):
+        return Guess((), "an index without a name, as pandas writes it")
+    return guess(column)
 
 
 def _head(source: Any, rows: int | None) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """The first rows, and which columns are bags with weights."""
-    if isinstance(source, pl.LazyFrame):
-        return source.head(rows or _FRAME_ROWS).collect(), ()
-    if isinstance(source, pl.DataFrame):
-        return source.head(rows or _FRAME_ROWS), ()
-    if hasattr(source, "iloc"):
-        return pl.from_pandas(source.head(rows or _FRAME_ROWS)), ()
+    if is_frame(source):
+        head = frame_of(source.head(rows or _FRAME_ROWS), "infer")
+        return table_of([plain_texts(column) for column in head.get_columns()]), ()
     opened = open_source(source)
     return opened.head(rows or _SOURCE_ROWS), tuple(opened.weighted)
 
 
 def _check_label(column: pl.Series) -> None:
+    if column.dtype == pl.Object or column.dtype.is_nested():
+        raise ValueError(f"infer: label {column.name!r} must be 0 or 1, got {column.dtype}; name another column")
     values = column.drop_nulls().unique().sort().head(4)
     if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
         raise ValueError(
             f"infer: label {column.name!r} must be 0 or 1, got text such as {values.to_list()}; pass "
-            f"positive_values=[{values.to_list()[-1]!r}], the texts that mean 1"
+            f"positive_values={values.to_list()[-1:]}, the texts that mean 1"
         )
     numbers = set(values.cast(pl.Float64).to_list())
     if not (numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0}):
@@ -116,86 +119,3 @@ def _check_label(column: pl.Series) -> None:
             f"infer: label {column.name!r} must be 0 or 1, got {values.to_list()}; pass positive_from=the smallest "
             "number that means 1"
         )
-
-
-def _feature(column: pl.Series) -> tuple[Feature | None, str]:
-    """The feature and why, or None and why not."""
-    dtype = column.dtype
-    present = column.drop_nulls()
-    if isinstance(dtype, (pl.List, pl.Array)):
-        return _list_bag(column)
-    if dtype.is_temporal():
-        return None, f"it is a {dtype}: derive the hour, the weekday or an age from it"
-    is_text = dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum))
-    if not (is_text or dtype.is_numeric() or dtype == pl.Boolean):
-        return None, f"values of type {dtype} are no feature: make text, numbers or lists of them"
-    distinct = present.n_unique()
-    if distinct + (present.len() < column.len()) <= 1:
-        return None, f"the same value in every row: {present.head(1).to_list()}"
-    if dtype.is_float():
-        return _number(column.name, present)
-    if distinct == column.len() and distinct > 10:
-        return None, _as_key(present, is_text)
-    if is_text:
-        text = present.cast(pl.String)
-        share = float(text.str.contains("|", literal=True).mean() or 0)  # type: ignore[arg-type]
-        if share >= _SHARE_OF_BAGS:
-            return Bag(column.name), f"{share:.0%} of the cells hold several values separated by |"
-        return _categorical(column.name, present, distinct, "text")
-    if dtype == pl.Boolean:
-        return _categorical(column.name, present, distinct, "true or false")
-    words = set(column.name.lower().replace("-", "_").split("_"))
-    if distinct <= _FEW_INTEGERS or words & _CODE_NAMES or column.name.endswith(("Id", "ID")):
-        return _categorical(column.name, present, distinct, "integers; make it numeric if they are amounts")
-    feature, note = _number(column.name, present)
-    return feature, f"{distinct:,} different integers; make it categorical if they are codes; {note}"
-
-
-def _as_key(present: pl.Series, is_text: bool) -> str:
-    note = f"another value in each of {present.len():,} rows: a row number or a key says nothing about new rows"
-    spaces = present.cast(pl.String).str.count_matches(" ", literal=True).mean() if is_text else 0
-    if isinstance(spaces, (int, float)) and spaces >= 1:
-        note += f"; `text: {present.name}` makes tokens of it, for a model that takes texts"
-    return note
-
-
-def _categorical(name: str, present: pl.Series, distinct: int, what: str) -> tuple[Feature, str]:
-    if distinct <= _MANY_VALUES:
-        return Categorical(name), f"{distinct:,} different values, {what}"
-    counts = present.value_counts().get_column("count")
-    min_count = 10 if present.len() >= 1_000_000 else 2
-    kept = int((counts >= min_count).sum())
-    return (
-        Categorical(name, min_count=min_count),
-        f"{distinct:,} different values in {present.len():,} rows, {what}; "
-        f"{kept:,} of them in {min_count} rows or more, the others count as unknown",
-    )
-
-
-def _number(name: str, present: pl.Series) -> tuple[Feature, str]:
-    values = present.cast(pl.Float64)
-    values = values.filter(values.is_finite())
-    numbers, skew = values.to_numpy(), values.skew()
-    is_skewed = skew is not None and abs(skew) > 3
-    feature = Numeric(name, transform="log-standardise" if is_skewed else "standardise")
-    return feature, f"numbers from {numbers.min(initial=np.inf):g} to {numbers.max(initial=-np.inf):g}" + (
-        f", skewed ({skew:.1f}): logarithm first" if is_skewed else ""
-    )
-
-
-def _list_bag(column: pl.Series) -> tuple[Feature | None, str]:
-    inner = column.dtype.inner  # type: ignore[attr-defined]
-    lists = column if isinstance(column.dtype, pl.List) else column.arr.to_list()
-    lengths = lists.list.len().fill_null(0).to_numpy()
-    known = lengths[column.is_not_null().to_numpy()]
-    if inner.is_float() and len(known) and known.min() == known.max() > 0:
-        return None, (
-            f"a list of {known[0]} numbers: declare `vector: {column.name}` with `width: {known[0]}` for a model that "
-            "takes vectors"
-        )
-    if not (inner == pl.String or inner.is_integer() or isinstance(inner, (pl.Categorical, pl.Enum))):
-        return None, f"a list of {inner}: only lists of text or integers are bags"
-    return Bag(column.name), (
-        f"lists of {lengths.mean():.1f} values on average, at most {lengths.max()}; `sequence: {column.name}` keeps "
-        "their order, for a model that takes sequences"
-    )

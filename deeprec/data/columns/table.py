@@ -22,6 +22,7 @@ from deeprec.data.columns.numbers import Rows
 from deeprec.data.columns.rows import join, take
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.reading.chunks import Chunk
+from deeprec.data.reading.frames import refuse_written_lists
 from deeprec.data.reading.sources import open_source
 
 _log = logging.getLogger("deeprec")
@@ -75,7 +76,10 @@ class EncodedTable:
             ValueError: numbers that are too few, too many, repeated or beyond the size; what `Encoder.fit` raises.
         """
         schema = FeatureSchema(schema.features, label=None, notes=schema.notes)
-        chunks = list(_chunks(schema, source))
+        opened, to_read = open_source(source), schema.columns_to_read(with_label=False)
+        opened.check(to_read)
+        refuse_written_lists(opened, [bag.name for bag in to_read.bags])
+        chunks = list(_chunks(schema, opened))
         count = sum(chunk.rows for chunk in chunks)
         placed = np.arange(count) if numbers is None else np.asarray(numbers, dtype=np.int64)
         size = (count if numbers is None else int(placed.max(initial=-1)) + 1) if size is None else size

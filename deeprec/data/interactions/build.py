@@ -11,16 +11,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec._suggest import listed
-from deeprec.data.interactions.ids import IdMap, normalise_ids, to_series
+from deeprec.data.interactions.ids import IdMap, normalise_ids, stripped_ids, to_series
 from deeprec.data.interactions.interactions import Interactions
 from deeprec.data.reading.errors import did_you_mean
+from deeprec.data.reading.frames import frame_of, plain_texts
 from deeprec.data.reading.text import OnBad, check_on_bad, first_few
+from deeprec.data.reading.times import REMEDY, times_of
 
 _log = logging.getLogger("deeprec")
 
 Duplicates = Literal["latest", "keep", "raise"]
 
-_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "timestamp": "a time", "label": "0 or 1"}
+_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "label": "0 or 1"}
 
 DEFAULT_COLUMNS = {
     "user": "user_id",
@@ -39,6 +41,7 @@ def from_frame(
     timestamp: str | None = None,
     label: str | None = None,
     *,
+    time_format: str | None = None,
     name: str = "frame",
     on_bad: OnBad = "raise",
     duplicates: Duplicates = "latest",
@@ -48,10 +51,14 @@ def from_frame(
     """Interactions from a pandas or polars frame.
 
     Args:
-        frame: pandas or polars DataFrame (or LazyFrame).
-        user, item: columns of external ids of any type; default user_id and item_id.
+        frame: pandas or polars DataFrame (or LazyFrame), or one of a subclass. Columns that are not named here are not
+            looked at.
+        user, item: columns of external ids of any type; default user_id and item_id. Blanks around a text are no part
+            of an id: they are taken away and counted in `repairs`.
         rating: column of finite numbers; default "rating" where there is one.
-        timestamp: integers, floats, dates or ISO text, later is larger; default "timestamp" where there is one.
+        timestamp: column of times, later is larger; default "timestamp" where there is one. Epoch numbers in any one
+            unit (seconds, milli-, micro-, nanoseconds), ranks, dates, or ISO 8601 text, all of one kind.
+        time_format: of `timestamp` where it is another text, as strptime has it: "%d/%m/%Y %H:%M".
         label: column of 0 and 1; rows with 0 are not interactions and are dropped (counted); default "label" where
             there is one.
         name: for messages and cards.
@@ -61,15 +68,17 @@ def from_frame(
             keeps all; "raise" refuses.
         first_row, row_word: how messages number rows: of the frame from 0, or of a file by line.
     Raises:
-        ValueError: an empty frame, a missing column, bad rows, duplicates when refused. TypeError: not a frame.
+        ValueError: an empty frame, a missing column or one twice, bad rows, duplicates when refused. TypeError: not a
+            frame, ids of several types, with fractions or of 2^53 and more as floats.
     """
     return from_table(
-        _to_polars(frame),
+        frame_of(frame, "from_frame"),
         user,
         item,
         rating,
         timestamp,
         label,
+        time_format=time_format,
         name=name,
         on_bad=on_bad,
         duplicates=duplicates,
@@ -85,6 +94,7 @@ def from_table(
     timestamp: str | None = None,
     label: str | None = None,
     *,
+    time_format: str | None = None,
     name: str,
     on_bad: OnBad = "raise",
     duplicates: Duplicates = "latest",
@@ -103,7 +113,19 @@ def from_table(
     if table.height == 0:
         raise ValueError(f"from_frame: at least one row is required, got an empty frame ({name})")
     picked = {role: table.get_column(column) for role, column in columns.items() if column is not None}
-    raw = {role: _normalise(role, column) for role, column in picked.items()}
+    if time_format is not None and "timestamp" not in picked:
+        raise ValueError(
+            f"from_frame: time_format is for a column of times, got none in {name}; name it by timestamp=..."
+        )
+    repairs, expected = {}, dict(_EXPECTED)
+    raw = dict(picked)
+    for role in ("user", "item"):
+        stripped, count = stripped_ids(picked[role].alias(role))
+        raw[role] = normalise_ids(stripped)
+        repairs[f"{role}_ids_with_blanks_stripped"] = count
+    if "timestamp" in raw:
+        raw["timestamp"], expected["timestamp"] = times_of(picked["timestamp"], time_format)
+    raw |= {role: rule(picked[role]) for role, rule in (("rating", _numbers), ("label", _labels)) if role in picked}
 
     bad = np.zeros(table.height, dtype=np.bool_)
     for role, column in raw.items():
@@ -111,13 +133,14 @@ def from_table(
         if on_bad == "raise" and wrong.any():
             rows = np.flatnonzero(wrong)
             places = first_few([place(row) for row in rows[:6].tolist()])
+            remedy = f" ({REMEDY})" if role == "timestamp" else ""
             raise ValueError(
-                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {_EXPECTED[role]}, "
+                f"from_frame: {name}, {place(int(rows[0]))}: {columns[role]} must be {expected[role]}, "
                 f"got {picked[role][int(rows[0])]!r:.100} ({len(rows):,} bad: {places}); "
-                "correct them or pass on_bad='skip'"
+                f"correct them{remedy} or pass on_bad='skip'"
             )
         bad |= wrong
-    repairs = {"bad_rows_dropped": int(bad.sum()) + dropped}
+    repairs["bad_rows_dropped"] = int(bad.sum()) + dropped
     keep = ~bad
     if "label" in raw:
         positive = (raw["label"].fill_null(0) > 0).to_numpy()
@@ -200,24 +223,6 @@ def _latest_of_duplicates(data: Interactions) -> NDArray[np.int64]:
     return np.sort(ordered[last])
 
 
-def _to_polars(frame: Any) -> pl.DataFrame:
-    if isinstance(frame, pl.LazyFrame):
-        return frame.collect()
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    if type(frame).__module__.partition(".")[0] == "pandas":
-        try:
-            return pl.DataFrame({str(column): pl.from_pandas(frame[column]) for column in frame.columns})
-        except ImportError as error:
-            raise ImportError(f"from_frame: pandas frames need pyarrow ({error}); pip install pyarrow") from None
-        except Exception as error:  # pyarrow's own error types, which are not imported here
-            raise TypeError(f"from_frame: every column must hold one type, got {error}; convert it first") from None
-    raise TypeError(
-        f"from_frame: a pandas or polars DataFrame is required, got {type(frame).__name__}; "
-        "build one from your columns: polars.DataFrame({'user_id': ..., 'item_id': ...})"
-    )
-
-
 def _find_column(role: str, given: str | None, present: list[str], name: str) -> str | None:
     column = given or DEFAULT_COLUMNS[role]
     if column in present:
@@ -230,19 +235,8 @@ def _find_column(role: str, given: str | None, present: list[str], name: str) ->
     )
 
 
-def _normalise(role: str, column: pl.Series) -> pl.Series:
-    """The column in its final type, null where it has no valid value."""
-    rules: dict[str, Callable[[pl.Series], pl.Series]] = {
-        "user": lambda series: normalise_ids(series.alias("user")),
-        "item": lambda series: normalise_ids(series.alias("item")),
-        "rating": _numbers,
-        "timestamp": _times,
-        "label": _labels,
-    }
-    return rules[role](column)
-
-
 def _numbers(column: pl.Series) -> pl.Series:
+    column = plain_texts(column)
     if column.dtype in (pl.Categorical, pl.Enum):
         column = column.cast(pl.String)
     if column.dtype == pl.String:
@@ -257,31 +251,3 @@ def _labels(column: pl.Series) -> pl.Series:
     numbers = _numbers(column)
     numbers = numbers.set(~numbers.is_in([0.0, 1.0]), None)
     return numbers
-
-
-def _times(column: pl.Series) -> pl.Series:
-    """int64, later is larger: integers as they are, dates in microseconds, fractions times 1e6."""
-    if column.dtype == pl.String:
-        numbers = column.str.strip_chars().cast(pl.Int64, strict=False)
-        if numbers.null_count() > column.null_count():
-            numbers = _numbers(column)
-        if numbers.null_count() > column.null_count():
-            numbers = _parse_dates(column)
-        column = numbers
-    elif column.dtype == pl.Date or column.dtype == pl.Datetime:
-        column = column.cast(pl.Datetime("us"))
-    elif not column.dtype.is_integer():
-        column = _numbers(column)
-    if column.dtype.is_float():
-        known = column.drop_nulls()
-        column = (column * (1.0 if (known == known.floor()).all() else 1e6)).round()
-    times: pl.Series = column.cast(pl.Int64, strict=False)
-    return times
-
-
-def _parse_dates(column: pl.Series) -> pl.Series:
-    try:
-        dates: pl.Series = column.str.to_datetime(time_unit="us", strict=False)
-    except pl.exceptions.ComputeError:  # no format fits the first values
-        dates = pl.Series(column.name, [None] * len(column), dtype=pl.Int64)
-    return dates

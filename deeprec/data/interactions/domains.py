@@ -14,6 +14,7 @@ from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.features import align
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.reading.frames import frame_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,7 @@ class Domains:
         Raises:
             ValueError: no such column, a row without a domain, what `from_frame` raises.
         """
-        table = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
-        table = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
+        table = frame_of(frame, "Domains.from_frame")
         if domain not in table.columns:
             raise ValueError(f"Domains: no column {domain!r} of domains; {did_you_mean(domain, table.columns)}")
         if table.get_column(domain).null_count():

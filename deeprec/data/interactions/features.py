@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from deeprec._suggest import listed
 from deeprec.data.columns.kinds import Bag, Categorical, Feature, Numeric, Vector
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.table import EncodedTable
-from deeprec.data.interactions.ids import IdMap, normalise_ids
+from deeprec.data.interactions.ids import IdMap, normalise_ids, stripped_ids
 from deeprec.data.interactions.interactions import Interactions
 from deeprec.data.reading.errors import did_you_mean
+from deeprec.data.reading.frames import frame_of, is_frame, plain_texts
 from deeprec.data.reading.hashing import Vocabulary, hash_series
 from deeprec.data.reading.text import read_bytes
+
+_log = logging.getLogger("deeprec")
 
 # fmt: off
 _GENRES_100K = [
@@ -111,18 +115,20 @@ def with_features(data: Interactions, *, users: Any = None, items: Any = None) -
 
 def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
     key = f"{ids.name}_id"
-    table = table.collect() if isinstance(table, pl.LazyFrame) else table
-    if not isinstance(table, pl.DataFrame) and type(table).__module__.partition(".")[0] != "pandas":
+    if not is_frame(table):
         raise TypeError(
             f"with_features: the {ids.name} table must be a polars or pandas frame, got {type(table).__name__}"
         )
-    frame = table if isinstance(table, pl.DataFrame) else pl.from_pandas(table)
+    frame = _usable(frame_of(table, "with_features"), ids)
     if key not in frame.columns:
         raise ValueError(
             f"with_features: the {ids.name} table must have a column {key}, got {listed(frame.columns)}"
             f"{did_you_mean(key, frame.columns)}"
         )
-    own = normalise_ids(frame.get_column(key))
+    stripped, changed = stripped_ids(frame.get_column(key))
+    if changed:
+        _log.warning("with_features: the %s table: ids_with_blanks_stripped %s", ids.name, f"{changed:,}")
+    own = normalise_ids(stripped)
     if own.dtype != ids.values.dtype and not (own.dtype.is_integer() and ids.values.dtype.is_integer()):
         raise ValueError(
             f"with_features: {key} must be {ids.values.dtype} as in the data, got {own.dtype}; cast the column"
@@ -141,6 +147,15 @@ def _checked(table: Any, ids: IdMap) -> pl.DataFrame:
                 f"{len(wrong)} {what}: {wrong.head(3).to_list()}"
             )
     return align(frame.with_columns(own), ids)
+
+
+def _usable(frame: pl.DataFrame, ids: IdMap) -> pl.DataFrame:
+    """Without columns of Python objects that are no values, which are named in a note; mixed values as text."""
+    columns = [plain_texts(column) for column in frame.get_columns()]
+    odd = [column.name for column in columns if column.dtype == pl.Object and column.name != f"{ids.name}_id"]
+    if odd:
+        _log.warning("with_features: the %s table: left out, as no values are in them: %s", ids.name, listed(odd))
+    return pl.DataFrame([column for column in columns if column.name not in odd])
 
 
 def features_sha256(frame: pl.DataFrame) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deeprec._files import replacing
 from deeprec.data.reading.arrays import require_pool, without_nulls
+from deeprec.data.reading.frames import first_mixed, first_odd, series_of
 from deeprec.data.reading.hashing import Vocabulary, hash_series
 
 Int32Array = NDArray[np.int32]
@@ -31,11 +32,15 @@ def to_series(values: Any, name: str) -> pl.Series:
     if values is None or (hasattr(values, "columns") and hasattr(values, "shape")):
         got = "None" if values is None else f"a frame with columns {list(values.columns)}"
         raise TypeError(f"{name} ids: one id or a sequence of them is required, got {got}; pass a list or a column")
-    if type(values).__module__.partition(".")[0] == "pandas":
-        values = pl.from_pandas(values)
+    if hasattr(values, "iloc") or type(values).__module__.partition(".")[0] == "pandas":  # a Series or an Index
+        values = series_of(values, name)
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__") or getattr(values, "shape", None) == ():
         values = [values.item() if isinstance(values, np.ndarray) else values]
     if isinstance(values, pl.Series):
+        if values.dtype == pl.Object:
+            raise TypeError(
+                f"{name} ids: one type for all ids is required, got {_mixture(values)}; convert them with str"
+            )
         return values.alias(name)
     if not isinstance(values, np.ndarray):
         values = np.asarray(values) if hasattr(values, "__array__") else list(values)
@@ -51,7 +56,8 @@ def to_series(values: Any, name: str) -> pl.Series:
 
 def normalise_ids(series: pl.Series) -> pl.Series:
     """The ids in a type that can be mapped: categories become strings, whole floats integers (pandas makes floats of
-    integers when one is missing). Nulls are left alone. Raises TypeError for fractions, lists and Python objects."""
+    integers when one is missing). Nulls are left alone. Raises TypeError for fractions, floats that have lost digits,
+    lists and Python objects."""
     dtype = series.dtype
     if dtype in (pl.Categorical, pl.Enum):
         text: pl.Series = series.cast(pl.String)
@@ -59,19 +65,50 @@ def normalise_ids(series: pl.Series) -> pl.Series:
     if dtype.is_float():
         numbers = series.to_numpy()  # a null is NaN
         whole = numbers[~np.isnan(numbers)]
-        if ((whole == np.floor(whole)) & (np.abs(whole) < 2.0**53)).all():
+        largest = 2.0**53 if dtype == pl.Float64 else 2.0**24
+        is_odd = np.abs(numbers) >= largest
+        if is_odd.any():
+            row = int(is_odd.argmax())
+            raise TypeError(
+                f"{series.name} ids: whole numbers below 2^{int(np.log2(largest))} or strings are required of {dtype}, "
+                f"got {numbers[row]:.17g} in row {row}, which has lost digits; read the column as text or as integers "
+                "(Int64: pandas.read_csv(..., dtype={'COLUMN': 'Int64'}))"
+            )
+        is_odd = whole != np.floor(whole)
+        if not is_odd.any():
             integers: pl.Series = pl.Series(series.name, numbers, nan_to_null=True).cast(pl.Int64)
             return integers
+        row = int(np.flatnonzero(~np.isnan(numbers))[is_odd.argmax()])
         raise TypeError(
-            f"{series.name} ids: whole numbers or strings are required, got {dtype} with fractions; "
-            "convert them with str or round them"
+            f"{series.name} ids: whole numbers or strings are required, got {dtype} with fractions ({numbers[row]:g} "
+            f"in row {row}); convert them with str or round them"
         )
     if dtype == pl.Object or dtype.is_nested() or dtype == pl.Int128:
+        got = _mixture(series) if dtype == pl.Object else str(dtype)
         raise TypeError(
-            f"{series.name} ids: integers within 64 bits, strings or dates are required, got {dtype}; "
+            f"{series.name} ids: integers within 64 bits, strings or dates are required, one type for all, got {got}; "
             "convert them with str"
         )
     return series
+
+
+def _mixture(series: pl.Series) -> str:
+    """What is wrong with a column of Python objects, and where."""
+    odd = first_odd(series)
+    if odd is not None:
+        return f"{series[odd]!r:.60} in row {odd}"
+    row = first_mixed(series)
+    return f"values of several types, such as {series[0]!r:.40} in row 0 and {series[row]!r:.40} in row {row}"
+
+
+def stripped_ids(series: pl.Series) -> tuple[pl.Series, int]:
+    """Ids without the blanks around them, and how many had some; "" is missing. Other types than text as they are."""
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype != pl.String:
+        return series, 0
+    texts = series.str.strip_chars()
+    return texts.set(texts == "", None), int((texts != series).sum())
 
 
 class IdMap:
@@ -158,7 +195,8 @@ class IdMap:
         """Internal indices of external ids.
 
         Args:
-            values: ids (list, NumPy, polars, pandas, or a single id).
+            values: ids (list, NumPy, polars, pandas, or a single id); blanks around a text that is not known are passed
+                over.
             unknown: the index to give unknown ids; None raises instead.
         Returns:
             int32 [len(values)].
@@ -170,11 +208,34 @@ class IdMap:
         query = self._as_query(given)
         codes = self._lookup(query)
         missing = codes < 0
+        if missing.any() and query.dtype == pl.String:  # blanks around an id are no part of it
+            rows = np.flatnonzero(missing)
+            texts = query.gather(rows).to_list()
+            stripped = [None if text is None else text.strip() for text in texts]
+            if stripped != texts:
+                codes[rows] = self._lookup(pl.Series(self.name, stripped, dtype=pl.String))
+                missing = codes < 0
         if missing.any():
             if unknown is None:
                 raise self._unknown(given, missing)
             codes[missing] = unknown
         return codes
+
+    def typed(self, values: Any) -> pl.Series:
+        """Ids, known or not, in the type of this map.
+
+        Raises:
+            ValueError: a missing id, or one beyond what the type holds. TypeError: ids of another type.
+        """
+        given = to_series(values, self.name)
+        typed = self._as_query(given)
+        if typed.null_count():
+            wrong = given.gather(np.flatnonzero(typed.is_null().to_numpy())[:1]).to_list()[0]
+            raise ValueError(
+                f"IdMap.typed: {self.name} ids must be {self._values.dtype} and none be missing, got {wrong!r}; "
+                "leave it out"
+            )
+        return typed
 
     def decode(self, indices: Any) -> NDArray[Any]:
         """External ids of internal indices ([n], any integer type), in their original type.
@@ -197,7 +258,7 @@ class IdMap:
 
     def parse(self, texts: Iterable[str]) -> pl.Series:
         """Ids written as text (a command line) in the type of this map; raises ValueError for text that is not one."""
-        given = pl.Series(self.name, list(texts), dtype=pl.String)
+        given = pl.Series(self.name, [text if text is None else text.strip() for text in texts], dtype=pl.String)
         if self._values.dtype == pl.String:
             return given
         parsed: pl.Series = given.cast(self._values.dtype, strict=False)
@@ -228,6 +289,17 @@ class IdMap:
                 "the file is damaged or of another kind: save the model again"
             ) from None
         return cls(frame.to_series(), name)
+
+    def keys(self) -> NDArray[np.uint64]:
+        """A number [n] for each id that depends on nothing but the id: what random draws of ids go by."""
+        return hash_series(self._values)
+
+    def ascending(self) -> tuple[IdMap, Int32Array]:
+        """The map of the same ids in ascending order, and the index there of each id here, int32 [n]."""
+        order = self._values.arg_sort().to_numpy()
+        places = np.empty(len(order), dtype=np.int32)
+        places[order] = np.arange(len(order), dtype=np.int32)
+        return IdMap(self._values.gather(order), self.name), places
 
     def sha256(self) -> str:
         """Hash of the ids and their order; the width of integers (32 or 64 bits) does not enter."""

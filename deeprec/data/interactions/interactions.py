@@ -27,17 +27,20 @@ class OfficialSplit:
         train_index, test_index: int64, disjoint row numbers.
         test_negatives: int32 [num_test, n] internal item ids to rank against each test row, or None.
         source: where the split comes from, for cards and messages.
+        validation_index: rows to choose the epoch by, disjoint from both, or None: the training rows give some.
     """
 
     train_index: Int64Array
     test_index: Int64Array
     test_negatives: Int32Array | None
     source: str = "official"
+    validation_index: Int64Array | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the row numbers and negatives."""
-        return _hash(self.train_index, self.test_index, self.test_negatives)
+        own = () if self.validation_index is None else (self.validation_index,)
+        return _hash(self.train_index, self.test_index, self.test_negatives, *own)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,6 +142,32 @@ class Interactions:
             order=None if self.order is None else self.order[rows],
             official=None,
         )
+
+    def canonical(self) -> Interactions:
+        """The same interactions, in an order that does not depend on that of the file.
+
+        Ids ascend, rows go by user and time, or by user and item where no order is known; rows of a user with equal
+        times, and equal rows, stay in the order they came in. Random draws go by the place of a row and ties by the
+        number of an id, so that shuffled rows give the same figures. A published split and side information come along.
+        """
+        (user_ids, new_users), (item_ids, new_items) = self.user_ids.ascending(), self.item_ids.ascending()
+        users, items = new_users[self.users], new_items[self.items]
+        rows = np.lexsort((items if self.order is None else self.order, users))
+        official = self.official
+        if official is not None:
+            places = np.empty(len(rows), dtype=np.int64)
+            places[rows] = np.arange(len(rows))
+            negatives = official.test_negatives
+            official = OfficialSplit(
+                places[official.train_index],
+                places[official.test_index],
+                None if negatives is None else new_items[negatives],
+                official.source,
+            )
+        features = ((self.user_features, new_users), (self.item_features, new_items))
+        moved = [None if table is None else table[np.argsort(numbers)] for table, numbers in features]
+        named = replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+        return replace(named.take(rows), official=official, user_features=moved[0], item_features=moved[1])
 
     def csr(self) -> tuple[Int64Array, Int32Array]:
         """Each user's items: (indptr int64 [num_users + 1], indices int32), ascending and distinct per user."""

@@ -1,4 +1,4 @@
-"""Readers of rating files: MovieLens, the NCF authors' triples, CSV, TSV and Parquet. Plain or gzip."""
+"""Readers of interactions: a file of any layout, several files, MovieLens, the NCF authors' triples."""
 
 from __future__ import annotations
 
@@ -14,41 +14,52 @@ from numpy.typing import NDArray
 from deeprec.data.interactions.build import Duplicates, build, from_table
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions, OfficialSplit
-from deeprec.data.reading.errors import did_you_mean, naming
-from deeprec.data.reading.tables import read_parquet as read_table
-from deeprec.data.reading.tables import read_separated
+from deeprec.data.interactions.layouts import file_options, read_rows
+from deeprec.data.interactions.parts import joined
+from deeprec.data.reading.errors import naming
 from deeprec.data.reading.text import OnBad, parse_numbers, read_bytes, with_gz
 
 _log = logging.getLogger("deeprec")
 
-_MOVIELENS = {"user": "i", "item": "i", "rating": "f", "order": "i"}
+_MOVIELENS: dict[str, Any] = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
 _LARGEST_RANK = 1_000_000  # Unix times of this century are above 9e8, ranks within a user far below
 
 
-def read_movielens(
-    path: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
-) -> Interactions:
-    """MovieLens ratings: `user::item::rating::time` (1M, .dat) or tab-separated (100K, u.data).
+def read_file(path: Path, *, name: str, duplicates: Duplicates = "latest", **options: Any) -> Interactions:
+    """One file of interactions of any layout.
 
-    A fourth field that holds places in each user's own sequence instead of Unix times (`ratings_rank.dat`) is
-    recognised by the file's name or by its values and taken as order: 1 is the earliest; 0, not placed, goes first.
+    A column of places in each user's own sequence instead of times (`ratings_rank.dat`) is recognised by its values,
+    where the text has no names of columns, and taken as order: 1 is the earliest; 0, not placed, goes first.
+
+    Args:
+        duplicates: as in `from_frame`.
+        **options: of `file_options`.
     """
-    data = read_bytes(path)
-    separator = "::" if b"::" in data[:200] else "\t"
-    columns, dropped = parse_numbers(data, separator, _MOVIELENS, path, on_bad)
-    is_rank = _is_rank(columns["user"], columns["order"])
+    how = file_options(**options)
+    rows = read_rows(path, how)
+    names = rows.columns if rows.has_names else {role: role for role in rows.columns}  # for messages
+    data = from_table(
+        pl.DataFrame({names[role]: rows.frame.get_column(column) for role, column in rows.columns.items()}),
+        **names,
+        time_format=how.time_format,
+        name=name,
+        on_bad=how.on_bad,
+        duplicates=duplicates,
+        place=rows.place,
+        dropped=rows.dropped,
+    )
+    if data.order is None:
+        return data
+    is_rank = rows.order_kind == "rank" or (not rows.has_names and _is_rank(data.users, data.order))
     if "rank" in path.name and not is_rank:
         _log.warning("%s: called rank, but its fourth field holds times; taken as times", path)
-    return build(
-        columns["user"],
-        columns["item"],
-        ratings=columns["rating"],
-        order=columns["order"],
-        order_kind="rank" if is_rank else "time",
-        name=name,
-        duplicates=duplicates,
-        repairs={"bad_rows_dropped": dropped},
-    )
+    return replace(data, order_kind="rank") if is_rank else data
+
+
+def read_movielens(path: Path, **options: Any) -> Interactions:
+    """MovieLens ratings: `user::item::rating::time` (1M, .dat) or tab-separated (100K, u.data), ids whole numbers;
+    options as of `read_file`."""
+    return read_file(path, header=False, integers=True, **_MOVIELENS, **options)
 
 
 def _is_rank(users: NDArray[Any], order: NDArray[Any]) -> bool:
@@ -61,34 +72,13 @@ def _is_rank(users: NDArray[Any], order: NDArray[Any]) -> bool:
     return bool((pairs[1:] != pairs[:-1]).all())  # a place is taken once
 
 
-def read_fold(
-    base: Path,
-    test: Path,
-    *,
-    name: str,
-    on_bad: OnBad = "raise",
-    duplicates: Duplicates = "latest",
-    has_time: bool = True,
-) -> Interactions:
+def read_fold(base: Path, test: Path, *, name: str, has_time: bool = True, **options: Any) -> Interactions:
     """A published split as two files (u1.base and u1.test of MovieLens 100K): all rows, with it as `official`.
 
-    The files hold user, item, rating and, with `has_time`, the time, separated by tabs.
+    The files hold user, item, rating and, with `has_time`, the time, separated by tabs; ids are whole numbers.
     """
-    roles = {role: kind for role, kind in _MOVIELENS.items() if has_time or role != "order"}
-    parts = [parse_numbers(read_bytes(path), "\t", roles, path, on_bad) for path in (base, test)]
-    columns = {role: np.concatenate([part[0][role] for part in parts]) for role in roles}
-    data = build(
-        columns["user"],
-        columns["item"],
-        ratings=columns["rating"],
-        order=columns.get("order"),
-        name=name,
-        duplicates="raise" if duplicates == "latest" else duplicates,  # a row in both parts would be a leak
-        repairs={"bad_rows_dropped": sum(dropped for _, dropped in parts)},
-    )
-    border = len(parts[0][0]["user"])
-    rows = np.arange(len(data))
-    return replace(data, official=OfficialSplit(rows[:border], rows[border:], None, f"{base.name} / {test.name}"))
+    columns: dict[str, Any] = {role: place for role, place in _MOVIELENS.items() if has_time or role != "timestamp"}
+    return read_parts([base], None, test, name=name, header=False, integers=True, **columns, **options)
 
 
 def read_ncf(
@@ -216,56 +206,42 @@ def ncf_split_of_movielens(data: Interactions, test: Path, negative: Path) -> Of
     return OfficialSplit(np.flatnonzero(train), at, negatives.astype(np.int32), f"{test.name} (He et al. 2017)")
 
 
-def read_csv(path: Path, *, name: str, separator: str | None = None, **columns: Any) -> Interactions:
-    """CSV or TSV with a header line. `columns` and the rest as in `from_frame`.
-
-    Ids that are all plain integers become integers; anything else ("007", "a1") stays text.
-    """
-    table = read_separated(path, separator, columns.get("on_bad", "raise"))
-    frame = table.frame.with_columns(_integers_where_plain(column) for column in table.frame.get_columns())
-    return from_table(
-        frame, name=name, place=lambda row: f"line {table.line_of(row)}", dropped=table.dropped, **columns
-    )
-
-
-def _integers_where_plain(column: pl.Series) -> pl.Series:
-    head = column.drop_nulls().head(100)
-    if not head.str.contains(r"^-?\d+$").all():
-        return column
-    numbers = column.cast(pl.Int64, strict=False)
-    same = numbers.null_count() == column.null_count() and (numbers.cast(pl.String) == column).all()
-    return numbers if same else column
-
-
-def read_parquet(path: Path, *, name: str, **columns: Any) -> Interactions:
-    """Parquet; `columns` and the rest as in `from_frame`."""
-    return from_table(read_table(path), name=name, **columns)
-
-
 def read_path(path: Path, **options: Any) -> Interactions:
-    """Interactions from one file, by its name: .dat, u.data, *.train.rating, .csv, .tsv, .txt, .parquet; all but the
-    last also with .gz."""
+    """Interactions from one file, see `read_file`; of an NCF triple any of its three names them all."""
     options.setdefault("name", path.name.removesuffix(".gz"))
     with naming(path):
-        return _read_path(path, options)
+        stem = path.name.removesuffix(".gz")
+        if stem.endswith((".train.rating", ".test.rating", ".test.negative")):
+            return read_triple(path.parent, stem.rsplit(".", 2)[0], **options)
+        return read_file(path, **options)
 
 
-def _read_path(path: Path, options: dict[str, Any]) -> Interactions:
-    stem = path.name.removesuffix(".gz")
-    if stem.endswith((".train.rating", ".test.rating", ".test.negative")):
-        prefix = stem.rsplit(".", 2)[0]
-        return read_triple(path.parent, prefix, **options)
-    if stem.endswith((".dat", ".base", ".test", "u.data")):
-        return read_movielens(path, **options)
-    if stem.endswith(".parquet"):
-        return read_parquet(path, **options)
-    if stem.endswith((".csv", ".tsv", ".txt")):
-        return read_csv(path, **options)
-    known = [".dat", ".csv", ".tsv", ".txt", ".parquet", ".train.rating"]
-    raise ValueError(
-        f"load: the name must end in one of {known} (or with .gz behind it), got {path.name!r}"
-        f"{did_you_mean(Path(stem).suffix, known)}"
-    )
+def read_parts(
+    train: list[Path],
+    validation: Path | None,
+    test: Path | None,
+    *,
+    name: str,
+    duplicates: Duplicates = "latest",
+    **options: Any,
+) -> Interactions:
+    """Several files of one layout as one set; with files for testing and choosing as its official split.
+
+    A pair of user and item in a later part is taken out of the earlier ones (counted; duplicates="raise" refuses it).
+    Users and items that only a test or validation file knows stay, and are counted in the log.
+
+    Args:
+        train: whose rows follow each other.
+        **options: of `file_options`, the same for all files.
+    Raises:
+        ValueError: as `read_file` does.
+    """
+    files = [*train, *(path for path in (validation, test) if path is not None)]
+    parts = []
+    for path in files:
+        with naming(path):
+            parts.append(read_file(path, name=path.name.removesuffix(".gz"), duplicates=duplicates, **options))
+    return joined(parts, len(train), validation is not None, test is not None, name=name, duplicates=duplicates)
 
 
 def read_triple(folder: Path, prefix: str, **options: Any) -> Interactions:

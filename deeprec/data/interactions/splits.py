@@ -65,11 +65,12 @@ def official(
     validation: Validation | bool = "random",
     num_negatives: int | None = None,
 ) -> Split:
-    """The split published with the data set; validation is taken from its training rows.
+    """The split published with the data set; validation is its own part, or taken from its training rows.
 
     Args:
         seed: of the validation rows and their negatives; the test part does not depend on it.
-        validation: one training row per user, as in `leave_one_out`.
+        validation: one training row per user, as in `leave_one_out`; where the split has a validation part, that part,
+            or none of it with "none".
         num_negatives: for each validation row; None: as many as the published test rows have. A published list is
             used as it is; test rows without one get this many sampled items.
     Raises:
@@ -86,7 +87,7 @@ def official(
         num_negatives = 0 if given is None else given.shape[1]
     train = np.sort(data.official.train_index)
     test = np.asarray(data.official.test_index)
-    return _finish(data, train, test, mode, seed, num_negatives, given)
+    return _finish(data, train, test, mode, seed, num_negatives, given, data.official.validation_index)
 
 
 def random_holdout(
@@ -296,10 +297,14 @@ def _finish(
     seed: int,
     num_negatives: int,
     test_negatives: Int32Array | None,
+    own_validation: Int64Array | None = None,
 ) -> Split:
-    """Take a validation row per user out of `train`, sample what is asked for, and count who was left out."""
+    """Take a validation row per user out of `train`, unless there are such rows, sample what is asked for, and count
+    who was left out."""
     validation = np.empty(0, dtype=np.int64)
-    if mode != "none" and len(train):
+    if mode != "none" and own_validation is not None:
+        validation = own_validation
+    elif mode != "none" and len(train):
         validation = _pick_per_user(data, train, mode, seed, _VALIDATION)
         counts = np.bincount(data.users[train], minlength=data.num_users)
         validation = validation[counts[data.users[validation]] > 1]
@@ -317,7 +322,7 @@ def _finish(
     active = int((data.user_counts() > 0).sum())
     notes = {"users_without_test": active - len(np.unique(data.users[test]))}
     if mode != "none":
-        notes["users_without_validation"] = active - len(validation)
+        notes["users_without_validation"] = active - len(np.unique(data.users[validation]))
     if any(notes.values()):
         _log.info("split of %s: %s (too few interactions; they stay in training)", data.name, notes)
     return Split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,12 +18,17 @@ from deeprec.data.reading import separated
 from deeprec.data.reading.arrays import columns_of, require_pool, rows_of, without_nulls
 from deeprec.data.reading.chunks import BLOCK_BYTES, BadRow, BagColumn, Chunk, ColumnsToRead, Progress, Source, in_order
 from deeprec.data.reading.errors import check_file, checksum, reading
-from deeprec.data.reading.hashing import as_series, buffers, hash_series
-from deeprec.data.reading.separated import BagChunk, Dialect
+from deeprec.data.reading.frames import first_odd, frame_of, plain_texts, table_of
+from deeprec.data.reading.hashing import Hashes, buffers, hash_series, hash_values
+from deeprec.data.reading.layout import hashes_of
+from deeprec.data.reading.rows import Dialect
+from deeprec.data.reading.separated import BagChunk
 from deeprec.data.reading.text import OnBad
-from deeprec.data.reading.text_source import hashes_of
+
+_log = logging.getLogger("deeprec")
 
 _LISTS = (pl.List, pl.Array)
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _READ_BYTES = 64 << 20
 
 
@@ -46,6 +52,7 @@ class TableSource(Source):
         self.schema, self.threads, self.block_bytes = schema, threads, block_bytes
         self.dialect = Dialect(b"", b"", hashes_of(missing))
         self.codes = codes or {}
+        self._warned: set[str] = set()
         for column in self.codes:
             if column not in schema:
                 raise ValueError(
@@ -56,35 +63,43 @@ class TableSource(Source):
         super().check(to_read)
         for column in to_read.numeric:
             kind = self.schema[column]
-            if column not in self.codes and not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+            is_number = kind.is_numeric() or kind in (pl.Boolean, pl.Null) or isinstance(kind, _TEXTS)
+            if column not in self.codes and not is_number:
                 raise TypeError(
-                    f"chunks: column {column!r} of {self.name} must hold numbers, got {kind}; declare it categorical, "
-                    "pass codes= for texts that mean numbers, or cast it"
+                    f"chunks: column {column!r} of {self.name} must hold numbers, got {self._got(column)}; declare it "
+                    "categorical, pass codes= for texts that mean numbers, or cast it"
                 )
         for column in to_read.categorical:
             kind = self.schema[column]
             if kind.is_nested() or kind == pl.Object:
                 raise TypeError(
-                    f"chunks: column {column!r} of {self.name} must hold one value a row, got {kind}; declare it a bag"
+                    f"chunks: column {column!r} of {self.name} must hold one value a row, got {self._got(column)}; "
+                    "declare it a bag"
                 )
         for bag in to_read.bags:
             kind = self.schema[bag.name]
             inner = getattr(kind, "inner", kind)
             if inner.is_nested() or inner == pl.Object or (kind.is_nested() and not isinstance(kind, _LISTS)):
                 raise TypeError(
-                    f"chunks: column {bag.name!r} of {self.name} must hold lists of values or text, got {kind}"
+                    f"chunks: column {bag.name!r} of {self.name} must hold lists of values or text, got "
+                    f"{self._got(bag.name)}"
                 )
         for column in to_read.texts:
             kind = self.schema[column]
             if kind.is_nested() or kind in (pl.Object, pl.Binary):
-                raise TypeError(f"chunks: column {column!r} of {self.name} must hold one text a row, got {kind}")
+                raise TypeError(f"chunks: column {column!r} of {self.name} must hold one text a row, got "
+                                f"{self._got(column)}")  # fmt: skip
         for vector in to_read.vectors:
             kind = self.schema[vector.name]
             if not isinstance(kind, _LISTS) or not kind.inner.is_numeric():
                 raise TypeError(
                     f"chunks: column {vector.name!r} of {self.name} must hold lists of {vector.width} numbers, got "
-                    f"{kind}; declare what it is, or declare the vector by its columns of numbers"
+                    f"{self._got(vector.name)}; declare what it is, or declare the vector by its columns of numbers"
                 )
+
+    def _got(self, column: str) -> str:
+        """What a column holds, for messages."""
+        return str(self.schema[column])
 
     def _rows(self, to_read: ColumnsToRead) -> int:
         """Rows in a slice whose columns take about `block_bytes`."""
@@ -101,7 +116,7 @@ class TableSource(Source):
         parts = self._parts(self._rows(to_read), columns)
         for start, height, chunk, bad in in_order(parts, lambda part: self._convert(*part, to_read), self.threads):
             if bad:
-                self._report(bad, dict(to_read.vectors))
+                self._report(bad, to_read)
             progress(start + height, self.size)
             yield chunk
 
@@ -124,7 +139,7 @@ class TableSource(Source):
 
         chunk = Chunk(part.height, 0)
         for column in to_read.categorical:
-            chunk.hashes[column] = separated.blank_missing(hash_series(part.get_column(column)), self.dialect)
+            chunk.hashes[column] = self._hashes(part.get_column(column))
         for column in to_read.numeric:
             series = part.get_column(column)
             numbers, wrong = self._numbers(series)
@@ -141,16 +156,27 @@ class TableSource(Source):
             note(wrong, vector.name, series.gather(wrong).to_list())
         return chunk
 
+    def _hashes(self, series: pl.Series) -> Hashes:
+        if series.name not in self._warned and series.dtype.is_float() and has_lost_digits(series):
+            self._warned.add(series.name)
+            _log.warning(
+                "%s: column %r holds whole numbers of 2^53 and more as %s, which has lost digits: some values have "
+                "become one; read it as text or as integers (Int64)", self.name, series.name, series.dtype,
+            )  # fmt: skip
+        return separated.blank_missing(hash_values(series), self.dialect)
+
     def _numbers(self, series: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """([n], rows that hold no number)."""
         known = self.codes.get(series.name)
         if known is not None and not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
             return _decode(series, known, self.dialect)
+        if isinstance(series.dtype, _TEXTS):
+            return _parse(series, self.dialect)
         values = series.cast(pl.Float64).to_numpy()  # a null is NaN
         return values, np.flatnonzero(np.isinf(values))
 
-    def _report(self, bad: dict[int, BadRow], vectors: dict[str, int]) -> None:
-        rows = [bad[row] for row in sorted(bad)]
+    def _report(self, bad: dict[int, BadRow], to_read: ColumnsToRead) -> None:
+        rows, vectors = [bad[row] for row in sorted(bad)], dict(to_read.vectors)
         self.bad.add(len(rows), rows[: separated.KEPT_BAD])
         if self.on_bad == "raise":
             row = rows[0]
@@ -159,6 +185,8 @@ class TableSource(Source):
                 needed = f"one of the texts in codes ({did_you_mean(row.text, self.codes[row.column])})"
             elif row.column in vectors:
                 needed = f"a list of {vectors[row.column]} finite numbers"
+            elif row.column in to_read.numeric and isinstance(self.schema[row.column], _TEXTS):
+                needed = "a number, or the column declared categorical"
             elif self.schema[row.column] == pl.String or self.schema[row.column].is_nested():
                 needed = "values with a finite weight each"
             raise ValueError(
@@ -168,23 +196,23 @@ class TableSource(Source):
 
 
 class FrameSource(TableSource):
-    """A polars or pandas frame; a LazyFrame is collected."""
+    """A frame as `frame_of` takes it: of polars or pandas, lazy, of a subclass."""
 
     def __init__(self, frame: Any, **options: Any) -> None:
-        if isinstance(frame, pl.LazyFrame):
-            require_pool("open_source: collecting a LazyFrame")
-            frame = frame.collect()
-        if not isinstance(frame, pl.DataFrame):
-            twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
-            if twice:
-                raise ValueError(f"open_source: each column of a frame must have a name of its own, got {twice} twice")
-            frame = pl.DataFrame([as_series(frame[column], str(column)) for column in frame.columns])
-        self.frame: pl.DataFrame = frame
-        super().__init__("frame", frame.schema, **options)
-        self.size = frame.height
+        table = frame_of(frame, "open_source")
+        self.frame = table_of([plain_texts(column) for column in table]) if pl.Object in table.dtypes else table
+        super().__init__("frame", self.frame.schema, **options)
+        self.size = self.frame.height
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
         return self.frame.head(rows)
+
+    def _got(self, column: str) -> str:
+        series = self.frame.get_column(column)
+        if series.dtype != pl.Object:
+            return super()._got(column)
+        row = first_odd(series) or 0
+        return f"{series[row]!r:.60} in row {row}, of type {type(series[row]).__name__}"
 
     def _parts(self, rows: int, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         for start in range(0, self.size, rows):
@@ -192,15 +220,28 @@ class FrameSource(TableSource):
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
-        for column in self.columns:
-            digest.update(column.encode() + b"\0")
-            series = self.frame.get_column(column)
-            if isinstance(series.dtype, _LISTS):
-                lists = series.cast(pl.List(series.dtype.inner))
-                digest.update(without_nulls(lists.list.len(), 0)[0].astype("<i8").tobytes())
-                series = lists.explode()
-            digest.update(hash_series(series).astype("<u8").tobytes())
+        for column in self.frame.get_columns():
+            digest.update(column.name.encode() + b"\0")
+            _digest(digest, column)
         return digest.hexdigest()
+
+
+def _digest(digest: Any, series: pl.Series) -> None:
+    """The values of a column into a checksum; of objects that are no values only that they are there."""
+    if isinstance(series.dtype, pl.Struct):
+        digest.update(np.packbits(series.is_null().to_numpy()).tobytes())
+        for name in series.struct.fields:
+            digest.update(name.encode() + b"\0")
+            _digest(digest, series.struct.field(name))
+    elif isinstance(series.dtype, _LISTS):
+        lists = series.cast(pl.List(series.dtype.inner))
+        digest.update(without_nulls(lists.list.len(), 0)[0].astype("<i8").tobytes())
+        _digest(digest, lists.explode())
+    elif series.dtype == pl.Object:
+        digest.update(b"objects")
+    else:
+        wide = series.dtype in (pl.Int128, pl.UInt128)
+        digest.update(hash_series(series.cast(pl.String) if wide else series).astype("<u8").tobytes())
 
 
 class ParquetSource(TableSource):
@@ -237,6 +278,16 @@ class ParquetSource(TableSource):
         return checksum(self.path)
 
 
+def _parse(series: pl.Series, dialect: Dialect) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Numbers of texts, as those of a file are read, and the rows whose text is none."""
+    texts = [(text or "").strip(" \t") for text in series.cast(pl.String).to_list()]
+    missing = separated.blank_missing(hash_series(pl.Series(texts, dtype=pl.String)), dialect) == 0
+    parsed = {text: separated.number_of(text.encode()) for text in set(texts)}
+    values = np.array([parsed[text] for text in texts], dtype=np.float64)
+    values[missing] = np.nan
+    return values, np.flatnonzero(np.isinf(values))
+
+
 def _decode(
     series: pl.Series, known: Mapping[str, float], dialect: Dialect
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -266,7 +317,7 @@ def _bags(series: pl.Series, bag: BagColumn, dialect: Dialect) -> tuple[BagChunk
     ends = np.zeros(len(series) + 1, dtype=np.int64)
     np.cumsum(lengths, out=ends[1:])
     if not weight:
-        hashes = hash_series(flat)
+        hashes = hash_values(flat)
         kept = np.zeros(len(flat) + 1, dtype=np.int64)
         np.cumsum(hashes != 0, out=kept[1:])  # empty and null values are passed over
         return BagChunk(kept[ends], hashes[hashes != 0]), np.empty(0, dtype=np.int64), []
@@ -274,6 +325,13 @@ def _bags(series: pl.Series, bag: BagColumn, dialect: Dialect) -> tuple[BagChunk
     made, wrong, _ = separated.parse_bags(offsets, data, (b"", weight), dialect._replace(missing=()))
     rows = np.unique(np.searchsorted(ends, wrong, side="right") - 1)
     return made._replace(offsets=made.offsets[ends]), rows, [str(text) for text in series.gather(rows).to_list()]
+
+
+def has_lost_digits(series: pl.Series) -> bool:
+    """Whether a column of floats holds whole numbers too large for it to tell apart."""
+    values = series.to_numpy()
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(values) >= (2.0**53 if series.dtype == pl.Float64 else 2.0**24)).any())
 
 
 def _vectors(series: pl.Series, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -20,7 +20,8 @@ Values are hashed by their text in UTF-8, after the few spellings that writers d
     12              -> "12"                so an integer, its text and its float are the same value
     "", null, NaN   -> 0, missing
 
-Nothing else is changed: "007", "+3", " a" and "A" are themselves.
+Nothing else is changed: "007", "+3", " a" and "A" are themselves. Who reads a column of categories or bags takes the
+blanks around a value away first (`hash_values`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec._compiled import host as _host
 from deeprec.data.reading.arrays import without_nulls
-from deeprec.data.reading.compiled import host as _host
+from deeprec.data.reading.frames import plain_texts, series_of, series_of_values
 
 TEXT_HASH_VERSION = 1
 
@@ -65,31 +67,31 @@ def hash_text(values: Any) -> Hashes:
 
 
 def as_series(values: Any, name: str = "") -> pl.Series:
-    """`values` as a polars Series; Python objects of mixed types become their text, None stays missing."""
+    """`values` as a polars Series; plain Python values of mixed types become their text, None stays missing."""
     if isinstance(values, pl.Series):
-        return values
+        return plain_texts(values)
     if hasattr(values, "to_numpy") and hasattr(values, "dtype"):  # pandas
-        try:
-            series: Any = pl.from_pandas(values)
-            return pl.Series(name, series)
-        except (TypeError, ValueError, pl.exceptions.PolarsError):
-            return _series_of_objects(values.tolist(), name)
-        except Exception as error:  # pyarrow's own ArrowInvalid, a ValueError in most versions only
-            if type(error).__module__.startswith("pyarrow"):
-                return _series_of_objects(values.tolist(), name)
-            raise
+        return plain_texts(series_of(values, name))
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
         return pl.Series(name, values)
-    listed = list(values)
-    try:
-        return pl.Series(name, listed)
-    except (TypeError, pl.exceptions.PolarsError):
-        return _series_of_objects(listed, name)
+    return plain_texts(series_of_values(list(values), name))
 
 
-def _series_of_objects(values: list[Any], name: str) -> pl.Series:
-    texts = [None if value is None or value != value else str(value) for value in values]
-    return pl.Series(name, texts, dtype=pl.String)
+def hash_values(series: pl.Series) -> Hashes:
+    """`hash_series` of values of a category: blanks (spaces and tabs) around a text are no part of it."""
+    if not isinstance(series.dtype, pl.String | pl.Categorical | pl.Enum):
+        return hash_series(series)
+    offsets, data = buffers(series.cast(pl.String))
+    hashes = hash_buffers(offsets, data)
+    letters = np.frombuffer(data, dtype=np.uint8)
+    rows = np.flatnonzero(offsets[1:] > offsets[:-1])
+    ends = np.stack([letters[offsets[rows]], letters[offsets[rows + 1] - 1]])
+    rows = rows[((ends == ord(" ")) | (ends == ord("\t"))).any(axis=0)]
+    if len(rows):
+        texts = [data[offsets[row] : offsets[row + 1]].strip(b" \t") for row in rows.tolist()]
+        hashes = hashes.copy()
+        hashes[rows] = hash_series(pl.Series(texts, dtype=pl.Binary))
+    return hashes
 
 
 def hash_series(series: pl.Series) -> Hashes:

@@ -1,24 +1,20 @@
 """Blocks of separated text to columns: hashes, numbers and bags, one pass, the same rows and errors with and without
-the compiled module.
-
-Rows end in a line feed, or a carriage return and a line feed. With a quote character a field that begins with one
-reaches to the next one that is not doubled, separators and line ends included (RFC 4180); what follows before the next
-separator is taken as it is, and a quote inside an unquoted field is a character like others (as in Python's csv).
-Rows of nothing but spaces are passed over.
+the compiled module. What a row is, `rows.py` says.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.data.reading.compiled import host as _host
+from deeprec._compiled import host as _host
 from deeprec.data.reading.hashing import Hashes, hash_buffers, hash_bytes
+from deeprec.data.reading.missing import means_no_number
+from deeprec.data.reading.rows import Data, Dialect, Row, split_quoted, split_rows
 
 # What is wanted of a column, to be added up.
 HASH, NUMBER, BAG = 1, 2, 4
@@ -76,24 +72,7 @@ class Parsed(NamedTuple):
     bad: list[Bad]
 
 
-class Dialect(NamedTuple):
-    """How fields are told apart.
-
-    Attributes:
-        separator: one or more bytes.
-        quote: one byte, or empty for none.
-        missing: hashes of the texts, beside the empty one, that mean a missing value (in a column of bags: none).
-    """
-
-    separator: bytes
-    quote: bytes = b""
-    missing: tuple[int, ...] = ()
-
-
 Codes = list[tuple[int, float]]
-
-
-Data = bytes | memoryview  # contiguous
 
 
 def parse_log(
@@ -130,81 +109,10 @@ def cut_log(data: Data, dialect: Dialect) -> int:
     if not dialect.quote or dialect.quote not in text:
         return text.rfind(b"\n") + 1
     end = 0
-    for row in _split_quoted(text, dialect):
+    for row in split_quoted(text, dialect):
         if row.has_end:
             end = row.end
     return end
-
-
-class Row(NamedTuple):
-    """Fields of one row: line from 0, where it ends, whether by a line feed, and whether all quotes were closed."""
-
-    line: int
-    fields: list[bytes]
-    end: int
-    has_end: bool
-    is_closed: bool = True
-    is_quoted: bool = False
-
-
-def split_rows(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    """All rows of `data` that are not blank."""
-    rows = _split_quoted if dialect.quote and dialect.quote in data else _split_plain
-    for row in rows(data, dialect):
-        if len(row.fields) > 1 or row.is_quoted or row.fields[0].strip(b" "):
-            yield row
-
-
-def _split_plain(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    position, line = 0, 0
-    while position < len(data):
-        end = data.find(b"\n", position)
-        stop = len(data) if end < 0 else end
-        text = data[position : stop - (data[stop - 1 : stop] == b"\r" and stop > position)]
-        position = stop + 1
-        yield Row(line, text.split(dialect.separator), position, end >= 0)
-        line += 1
-
-
-def _split_quoted(data: bytes, dialect: Dialect) -> Iterator[Row]:
-    separator, quote = dialect.separator, dialect.quote
-    position, line, size = 0, 0, len(data)
-    while position < size:
-        first_line, fields, is_closed, is_quoted = line, list[bytes](), True, False
-        while True:
-            text = b""
-            if data.startswith(quote, position):
-                is_quoted = True
-                text, position, is_closed = _unquote(data, position + 1, quote)
-                line += text.count(b"\n")
-            end = data.find(b"\n", position)
-            stop = size if end < 0 else end
-            next_field = data.find(separator, position, stop)
-            if next_field >= 0:
-                fields.append(text + data[position:next_field])
-                position = next_field + len(separator)
-                continue
-            rest = data[position:stop]
-            fields.append(text + rest.removesuffix(b"\r"))
-            position = stop + 1
-            break
-        line += end >= 0
-        yield Row(first_line, fields, position, end >= 0, is_closed, is_quoted)
-
-
-def _unquote(data: bytes, position: int, quote: bytes) -> tuple[bytes, int, bool]:
-    """(text, position after the closing quote, whether there was one) of a quoted field that starts here."""
-    parts: list[bytes] = []
-    while True:
-        end = data.find(quote, position)
-        if end < 0:
-            return b"".join([*parts, data[position:]]), len(data), False
-        parts.append(data[position:end])
-        position = end + 1
-        if not data.startswith(quote, position):
-            return b"".join(parts), position, True
-        parts.append(quote)
-        position += 1
 
 
 class _BadField(Exception):
@@ -240,7 +148,10 @@ def _parse_log_python(
             kept.append(values[column])
         for column, bag in bags.items():
             bag.append(*tokens[column])
-    hashes = {column: blank_missing(hash_texts(fields), dialect) for column, fields in texts.items()}
+    hashes = {
+        column: blank_missing(hash_texts([field.strip(b" \t") for field in fields]), dialect)
+        for column, fields in texts.items()
+    }
     arrays = {column: np.array(kept, dtype=np.float64) for column, kept in numbers.items()}
     made = {column: bag.finish() for column, bag in bags.items()}
     return Parsed(rows, hashes, arrays, made, data.count(b"\n"), num_bad, bad)
@@ -266,7 +177,8 @@ def _read_row(
 
 
 def _is_missing(text: bytes, dialect: Dialect) -> bool:
-    return not text or (bool(dialect.missing) and hash_bytes(text) in dialect.missing)
+    trimmed = text.strip(b" \t")
+    return not trimmed or (bool(dialect.missing) and hash_bytes(trimmed) in dialect.missing)
 
 
 def _number(text: bytes, column: int, codes: Codes | None, dialect: Dialect) -> float:
@@ -281,10 +193,18 @@ def _number(text: bytes, column: int, codes: Codes | None, dialect: Dialect) -> 
     return known[hash_bytes(trimmed)]
 
 
+def number_of(text: bytes) -> float:
+    """The number that a text is, without blanks around it: NaN where it is missing, infinite where it is none."""
+    try:
+        return _plain_number(text, 0, text) if text else float("nan")
+    except _BadField:
+        return float("inf")
+
+
 def _plain_number(trimmed: bytes, column: int, text: bytes) -> float:
     if trimmed in _WORDS:
         return _WORDS[trimmed]
-    if _NAN.fullmatch(trimmed):
+    if _NAN.fullmatch(trimmed) or means_no_number(trimmed.decode("utf-8", "replace")):
         return float("nan")
     if not _NUMBER.fullmatch(trimmed):
         raise _BadField(column, INFINITE if _INFINITE.fullmatch(trimmed) else NOT_A_NUMBER, text)
@@ -304,18 +224,19 @@ class _BagBuilder:
         self.weights = array("d")
 
     def split(self, text: bytes, column: int) -> tuple[list[bytes], list[float]]:
-        tokens = [token for token in text.split(self.separator) if token] if self.separator else [text] if text else []
+        parts = text.split(self.separator) if self.separator else [text]
+        tokens = [token for part in parts if (token := part.strip(b" \t"))]
         if not self.weight_separator:
             return tokens, []
         pairs = [token.rpartition(self.weight_separator) for token in tokens]
         weights = []
         for (name, colon, weight), token in zip(pairs, tokens, strict=True):
             trimmed = weight.strip(b" \t")
-            value = float(trimmed) if colon and name and _NUMBER.fullmatch(trimmed) else float("nan")
+            value = float(trimmed) if colon and name.strip(b" \t") and _NUMBER.fullmatch(trimmed) else float("nan")
             if not abs(value) <= _LARGEST_FLOAT:
                 raise _BadField(column, BAD_WEIGHT, token)
             weights.append(value)
-        return [name for name, _, _ in pairs], weights
+        return [name.rstrip(b" \t") for name, _, _ in pairs], weights
 
     def append(self, tokens: list[bytes], weights: list[float]) -> None:
         self.tokens += tokens

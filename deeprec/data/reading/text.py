@@ -85,6 +85,18 @@ def parse_numbers(
     return named, len(bad_lines)
 
 
+def is_compiled() -> bool:
+    """Whether the compiled module is there."""
+    return _host is not None
+
+
+def parse_plain_numbers(data: bytes, separator: str, kinds: str) -> tuple[list[NDArray[Any]], int]:
+    """(arrays of the lines that are numbers, how many are not) by compiled code; `kinds` as in `parse_numbers`."""
+    compiled: Any = _host
+    arrays, bad_lines, _ = compiled.parse_table(data, separator, kinds)
+    return arrays, len(bad_lines)
+
+
 def check_on_bad(on_bad: str) -> None:
     """Raises ValueError unless `on_bad` is "raise" or "skip"."""
     if on_bad not in ("raise", "skip"):

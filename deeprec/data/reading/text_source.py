@@ -26,16 +26,10 @@ from deeprec.data.reading.chunks import (
 )
 from deeprec.data.reading.errors import START_BYTES, check_file, checksum, reading, text_start
 from deeprec.data.reading.hashing import hash_bytes
-from deeprec.data.reading.separated import (
-    BAG,
-    HASH,
-    NUMBER,
-    Data,
-    Dialect,
-    Pairs,
-    Parsed,
-)
-from deeprec.data.reading.tables import names_of, typed
+from deeprec.data.reading.layout import TextOptions, layout_of
+from deeprec.data.reading.rows import Data, Dialect, plain, split_rows
+from deeprec.data.reading.separated import BAG, HASH, NUMBER, Pairs, Parsed
+from deeprec.data.reading.tables import typed
 from deeprec.data.reading.text import OnBad
 
 _BOM = b"\xef\xbb\xbf"
@@ -170,40 +164,28 @@ class SeparatedSource(TextSource):
         self,
         path: Path,
         *,
-        columns: Sequence[str] | None = None,
-        separator: str | None = None,
-        quote: str | None = '"',
-        missing: Sequence[str] = (),
+        text: TextOptions | None = None,
         codes: Mapping[str, Mapping[str, float]] | None = None,
+        default: str | None = None,
         **options: Any,
     ) -> None:
         start = read_start(path)
-        self.dialect = _dialect(separator or _guess_separator(start), quote, missing)
-        header = next(separated.split_rows(start, self.dialect), None)
-        if header is None or not header.is_closed:
-            raise ValueError(
-                f"open_source: {path} must begin with a row of fields, got {start[:60]!r}; "
-                "pass quote=None if a quote is a character like others"
-            )
-        first = (
-            names_of(path, header.fields)
-            if columns is None
-            else [text.decode("utf-8", "replace") for text in header.fields]
-        )
-        if columns is CRITEO_COLUMNS and len(first) == len(CRITEO_COLUMNS) - 1:
-            columns = CRITEO_COLUMNS[1:]
-        has_header = columns is None or first == list(columns)
-        names = first if columns is None else columns
-        super().__init__(path, names, header_bytes=header.end if has_header else 0, **options)
-        self._is_named_by_caller = columns is not None
+        text = text or TextOptions()
+        layout = layout_of(path, start, text, default=default)
+        if text.columns is CRITEO_COLUMNS and len(layout.first) == len(CRITEO_COLUMNS) - 1:
+            layout = layout._replace(names=list(CRITEO_COLUMNS[1:]))
+        self.dialect = layout.dialect
+        super().__init__(path, layout.names, header_bytes=layout.start, **options)
+        self._has_own_names = text.columns is None and layout.has_names
         self._code_texts = codes or {}
         self._codes = _coded(self._code_texts, self.columns, str(path))
 
     def head(self, rows: int = 1000) -> pl.DataFrame:
         rows_of_fields: list[list[bytes]] = []
-        text = read_start(self.path, max(START_BYTES, 2000 * rows))
-        end = self._cut(text)
-        for row in separated.split_rows(text[self._header_bytes : end or None], self.dialect):
+        size = max(START_BYTES, 2000 * rows)
+        text = read_start(self.path, size)
+        end = self._cut(text) if len(text) >= size - len(_BOM) else len(text)  # a row may be cut short
+        for row in split_rows(plain(text[self._header_bytes : end or None], self.dialect), self.dialect):
             if row.is_closed and len(row.fields) == len(self.columns):
                 rows_of_fields.append(row.fields)
             if len(rows_of_fields) == rows:
@@ -244,7 +226,7 @@ class SeparatedSource(TextSource):
         ]
 
         def parse(text: memoryview) -> Parsed:
-            return separated.parse_log(text, self.dialect, kinds, separators, self._codes)
+            return separated.parse_log(plain(text, self.dialect), self.dialect, kinds, separators, self._codes)
 
         return parse
 
@@ -261,8 +243,8 @@ class SeparatedSource(TextSource):
             text = f"{row.column} must be one of the texts in codes, got {row.text!r}; {did_you_mean(row.text, known)}"
         else:
             text = super()._complaint(reason, row)
-        if row.line == 1 and self._is_named_by_caller:
-            text += " (if it is a header, leave columns out)"
+        if row.line == 1 and not self._has_own_names:
+            text += " (if it is a header, leave columns out, or pass header=True)"
         return text
 
 
@@ -304,6 +286,20 @@ def open_text(path: Path) -> Iterator[tuple[TextFile, BinaryIO]]:
         yield TextFile(path, raw), raw
 
 
+def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """A text in blocks of whole lines, without a byte order mark."""
+    with open_text(path) as (file, _):
+        rest = file.read(len(_BOM)).removeprefix(_BOM)
+        while read := file.read(block_bytes):
+            text = rest + read
+            end = text.rfind(b"\n") + 1
+            rest = text[end:]
+            if end:
+                yield text[:end]
+        if rest:
+            yield rest
+
+
 def read_start(path: Path, size: int = START_BYTES) -> bytes:
     """The first bytes of a text; raises for a file that is missing or empty."""
     check_file(path, "open_source")
@@ -313,7 +309,7 @@ def read_start(path: Path, size: int = START_BYTES) -> bytes:
 
 
 def guess_format(path: Path) -> str | None:
-    """Criteo's, libsvm's or libffm's format by the first row, or None."""
+    """Criteo's, libsvm's or libffm's format by the first row; "csv" where it has several fields; or None."""
     row = read_start(path).split(b"\n", 1)[0].rstrip(b"\r")
     if row.count(b"\t") + 1 in (len(CRITEO_COLUMNS) - 1, len(CRITEO_COLUMNS)):
         return "criteo"
@@ -322,22 +318,9 @@ def guess_format(path: Path) -> str | None:
         return "libsvm"
     if re.fullmatch(rb"[ \t]*%s([ \t]+[0-9]+:[0-9]+:%s)+[ \t]*" % (number, number), row):
         return "libffm"
-    return None
-
-
-def _dialect(separator: str, quote: str | None, missing: Sequence[str]) -> Dialect:
-    bad = set("\r\n\0" + (quote or "")) & set(separator)
-    if bad or len((quote or "").encode()) > 1 or quote in ("\r", "\n", "\0"):
-        raise ValueError(
-            "open_source: separator must be free of line ends and of the quote, and quote one byte or None, "
-            f"got {separator!r} and {quote!r}"
-        )
-    return Dialect(separator.encode(), (quote or "").encode(), hashes_of(missing))
-
-
-def hashes_of(texts: Sequence[str]) -> tuple[int, ...]:
-    """The hash of each text that is not empty."""
-    return tuple(hash_bytes(text.encode()) for text in texts if text)
+    if row.startswith(b"{") and row.endswith(b"}"):
+        return "jsonl"
+    return "csv" if len(layout_of(path, read_start(path), TextOptions()).first) > 1 else None
 
 
 def _coded(codes: Mapping[str, Mapping[str, float]], columns: list[str], source: str) -> dict[int, separated.Codes]:
@@ -351,14 +334,6 @@ def _coded(codes: Mapping[str, Mapping[str, float]], columns: list[str], source:
         places[column]: [(hash_bytes(text.encode()), float(number)) for text, number in known.items()]
         for column, known in codes.items()
     }
-
-
-def _guess_separator(start: bytes) -> str:
-    lines = start.split(b"\n")[:20]
-    commonest = max(b",\t;|", key=lambda byte: lines[0].count(bytes([byte])))
-    separator = bytes([commonest])
-    is_spaced = all(line.count(separator) == line.count(separator + b" ") for line in lines) and separator in lines[0]
-    return separator.decode() + (" " if is_spaced and separator != b"\t" else "")
 
 
 def _text_or_none(text: bytes, missing: set[int]) -> str | None:

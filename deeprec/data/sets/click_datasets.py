@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,14 @@ from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, 
 from deeprec.data.interactions.features import movies_1m, users_1m
 from deeprec.data.interactions.readers import read_movielens
 from deeprec.data.reading.errors import did_you_mean, reading
+from deeprec.data.reading.files import is_there
 from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
+from deeprec.data.sets.click_files import Clicks, clicks_of
 from deeprec.data.sets.datasets import search_dirs
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """A log and its meaning.
-
-    Attributes:
-        source: what `open_source` takes; of a log with official parts, its train rows.
-        schema: its features.
-        validation, test: sources of the official parts, or None.
-        options: of `open_source`.
-    """
-
-    source: Any
-    schema: FeatureSchema
-    validation: Any = None
-    test: Any = None
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,12 +72,14 @@ def click_source(
 
     Args:
         source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
-        schema: needed unless the log is known by name; wins over the known one.
+        schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
-        **options: of `open_source`, or of `synthetic_clicks`.
+        **options: of `open_source`, or of `synthetic_clicks`. Of files also validation and test, which become official
+            parts, and without a schema what one is drafted by (`infer_schema`): label, a column or its place from 0;
+            positive, the texts with commas between that mean 1, or the smallest number that does; group, a column.
     Raises:
-        ValueError: no schema. FileNotFoundError: no such file or name, or the files of a name are nowhere. TypeError:
-            options for a log that takes none.
+        ValueError: no schema and no column of labels. FileNotFoundError: no such file or name, or the files of a name
+            are nowhere. TypeError: options for a log that takes none.
     """
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
@@ -113,18 +98,13 @@ def click_source(
         return (
             clicks if schema is None else Clicks(clicks.source, schema, clicks.validation, clicks.test, clicks.options)
         )
-    if isinstance(source, str | Path) and not os.path.lexists(source):
+    if isinstance(source, str | Path) and not is_there(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
             f"load: no file {source}, and no click log of that name{did_you_mean(str(source), known)}; known names "
             f"are {sorted(known)}"
         )
-    if schema is None:
-        raise ValueError(
-            f"load: a schema is needed for {_label(source)}; "
-            "draft one with `deeprec schema FILE` (deeprec.data.infer_schema) and correct it"
-        )
-    return Clicks(source, schema, options=options)
+    return clicks_of(source, schema, options)
 
 
 def load_clicks(
@@ -363,7 +343,7 @@ def _read_frappe(raw: Path, validation: Path, test: Path) -> Clicks:
     used; so are the published negatives (the same context, no pair of user and item in the log, all items alike).
     """
     with reading(raw, f"a table with the columns {', '.join(_FRAPPE)}"):
-        log = read_separated(raw, "\t").frame.select(_FRAPPE)
+        log = read_separated(raw).frame.select(_FRAPPE)
     values = [log.get_column(name).unique(maintain_order=True) for name in _FRAPPE]
     starts = np.cumsum([0, *(len(kinds) for kinds in values)])[:-1]
     numbers = log.select(

@@ -19,15 +19,18 @@ from deeprec.data.interactions import features
 from deeprec.data.interactions.build import Duplicates
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.interactions.layouts import OPTIONS
 from deeprec.data.interactions.readers import (
     ncf_split_of_movielens,
     read_fold,
     read_movielens,
+    read_parts,
     read_path,
     read_triple,
 )
 from deeprec.data.interactions.selection import SELECTION, positives
 from deeprec.data.reading.errors import did_you_mean, reading
+from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
 from deeprec.data.sets.publishers import SOURCES
 from deeprec.data.sets.synthetic import synthetic
@@ -87,6 +90,11 @@ def info(name: str) -> DatasetInfo:
     return _REGISTRY[name]
 
 
+def is_named(source: str) -> bool:
+    """Whether `load` takes this for the name of a data set, and not for a path."""
+    return source in (*_REGISTRY, "synthetic")
+
+
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """The folder that holds the files of `name`, or None."""
     entry = info(name)
@@ -104,11 +112,14 @@ def load(
     """Interactions by name, or from a file or folder.
 
     Args:
-        name_or_path: a name of `list_datasets()`, "synthetic", or a path (see `readers.read_path`).
+        name_or_path: a name of `list_datasets()`, "synthetic", or a path: a file, files with commas between, or a
+            folder whose files are called train, validation and test (see `files.parts_of`).
         data_dir: looked in first for a name.
-        options: for files on_bad and duplicates (see `from_frame`), and for tables the columns user, item, rating,
-            timestamp, label; for ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With
-            min_rating or min_interactions the data is made binary, see `positives`.
+        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order) and label by
+            name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns; time_format,
+            on_bad and duplicates (see `from_frame`); validation and test, files that become the official split. For
+            ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating or min_interactions
+            the data is made binary, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
         ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.
@@ -134,23 +145,34 @@ def load(
 
 
 def _load_path(text: str, path: Path, options: dict[str, Any]) -> Interactions:
-    if path.is_dir():
-        return _read_folder(path, options)
-    if os.path.lexists(path) or with_gz(path):
-        return _call(read_path, with_gz(path) or path, options)
+    parts = {part: options.pop(part) for part in ("validation", "test") if options.get(part) is not None}
+    if path.is_dir() and not parts:
+        known = _known_set_in(path, options)
+        if known is not None:
+            return known
+    if not is_there(path):
+        raise _not_there(text, path)
+    files = parts_of(text, **parts)
+    if files.is_one:
+        return _call(read_path, files.train[0], options)
+    name = options.pop("name", path.name.removesuffix(".gz") if "," not in text else files.train[0].name)
+    return _call(lambda _, **rest: read_parts(*files, name=name, **rest), path, options)
+
+
+def _not_there(text: str, path: Path) -> Exception:
     names = [*_REGISTRY, "synthetic"]
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     if path.parent != Path() or path.suffix:
         hint = did_you_mean(path.name, [*siblings, *names])
-        raise FileNotFoundError(f"load: no file or folder {text}{hint}; known names are {sorted(names)}")
-    raise ValueError(
+        return FileNotFoundError(f"load: no file or folder {text}{hint}; known names are {sorted(names)}")
+    return ValueError(
         f"load: a data set must be one of {sorted(names)} or a path, got {text!r}"
         f"{did_you_mean(text, [*names, *siblings])}"
     )
 
 
 def _call(read: Callable[..., Interactions], path: Path, options: dict[str, Any]) -> Interactions:
-    known = {"name", "on_bad", "duplicates", "user", "item", "rating", "timestamp", "label", "separator", "fold"}
+    known = {"name", "prefix", "duplicates", "fold", "validation", "test", *OPTIONS}
     for option in options:
         if option not in known:
             raise TypeError(
@@ -171,17 +193,14 @@ def _how_to_get(name: str) -> str:
     return f"get it from {_REGISTRY[name].homepage} and pass data_dir or set DEEPREC_DATA"
 
 
-def _read_folder(folder: Path, options: dict[str, Any]) -> Interactions:
-    """A folder that holds one known data set."""
+def _known_set_in(folder: Path, options: dict[str, Any]) -> Interactions | None:
+    """A folder that holds one known data set, or one NCF triple."""
     for entry in list_datasets():
-        if folder.name == entry.folder and any(with_gz(folder / file) for file in entry.files):
+        if folder.name == Path(entry.folder).name and any(with_gz(folder / file) for file in entry.files):
             return _call(entry.read, folder, {"name": entry.name, **options})
     triples = sorted({path.name.partition(".train.rating")[0] for path in folder.glob("*.train.rating*")})
-    if len(triples) == 1:
-        return read_triple(folder, triples[0], **{"name": triples[0], **options})
-    names = sorted(path.name for path in folder.iterdir())[:10]
-    raise ValueError(
-        f"load: a folder must hold one known data set, got {folder} with {names}; name one of its files instead"
+    return (
+        _call(read_triple, folder, {"name": triples[0], "prefix": triples[0], **options}) if len(triples) == 1 else None
     )
 
 

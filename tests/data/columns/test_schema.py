@@ -179,7 +179,10 @@ def test_inference_tells_codes_amounts_bags_and_keys_apart() -> None:
         assert FeatureSchema.from_yaml(str(schema)) == schema
     text = str(schema)
     assert "# key: left out, another value in each of 3,000 rows" in text
-    assert "  # 24 different values, integers; make it numeric if they are amounts\n  - {categorical: hour}" in text
+    assert (
+        "  # 24 different values, whole numbers, few; make it numeric if they are amounts\n  - {categorical: hour}"
+        in text
+    )
 
 
 def test_inference_takes_pandas() -> None:

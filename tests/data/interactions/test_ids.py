@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.data import IdMap, UnknownIdError
+from deeprec.data import IdMap, UnknownIdError, from_frame, with_features
 
 int64s = st.integers(-(2**63), 2**63 - 1)
 id_lists = st.one_of(
@@ -200,3 +200,45 @@ def test_a_map_grows_by_ids_of_its_own_kind_only() -> None:
         IdMap([1, 2], "item").grown([3, None])
     with pytest.raises(ValueError, match="must fit in UInt64"):
         IdMap([-1, 2], "item").grown(np.array([2**63 + 1], dtype=np.uint64))
+
+
+def test_blanks_around_ids_are_stripped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    data = from_frame(pl.DataFrame({"user_id": [" a", "a ", "b"], "item_id": ["x", "y\t", "x"]}))
+    assert data.user_ids.values.to_list() == ["a", "b"]
+    assert data.repairs == {"user_ids_with_blanks_stripped": 2, "item_ids_with_blanks_stripped": 1}
+    assert data.user_ids.encode([" a", "b  ", "a"]).tolist() == [0, 1, 0]
+    assert data.user_ids.encode([" c"], unknown=-1).tolist() == [-1]
+    table = pl.DataFrame({"user_id": ["a", " b "], "age": [1, 2]})
+    assert with_features(data, users=table).user_features["age"].to_list() == [1, 2]
+    assert "ids_with_blanks_stripped 1" in caplog.text
+    with pytest.raises(ValueError, match="row 1: user_id must be an id, got '  '"):
+        from_frame(pl.DataFrame({"user_id": ["a", "  "], "item_id": [1, 2]}))
+
+
+def test_a_map_keeps_ids_as_they_were_saved(tmp_path: Path) -> None:
+    ids = IdMap([" a", "a"], "user")  # of a model saved before blanks were stripped
+    ids.write_parquet(tmp_path / "ids.parquet")
+    assert IdMap.read_parquet(tmp_path / "ids.parquet", "user").encode([" a", "a", "a "]).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("id_", [2.0**53, 1e19, -(2.0**60)])
+def test_floats_that_have_lost_digits_are_refused_with_the_remedy(id_: float) -> None:
+    with pytest.raises(
+        TypeError, match=r"in row 1, which has lost digits; read the column as text or as integers \(Int64"
+    ):
+        from_frame(pl.DataFrame({"user_id": [1.0, id_], "item_id": [1, 2]}))
+
+
+def test_mixed_ids_name_the_row() -> None:
+    message = "one type for all, got values of several types, such as 1 in row 0 and 'a' in row 2"
+    with pytest.raises(TypeError, match=message):
+        from_frame(pd.DataFrame({"user_id": [1, None, "a"], "item_id": [1, 2, 3]}))
+
+
+def test_side_information_may_hold_columns_without_values(caplog: pytest.LogCaptureFixture) -> None:
+    data = from_frame(pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2]}))
+    table = pd.DataFrame({"user_id": [2, 1], "made": [object(), len], "tags": [["a", "b"], "a"], "mix": [1, "x"]})
+    features = with_features(data, users=table).user_features
+    assert features.columns == ["user_id", "tags", "mix"]
+    assert features["tags"].to_list() == [["a"], ["a", "b"]]
+    assert "left out, as no values are in them: ['made']" in caplog.text

@@ -49,6 +49,14 @@ def test_every_form_of_file_has_the_same_content(tmp_path: Path) -> None:
     assert data[0].order_kind == "time"
 
 
+@pytest.mark.parametrize("bad", ["x", "20.5", "99999999999999999999", "007"])
+def test_ids_that_are_no_whole_numbers_are_refused_where_a_set_has_whole_numbers(tmp_path: Path, bad: str) -> None:
+    write(tmp_path / "ml-1m" / "ratings.dat", f"1::10::5::978300760\n{bad}::20::5::1\n3::10::5::978300760")
+    with pytest.raises(ValueError, match=rf"line 2: user must be a whole number, got '{bad}'"):
+        load("ml-1m", tmp_path)
+    assert len(load("ml-1m", tmp_path, on_bad="skip")) == 2
+
+
 def test_a_path_without_its_gz_is_found(tmp_path: Path) -> None:
     write(tmp_path / "x.dat.gz", ML_1M)
     assert len(load(tmp_path / "x.dat")) == 4
@@ -69,14 +77,11 @@ def test_times_under_a_rank_name_are_times(tmp_path: Path, caplog: pytest.LogCap
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2::20::five::1", r"line 3: rating must be a number, got 'five' \(1 bad lines: 3\)"),
-        ("2::20::nan::1", "rating must be a number, got 'nan'"),
-        ("2::20::::1", r"rating must be a number, got nothing"),
-        ("x::20::5::1", "user must be an integer, got 'x'"),
-        ("2::20.5::5::1", "item must be an integer, got '20.5'"),
-        ("2::20::5", r"order must be an integer, got nothing \(too few fields\)"),
-        ("2:20:5:1", "user must be an integer, got '2:20:5:1'"),
-        ("99999999999999999999::20::5::1", "user must be an integer"),
+        ("2::20::five::1", r"line 3: rating must be a number, got 'five' \(1 bad: line 3\)"),
+        ("2::20::nan::1", "line 3: rating must be a number, got 'nan'"),
+        ("2::20::::1", r"line 3: rating must be a number, got None"),
+        ("2::20::5", r"line 3: a row of a table separated by '::' must have 4 fields, as the first row has, got 3"),
+        ("2:20:5:1", "line 3: a row of a table separated by '::' must have 4 fields, as the first row has, got 1"),
     ],
 )
 @pytest.mark.parametrize("fallback", [False, True])

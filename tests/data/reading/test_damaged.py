@@ -238,7 +238,7 @@ def test_malformed_rows_are_skipped_and_counted_where_asked(tmp_path: Path) -> N
         (b"user_id,item_id\n1,\xe9\n", "line 2: item_id must be UTF-8, got b'\\xe9'; convert the file"),
         (b"user_id,item_id\n", "at least one row is required"),
         (b"user_id,item_id", "at least one row is required"),
-        (b"user_id ,item_id\n1,2\n", "did you mean 'user_id '? Name it by user=..."),
+        (b"user_is,item_id\n1,2\n", "did you mean 'user_is'?; name it by user=NAME, or its place from 0 by user=0"),
         (b'"user_id,item_id\n1,2\n', "a quoted name must end in a quote"),
         (b"user_id,item_id,label\n1,2,yes\n", "line 2: label must be 0 or 1, got 'yes'"),
         (b"user_id,item_id,timestamp\n1,2,2020-13-01\n", "line 2: timestamp must be a time, got '2020-13-01'"),

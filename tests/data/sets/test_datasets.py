@@ -62,8 +62,8 @@ def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
 
 
 def test_unknown_kind_of_file_and_folder_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"must end in one of .* got 'a\.xlsx'"):
+    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04\0")
+    with pytest.raises(ValueError, match=r"a\.xlsx must be text, got a zip archive; unpack it first"):
         data.load(tmp_path / "a.xlsx")
     with pytest.raises(ValueError, match="a folder must hold one known data set"):
         data.load(tmp_path)

@@ -1,0 +1,129 @@
+"""Interactions read apart as one set: several files, and files of their own for choosing and testing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deeprec.data.interactions.build import Duplicates, build
+from deeprec.data.interactions.ids import IdMap
+from deeprec.data.interactions.interactions import Interactions, OfficialSplit
+
+_log = logging.getLogger("deeprec")
+
+
+def joined(
+    parts: list[Interactions],
+    num_train: int,
+    has_validation: bool,
+    has_test: bool,
+    *,
+    name: str,
+    duplicates: Duplicates = "latest",
+) -> Interactions:
+    """One set of the parts' rows, in their order.
+
+    Args:
+        parts: those to train on, then that of validation and that of the test, where there are any.
+        num_train: how many are to train on.
+        duplicates: pairs of user and item in several parts: "latest" keeps the row of the last part, "keep" all,
+            "raise" refuses.
+    Raises:
+        ValueError: no row is left to train on.
+    """
+    users, items = _shared_ids([part.user_ids for part in parts]), _shared_ids([part.item_ids for part in parts])
+    data = build(
+        _of_all([part.user_ids for part in parts], [part.users for part in parts], users.values.dtype),
+        _of_all([part.item_ids for part in parts], [part.items for part in parts], items.values.dtype),
+        ratings=_column([part.ratings for part in parts]),
+        order=_column(_orders(parts)),
+        order_kind="rank" if any(part.order_kind == "rank" for part in parts) else "time",
+        name=name,
+        user_ids=users,
+        item_ids=items,
+        duplicates="keep",
+        repairs={},
+    )
+    tag = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    repairs = {kind: sum(part.repairs.get(kind, 0) for part in parts) for part in parts for kind in part.repairs}
+    if duplicates != "keep":
+        data, tag = _each_pair_once(data, tag, repairs, duplicates)
+    data = replace(data, repairs=repairs)
+    if not has_test and not has_validation:
+        return data
+    rows, test = np.arange(len(data)), len(parts) - 1 if has_test else -1
+    train = rows[tag < num_train]
+    if not len(train):
+        raise ValueError(f"load: {name} must have rows to train on, got only pairs that the other files hold too")
+    held = parts[num_train:]
+    split = OfficialSplit(
+        train,
+        rows[tag == test],
+        None,
+        " / ".join([parts[0].name + (f" and {num_train - 1} more" if num_train > 1 else ""), *(p.name for p in held)]),
+        rows[tag == num_train] if has_validation else None,
+    )
+    _say_new(data, train, name)
+    return replace(data, official=split)
+
+
+def _shared_ids(maps: list[IdMap]) -> IdMap:
+    """All ids by their first appearance; texts where the parts disagree."""
+    kinds = {ids.values.dtype for ids in maps}
+    values = [ids.values if len(kinds) == 1 else ids.values.cast(pl.String) for ids in maps]
+    return IdMap.from_values(pl.concat(values), maps[0].name)
+
+
+def _of_all(maps: list[IdMap], codes: list[NDArray[Any]], dtype: Any) -> pl.Series:
+    return pl.concat([ids.values.cast(dtype).gather(each) for ids, each in zip(maps, codes, strict=True)])
+
+
+def _column(columns: list[NDArray[Any] | None]) -> NDArray[Any] | None:
+    present = [column for column in columns if column is not None]
+    return np.concatenate(present) if len(present) == len(columns) else None
+
+
+def _orders(parts: list[Interactions]) -> list[NDArray[Any] | None]:
+    """Orders that go on from part to part where they are places: a test row comes after the training rows."""
+    if any(part.order is None for part in parts) or not any(part.order_kind == "rank" for part in parts):
+        return [part.order for part in parts]
+    ends = np.cumsum([0, *(int(part.order.max(initial=0)) for part in parts if part.order is not None)])
+    return [part.order + end for part, end in zip(parts, ends[:-1], strict=True) if part.order is not None]
+
+
+def _each_pair_once(
+    data: Interactions, tag: NDArray[Any], repairs: dict[str, int], duplicates: Duplicates
+) -> tuple[Interactions, NDArray[Any]]:
+    """Rows less those whose pair comes again in a later part."""
+    keys = data.pair_keys()
+    _, last = np.unique(keys[::-1], return_index=True)
+    keep = np.sort(len(keys) - 1 - last)
+    dropped = len(keys) - len(keep)
+    if not dropped:
+        return data, tag
+    if duplicates == "raise":
+        row = int(np.setdiff1d(np.arange(len(keys)), keep)[0])
+        pair = (data.user_ids.values[int(data.users[row])], data.item_ids.values[int(data.items[row])])
+        raise ValueError(f"load: each user and item may meet in one part of {data.name} only, got {pair} in several "
+                         f"({dropped:,} rows too many); pass duplicates='latest'")  # fmt: skip
+    repairs["rows_of_later_parts_dropped"] = dropped
+    _log.warning("%s: %s rows are left out, as a later part holds the same user and item", data.name, f"{dropped:,}")
+    return data.take(keep), tag[keep]
+
+
+def _say_new(data: Interactions, train: NDArray[Any], name: str) -> None:
+    """Log the users and items that no training row knows."""
+    counts = [
+        int(((np.bincount(codes, minlength=size) > 0) & (np.bincount(codes[train], minlength=size) == 0)).sum())
+        for codes, size in ((data.users, data.num_users), (data.items, data.num_items))
+    ]
+    if any(counts):
+        _log.warning(
+            "%s: %s users and %s items have no training rows; they are tested, as what the model has learnt nothing of",
+            name, *(f"{count:,}" for count in counts),
+        )  # fmt: skip
