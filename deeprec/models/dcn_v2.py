@@ -6,6 +6,8 @@ for Web-scale Learning to Rank Systems" (WWW, arXiv 2008.13535), eq. 1 and 2: th
 Official code: tensorflow/recommenders has the cross layer.
 Deviations: sizes are those of DeepFM's comparison, three layers of each kind; the paper searches for its own, and
 chooses the width of each embedding by the size of its table, where all are D here. Crosses of the schema are not used.
+Where not to use it: without first-order weights it is no match for `lr` where a few thousand clicks meet many values
+(AUC 2 to 3 % lower on 10,000 rows of Criteo); take `deepfm`, `wide-deep` or `lr` there.
 """
 
 from __future__ import annotations

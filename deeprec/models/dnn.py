@@ -4,6 +4,8 @@ Paper: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems" (arXiv 
 are those of DeepFM's comparison (Guo et al. 2017, arXiv 1703.04247, section 3.1), so that the two differ in the
 factorisation machine alone.
 Deviations: crosses belong to a wide part and are not used.
+Where not to use it: without first-order weights it is no match for `lr` where a few thousand clicks meet many values
+(AUC 2 to 3 % lower on 10,000 rows of Criteo); take `deepfm`, `wide-deep` or `lr` there.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from deeprec._compiled import host
 from deeprec.batches.pairs import PairBatch
 from deeprec.data import from_frame, load, synthetic
 from deeprec.models import Schema, create, slim
@@ -141,29 +142,29 @@ def test_slim_is_the_minimum(l1: float, l2: float) -> None:
     np.testing.assert_allclose(scores, matrix @ weights, atol=1e-5)
 
 
-@pytest.mark.skipif(slim.host is None, reason="without a compiler there is one way only")
+@pytest.mark.skipif(host is None, reason="without a compiler there is one way only")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_slim_s_two_ways_agree(threads: int) -> None:
     gram, own = slim._gram(*DATA.csr(), DATA.num_items)
     options = (1.0, 5.0, 100, 1e-4, 3, 40, threads)
-    compiled, plain = slim.host.slim_columns(*gram, own, *options), slim._columns(*gram, own, *options)
+    compiled, plain = host.slim_columns(*gram, own, *options), slim._columns(*gram, own, *options)
     assert np.array_equal(compiled[0], plain[0])
     assert np.array_equal(compiled[1], plain[1])
     np.testing.assert_allclose(compiled[2], plain[2], atol=1e-5)
     assert all((np.diff(compiled[1][a:b]) > 0).all() for a, b in pairwise(compiled[0]))
 
 
-@pytest.mark.skipif(slim.host is None, reason="the compiled function's own checks")
+@pytest.mark.skipif(host is None, reason="the compiled function's own checks")
 def test_slim_refuses_what_is_no_matrix() -> None:
     gram, own = slim._gram(*DATA.csr(), DATA.num_items)
     options = (1.0, 5.0, 100, 1e-4, 0, len(own), 1)
     for wrong in (gram[1] - 1, gram[1] + np.int32(len(own))):
         with pytest.raises(ValueError, match=r"items lie in \[0, N\)"):
-            slim.host.slim_columns(gram[0], wrong, gram[2], own, *options)
+            host.slim_columns(gram[0], wrong, gram[2], own, *options)
     with pytest.raises(ValueError, match="offsets must ascend"):
-        slim.host.slim_columns(gram[0][::-1].copy(), *gram[1:], own, *options)
+        host.slim_columns(gram[0][::-1].copy(), *gram[1:], own, *options)
     with pytest.raises(ValueError, match="counts"):
-        slim.host.slim_columns(*gram[:2], gram[2][:-1], own, *options)
+        host.slim_columns(*gram[:2], gram[2][:-1], own, *options)
 
 
 def test_slim_beats_item_knn_on_movielens() -> None:

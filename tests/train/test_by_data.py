@@ -155,7 +155,8 @@ def test_ratings_stand_beside_means_and_biases(data: Any) -> None:
 
 def test_clicks_stand_beside_the_base_rate_and_logistic_regression(warnings: pytest.LogCaptureFixture) -> None:
     log = load_clicks("synthetic", rows=3000, fields=4, values=30)
-    card = fit(create("fm", epochs=1, lr=1e-9, factors=2), log).card
+    untrained = {"epochs": 1, "lr": 1e-9, "factors": 2, "start_at_base_rate": False, "first_order_lr": 0.0}
+    card = fit(create("fm", **untrained), log).card
     assert list(card.baselines) == ["base rate", "lr"]
     assert card.baselines["base rate"]["auc"] == 0.5
     train, test = log.parts["train"], log.parts["test"]
