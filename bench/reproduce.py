@@ -135,7 +135,7 @@ def rating_table() -> str:
 
 
 def clicks_table() -> str:
-    """The same for click models: each log's models, the lowest AUC first, with those of other libraries on its rows."""
+    """The same for click models: each log's models, the lowest AUC first."""
     head = ["recipe", "repeats", "AUC", "log loss", "ECE", "accuracy", "published AUC / log loss", "rows/s"]
     rows = []
     for recipe, cards in _finished("click"):
@@ -150,13 +150,6 @@ def clicks_table() -> str:
             f"{speed / 1000:.0f}k",
         ]
         rows.append((recipe.name.partition("/")[0], statistics.mean(auc), cells))
-    for path in sorted(ROOT.glob("*/peers.json")):
-        for peer in json.loads(path.read_text()):
-            runs = peer["runs"]
-            figures = [_mean_and_spread([run[m] for run in runs]) if m in runs[0] else "-" for m in CLICKS]
-            name = f"{path.parent.name}: {peer['name']} ([peers]({path.parent.name}/peers.json))"
-            cells = [name, f"{len(runs)} seed{'s' if len(runs) > 1 else ''}", *figures, "-", "-"]
-            rows.append((path.parent.name, statistics.mean(run["auc"] for run in runs), cells))
     return _page_table(head, [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])])
 
 
