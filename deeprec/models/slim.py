@@ -22,10 +22,8 @@ from deeprec._compiled import host_function
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig
 from deeprec.contract import Schema, check_rows
 from deeprec.data import IdMap
-from deeprec.device import to_device
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models.history import HistoryRecommender, cooccurrences
-from deeprec.nn.scoring import owners_of
 
 _SWEEPS, _TOLERANCE = 100, 1e-4  # weights are mostly below 1
 
@@ -100,8 +98,9 @@ class SLIM(HistoryRecommender):
         """[num_items, num_items] W transposed: what each item is predicted from."""
         num_items = self.require_built().num_items
         vectors = torch.zeros(num_items, num_items, device=self.device)
-        owners = to_device(owners_of(self.weight_offsets.cpu(), torch.device("cpu")), self.device)
-        vectors[owners, self.weight_items.long()] = self.weights
+        every, counts = torch.arange(num_items, device=self.device), self.weight_offsets.diff()
+        owners = torch.repeat_interleave(every, counts, output_size=len(self.weights))
+        vectors.index_put_((owners, self.weight_items.long()), self.weights)
         return vectors
 
 

@@ -67,6 +67,7 @@ BUDGET = {
     "mlp": (122, 2),
     "neumf": (166, 2),
     "nfm": (978, 32),
+    "svd++": (515, 7),
     "wide-deep": (989, 29),
 }
 HEADROOM = 1.1
