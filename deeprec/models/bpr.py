@@ -4,6 +4,7 @@ Paper: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Perso
 (UAI, arXiv 1205.2618), section 4.3.1 (BPR-MF); the item bias as in the authors' MyMediaLite.
 Deviations: steps over mini-batches, each positive with `num_negatives` negatives of its own drawn uniformly among the
 items that the user has not met; AdaGrad by default, which needs a tenth of SGD's epochs.
+Where not to use it: with a few interactions an item (17,632 artists of Last.fm) item-KNN, ALS and SLIM rank better.
 """
 
 from __future__ import annotations
