@@ -190,16 +190,16 @@ class TrainConfig:
                 f"{type(self).__name__}: lr_schedule 'plateau' does not go with refit, which watches no validation "
                 "figures; take 'linear'"
             )
+        one_of(self, "reduction", REDUCTIONS)
+        one_of(self, "lr_schedule", self.lr_schedules)
+        one_of(self, "precision", PRECISIONS)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, needs in ineffective(type(self), self):
             value = getattr(self, name)
             if value != defaults[name]:
                 remedy = f"leave it out, or take {needs}" if needs else _users_of(name)
                 raise ValueError(f"{type(self).__name__}: {name} has no effect here, got {value!r}; {remedy}")
-        one_of(self, "optimizer", self.optimizers)
-        one_of(self, "reduction", REDUCTIONS)
-        one_of(self, "lr_schedule", self.lr_schedules)
-        one_of(self, "precision", PRECISIONS)
+        one_of(self, "optimizer", self.optimizers)  # of a model without any, the word above says more
 
 
 def defaults_by_data(config_class: type[TrainConfig]) -> dict[str, ByData]:
