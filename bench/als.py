@@ -43,7 +43,7 @@ def pairs_of(data: str, data_dir: str | None) -> Any:
     import numpy as np
     import polars as pl
 
-    from deeprec.data import from_frame, load
+    from deeprec.data import from_frame, load, positives
 
     if Path(data).is_file():
         opener = gzip.open if data.endswith(".gz") else open
@@ -51,7 +51,7 @@ def pairs_of(data: str, data_dir: str | None) -> Any:
             rows = [[int(word) for word in line.split()] for line in lines]
         users = [row[0] for row in rows for _ in row[1:]]
         frame = pl.DataFrame({"user_id": users, "item_id": [item for row in rows for item in row[1:]]})
-        read = from_frame(frame.unique(maintain_order=True), min_interactions=5)
+        read = positives(from_frame(frame.unique(maintain_order=True)), min_interactions=5)
     else:
         read = load(data, data_dir=data_dir, min_interactions=5)
     return np.stack([read.users, read.items], 1).astype(np.int64)

@@ -510,6 +510,9 @@ Tensor padded_rows(const Tensor& given, int64_t rows, int64_t width) {
   }
   const Tensor from = as_contiguous(given), to = empty_cpu({rows, width}, given.scalar_type());
   const int64_t element = static_cast<int64_t>(from.element_size()), bytes = from.size(1) * element;
+  if (rows * width == 0) {
+    return to;  // it may have no memory to be written to
+  }
   std::memset(to.data_ptr(), 0, static_cast<size_t>(rows * width * element));
   for (int64_t r = 0; r < from.size(0); ++r) {
     std::memcpy(static_cast<char*>(to.data_ptr()) + r * width * element,
