@@ -133,8 +133,8 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
         "the better of the simple methods, which stand in the first rows; seconds of training, one thread, two at a",
         "time. `deeprec train` warns wherever a simple method is better.",
         "",
-        "Where not to use what, untuned: GMF, NeuMF and BPR on catalogues with few interactions (take ALS, SLIM, EASE or",
-        "item-KNN), DNN and DCN-V2 on logs with few clicks (take LR, Wide & Deep or DeepFM).",
+        "Where not to use what, untuned: GMF, NeuMF and BPR on catalogues with few interactions (take ALS, SLIM, EASE",
+        "or item-KNN), DNN and DCN-V2 on logs with few clicks (take LR, Wide & Deep or DeepFM).",
         "",
     ]
     for kind, title in (
