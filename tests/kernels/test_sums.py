@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from deeprec.kernels import _library, sums
+from deeprec.nn.attention import PairAttention
 
 
 def _module(place: str) -> ModuleType:
@@ -149,6 +150,29 @@ def test_add_rows_is_index_add(shape: tuple[int, ...], dtype: torch.dtype, monke
     mine = out.clone()
     assert sums.add_rows(mine, index, rows) is mine
     torch.testing.assert_close(mine, want)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_take_is_index_select_and_its_gradient(dim: int, request: pytest.FixtureRequest) -> None:
+    x, index = torch.randn(4, 4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([3, 0, 3, 3])
+    (want,) = torch.autograd.grad(sums.take(x, dim, index).pow(2).sum(), x)
+    request.getfixturevalue("as_elsewhere")
+    with InOrder():
+        out = sums.take(x, dim, index)
+        (got,) = torch.autograd.grad(out.pow(2).sum(), x)
+    assert torch.equal(out, x.index_select(dim, index))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("as_elsewhere")
+def test_pair_attention_sums_in_order() -> None:
+    layer = PairAttention(3, 2).double()
+    x = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
+    with InOrder():
+        (first,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+        torch.autograd.grad(first.square().sum(), x)
+        torch.func.grad(lambda y: layer(y).sum())(x)
+    assert gradcheck(layer, (x,), fast_mode=True, check_forward_ad=True)
 
 
 @pytest.mark.usefixtures("as_elsewhere")
