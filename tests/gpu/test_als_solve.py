@@ -29,7 +29,7 @@ def test_solution(
     check_solve(arguments, steps)
 
 
-@grid(dim=DIMS, dtype=DTYPES, steps=[3, 0])
+@grid(2, dim=DIMS, dtype=DTYPES, steps=[3, 0])
 def test_every_width(dim: int, dtype: torch.dtype, steps: int) -> None:
     check_solve(als_arguments([3, 0, 70, 9], dim, dtype, torch.int64), steps)
 

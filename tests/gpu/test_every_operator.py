@@ -178,7 +178,7 @@ def test_tensors_of_a_device_that_is_not_the_current_one(call: Call) -> None:
 
 
 def _readme_table() -> dict[str, str]:
-    """Operator -> who serves it on a GPU, of kernels/README.md: "triton", "cuda c++" or "reference"."""
+    """Operator -> who serves it on a GPU by the table of kernels/README.md: "triton", "cuda c++" or "reference"."""
     text = (Path(deeprec.kernels.__path__[0]) / "README.md").read_text(encoding="utf-8")
     out = {}
     for names, cell in re.findall(r"^\| (`.*?) \| C\+\+ \| (.*) \|$", text, flags=re.MULTILINE):
