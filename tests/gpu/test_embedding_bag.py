@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_arguments import Batch, batch_of, states_of, step_of
-from gpu_parity import DEVICE, FLOATS, HAS_GPU, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
+from gpu_parity import DEVICE, FLOATS, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
 from torch import Tensor
 
 from deeprec.kernels.embedding_bag import embedding_bags
@@ -163,7 +163,7 @@ def test_a_plan_of_other_ids_is_found_out() -> None:
         check("plan_check", b.ids, b.offsets, [20], [0], [-1], *other)
 
 
-@pytest.mark.skipif(not HAS_GPU, reason="4 GiB in one table are for a GPU")
+@pytest.mark.gpu
 def test_a_table_beyond_2_31_elements() -> None:
     rows, dim = 2**25 + 3, 64
     weight = torch.zeros(rows, dim, dtype=torch.bfloat16, device=DEVICE)

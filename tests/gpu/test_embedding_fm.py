@@ -84,7 +84,7 @@ def test_any_layout(layout: str, of_ids: str, of_grad: str, dtype: torch.dtype) 
         check_all(b, linear, size[1] is None, laid_out(normal(size[0], dtype=dtype, seed=7), of_grad))
 
 
-@grid(count=[65, 130, *on_gpu(3000, 50_021)], dtype=[torch.float64, torch.float32, torch.bfloat16])
+@grid(count=[65, 130, *on_gpu(3000, 50_021)], dtype=[torch.float32, torch.bfloat16])
 def test_a_row_hit_thousands_of_times(count: int, dtype: torch.dtype) -> None:
     b = batch_of([5], [0, 0], (count, None), dtype, scaled=True)
     b.ids[0] = 7
