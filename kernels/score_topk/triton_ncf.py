@@ -16,12 +16,8 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
-from deeprec.kernels.score_topk.reference import (
-    Network,
-    TopKOptions,
-    score_items_ncf_reference,
-    score_topk_ncf_reference,
-)
+from deeprec.kernels.score_topk.checks import Network, TopKOptions
+from deeprec.kernels.score_topk.reference import score_items_ncf_reference, score_topk_ncf_reference
 from deeprec.kernels.score_topk.triton_keys import (
     MAX_K,
     NO_ITEM,

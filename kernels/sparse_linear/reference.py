@@ -7,7 +7,8 @@ from torch import Tensor
 
 from deeprec.kernels._checks import check_float, check_rows, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
-from deeprec.kernels.sampled_linear_loss.reference import activate, check_activation, check_bias
+from deeprec.kernels.sampled_linear_loss.checks import check_activation, check_bias
+from deeprec.kernels.sampled_linear_loss.reference import activate
 
 
 def sparse_linear_reference(
