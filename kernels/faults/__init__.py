@@ -168,7 +168,7 @@ def _raise(record: _Record) -> None:
     if number:  # another thread may have raised it
         error, text = _CHECKS[number - 1]
         text = text.format(value=value, position=position, bound=bound, other=other)
-        raise error(f"{text} (met on {device} in an earlier call)")
+        raise error(f"{text} (met on {device}, in this call or an earlier one)")
 
 
 def clear(device: torch.device) -> None:
