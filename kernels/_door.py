@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprec.kernels.faults import look
+from deeprec.kernels.faults import raise_faults
 
 # How often each kernel was started in this process; a test that meant a kernel and ran a reference sees it here.
 launches: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def launcher(op: str, name: str, module: str = "triton_kernels") -> Callable[...
             parts.extend((function, _check_of(op, name), names))
         function, check, names = parts
         device = check_devices(name, names, arguments)
-        look(device)  # at what earlier calls have met by now
+        raise_faults(device)  # at what earlier calls have met by now
         if check is not None:
             check(*arguments)
         if device.type == "cpu":  # under the interpreter

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels.embedding.checks import check_grad, check_ids, check_lookup, check_range
+from deeprec.kernels.faults import raise_faults, report_where
 
 
 def embedding_plan_reference(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -13,6 +14,7 @@ def embedding_plan_reference(ids: Tensor, num_embeddings: int) -> tuple[Tensor, 
     check_ids("embedding_plan", ids, num_embeddings)
     if ids.device.type != "cpu":  # the sort below waits for the device anyway
         check_range("embedding_plan", ids, num_embeddings)
+        raise_faults(ids.device)
     position = torch.int32 if ids.numel() < 2**31 else torch.int64
     values, order = torch.sort(ids.flatten(), stable=True)
     rows, counts = torch.unique_consecutive(values, return_counts=True)
@@ -25,8 +27,8 @@ def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
     """weight[ids]."""
     check_lookup(weight, ids)
     if ids.device.type != "cpu":
-        low_enough = ids.numel() == 0 or ((ids >= 0) & (ids < weight.shape[0])).all()
-        torch._assert_async(torch.as_tensor(low_enough), "embedding: ids must be in [0, num_embeddings)")
+        message = f"embedding: ids must be in [0, {weight.shape[0]}), got another"
+        report_where((ids < 0) | (ids >= weight.shape[0]), IndexError, message)
     return weight.index_select(0, ids.flatten().to(torch.int64)).reshape(*ids.shape, weight.shape[1])
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
 from deeprec.kernels.faults import claim_of, number_of
-from deeprec.kernels.faults.triton_report import report
+from deeprec.kernels.faults.triton_report import report, report_one
 
 _BAD_IDS = tl.constexpr(number_of("embedding", "ids"))
+_BAD_OFFSETS, _BAD_ORDER = (tl.constexpr(number_of("embedding_grad", x)) for x in ("offsets", "order"))
 
 
 @triton.jit
@@ -49,12 +50,14 @@ def _embedding_fwd_kernel(
     report(claim, _BAD_IDS, is_real & (is_known == 0), row, position, num_rows, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz",))
 def _embedding_grad_kernel(
     grad,  # [nnz, D], rows row_stride elements apart
     offsets,  # [U + 1]
     order,  # [nnz]
     out,  # [U, D]
+    claim,  # [2]
+    nnz,
     row_stride,
     dim,
     ACC: tl.constexpr,
@@ -64,12 +67,17 @@ def _embedding_grad_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_row = column < dim
-    begin = tl.load(offsets + row)
-    end = tl.load(offsets + row + 1)
+    begin = tl.load(offsets + row).to(tl.int64)
+    end = tl.load(offsets + row + 1).to(tl.int64)
+    is_whole = (begin >= 0) & (end <= nnz)
+    report_one(claim, _BAD_OFFSETS, is_whole == 0, begin, row, nnz, end)
+    end = tl.where(is_whole, end, begin)
     total = tl.zeros([BLOCK_D], ACC)
     for j in range(begin, end):
         position = tl.load(order + j).to(tl.int64)
-        total += tl.load(grad + position * row_stride + column, mask=in_row, other=0.0).to(ACC)
+        is_known = (position >= 0) & (position < nnz)
+        report_one(claim, _BAD_ORDER, is_known == 0, position, j, nnz, 0)
+        total += tl.load(grad + position * row_stride + column, mask=in_row & is_known, other=0.0).to(ACC)
     tl.store(out + row * dim + column, total.to(out.dtype.element_ty), mask=in_row)
 
 
@@ -123,6 +131,8 @@ def embedding_grad(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -
         offsets,
         order,
         out,
+        claim_of(grad.device),
+        grad.shape[0],
         grad.stride(0),
         dim,
         ACC=tl.float64 if grad.dtype == torch.float64 else tl.float32,
@@ -143,9 +153,16 @@ def compile_cases() -> list[CompileCase]:
             name, blocks = f"embedding_fwd_{element}_{index}", {"BLOCK_N": 32, "BLOCK_D": 64}
             cases.append(CompileCase(name, _embedding_fwd_kernel, forward, blocks, aligned=aligned))
         backward = {"grad": f"*{element}", "offsets": "*i32", "order": "*i32", "out": f"*{element}"}
-        backward |= {"row_stride": "i64", "dim": "i32", "ACC": "constexpr", "BLOCK_D": "constexpr"}
+        backward |= {
+            "claim": "*i64",
+            "nnz": "i32",
+            "row_stride": "i64",
+            "dim": "i32",
+            "ACC": "constexpr",
+            "BLOCK_D": "constexpr",
+        }
         acc = tl.float64 if element == "fp64" else tl.float32
-        aligned = ("grad", "offsets", "order", "out", "row_stride", "dim")
+        aligned = ("grad", "offsets", "order", "out", "claim", "row_stride", "dim")
         name, blocks = f"embedding_grad_{element}", {"ACC": acc, "BLOCK_D": 64}
         cases.append(CompileCase(name, _embedding_grad_kernel, backward, blocks, aligned=aligned))
     return cases

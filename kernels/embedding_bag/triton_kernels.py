@@ -43,11 +43,10 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     load_rows,
     pointer_at,
     registers,
-    report_bags,
     rows_adjacent,
     rows_of_tile,
 )
-from deeprec.kernels.faults import claim_of, look, number_of
+from deeprec.kernels.faults import claim_of, raise_faults, number_of
 from deeprec.kernels.faults.triton_report import report
 
 __all__ = [
@@ -59,6 +58,7 @@ __all__ = [
     "embedding_bags_update_",
 ]
 
+_NEVER = tl.constexpr(2**31 - 1)
 _MEAN = tl.constexpr(1)
 _BAD_IDS, _BAD_OFFSETS = (tl.constexpr(number_of("embedding_bags", x)) for x in ("ids", "offsets"))
 _GATHER_WARPS, _POOL_WARPS, _MAX_REGISTERS = 4, 2, 128
@@ -98,6 +98,9 @@ def _bags_gather_kernel(
     bag = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     is_bag = bag < batch
     id = tl.load(ids + number * id_feature_stride + bag * id_stride, mask=is_bag, other=0).to(tl.int64)
+    # Here, before the rows come, it needs no register beside theirs.
+    is_bad, place = is_bag & ((id < 0) | (id >= num_rows)), first_entry + number * batch + bag
+    report(claim, _BAD_IDS, is_bad, id, place, num_rows, tl.load(feature + TABLE))
     if HAS_SCALE:
         x = tl.load(scale + number * scale_feature_stride + bag * scale_stride, mask=is_bag, other=0.0).to(ACC)
     for begin in range(0, dim, BLOCK_D):
@@ -108,9 +111,6 @@ def _bags_gather_kernel(
             rows = (rows.to(ACC) * tl.where(keep, x, 0.0)[:, None]).to(out.dtype.element_ty)
         where = out + bag[:, None] * out_stride + first + column[None, :]
         tl.store(where, rows, mask=is_bag[:, None] & in_row[None, :])
-    is_bad = is_bag & ((id < 0) | (id >= num_rows))
-    entry = first_entry + number * batch + bag
-    report(claim, _BAD_IDS, is_bad, id, entry, num_rows, tl.load(feature + TABLE))
 
 
 @triton.jit(do_not_specialize=("batch", "num_bags", "nnz"))
@@ -150,7 +150,10 @@ def _bags_pool_kernel(
     is_bag = b < batch
     bag = number * batch + b
     entry, end, is_whole = bounds_of(offsets, bag, is_bag, num_bags, nnz)
-    is_bad = is_bag & (is_whole == 0)
+    report(
+        claim, _BAD_OFFSETS, is_bag & (is_whole == 0), entry, bag, nnz, tl.load(offsets + bag + 1, mask=is_bag, other=0)
+    )
+    lost = tl.full([BLOCK_B], _NEVER, tl.int32)  # the first entry of a bag with an id out of range
     longest = tl.max(end - entry, 0).to(tl.int32)
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
@@ -172,7 +175,7 @@ def _bags_pool_kernel(
             for k in tl.static_range(UNROLL):
                 id, is_entry, x = entries[k]
                 rows, keep, is_lost = load_rows(table, num_rows, row_stride, padding, id, is_entry, column, in_row)
-                is_bad |= is_lost
+                lost = tl.minimum(lost, tl.where(is_lost, chunk + k, _NEVER))
                 loaded += ((rows, keep),)
             for k in tl.static_range(UNROLL):
                 rows, keep = loaded[k]
@@ -196,9 +199,11 @@ def _bags_pool_kernel(
             divisor = tl.where(is_mean & (count > 1), count, 1).to(ACC)
             total = total / divisor[:, None]
         tl.store(out + where, total.to(out.dtype.element_ty), mask=in_tile)
-    if tl.max(is_bad.to(tl.int32), 0) > 0:
-        of_table = tl.load(feature + TABLE)
-        report_bags(claim, _BAD_OFFSETS, _BAD_IDS, offsets, ids, bag, is_bag, num_bags, nnz, num_rows, of_table)
+    is_lost = lost < _NEVER
+    if tl.max(is_lost.to(tl.int32), 0) > 0:
+        place = entry + lost
+        id = tl.load(ids + place, mask=is_lost, other=0).to(tl.int64)
+        report(claim, _BAD_IDS, is_lost, id, place, num_rows, tl.load(feature + TABLE))
 
 
 class _Feature(NamedTuple):
@@ -350,7 +355,7 @@ def embedding_bags(
     bounds = [0, ids.shape[0]]
     if sequences and len(tables) > 1:
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
-        look(ids.device)
+        raise_faults(ids.device)
     for feature in sequences:
         begin = bounds[feature.number]
         own = ids[begin : bounds[feature.number + 1]]

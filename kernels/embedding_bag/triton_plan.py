@@ -20,7 +20,7 @@ from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import embedding_bags_plan_reference
 from deeprec.kernels.embedding_bag.triton_tables import constant
-from deeprec.kernels.faults import claim_of, clear, look, number_of
+from deeprec.kernels.faults import claim_of, clear, raise_faults, number_of
 from deeprec.kernels.faults.triton_report import report
 
 _PLAN_BLOCK = 256
@@ -151,7 +151,7 @@ def embedding_bags_plan(
     if offsets is not None and not more.pop(0):
         clear(device)  # ids of wrong bags were looked for in wrong tables
         check_offsets("embedding_bags_plan", ids, offsets)
-    look(device)
+    raise_faults(device)
     kept = more[0] if more else nnz
     rows = torch.empty(num_rows, dtype=ids.dtype, device=device)
     row_offsets = torch.zeros(num_rows + 1, dtype=position, device=device)

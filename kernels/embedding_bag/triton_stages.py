@@ -28,7 +28,7 @@ from deeprec.kernels.embedding_bag.triton_rows import (
     warps_of,
 )
 from deeprec.kernels.embedding_bag.triton_tables import acc_of, block_of, registers, rows_of_tile, sent
-from deeprec.kernels.faults import look
+from deeprec.kernels.faults import raise_faults
 from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 
@@ -220,7 +220,7 @@ class Entries(NamedTuple):
 def empty_grads(tables: Sequence[Tensor], table_starts: Tensor) -> list[Tensor]:
     """For the gradients of the touched rows of each table; waits for the GPU. More tables repeat the same rows."""
     counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
-    look(table_starts.device)
+    raise_faults(table_starts.device)
     return [w.new_empty(count, *w.shape[1:]) for w, count in zip(tables, itertools.cycle(counts), strict=False)]
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeprec.kernels.faults.triton_report import report
+from deeprec.kernels.faults.triton_report import report_one
 
 # Columns of a feature's line. A padding that no id has: -1.
 ADDRESS, ROWS, STRIDE, DIM, COLUMN, PADDING, MODE, NUMBER, TABLE = (tl.constexpr(i) for i in range(9))
@@ -23,7 +23,6 @@ FIELDS = tl.constexpr(9)
 
 MAX_BLOCK = 256  # columns of a tile; wider rows are walked in blocks
 _LANES = 64 if torch.version.hip else 32  # threads of a warp
-_NOWHERE = tl.constexpr(2**62)
 
 
 @triton.jit
@@ -56,18 +55,16 @@ def bounds_of(offsets, bag, is_bag, num_bags, nnz):
 
 
 @triton.jit
-def report_bags(claim, OFFSETS, IDS, offsets, ids, bag, is_bag, num_bags, nnz, num_rows, table):
-    """Look again at bags [N] of a feature, something about which is wrong, and report it by the two checks."""
-    entry, end, is_whole = bounds_of(offsets, bag, is_bag, num_bags, nnz)
-    stop = tl.load(offsets + bag + 1, mask=is_bag, other=0).to(tl.int64)
-    report(claim, OFFSETS, is_bag & (is_whole == 0), entry, bag, nnz, stop)
-    lost = tl.zeros_like(entry) + _NOWHERE
-    for k in range(0, tl.max(end - entry, 0).to(tl.int32)):
-        p = entry + k
-        id = tl.load(ids + p, mask=p < end, other=0).to(tl.int64)
-        lost = tl.minimum(lost, tl.where((p < end) & ((id < 0) | (id >= num_rows)), p, _NOWHERE))
-    is_lost = lost < _NOWHERE
-    report(claim, IDS, is_lost, tl.load(ids + lost, mask=is_lost, other=0).to(tl.int64), lost, num_rows, table)
+def report_bags(claim, OFFSETS, IDS, offsets, ids, first, last, num_bags, nnz, num_rows, table):
+    """Look again at the bags [first, last) of a feature, and report by the two checks what is wrong with one."""
+    for bag in range(first, tl.minimum(last, num_bags)):
+        entry, end = tl.load(offsets + bag).to(tl.int64), tl.load(offsets + bag + 1).to(tl.int64)
+        is_whole = (entry >= 0) & (entry <= end) & (end <= nnz)
+        is_whole &= ((bag > 0) | (entry == 0)) & ((bag + 1 < num_bags) | (end == nnz))
+        report_one(claim, OFFSETS, is_whole == 0, entry, bag, nnz, end)
+        for p in range(entry, tl.where(is_whole, end, entry)):
+            id = tl.load(ids + p).to(tl.int64)
+            report_one(claim, IDS, (id < 0) | (id >= num_rows), id, p, num_rows, table)
 
 
 def rows_adjacent(x: Tensor) -> Tensor:

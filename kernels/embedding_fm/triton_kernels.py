@@ -93,6 +93,7 @@ def _embedding_fm_fwd_kernel(
     is_sample = b < batch
     total = tl.zeros([BLOCK_B], ACC)
     is_bad = is_sample & (b < 0)
+    lost = tl.zeros([BLOCK_B], tl.int32) + num_features  # the first feature with an id out of range
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
@@ -132,7 +133,10 @@ def _embedding_fm_fwd_kernel(
                     row_stride = tl.multiple_of(tl.load(line + STRIDE), VEC)
                     id = tl.load(ids + place, mask=is_entry, other=0).to(tl.int64)
                     rows, keep, is_lost = load_rows(table, num_rows, row_stride, padding, id, is_entry, column, in_row)
-                    is_bad |= is_lost
+                    if HAS_OFFSETS:
+                        is_bad |= is_lost
+                    else:
+                        lost = tl.where(is_lost & (lost == num_features), f + k, lost)
                     x = keep
                     w = keep
                     if HAS_VALUES:
@@ -166,18 +170,23 @@ def _embedding_fm_fwd_kernel(
         if begin == 0:
             total += straight
     tl.store(out + b, total.to(out.dtype.element_ty), mask=is_sample)
-    if tl.max(is_bad.to(tl.int32), 0) > 0:
-        for f in range(0, num_features):
-            bag = tl.cast(f, tl.int64) * batch + b
-            num_rows = tl.load(features + f * FIELDS + ROWS)
-            table = tl.load(features + f * FIELDS + TABLE)
-            if HAS_OFFSETS:
+    if HAS_OFFSETS:
+        if tl.max(is_bad.to(tl.int32), 0) > 0:
+            for f in range(0, num_features):
+                start = tl.cast(f, tl.int64) * batch + tl.program_id(0).to(tl.int64) * BLOCK_B
+                last = tl.minimum(start + BLOCK_B, tl.cast(f + 1, tl.int64) * batch)
+                num_rows = tl.load(features + f * FIELDS + ROWS)
+                table = tl.load(features + f * FIELDS + TABLE)
                 num_bags = tl.cast(num_features, tl.int64) * batch
-                report_bags(claim, _BAD_OFFSETS, _BAD_IDS, offsets, ids, bag, is_sample, num_bags, nnz, num_rows, table)
-            else:
-                place = tl.cast(f, tl.int64) * id_feature_stride + b * id_stride
-                id = tl.load(ids + place, mask=is_sample, other=0).to(tl.int64)
-                report(claim, _BAD_IDS, is_sample & ((id < 0) | (id >= num_rows)), id, bag, num_rows, table)
+                report_bags(claim, _BAD_OFFSETS, _BAD_IDS, offsets, ids, start, last, num_bags, nnz, num_rows, table)
+    else:
+        # Without a branch around these loads, which nearly always load nothing: that would take more registers.
+        is_lost = lost < num_features
+        place = tl.cast(lost, tl.int64) * id_feature_stride + b * id_stride
+        id = tl.load(ids + place, mask=is_lost, other=0).to(tl.int64)
+        num_rows = tl.load(features + lost * FIELDS + ROWS, mask=is_lost, other=0)
+        table = tl.load(features + lost * FIELDS + TABLE, mask=is_lost, other=0)
+        report(claim, _BAD_IDS, is_lost, id, tl.cast(lost, tl.int64) * batch + b, num_rows, table)
 
 
 def embedding_fm(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["check_device", "claim_of", "clear", "look", "number_of", "report_where"]
+__all__ = ["check_device", "claim_of", "clear", "raise_faults", "number_of", "report_where"]
 
 
 class _Check(NamedTuple):
@@ -42,6 +42,12 @@ _OF_TABLE = _IDS.format(" of table {other}")
 # What each kernel looks at. Their order is that of the numbers which kernels are compiled with.
 _KNOWN: dict[tuple[str, str], _Check] = {
     ("embedding", "ids"): _Check(IndexError, _IDS.format("")),
+    ("embedding_grad", "offsets"): _Check(
+        ValueError, "offsets must rise from 0 to {bound}, got {value} to {other} at position {position}"
+    ),
+    ("embedding_grad", "order"): _Check(
+        ValueError, "order must be in [0, {bound}), got {value} at position {position}; make it with embedding_plan"
+    ),
     ("embedding_bags", "ids"): _Check(IndexError, _OF_TABLE),
     ("embedding_bags", "offsets"): _Check(ValueError, _OFFSETS),
     ("embedding_bags_plan", "ids"): _Check(IndexError, _OF_TABLE),
@@ -141,15 +147,15 @@ def _new_record(device: torch.device) -> _Record:
         return _records[device]
 
 
-def look(device: torch.device | None = None) -> None:
-    """Raise what kernels on `device`, or on any, have reported so far; waits for nothing.
+def raise_faults(device: torch.device | None = None) -> None:
+    """Look, and raise what kernels on `device`, or on any, have reported so far; waits for nothing.
 
     Raises:
         IndexError, ValueError: what the operator raises on the CPU.
     """
     if device is None:
         for record in [*_records.values()]:
-            look(record.device)
+            raise_faults(record.device)
         return
     known = _records.get(device)
     if known is not None and known.view[0]:
@@ -191,14 +197,14 @@ def check_device(device: torch.device | str | None = None) -> None:
     Raises:
         IndexError, ValueError: a value that an operator refuses, with its position; raised once.
     """
-    wanted = None if device is None else torch.device(device)
-    if wanted is not None and wanted.type == "cuda" and wanted.index is None:
-        wanted = torch.device("cuda", torch.cuda.current_device())
+    chosen = None if device is None else torch.device(device)
+    if chosen is not None and chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
     for record in [*_records.values()]:
-        if wanted in (None, record.device) and not _is_capturing(record.device):
+        if chosen in (None, record.device) and not _is_capturing(record.device):
             if record.device.type == "cuda":
                 torch.cuda.synchronize(record.device)
-            look(record.device)
+            raise_faults(record.device)
 
 
 def report_where(is_bad: Tensor, error: type[Exception], message: str) -> None:

@@ -22,6 +22,19 @@ def _at(is_it, x):
 
 
 @triton.jit
+def report_one(claim, CHECK, is_bad, value, position, bound, other):
+    """As `report`, of one number of each kind."""
+    if is_bad:  # noqa: SIM102 (Triton has no `and` that stops early)
+        if tl.atomic_cas(claim, tl.cast(0, tl.int64), tl.cast(CHECK, tl.int64)) == 0:
+            to = tl.load(claim + 1).to(claim.dtype)
+            tl.store(to + 1, tl.cast(value, tl.int64))
+            tl.store(to + 2, tl.cast(position, tl.int64))
+            tl.store(to + 3, tl.cast(bound, tl.int64))
+            tl.store(to + 4, tl.cast(other, tl.int64))
+            tl.store(to, tl.cast(CHECK, tl.int64))
+
+
+@triton.jit
 def report(claim, CHECK, is_bad, value, position, bound, other):
     """Where any of is_bad [N] holds, claim the device's report for the lowest of these positions.
 
@@ -31,15 +44,7 @@ def report(claim, CHECK, is_bad, value, position, bound, other):
     if tl.max(is_bad.to(tl.int32), 0) > 0:
         lowest = tl.min(tl.where(is_bad, position, _FAR), 0)
         is_it = is_bad & (position == lowest)
-        check = tl.cast(CHECK, tl.int64)
-        got, limit, more = _at(is_it, value), _at(is_it, bound), _at(is_it, other)
-        if tl.atomic_cas(claim, tl.cast(0, tl.int64), check) == 0:
-            to = tl.load(claim + 1).to(claim.dtype)
-            tl.store(to + 1, got)
-            tl.store(to + 2, lowest)
-            tl.store(to + 3, limit)
-            tl.store(to + 4, more)
-            tl.store(to, check)
+        report_one(claim, CHECK, True, _at(is_it, value), lowest, _at(is_it, bound), _at(is_it, other))
 
 
 @triton.jit(do_not_specialize=("count", "check"))
