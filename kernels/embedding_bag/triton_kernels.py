@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels._door import launch
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.checks import MAX, NONE, SUM, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_backward import (
     embedding_bags_dense_grad,
@@ -46,7 +46,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     rows_adjacent,
     rows_of_tile,
 )
-from deeprec.kernels.faults import claim_of, raise_faults, number_of
+from deeprec.kernels.faults import claim_of, number_of, raise_faults
 from deeprec.kernels.faults.triton_report import report
 
 __all__ = [
@@ -354,6 +354,8 @@ def embedding_bags(
     out = [pooled, argmax]
     bounds = [0, ids.shape[0]]
     if sequences and len(tables) > 1:
+        reason = "the lengths of unpooled features are in the offsets, for which it waits"
+        refuse_capture("embedding_bags", ids.device, reason, "pool them, or look each up in a call of its own")
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
         raise_faults(ids.device)
     for feature in sequences:

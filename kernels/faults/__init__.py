@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["check_device", "claim_of", "clear", "raise_faults", "number_of", "report_where"]
+__all__ = ["check_device", "claim_of", "clear", "number_of", "raise_faults", "report_where"]
 
 
 class _Check(NamedTuple):
@@ -37,6 +37,7 @@ _INDPTR = "indptr must ascend from 0 to the number of indices ({bound}), got {va
 _INDICES = "indices must be in [0, {bound}), got {value} at position {position}"
 _PLAN = "plan must be the one of these ids and offsets, got one that names other entries, bags or rows; make it with "
 _PLAN += "embedding_bags_plan"
+_HISTORY = "a row reached step {value} only, but lr_history begins after step {bound}"
 _OF_TABLE = _IDS.format(" of table {other}")
 
 # What each kernel looks at. Their order is that of the numbers which kernels are compiled with.
@@ -76,6 +77,9 @@ _KNOWN: dict[tuple[str, str], _Check] = {
         "gram + ridge + the weighted products of row {position} must be positive definite; give ridge > 0, finite "
         "weights >= 0 and finite factors",
     ),
+    ("adam_catch_up_", "lr_history"): _Check(RuntimeError, _HISTORY),
+    ("adam_dense_update_", "lr_history"): _Check(RuntimeError, _HISTORY),
+    ("adam_dense_update_tables_", "lr_history"): _Check(RuntimeError, _HISTORY),
     # The numbers of these four follow each other: csrc/cuda/sample_negatives.cu counts from the first.
     ("sample_negatives", "users"): _Check(
         IndexError, "users must lie in [0, {bound}), got {value} at position {position}"
