@@ -11,6 +11,7 @@ from gpu_arguments import dot_of, network_of, seen_of
 from gpu_parity import (
     DEVICE,
     HAS_GPU,
+    INDICES,
     LAYOUTS,
     OPERATORS,
     check,
@@ -100,9 +101,7 @@ def test_every_k_of_the_network(k: int) -> None:
     check_topk("score_topk_ncf", network_of(2, 70, 3, [6, 4]), k, (*seen_of(2, 70), None), kernel_for(NCF, k))
 
 
-@grid(
-    shape=DOTS, dtype=DTYPES, k=[3, 10, 1, *on_gpu(64)], seen=["rows", "all", "none"], rows=[torch.int64, torch.int32]
-)
+@grid(shape=DOTS, dtype=DTYPES, k=[3, 10, 1, *on_gpu(64)], seen=["rows", "all", "none"], rows=INDICES)
 def test_dot_product(shape: tuple[int, int, int], dtype: torch.dtype, k: int, seen: str, rows: torch.dtype) -> None:
     num_users, num_items, _ = shape
     lists: Any = (None, None, None)
