@@ -20,17 +20,24 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from deeprec.kernels.faults import raise_faults
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def trained(function: _Function) -> _Function:
-    """A function that builds or trains its model: in float32 and with gradients, whatever surrounds the call."""
+    """A function that builds or trains its model: in float32 and with gradients, whatever surrounds the call.
+
+    Like `served` it has waited for the GPU when it ends, and raises what kernels have reported there.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         with _plain_torch():
-            return function(*args, **options)
+            result = function(*args, **options)
+        raise_faults()
+        return result
 
     return cast(_Function, call)
 
@@ -49,7 +56,9 @@ def served(function: _Function) -> _Function:
                 args = (in_float32(args[0]), *args[1:])
             elif "model" in options:
                 options["model"] = in_float32(options["model"])
-            return function(*args, **options)
+            result = function(*args, **options)
+        raise_faults()
+        return result
 
     return cast(_Function, call)
 

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeprec.kernels.faults import raise_faults
+
 # How often each kernel was started in this process; a test that meant a kernel and ran a reference sees it here.
 launches: Counter[str] = Counter()
 
@@ -73,20 +75,24 @@ def check_devices(function: str, names: Sequence[str], arguments: Sequence[Any])
     return device
 
 
-def launcher(op: str, name: str) -> Callable[..., Any]:
+def launcher(op: str, name: str, module: str = "triton_kernels") -> Callable[..., Any]:
     """What serves operator `name` of kernels/<op> on a GPU: checks its arguments, then calls its launcher there.
 
     Nothing of Triton is imported before the first call.
+
+    Args:
+        module: the file of kernels/<op> that has the launcher.
     """
     parts: list[Any] = []
 
     def start(*arguments: Any) -> Any:
         if not parts:
-            function = getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)
+            function = getattr(importlib.import_module(f"deeprec.kernels.{op}.{module}"), name)
             names = [argument.name for argument in getattr(torch.ops.deeprec, name).default._schema.arguments]
             parts.extend((function, _check_of(op, name), names))
         function, check, names = parts
         device = check_devices(name, names, arguments)
+        raise_faults(device)  # at what earlier calls have met by now
         if check is not None:
             check(*arguments)
         if device.type == "cpu":  # under the interpreter

@@ -139,6 +139,13 @@ def implement_triton(op: str, names: tuple[str, ...]) -> None:
             implement(name, "cuda", launcher(op, name))
 
 
+def implement_cuda(op: str, names: tuple[str, ...]) -> None:
+    """Register launchers of kernels/<op>/cuda_kernels.py, by name, where the compiled CUDA kernels are in use."""
+    if not _cuda_error:
+        for name in names:
+            implement(name, "cuda", launcher(op, name, "cuda_kernels"), "cuda c++")
+
+
 def operators() -> list[Operator]:
     """All declared operators, by name."""
     return [_operators[name] for name in sorted(_operators)]

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {
     "kernels": 0,
     "nn": 1,
+    "surroundings": 1,
     "batches": 2,
     "evaluate": 3,
     "serve": 4,

@@ -13,6 +13,7 @@
 
 #include "../check.h"
 #include "../sample_negatives.h"
+#include "fault.h"
 
 namespace deeprec {
 namespace {
@@ -22,9 +23,38 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
 
+// Where faults go, and the first of the four checks of kernels/faults, in its order.
+struct Faults {
+  int64_t* claim;
+  int64_t users;
+
+  __device__ void report(int check, int64_t value, int64_t position, int64_t bound, int64_t other) const {
+    report_fault(claim, users + check, value, position, bound, other);
+  }
+};
+
+// Whether a user is known, has a list inside `indices`, and something left to draw; reported otherwise.
+__device__ bool can_draw(const NegativeSource& s, int64_t user, int64_t row, int64_t num_users, int64_t nnz,
+                         const Faults& faults) {
+  if (user < 0 || user >= num_users) {
+    faults.report(0, user, row, num_users, 0);
+    return false;
+  }
+  const int64_t first = s.indptr[user], last = s.indptr[user + 1];
+  if (first < 0 || first > last || last > nnz) {
+    faults.report(1, first, user, nnz, last);
+    return false;
+  }
+  if (last - first >= s.num_items) {
+    faults.report(2, user, row, s.num_items, 0);
+    return false;
+  }
+  return true;
+}
+
 template <class Id>
-__global__ void sample_negatives_kernel(NegativeSource s, const Id* users, int64_t num_rows, int64_t num_negatives,
-                                        uint64_t offset, Id* out) {
+__global__ void sample_negatives_kernel(NegativeSource s, const Id* users, int64_t num_rows, int64_t num_users,
+                                        int64_t nnz, int64_t num_negatives, uint64_t offset, Id* out, Faults faults) {
   const int64_t per_block = negatives_per_block(s);
   const int step = is_weighted(s) ? 2 : 1;
   const int64_t groups = (num_negatives + per_block - 1) / per_block;
@@ -34,14 +64,19 @@ __global__ void sample_negatives_kernel(NegativeSource s, const Id* users, int64
     const uint32_t group = static_cast<uint32_t>(i - row * groups);
     const uint64_t example = offset + static_cast<uint64_t>(row);
     const int64_t user = users[row];
+    const bool is_known = can_draw(s, user, row, num_users, nnz, faults);
     uint32_t words[4];
     philox_block(s, example, group, 0, words);
     const SearchSeen is_seen;
     for (int64_t t = 0; t < per_block && group * per_block + t < num_negatives; ++t) {
       const int slot = static_cast<int>(t) * step;
-      int64_t item = candidate(s, words[slot], words[(slot + 1) & 3]);
-      if (item < 0 || is_seen(s, user, item)) {
+      int64_t item = is_known ? candidate(s, words[slot], words[(slot + 1) & 3]) : 0;
+      if (is_known && (item < 0 || is_seen(s, user, item))) {
         item = retry_negative(s, is_seen, user, example, group, slot, 1);
+        if (item == kNoNegative) {
+          faults.report(3, user, row, s.num_items, 0);
+          item = 0;
+        }
       }
       out[row * num_negatives + group * per_block + t] = static_cast<Id>(item);
     }
@@ -51,7 +86,7 @@ __global__ void sample_negatives_kernel(NegativeSource s, const Id* users, int64
 Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Tensor& indices, int64_t num_items,
                              int64_t num_negatives, int64_t seed, int64_t offset,
                              const std::optional<Tensor>& threshold, const std::optional<Tensor>& alias,
-                             const std::optional<Tensor>& cumulative) {
+                             const std::optional<Tensor>& cumulative, const Tensor& claim, int64_t first_check) {
   const int64_t num_rows = users.numel();
   const Tensor users_c = torch::stable::contiguous(users), indptr_c = torch::stable::contiguous(indptr),
                indices_c = torch::stable::contiguous(indices);
@@ -68,7 +103,6 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
   s.reject_below = static_cast<uint32_t>((uint64_t{1} << 32) % static_cast<uint64_t>(num_items));
   std::optional<Tensor> kept[3];
   if (threshold) {
-    DEEPREC_CHECK(alias && cumulative, "sample_negatives: the alias table has three parts");
     kept[0] = torch::stable::contiguous(*threshold);
     kept[1] = torch::stable::contiguous(*alias);
     kept[2] = torch::stable::contiguous(*cumulative);
@@ -82,9 +116,11 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
   const int64_t per_block = negatives_per_block(s);
   const int64_t work = num_rows * ((num_negatives + per_block - 1) / per_block);
   const unsigned blocks = static_cast<unsigned>(std::min<int64_t>((work + kThreads - 1) / kThreads, 1 << 20));
+  const Faults faults{claim.mutable_data_ptr<int64_t>(), first_check};
   const auto launch = [&](auto* to, const auto* from) {
     sample_negatives_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        s, from, num_rows, num_negatives, static_cast<uint64_t>(offset), to);
+        s, from, num_rows, indptr.numel() - 1, indices.numel(), num_negatives, static_cast<uint64_t>(offset), to,
+        faults);
   };
   if (users.scalar_type() == ScalarType::Long) {
     launch(out.mutable_data_ptr<int64_t>(), users_c.const_data_ptr<int64_t>());
@@ -99,4 +135,13 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
 }  // namespace
 }  // namespace deeprec
 
-STABLE_TORCH_LIBRARY_IMPL(deeprec, CUDA, m) { m.impl("sample_negatives", TORCH_BOX(&deeprec::sample_negatives_cuda)); }
+// The launcher in kernels/sample_negatives/cuda_kernels.py has checked the arguments; it adds where faults go.
+STABLE_TORCH_LIBRARY_FRAGMENT(deeprec, m) {
+  m.def(
+      "_sample_negatives_cuda(Tensor users, Tensor indptr, Tensor indices, int num_items, int num_negatives, int seed, "
+      "int offset, Tensor? threshold, Tensor? alias, Tensor? cumulative, Tensor(a!) claim, int first_check) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deeprec, CUDA, m) {
+  m.impl("_sample_negatives_cuda", TORCH_BOX(&deeprec::sample_negatives_cuda));
+}

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from deeprec.kernels.faults import report_where
 from deeprec.nn._nested import flat_nested_pair
 from deeprec.nn._torchrec import (
     JaggedTensor,
@@ -336,7 +337,7 @@ def _check_bounds(owner: str, offsets: Tensor, nnz: int) -> None:
     message = f"{owner}: offsets of a feature must begin with 0 and end with its number of ids"
     is_whole = (offsets[0] == 0) & (offsets[-1] == nnz)
     if torch.compiler.is_compiling() or offsets.device.type != "cpu":
-        torch._assert_async(is_whole, message)
+        report_where(~is_whole, ValueError, message)
     elif not is_whole:
         raise ValueError(f"{message} ({nnz}), got {int(offsets[0])} and {int(offsets[-1])}")
 

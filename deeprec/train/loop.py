@@ -20,6 +20,7 @@ from torch import Tensor
 from deeprec.contract import Batches, Turn
 from deeprec.device import ahead, device_of
 from deeprec.evaluate.metrics import gain
+from deeprec.kernels.faults import raise_faults
 from deeprec.train.averaging import WeightAverage
 from deeprec.train.callbacks import Callbacks, Progress, Step, as_callbacks
 from deeprec.train.checkpoint import Checkpoint, copy_state, restoring, write_checkpoint
@@ -292,6 +293,7 @@ class _Loop:
                 unread += loss.double() * weight
                 if is_said or is_kept or is_watched or stage.done >= total or stage.step % _STEPS_A_LOOK == 0:
                     stage.loss_sum += unread.item()
+                    raise_faults(unread.device)  # the batches up to here are done
                     unread.zero_()
             if not math.isfinite(stage.loss_sum):
                 raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from deeprec.kernels._autograd import refuse_derivative
 from deeprec.kernels._errors import translate
 from deeprec.kernels._library import define, implement_triton
-from deeprec.kernels.als_solve.reference import als_solve_reference, check
+from deeprec.kernels.als_solve.reference import als_solve_reference
 
 __all__ = ["Solved", "als_solve"]
 
@@ -81,8 +81,9 @@ def als_solve(
         `Solved`: rows [B, D] and losses [B]. Sums are in the dtype of factors.
     Raises:
         IndexError: an item is out of range.
-        ValueError: shapes that do not fit, or, on the CPU and without cg_steps, a row whose matrix is not positive
-            definite; on a GPU it is NaN.
+        ValueError: shapes that do not fit, indptr that does not ascend, or, without cg_steps, a row whose matrix is not
+            positive definite. On a GPU what values tell is raised at the next look (`deeprec.kernels.faults`); a row
+            with an item out of range is 0, one without a solution NaN.
         TypeError: another dtype.
         RuntimeError: torch.func or forward mode asks for a derivative.
     Reference: Hu, Koren, Volinsky 2008, "Collaborative Filtering for Implicit Feedback Datasets", eq. 4 and 5;
@@ -102,8 +103,6 @@ def als_solve(
         arguments = (indptr, indices, weights, factors, gram, ridge, start, cg_steps)
         if torch.compiler.is_compiling():
             return Solved(*torch.ops.deeprec.als_solve(*arguments))
-        if factors.device.type != "cpu":
-            check(*arguments)  # a GPU kernel trusts its shapes
         try:
             return Solved(*torch.ops.deeprec.als_solve(*arguments))
         except RuntimeError as error:

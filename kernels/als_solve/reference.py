@@ -5,37 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_rows, require
+from deeprec.kernels.als_solve.checks import check
 from deeprec.kernels.sums import add_rows
-
-MOST_STEPS = 1000  # of conjugate gradient
-
-
-def check(
-    indptr: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    factors: Tensor,
-    gram: Tensor,
-    ridge: Tensor,
-    start: Tensor | None,
-    cg_steps: int,
-) -> None:
-    """Raise unless the arguments are what `als_solve` takes."""
-    function = "als_solve"
-    require(factors.dim() == 2, function, "factors must be [N, D]", factors)
-    if factors.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{function}: factors must be float32 or float64, got {factors.dtype}")
-    require(0 <= cg_steps <= MOST_STEPS, function, f"cg_steps must be in [0, {MOST_STEPS}]", cg_steps)
-    require(indptr.dim() == 1 and indptr.numel() > 0, function, "indptr must be [B + 1]", indptr)
-    batch, dim = indptr.shape[0] - 1, factors.shape[1]
-    shapes = {"weights": (weights, (indices.numel(),)), "ridge": (ridge, (batch,)), "gram": (gram, (dim, dim))}
-    if start is not None:
-        shapes["start"] = (start, (batch, dim))
-    for name, (given, shape) in shapes.items():
-        is_right = given.shape == shape and given.dtype == factors.dtype
-        require(is_right, function, f"{name} must be {list(shape)} of {factors.dtype}", given)
-    check_rows(function, indptr, indices, batch, factors.shape[0])
 
 
 def als_solve_reference(
@@ -76,25 +47,21 @@ def _cholesky(owners: Tensor, rows: Tensor, weights: Tensor, gram: Tensor, ridge
     is_used[owners] = True
     identity = torch.eye(dim, dtype=rhs.dtype, device=rhs.device)
     matrices = torch.where(is_used.reshape(-1, 1, 1), matrices, identity)  # an empty row need not have a solution
-    return solved(matrices, rhs)
-
-
-def solved(matrices: Tensor, rhs: Tensor) -> Tensor:
-    """Solutions [B, D] of positive definite matrices [B, D, D].
-
-    Raises:
-        ValueError: on the CPU, where a matrix is not positive definite; elsewhere, where to look would be to wait for
-            the device, such a row is NaN.
-    """
-    lower, info = torch.linalg.cholesky_ex(matrices)
-    is_bad = (info > 0) | ~lower.diagonal(dim1=1, dim2=2).isfinite().all(1)
-    if rhs.device.type == "cpu" and bool(is_bad.any()):
+    x, is_bad = solved(matrices, rhs)
+    if rhs.device.type == "cpu" and bool(is_bad.any()):  # elsewhere to look would be to wait for the device
         raise ValueError(
             f"als_solve: gram + ridge + the weighted products of row {int(is_bad.to(torch.uint8).argmax())} must be "
             "positive definite; give ridge > 0, finite weights >= 0 and finite factors"
         )
+    return x
+
+
+def solved(matrices: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    """Solutions [B, D] for positive definite matrices [B, D, D], and which matrices [B] are not: NaN is their row."""
+    lower, info = torch.linalg.cholesky_ex(matrices)
+    is_bad = (info > 0) | ~lower.diagonal(dim1=1, dim2=2).isfinite().all(1)
     x = torch.cholesky_solve(rhs.unsqueeze(2), lower).squeeze(2)
-    return x.masked_fill(is_bad.unsqueeze(1), torch.nan)
+    return x.masked_fill(is_bad.unsqueeze(1), torch.nan), is_bad
 
 
 def _conjugate_gradient(

@@ -15,9 +15,31 @@ from torch import Tensor
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
 from deeprec.kernels.als_solve.reference import solved
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report, start_report
 
 _MATRIX_BYTES = 1 << 28  # of normal equations at a time
 _TILE_VALUES = 4096  # 32 a thread
+_BAD_INDPTR, _BAD_ITEM = (tl.constexpr(number_of("als_solve", x)) for x in ("indptr", "indices"))
+_NOWHERE = tl.constexpr(2**62)
+
+
+@triton.jit
+def _als_row(claim, indptr, indices, b, nnz, num_items, BLOCK: tl.constexpr):
+    """Where the entries of row b begin and end; none, which is reported, where they or their items lie elsewhere."""
+    first, stop = tl.load(indptr + b).to(tl.int64), tl.load(indptr + b + 1).to(tl.int64)
+    is_inside = (first >= 0) & (first <= stop) & (stop <= nnz)
+    it = tl.arange(0, 1)
+    report(claim, _BAD_INDPTR, (it == 0) & (is_inside == 0), first, b + it, nnz, stop)
+    stop = tl.where(is_inside, stop, first)
+    lost = tl.full([BLOCK], _NOWHERE, tl.int64)  # the first entry of an item out of range
+    for start in range(first, stop, BLOCK):
+        entry = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)
+        item = tl.load(indices + entry, mask=entry < stop, other=0).to(tl.int64)
+        lost = tl.minimum(lost, tl.where((item < 0) | (item >= num_items), entry, _NOWHERE))
+    is_lost = lost < _NOWHERE
+    report(claim, _BAD_ITEM, is_lost, tl.load(indices + lost, mask=is_lost, other=0).to(tl.int64), lost, num_items, 0)
+    return first, tl.where(tl.min(lost, 0) < _NOWHERE, first, stop)
 
 
 @triton.jit
@@ -40,7 +62,7 @@ def _als_product(x, columns, is_real, indices, weights, factors, gram, ridge, fi
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz",))
 def _als_cg_kernel(
     indptr,  # [B + 1]
     indices,  # [nnz]
@@ -51,6 +73,9 @@ def _als_cg_kernel(
     start_rows,  # [B, D] or none
     out,  # [B, D]
     loss,  # [B]
+    claim,  # [2]
+    nnz,
+    num_items,
     dim,
     steps,
     HAS_START: tl.constexpr,
@@ -59,7 +84,7 @@ def _als_cg_kernel(
 ):
     """out = x after some steps of conjugate gradient on (G + ridge I + sum w y y') x = sum (1 + w) y."""
     b = tl.program_id(0).to(tl.int64)
-    first, stop = tl.load(indptr + b).to(tl.int64), tl.load(indptr + b + 1).to(tl.int64)
+    first, stop = _als_row(claim, indptr, indices, b, nnz, num_items, 128)
     columns = tl.arange(0, BLOCK_D)
     is_real = columns < dim
     own = tl.load(ridge + b)
@@ -100,7 +125,7 @@ def _als_cg_kernel(
     tl.store(loss + b, value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz",))
 def _als_normal_kernel(
     indptr,  # [B + 1]
     indices,  # [nnz]
@@ -111,6 +136,9 @@ def _als_normal_kernel(
     matrices,  # [rows, D, D]
     rhs,  # [rows, D]
     totals,  # [rows]
+    claim,  # [2]
+    nnz,
+    num_items,
     dim,
     begin,
     BLOCK: tl.constexpr,
@@ -125,7 +153,8 @@ def _als_normal_kernel(
     tile += tl.where(i == j, tl.load(ridge + b), 0.0)
     side = tl.zeros([BLOCK, 1], tile.dtype)
     total = tl.zeros([1], tile.dtype)
-    for p in range(tl.load(indptr + b).to(tl.int64), tl.load(indptr + b + 1).to(tl.int64)):
+    first, stop = _als_row(claim, indptr, indices, b, nnz, num_items, 128)
+    for p in range(first, stop):
         y = factors + tl.load(indices + p).to(tl.int64) * dim
         weight = tl.load(weights + p)
         down = tl.load(y + i, mask=i < dim, other=0.0)
@@ -157,12 +186,13 @@ def als_solve(
 ) -> tuple[Tensor, Tensor]:
     """Launch `_als_cg_kernel`, or `_als_normal_kernel` and torch.linalg for cg_steps = 0."""
     given = [each.contiguous() for each in (indptr, indices, weights, factors, gram, ridge)]
-    batch, dim = indptr.shape[0] - 1, factors.shape[1]
+    batch, (num_items, dim) = indptr.shape[0] - 1, factors.shape
     out, loss = factors.new_empty(batch, dim), factors.new_empty(batch)
+    sizes = (claim_of(factors.device), indices.shape[0], num_items, dim)
     if batch == 0:
         return out, loss
     if cg_steps == 0:
-        return _by_cholesky(given, out, loss)
+        return _by_cholesky(given, out, loss, sizes)
     block_d, block_e = _blocks(dim)
     rows = given[0] if start is None else start.contiguous()
     launch(
@@ -172,7 +202,7 @@ def als_solve(
         rows,
         out,
         loss,
-        dim,
+        *sizes,
         cg_steps,
         HAS_START=start is not None,
         BLOCK_D=block_d,
@@ -181,22 +211,26 @@ def als_solve(
     return out, loss
 
 
-def _by_cholesky(given: list[Tensor], out: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+def _by_cholesky(
+    given: list[Tensor], out: Tensor, loss: Tensor, sizes: tuple[Tensor, int, int, int]
+) -> tuple[Tensor, Tensor]:
     batch, dim = out.shape
     most = max(1, _MATRIX_BYTES // max(1, dim * dim * out.element_size()))
-    is_empty = given[0].diff() == 0
+    is_empty, is_bad = given[0].diff() == 0, torch.empty(batch, dtype=torch.bool, device=out.device)
     identity = torch.eye(dim, dtype=out.dtype, device=out.device)
     block = min(64, max(16, triton.next_power_of_2(dim)))
     tiles = triton.cdiv(dim, block)
     for begin in range(0, batch, most):
         count = min(most, batch - begin)
         matrices, rhs, totals = out.new_empty(count, dim, dim), out.new_empty(count, dim), out.new_empty(count)
-        launch(_als_normal_kernel, (count, tiles, tiles), *given, matrices, rhs, totals, dim, begin, BLOCK=block)
+        launch(_als_normal_kernel, (count, tiles, tiles), *given, matrices, rhs, totals, *sizes, begin, BLOCK=block)
         without = is_empty[begin : begin + count]
         matrices = torch.where(without.reshape(-1, 1, 1), identity, matrices)  # it need not have a solution
-        x = solved(matrices, rhs).masked_fill(without.unsqueeze(1), 0.0)
+        x, is_bad[begin : begin + count] = solved(matrices, rhs)
+        x = x.masked_fill(without.unsqueeze(1), 0.0)
         out[begin : begin + count] = x
         loss[begin : begin + count] = totals - (rhs * x).sum(1)
+    start_report(is_bad, number_of("als_solve", "matrices"))
     return out, loss
 
 
@@ -208,13 +242,14 @@ def compile_cases() -> list[CompileCase]:
         values = ("weights", "factors", "gram", "ridge")
         signature = {"indptr": f"*{index}", "indices": f"*{index}", **dict.fromkeys(values, f"*{element}")}
         aligned = (*signature, "dim")
+        sizes = {"claim": "*i64", "nnz": "i32", "num_items": "i32", "dim": "i32"}
         ends = dict.fromkeys(("start_rows", "out", "loss"), f"*{element}")
         blocks = {"HAS_START": True, "BLOCK_D": block_d, "BLOCK_E": block_e}
         cases.append(
             CompileCase(
                 f"als_cg_{element}_{index}_d{dim}",
                 _als_cg_kernel,
-                {**signature, **ends, "dim": "i32", "steps": "i32", **dict.fromkeys(blocks, "constexpr")},
+                {**signature, **ends, **sizes, "steps": "i32", **dict.fromkeys(blocks, "constexpr")},
                 blocks,
                 aligned=(*aligned, *ends),
             )
@@ -225,7 +260,7 @@ def compile_cases() -> list[CompileCase]:
                 CompileCase(
                     f"als_normal_{element}_{index}",
                     _als_normal_kernel,
-                    {**signature, **ends, "dim": "i32", "begin": "i32", "BLOCK": "constexpr"},
+                    {**signature, **ends, **sizes, "begin": "i32", "BLOCK": "constexpr"},
                     {"BLOCK": 64},
                     aligned=(*aligned, *ends),
                 )

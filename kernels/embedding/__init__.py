@@ -239,7 +239,8 @@ def embedding(
     Returns:
         [*ids.shape, D], dtype of weight.
     Raises:
-        IndexError: an id is out of range, named with its position (on a GPU: a device-side assertion).
+        IndexError: an id is out of range, named with its position (on a GPU at the next look: see
+            `deeprec.kernels.faults`).
         TypeError: ids are not int32 or int64.
         ValueError: weight is not [R, D], or plan is not that of these ids.
     """

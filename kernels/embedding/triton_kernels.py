@@ -14,6 +14,11 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report, report_one
+
+_BAD_IDS = tl.constexpr(number_of("embedding", "ids"))
+_BAD_OFFSETS, _BAD_ORDER = (tl.constexpr(number_of("embedding_grad", x)) for x in ("offsets", "order"))
 
 
 @triton.jit
@@ -21,7 +26,7 @@ def _embedding_fwd_kernel(
     weight,  # [R, D], rows row_stride elements apart
     ids,  # [nnz]
     out,  # [nnz, D]
-    bad,  # [1] int32, set to 1 when an id is out of range
+    claim,  # [2]
     nnz,
     num_rows,
     row_stride,
@@ -29,7 +34,7 @@ def _embedding_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[i, :] = weight[ids[i], :]; an id out of range gives zeros and sets the flag."""
+    """out[i, :] = weight[ids[i], :]; an id out of range gives zeros and is reported."""
     position = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     is_real = position < nnz
@@ -42,15 +47,17 @@ def _embedding_fwd_kernel(
         other=0.0,
     )
     tl.store(out + position[:, None] * dim + column[None, :], values, mask=is_real[:, None] & in_row[None, :])
-    tl.store(bad + tl.zeros([BLOCK_N], tl.int32), tl.full([BLOCK_N], 1, tl.int32), mask=is_real & (is_known == 0))
+    report(claim, _BAD_IDS, is_real & (is_known == 0), row, position, num_rows, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("nnz",))
 def _embedding_grad_kernel(
     grad,  # [nnz, D], rows row_stride elements apart
     offsets,  # [U + 1]
     order,  # [nnz]
     out,  # [U, D]
+    claim,  # [2]
+    nnz,
     row_stride,
     dim,
     ACC: tl.constexpr,
@@ -60,12 +67,17 @@ def _embedding_grad_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_row = column < dim
-    begin = tl.load(offsets + row)
-    end = tl.load(offsets + row + 1)
+    begin = tl.load(offsets + row).to(tl.int64)
+    end = tl.load(offsets + row + 1).to(tl.int64)
+    is_whole = (begin >= 0) & (end <= nnz)
+    report_one(claim, _BAD_OFFSETS, is_whole == 0, begin, row, nnz, end)
+    end = tl.where(is_whole, end, begin)
     total = tl.zeros([BLOCK_D], ACC)
     for j in range(begin, end):
         position = tl.load(order + j).to(tl.int64)
-        total += tl.load(grad + position * row_stride + column, mask=in_row, other=0.0).to(ACC)
+        is_known = (position >= 0) & (position < nnz)
+        report_one(claim, _BAD_ORDER, is_known == 0, position, j, nnz, 0)
+        total += tl.load(grad + position * row_stride + column, mask=in_row & is_known, other=0.0).to(ACC)
     tl.store(out + row * dim + column, total.to(out.dtype.element_ty), mask=in_row)
 
 
@@ -78,13 +90,12 @@ def _block(dim: int) -> int:
 
 
 def embedding(weight: Tensor, ids: Tensor) -> Tensor:
-    """Launch `_embedding_fwd_kernel`; an id out of range is a device-side assertion, as in torch."""
+    """Launch `_embedding_fwd_kernel`."""
     weight, flat = _row_major(weight), ids.contiguous().view(-1)
     nnz, dim = flat.numel(), weight.shape[1]
     out = torch.empty(*ids.shape, dim, dtype=weight.dtype, device=weight.device)
     if out.numel() == 0:
         return out
-    bad = torch.zeros(1, dtype=torch.int32, device=weight.device)
     block_d = _block(dim)
     block_n = max(1, 2048 // block_d)
     grid = (triton.cdiv(nnz, block_n), triton.cdiv(dim, block_d))
@@ -94,7 +105,7 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
         weight,
         flat,
         out,
-        bad,
+        claim_of(weight.device),
         nnz,
         weight.shape[0],
         weight.stride(0),
@@ -102,7 +113,6 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
         BLOCK_N=block_n,
         BLOCK_D=block_d,
     )
-    torch._assert_async(bad == 0, "embedding: ids must be in [0, num_embeddings)")
     return out
 
 
@@ -121,6 +131,8 @@ def embedding_grad(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -
         offsets,
         order,
         out,
+        claim_of(grad.device),
+        grad.shape[0],
         grad.stride(0),
         dim,
         ACC=tl.float64 if grad.dtype == torch.float64 else tl.float32,
@@ -134,16 +146,23 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for element in ("fp32", "bf16", "fp16", "fp64"):
         for index in ("i32", "i64"):
-            forward = {"weight": f"*{element}", "ids": f"*{index}", "out": f"*{element}", "bad": "*i32", "nnz": "i64"}
+            forward = {"weight": f"*{element}", "ids": f"*{index}", "out": f"*{element}", "claim": "*i64", "nnz": "i64"}
             forward |= {"num_rows": "i64", "row_stride": "i64", "dim": "i32"}
             forward |= {"BLOCK_N": "constexpr", "BLOCK_D": "constexpr"}
-            aligned = ("weight", "ids", "out", "bad", "row_stride", "dim")
+            aligned = ("weight", "ids", "out", "claim", "row_stride", "dim")
             name, blocks = f"embedding_fwd_{element}_{index}", {"BLOCK_N": 32, "BLOCK_D": 64}
             cases.append(CompileCase(name, _embedding_fwd_kernel, forward, blocks, aligned=aligned))
         backward = {"grad": f"*{element}", "offsets": "*i32", "order": "*i32", "out": f"*{element}"}
-        backward |= {"row_stride": "i64", "dim": "i32", "ACC": "constexpr", "BLOCK_D": "constexpr"}
+        backward |= {
+            "claim": "*i64",
+            "nnz": "i32",
+            "row_stride": "i64",
+            "dim": "i32",
+            "ACC": "constexpr",
+            "BLOCK_D": "constexpr",
+        }
         acc = tl.float64 if element == "fp64" else tl.float32
-        aligned = ("grad", "offsets", "order", "out", "row_stride", "dim")
+        aligned = ("grad", "offsets", "order", "out", "claim", "row_stride", "dim")
         name, blocks = f"embedding_grad_{element}", {"ACC": acc, "BLOCK_D": 64}
         cases.append(CompileCase(name, _embedding_grad_kernel, backward, blocks, aligned=aligned))
     return cases

@@ -65,7 +65,7 @@ def raise_named(error: Exception, names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         if name:
             text = text.replace(f"of table {number} must", f"of table {name!r} must")
-    if isinstance(meant, IndexError) and "remedy" not in text:
+    if isinstance(meant, IndexError) and "id map" not in text:
         text += "; encode ids with the table's id map, or enlarge num_embeddings"
         raise IndexError(text) from None
     raise meant from None

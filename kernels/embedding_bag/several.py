@@ -69,8 +69,8 @@ def embedding_bags(
         pooled [B, sum of D over the pooled features] and one [nnz_f, D_f] for each feature of mode "none" (without
         offsets such a feature is pooled: its bags are single rows).
     Raises:
-        IndexError: an id is out of range; names the table, the value and the position (on a GPU: a device-side
-            assertion). Nothing has been changed then.
+        IndexError: an id is out of range; names the table, the value and the position (on a GPU at the
+            next look: see `deeprec.kernels.faults`). Nothing has been changed then.
         TypeError, ValueError: as the message says.
     """
     function = "embedding_bags"

@@ -39,6 +39,7 @@ from deeprec.kernels.embedding_bag.triton_tables import constant, flat_plan, is_
 
 
 def _pass(
+    op: str,
     weights: Sequence[Tensor],
     given: BagsBackward,
     first: Sequence[Tensor] = (),
@@ -95,7 +96,7 @@ def _pass(
         vecs.append(elements if is_all_even else 1)
     place = [(max(columns[f[0]], 0), f[0]) if f else (0, 0) for f in of_table]
     groups = groups_of(weights, vecs, [c for c, _ in place], [f for _, f in place], first, second)
-    pieces = find_pieces(groups[0].lines, plan[0], plan[1], plan[2], plan[4])
+    pieces = find_pieces(op, groups[0].lines, plan)
     scratch = grad.new_empty(pieces.most, max(w.shape[1] for w in weights), dtype=wide)
     arguments = {
         "features": features,
@@ -124,7 +125,7 @@ def embedding_bags_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
     op, given = "embedding_bags_grad", flat_plan(BagsBackward(*args))
     weights = [rows_adjacent(w) for w in weights]
     outs = empty_grads(op, weights, given.table_starts)
-    return store_grads(op, _entries(given), functools.partial(_pass, weights, given), outs)
+    return store_grads(_entries(given), functools.partial(_pass, op, weights, given), outs)
 
 
 def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -139,7 +140,7 @@ def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Ten
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = BagsBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    return store_grads(op, _entries(given), functools.partial(_pass, weights, given), outs, is_dense=True)
+    return store_grads(_entries(given), functools.partial(_pass, op, weights, given), outs, is_dense=True)
 
 
 def embedding_bags_update_(
@@ -154,5 +155,5 @@ def embedding_bags_update_(
     if given.sequence_grads:
         reason = "where the gradients of unpooled features lie changes with every call"
         refuse_capture(op, weights[0].device, reason, "pool them, or leave this layer out of the graph")
-    start = functools.partial(_pass, weights, given, first, second)
+    start = functools.partial(_pass, op, weights, given, first, second)
     return take_step(op, _entries(given), start, weights[0], bool(first), step)

@@ -167,7 +167,7 @@ def _bags_rows_kernel(
     outs,  # [T] addresses of the gradients (STORE)
     scalars,  # hyperparameters (UPDATE, NORM)
     squares,  # [U] (NORM)
-    ok,  # [1]; where it is 0 nothing is done
+    claim,  # [2]; while a fault is claimed nothing is done
     num_rows,
     steps,
     batch,
@@ -190,7 +190,7 @@ def _bags_rows_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Sum of each row's entries: stored by piece, stored by row, squared, or handed to the optimizer."""
-    if tl.load(ok) == 0:
+    if tl.load(claim) != 0:
         return
     if STAGE == PIECES and tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
         return

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +26,6 @@ from deeprec.kernels.embedding_bag.triton_backward import (
 from deeprec.kernels.embedding_bag.triton_plan import embedding_bags_plan
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
-    BAD_INPUT,
     COLUMN,
     DIM,
     FIELDS,
@@ -36,18 +34,20 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     PADDING,
     ROWS,
     STRIDE,
+    TABLE,
     acc_of,
     block_of,
-    clear_if,
+    bounds_of,
     constant,
     is_aligned,
     load_rows,
-    new_flag,
     pointer_at,
     registers,
     rows_adjacent,
     rows_of_tile,
 )
+from deeprec.kernels.faults import claim_of, number_of, raise_faults
+from deeprec.kernels.faults.triton_report import report
 
 __all__ = [
     "compile_cases",
@@ -58,18 +58,21 @@ __all__ = [
     "embedding_bags_update_",
 ]
 
+_NEVER = tl.constexpr(2**31 - 1)
 _MEAN = tl.constexpr(1)
+_BAD_IDS, _BAD_OFFSETS = (tl.constexpr(number_of("embedding_bags", x)) for x in ("ids", "offsets"))
 _GATHER_WARPS, _POOL_WARPS, _MAX_REGISTERS = 4, 2, 128
 
 
-@triton.jit(do_not_specialize=("batch",))
+@triton.jit(do_not_specialize=("batch", "first_entry"))
 def _bags_gather_kernel(
     features,  # [n, FIELDS]
     ids,  # id of bag b of feature f at f * id_feature_stride + b * id_stride
     scale,  # likewise; anything where HAS_SCALE is off
     out,  # [batch, D of all features], rows out_stride elements apart
-    ok,  # [1]
+    claim,  # [2]
     batch,
+    first_entry,
     id_feature_stride,
     id_stride,
     scale_feature_stride,
@@ -95,17 +98,19 @@ def _bags_gather_kernel(
     bag = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     is_bag = bag < batch
     id = tl.load(ids + number * id_feature_stride + bag * id_stride, mask=is_bag, other=0).to(tl.int64)
+    # Here, before the rows come, it needs no register beside theirs.
+    is_bad, place = is_bag & ((id < 0) | (id >= num_rows)), first_entry + number * batch + bag
+    report(claim, _BAD_IDS, is_bad, id, place, num_rows, tl.load(feature + TABLE))
     if HAS_SCALE:
         x = tl.load(scale + number * scale_feature_stride + bag * scale_stride, mask=is_bag, other=0.0).to(ACC)
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
-        rows, keep, is_bad = load_rows(table, num_rows, row_stride, padding, id, is_bag, column, in_row)
+        rows, keep, _ = load_rows(table, num_rows, row_stride, padding, id, is_bag, column, in_row)
         if HAS_SCALE:
             rows = (rows.to(ACC) * tl.where(keep, x, 0.0)[:, None]).to(out.dtype.element_ty)
         where = out + bag[:, None] * out_stride + first + column[None, :]
         tl.store(where, rows, mask=is_bag[:, None] & in_row[None, :])
-        clear_if(ok, is_bad)
 
 
 @triton.jit(do_not_specialize=("batch", "num_bags", "nnz"))
@@ -116,7 +121,7 @@ def _bags_pool_kernel(
     scale,  # [nnz], or anything where HAS_SCALE is off
     out,  # [batch, D of all features], rows out_stride elements apart
     argmax,  # like out; anything where IS_MAX is off
-    ok,  # [1]
+    claim,  # [2]
     batch,
     num_bags,
     nnz,
@@ -144,12 +149,11 @@ def _bags_pool_kernel(
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     is_bag = b < batch
     bag = number * batch + b
-    entry = tl.load(offsets + bag, mask=is_bag, other=0).to(tl.int64)
-    end = tl.load(offsets + bag + 1, mask=is_bag, other=0).to(tl.int64)
-    is_ascending = (entry >= 0) & (entry <= end) & (end <= nnz)
-    is_ascending &= ((bag > 0) | (entry == 0)) & ((bag + 1 < num_bags) | (end == nnz))
-    is_bad = is_bag & (is_ascending == 0)
-    end = tl.where(is_ascending, end, entry)
+    entry, end, is_whole = bounds_of(offsets, bag, is_bag, num_bags, nnz)
+    report(
+        claim, _BAD_OFFSETS, is_bag & (is_whole == 0), entry, bag, nnz, tl.load(offsets + bag + 1, mask=is_bag, other=0)
+    )
+    lost = tl.full([BLOCK_B], _NEVER, tl.int32)  # the first entry of a bag with an id out of range
     longest = tl.max(end - entry, 0).to(tl.int32)
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
@@ -171,7 +175,7 @@ def _bags_pool_kernel(
             for k in tl.static_range(UNROLL):
                 id, is_entry, x = entries[k]
                 rows, keep, is_lost = load_rows(table, num_rows, row_stride, padding, id, is_entry, column, in_row)
-                is_bad |= is_lost
+                lost = tl.minimum(lost, tl.where(is_lost, chunk + k, _NEVER))
                 loaded += ((rows, keep),)
             for k in tl.static_range(UNROLL):
                 rows, keep = loaded[k]
@@ -195,7 +199,11 @@ def _bags_pool_kernel(
             divisor = tl.where(is_mean & (count > 1), count, 1).to(ACC)
             total = total / divisor[:, None]
         tl.store(out + where, total.to(out.dtype.element_ty), mask=in_tile)
-    clear_if(ok, is_bad)
+    is_lost = lost < _NEVER
+    if tl.max(is_lost.to(tl.int32), 0) > 0:
+        place = entry + lost
+        id = tl.load(ids + place, mask=is_lost, other=0).to(tl.int64)
+        report(claim, _BAD_IDS, is_lost, id, place, num_rows, tl.load(feature + TABLE))
 
 
 class _Feature(NamedTuple):
@@ -206,10 +214,12 @@ class _Feature(NamedTuple):
     column: int
     padding: int
     mode: int
+    table: int
 
     def line(self) -> tuple[int, ...]:
         w = self.weight
-        return w.data_ptr(), w.shape[0], w.stride(0), w.shape[1], self.column, self.padding, self.mode, self.number
+        place = (w.data_ptr(), w.shape[0], w.stride(0), w.shape[1])
+        return (*place, self.column, self.padding, self.mode, self.number, self.table)
 
 
 def _groups(features: Sequence[_Feature], out: Tensor) -> list[tuple[bool, int, int, int, Tensor]]:
@@ -226,9 +236,18 @@ def _groups(features: Sequence[_Feature], out: Tensor) -> list[tuple[bool, int, 
 
 
 def _gather(
-    features: Sequence[_Feature], ids: Tensor, strides: tuple[int, int], scale: Tensor | None, out: Tensor, ok: Tensor
+    features: Sequence[_Feature],
+    ids: Tensor,
+    strides: tuple[int, int],
+    scale: Tensor | None,
+    out: Tensor,
+    first_entry: int = 0,
 ) -> None:
-    """Launch `_bags_gather_kernel`: ids of bag b of feature f at f * strides[0] + b * strides[1]."""
+    """Launch `_bags_gather_kernel`: ids of bag b of feature f at f * strides[0] + b * strides[1].
+
+    Args:
+        first_entry: place of the first id among those of the call.
+    """
     if out.shape[0] == 0:
         return
     for _, block_d, vec, out_vec, lines in _groups(features, out):
@@ -240,8 +259,9 @@ def _gather(
             ids,
             out if scale is None else scale,
             out,
-            ok,
+            claim_of(out.device),
             out.shape[0],
+            first_entry,
             *strides,
             *((0, 0) if scale is None else scale.stride()),
             out.stride(0),
@@ -264,7 +284,6 @@ def _pool(
     scale: Tensor | None,
     out: Tensor,
     argmax: Tensor,
-    ok: Tensor,
 ) -> None:
     """Launch `_bags_pool_kernel`."""
     batch = out.shape[0]
@@ -281,7 +300,7 @@ def _pool(
             out if scale is None else scale,
             out,
             argmax,
-            ok,
+            claim_of(out.device),
             batch,
             num_features * batch,
             ids.shape[0],
@@ -308,44 +327,43 @@ def embedding_bags(
     modes: Sequence[int],
     padding: Sequence[int],
 ) -> list[Tensor]:
-    """Launch `_bags_gather_kernel` and `_bags_pool_kernel`; bad input is a device-side assertion.
+    """Launch `_bags_gather_kernel` and `_bags_pool_kernel`.
 
     Waits for the GPU only where there are several features of which one is not pooled: its length is in the offsets.
     """
     weights = [rows_adjacent(w) for w in weights]
     batch = num_bags(ids, offsets, len(tables))
-    ok = new_flag(ids.device)
     features, sequences, width = [], [], 0
     for number, (table, mode, pad) in enumerate(zip(tables, modes, padding, strict=True)):
         if is_pooled(mode, offsets):
             pad = -1 if mode == NONE else pad  # the row itself, padding or not
             kind = SUM if offsets is None else mode  # a bag of one id is its own sum
-            features.append(_Feature(number, weights[table], width, pad, kind))
+            features.append(_Feature(number, weights[table], width, pad, kind, table))
             width += weights[table].shape[1]
         else:
-            sequences.append(_Feature(number, weights[table], 0, -1, NONE))
+            sequences.append(_Feature(number, weights[table], 0, -1, NONE, table))
     pooled = weights[0].new_empty(batch, width)
     has_max = MAX in modes and offsets is not None
     argmax = ids.new_full((batch, width) if has_max else (0,), -1)
     if offsets is None:
-        _gather(features, ids, ids.stride(), per_sample_weights, pooled, ok)
-        torch._assert_async(ok, f"embedding_bags: {BAD_INPUT}")
+        _gather(features, ids, ids.stride(), per_sample_weights, pooled)
         return [pooled, argmax]
     ids, offsets = ids.contiguous(), offsets.contiguous()
     scale = None if per_sample_weights is None else per_sample_weights.contiguous()
-    _pool(features, len(tables), ids, offsets, scale, pooled, argmax, ok)
+    _pool(features, len(tables), ids, offsets, scale, pooled, argmax)
     out = [pooled, argmax]
     bounds = [0, ids.shape[0]]
     if sequences and len(tables) > 1:
         reason = "the lengths of unpooled features are in the offsets, for which it waits"
         refuse_capture("embedding_bags", ids.device, reason, "pool them, or look each up in a call of its own")
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
+        raise_faults(ids.device)
     for feature in sequences:
-        own = ids[bounds[feature.number] : bounds[feature.number + 1]]
+        begin = bounds[feature.number]
+        own = ids[begin : bounds[feature.number + 1]]
         rows = feature.weight.new_empty(own.shape[0], feature.weight.shape[1])
-        _gather([feature._replace(number=0)], own, (0, 1), None, rows, ok)
+        _gather([feature._replace(number=0)], own, (0, 1), None, rows, begin)
         out.append(rows)
-    torch._assert_async(ok, f"embedding_bags: {BAD_INPUT}")
     return out
 
 
@@ -358,8 +376,14 @@ def compile_cases() -> list[CompileCase]:
             vec = 16 // size if is_even else 1
             block_d = block_of(dim)
             common: dict[str, Any] = {"ACC": acc, "VEC": vec, "OUT_VEC": vec, "BLOCK_D": block_d}
-            pointers = {"features": "*i64", "ids": "*i64", "scale": f"*{element}", "out": f"*{element}", "ok": "*i32"}
-            gather = pointers | {"batch": "i32", "id_feature_stride": "i32", "id_stride": "i32"}
+            pointers = {
+                "features": "*i64",
+                "ids": "*i64",
+                "scale": f"*{element}",
+                "out": f"*{element}",
+                "claim": "*i64",
+            }
+            gather = pointers | {"batch": "i32", "first_entry": "i32", "id_feature_stride": "i32", "id_stride": "i32"}
             gather |= {"scale_feature_stride": "i32", "scale_stride": "i32", "out_stride": "i32"}
             block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4)
             constants = common | {"HAS_SCALE": dim == 7, "BLOCK_B": block_b}

@@ -17,24 +17,23 @@ from torch import Tensor
 from deeprec.kernels._checks import check_offsets
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch, refuse_capture
-from deeprec.kernels.embedding_bag.checks import SUM, num_bags
-from deeprec.kernels.embedding_bag.reference import check_ids, embedding_bags_plan_reference, features_of
-from deeprec.kernels.embedding_bag.triton_tables import (
-    clear_if,
-    constant,
-    new_flag,
-)
+from deeprec.kernels.embedding_bag.checks import num_bags
+from deeprec.kernels.embedding_bag.reference import embedding_bags_plan_reference
+from deeprec.kernels.embedding_bag.triton_tables import constant
+from deeprec.kernels.faults import claim_of, clear, number_of, raise_faults
+from deeprec.kernels.faults.triton_report import report
 
 _PLAN_BLOCK = 256
+_BAD_IDS = tl.constexpr(number_of("embedding_bags_plan", "ids"))
 
 
 @triton.jit(do_not_specialize=("nnz", "batch", "num_keys"))
 def _plan_keys_kernel(
-    features,  # [F, 3]: first key of the table, its rows, padding
+    features,  # [F, 4]: first key of the table, its rows, padding, number
     ids,  # [nnz] where HAS_BAGS, else id of bag b of feature f at f * id_feature_stride + b * id_stride
     bags,  # [nnz], or anything where HAS_BAGS is off
     keys,  # [nnz]
-    ok,  # [1]
+    claim,  # [2]
     nnz,
     num_features,
     batch,
@@ -56,12 +55,14 @@ def _plan_keys_kernel(
     if not HAS_BAGS:
         where = number * id_feature_stride + (bag - number * batch) * id_stride
     id = tl.load(ids + where, mask=is_entry, other=-1).to(tl.int64)
-    feature = features + number * 3
+    feature = features + number * 4
     start = tl.load(feature, mask=is_entry & is_known, other=0)
-    is_known &= (id >= 0) & (id < tl.load(feature + 1, mask=is_entry & is_known, other=0))
+    num_rows = tl.load(feature + 1, mask=is_entry & is_known, other=0)
+    is_lost = is_entry & is_known & ((id < 0) | (id >= num_rows))
+    is_known &= is_lost == 0
     keep = is_known & (id != tl.load(feature + 2, mask=is_entry & is_known, other=-1))
     tl.store(keys + p, tl.where(keep, start + id, num_keys).to(keys.dtype.element_ty), mask=is_entry)
-    clear_if(ok, is_entry & (is_known == 0))
+    report(claim, _BAD_IDS, is_lost, id, p, num_rows, tl.load(feature + 3, mask=is_lost, other=0))
 
 
 @triton.jit(do_not_specialize=("nnz", "num_keys"))
@@ -75,7 +76,7 @@ def _plan_heads_kernel(keys, heads, nnz, num_keys, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=("num_entries", "batch"))
 def _plan_rows_kernel(
-    features,  # [F, 3]
+    features,  # [F, 4]
     bags,  # [nnz], or anything where HAS_BAGS is off
     keys,  # [nnz] sorted
     entries,  # [nnz] the entry of each key
@@ -95,7 +96,7 @@ def _plan_rows_kernel(
     bag = tl.load(entries + i, mask=is_head, other=0)
     if HAS_BAGS:
         bag = tl.load(bags + bag, mask=is_head, other=0).to(tl.int64)
-    start = tl.load(features + bag // batch * 3, mask=is_head, other=0)
+    start = tl.load(features + bag // batch * 4, mask=is_head, other=0)
     row = tl.load(keys + i, mask=is_head, other=0) - start
     tl.store(rows + u, row.to(rows.dtype.element_ty), mask=is_head)
     tl.store(row_offsets + u, i.to(row_offsets.dtype.element_ty), mask=is_head)
@@ -123,8 +124,8 @@ def embedding_bags_plan(
     starts = [0, *itertools.accumulate(num_embeddings)]
     position = torch.int32 if nnz < 2**31 else torch.int64
     key_type = torch.int32 if starts[-1] < 2**31 else torch.int64
-    features = constant([(starts[t], num_embeddings[t], p) for t, p in zip(tables, padding, strict=True)], device)
-    ok = new_flag(device)
+    features = constant([(starts[t], num_embeddings[t], p, t) for t, p in zip(tables, padding, strict=True)], device)
+    claim = claim_of(device)
     bags = torch.empty(0, dtype=position, device=device)
     strides = (0, 0)
     if offsets is None:
@@ -137,22 +138,23 @@ def embedding_bags_plan(
     constants = {"HAS_BAGS": offsets is not None, "BLOCK": _PLAN_BLOCK}
     keys = torch.empty(nnz, dtype=key_type, device=device)
     sizes = (nnz, len(tables), batch)
-    launch(_plan_keys_kernel, grid, features, ids, bags, keys, ok, *sizes, *strides, starts[-1], **constants)
+    launch(_plan_keys_kernel, grid, features, ids, bags, keys, claim, *sizes, *strides, starts[-1], **constants)
     keys, entries = torch.sort(keys, stable=True)
     heads = torch.empty(nnz, dtype=position, device=device)
     launch(_plan_heads_kernel, grid, keys, heads, nnz, starts[-1], BLOCK=_PLAN_BLOCK)
     counts = torch.zeros(nnz + 1, dtype=position, device=device)
     torch.cumsum(heads, 0, dtype=position, out=counts[1:])
-    is_fine = ok[0] > 0
+    numbers = [counts[-1]]
     if offsets is not None:
-        is_fine &= (offsets[0] == 0) & (offsets[-1] == nnz) & (offsets[1:] >= offsets[:-1]).all()
-    numbers = [counts[-1], is_fine.to(position)]
+        numbers.append(((offsets[0] == 0) & (offsets[-1] == nnz) & (offsets[1:] >= offsets[:-1]).all()).to(position))
     if max(padding) >= 0:
         numbers.append((keys < starts[-1]).sum(dtype=position))
-    num_rows, is_fine, *num_kept = torch.stack(numbers).tolist()
-    kept = num_kept[0] if num_kept else nnz
-    if not is_fine:
-        _raise_bad_id(ids, offsets, num_embeddings, tables, padding)
+    num_rows, *more = torch.stack(numbers).tolist()
+    if offsets is not None and not more.pop(0):
+        clear(device)  # ids of wrong bags were looked for in wrong tables
+        check_offsets("embedding_bags_plan", ids, offsets)
+    raise_faults(device)
+    kept = more[0] if more else nnz
     rows = torch.empty(num_rows, dtype=ids.dtype, device=device)
     row_offsets = torch.zeros(num_rows + 1, dtype=position, device=device)
     launch(_plan_rows_kernel, grid, features, bags, keys, entries, counts, rows, row_offsets, kept, batch, **constants)
@@ -160,20 +162,11 @@ def embedding_bags_plan(
     return rows, row_offsets, entries[:kept].to(position), bags, counts[bounds].to(torch.int64)
 
 
-def _raise_bad_id(
-    ids: Tensor, offsets: Tensor | None, num_embeddings: Sequence[int], tables: Sequence[int], padding: Sequence[int]
-) -> None:
-    """As the reference does."""
-    function, dims, modes = "embedding_bags_plan", [0] * len(num_embeddings), [SUM] * len(tables)
-    check_offsets(function, ids, offsets)
-    check_ids(function, features_of(ids, offsets, dims, tables, modes, padding), num_embeddings, tables)
-
-
 def compile_cases() -> list[CompileCase]:
     """Each kernel for int32 keys with bags and int64 keys without."""
     cases = []
     for index, has_bags in (("i32", True), ("i64", False)):
-        types = {"features": "*i64", "ids": f"*{index}", "bags": "*i32", "keys": f"*{index}", "ok": "*i32"}
+        types = {"features": "*i64", "ids": f"*{index}", "bags": "*i32", "keys": f"*{index}", "claim": "*i64"}
         types |= {"heads": "*i32", "entries": "*i64", "counts": "*i32", "rows": f"*{index}", "row_offsets": "*i32"}
         sizes = ("nnz", "num_features", "batch", "id_feature_stride", "id_stride", "num_keys", "num_entries")
         types |= dict.fromkeys(sizes, "i32")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
+from deeprec.kernels.embedding_bag.backward import Plan
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
@@ -29,8 +30,9 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     STRIDE,
     block_of,
     constant,
-    new_flag,
 )
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS, ftrl_step, store_weight
 
 # Columns of a table's line; the others are those of a feature's.
@@ -80,11 +82,12 @@ def _rows_pieces_kernel(
     table_starts,  # [T + 1]
     row_tables,  # [U] out: the table of each row
     pieces,  # [U] out: pieces of each row, 0 for a short one
-    ok,  # [1], set to 0 for a plan of other tables or entries
+    claim,  # [2]
     num_rows,
     num_tables,
     num_entries,
     steps,
+    CHECK: tl.constexpr,  # what fails for a plan of other tables or entries
     BLOCK: tl.constexpr,
 ):
     """Table and number of pieces of each row."""
@@ -101,7 +104,7 @@ def _rows_pieces_kernel(
     length = _piece_length(tl.maximum(count, 1))
     tl.store(row_tables + u, table.to(tl.int32), mask=is_row)
     tl.store(pieces + u, tl.where(count > SHORT, (count + length - 1) // length, 0), mask=is_row)
-    tl.store(ok + tl.zeros_like(table), tl.zeros_like(table).to(tl.int32), mask=is_row & (is_known == 0))
+    report(claim, CHECK, is_row & (is_known == 0), row, u, size, 0)
 
 
 @triton.jit
@@ -283,25 +286,30 @@ class Pieces(NamedTuple):
     Attributes:
         row_tables: table of each row, [U] int32.
         starts: pieces of the rows before it, [U + 1], dtype of row_offsets.
-        ok: [1], 0 where the plan does not fit the tables.
+        claim: of the device; passes over rows do nothing while a fault is claimed.
         most: an upper bound of the number of pieces, known without asking the GPU.
         steps: of a binary search among the rows.
     """
 
     row_tables: Tensor
     starts: Tensor
-    ok: Tensor
+    claim: Tensor
     most: int
     steps: int
 
 
-def find_pieces(lines: Tensor, rows: Tensor, row_offsets: Tensor, order: Tensor, table_starts: Tensor) -> Pieces:
-    """Launch `_rows_pieces_kernel`."""
+def find_pieces(op: str, lines: Tensor, plan: Plan) -> Pieces:
+    """Launch `_rows_pieces_kernel`.
+
+    Args:
+        op: the operator, whose check the plan has to pass.
+    """
+    rows, row_offsets, order, _, table_starts = plan
     num_rows, num_tables = rows.shape[0], table_starts.shape[0] - 1
     row_tables = torch.empty(num_rows, dtype=torch.int32, device=rows.device)
     starts = torch.zeros(num_rows + 1, dtype=row_offsets.dtype, device=rows.device)
     counts = torch.empty_like(row_offsets[1:])
-    ok = new_flag(rows.device)
+    claim = claim_of(rows.device)
     launch(
         _rows_pieces_kernel,
         (triton.cdiv(num_rows, _BLOCK),),
@@ -311,16 +319,17 @@ def find_pieces(lines: Tensor, rows: Tensor, row_offsets: Tensor, order: Tensor,
         table_starts,
         row_tables,
         counts,
-        ok,
+        claim,
         num_rows,
         num_tables,
         order.shape[0],
         num_tables.bit_length(),
+        CHECK=number_of(op, "plan"),
         BLOCK=_BLOCK,
     )
     torch.cumsum(counts, 0, dtype=starts.dtype, out=starts[1:])
     # A row of n > SHORT entries has at most n / 32 + 1 pieces.
-    return Pieces(row_tables, starts, ok, 3 * order.shape[0] // SHORT.value + 1, num_rows.bit_length())
+    return Pieces(row_tables, starts, claim, 3 * order.shape[0] // SHORT.value + 1, num_rows.bit_length())
 
 
 def warps_of(stage: int) -> int:
@@ -365,6 +374,7 @@ def groups_of(
 def compile_cases() -> list[CompileCase]:
     """The plan of pieces; the rest of this file are parts of other kernels."""
     types = {"tables": "*i64", "rows": "*i64", "row_offsets": "*i32", "table_starts": "*i64", "row_tables": "*i32"}
-    types |= {"pieces": "*i32", "ok": "*i32", "num_rows": "i32", "num_tables": "i32", "num_entries": "i32"}
-    types |= {"steps": "i32", "BLOCK": "constexpr"}
-    return [CompileCase("rows_pieces", _rows_pieces_kernel, types, {"BLOCK": _BLOCK})]
+    types |= {"pieces": "*i32", "claim": "*i64", "num_rows": "i32", "num_tables": "i32", "num_entries": "i32"}
+    types |= {"steps": "i32", "CHECK": "constexpr", "BLOCK": "constexpr"}
+    constants = {"CHECK": number_of("embedding_bags_update_", "plan"), "BLOCK": _BLOCK}
+    return [CompileCase("rows_pieces", _rows_pieces_kernel, types, constants)]

@@ -41,6 +41,7 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     rows_of_tile,
     sent,
 )
+from deeprec.kernels.faults import raise_faults
 from deeprec.kernels.sparse_update.checks import wide_dtype
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
 from deeprec.kernels.sparse_update.triton_rows import seed_halves
@@ -186,7 +187,7 @@ class RowPass(NamedTuple):
                 outs=nothing if outs is None else outs,
                 scalars=nothing if rule is None else rule.scalars,
                 squares=nothing if squares is None else squares,
-                ok=self.pieces.ok,
+                claim=self.pieces.claim,
                 num_rows=rows.shape[0],
                 steps=self.pieces.steps,
                 batch=self.batch,
@@ -211,10 +212,8 @@ class RowPass(NamedTuple):
                 **registers(MAX_REGISTERS),
             )
 
-    def finish(self, op: str) -> Tensor:
-        """The gradient of the entries' weights [0 where nobody asks], after a check that the plan fitted the tables."""
-        message = f"{op}: the plan must come from embedding_bags_plan of these ids and offsets"
-        torch._assert_async(self.pieces.ok, message)
+    def entry_grads(self) -> Tensor:
+        """The gradient of the entries' weights, [0] where nobody asks."""
         return self.grad.new_empty(0) if self.entries_grad is None else self.entries_grad.to(self.grad.dtype)
 
 
@@ -249,11 +248,12 @@ def empty_grads(op: str, tables: Sequence[Tensor], table_starts: Tensor) -> list
     """For the gradients of the touched rows of each table; waits for the GPU. More tables repeat the same rows."""
     refuse_capture_of_grads(op, table_starts.device)
     counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
+    raise_faults(table_starts.device)
     return [w.new_empty(count, *w.shape[1:]) for w, count in zip(tables, itertools.cycle(counts), strict=False)]
 
 
 def store_grads(
-    op: str, entries: Entries, start: Callable[[], RowPass], outs: Sequence[Tensor], is_dense: bool = False
+    entries: Entries, start: Callable[[], RowPass], outs: Sequence[Tensor], is_dense: bool = False
 ) -> list[Tensor]:
     """Fill outs, one a table, with the gradients of the touched rows, or of whole tables where is_dense.
 
@@ -267,7 +267,7 @@ def store_grads(
     rows_pass = start()
     addresses = sent([out.data_ptr() for out in outs], torch.int64, outs[0].device)
     rows_pass.run(STORE.value, outs=addresses, is_dense=is_dense)
-    return [*outs, rows_pass.finish(op)]
+    return [*outs, rows_pass.entry_grads()]
 
 
 def take_step(
@@ -296,7 +296,7 @@ def take_step(
         rows_pass.run(NORM.value, rule, squares=squares)
         set_clip(rule, squares, given.max_norm)
     rows_pass.run(UPDATE.value, rule)
-    return rows_pass.finish(op)
+    return rows_pass.entry_grads()
 
 
 class RowsCase(NamedTuple):
@@ -334,7 +334,9 @@ class RowsCase(NamedTuple):
         vec = 1 if self.dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(self.element, 2)
         block_d = block_of(self.dim)
         types = types | dict.fromkeys(("tables", "table_starts", "outs", "rows"), "*i64")
-        types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
+        types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts"), "*i32") | {
+            "claim": "*i64"
+        }
         types |= {"grad": f"*{self.element}"} | dict.fromkeys(("scratch", "scalars", "squares"), f"*{self.wide}")
         types["count"] = "*i64"
         types |= dict.fromkeys(("num_rows", "steps", "batch", "width", "grad_stride", *SEEDS), "i32")

@@ -17,16 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels import _door
+from deeprec.kernels.faults.triton_report import report_one
 
 # Columns of a feature's line. A padding that no id has: -1.
-ADDRESS, ROWS, STRIDE, DIM, COLUMN, PADDING, MODE, NUMBER = (tl.constexpr(i) for i in range(8))
-FIELDS = tl.constexpr(8)
+ADDRESS, ROWS, STRIDE, DIM, COLUMN, PADDING, MODE, NUMBER, TABLE = (tl.constexpr(i) for i in range(9))
+FIELDS = tl.constexpr(9)
 
 BackwardT = TypeVar("BackwardT", bound=Any)  # BagsBackward or FMBackward
 
 MAX_BLOCK = 256  # columns of a tile; wider rows are walked in blocks
 _LANES = 64 if torch.version.hip else 32  # threads of a warp
-BAD_INPUT = "ids must be in [0, num_embeddings) and offsets ascend from 0 to the number of ids"
 
 
 @triton.jit
@@ -49,9 +49,26 @@ def load_rows(table, num_rows, row_stride, padding, ids, is_entry, column, in_ro
 
 
 @triton.jit
-def clear_if(ok, is_bad):
-    """Set the flag ok [1] to 0 where any of is_bad [N] holds."""
-    tl.store(ok + tl.zeros_like(is_bad).to(tl.int32), tl.zeros_like(is_bad).to(tl.int32), mask=is_bad)
+def bounds_of(offsets, bag, is_bag, num_bags, nnz):
+    """First entry of bags [N] and the entry after the last; whether they lie where they should: if not, none do."""
+    entry = tl.load(offsets + bag, mask=is_bag, other=0).to(tl.int64)
+    end = tl.load(offsets + bag + 1, mask=is_bag, other=0).to(tl.int64)
+    is_whole = (entry >= 0) & (entry <= end) & (end <= nnz)
+    is_whole &= ((bag > 0) | (entry == 0)) & ((bag + 1 < num_bags) | (end == nnz))
+    return entry, tl.where(is_whole, end, entry), is_whole
+
+
+@triton.jit
+def report_bags(claim, OFFSETS, IDS, offsets, ids, first, last, num_bags, nnz, num_rows, table):
+    """Look again at the bags [first, last) of a feature, and report by the two checks what is wrong with one."""
+    for bag in range(first, tl.minimum(last, num_bags)):
+        entry, end = tl.load(offsets + bag).to(tl.int64), tl.load(offsets + bag + 1).to(tl.int64)
+        is_whole = (entry >= 0) & (entry <= end) & (end <= nnz)
+        is_whole &= ((bag > 0) | (entry == 0)) & ((bag + 1 < num_bags) | (end == nnz))
+        report_one(claim, OFFSETS, is_whole == 0, entry, bag, nnz, end)
+        for p in range(entry, tl.where(is_whole, end, entry)):
+            id = tl.load(ids + p).to(tl.int64)
+            report_one(claim, IDS, (id < 0) | (id >= num_rows), id, p, num_rows, table)
 
 
 def rows_adjacent(x: Tensor) -> Tensor:
@@ -118,11 +135,6 @@ def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> T
     assert not _door.is_capturing(device)
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
-
-
-def new_flag(device: torch.device) -> Tensor:
-    """[1] int32, 1: nothing is wrong yet."""
-    return torch.ones(1, dtype=torch.int32, device=device)
 
 
 def flat_plan(given: BackwardT) -> BackwardT:

@@ -95,8 +95,8 @@ def embedding_fm(
         [B], dtype of the tables, accumulated in float32 (float64 for float64); with need_embeddings a pair of it and
         the embeddings.
     Raises:
-        IndexError: an id is out of range; names the table, the value and the position (on a GPU: a device-side
-            assertion). Nothing has been changed then.
+        IndexError: an id is out of range; names the table, the value and the position (on a GPU at the
+            next look: see `deeprec.kernels.faults`). Nothing has been changed then.
         TypeError, ValueError: as the message says.
     Reference: Rendle 2010, Factorization Machines, eq. 1 and lemma 3.1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
     """

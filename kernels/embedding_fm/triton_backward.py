@@ -30,6 +30,7 @@ from deeprec.kernels.embedding_fm.triton_grad import BAGS, EMBEDDINGS, FM_ROWS, 
 
 
 def _pass(
+    op: str,
     weights: Sequence[Tensor],
     linear: Sequence[Tensor],
     given: FMBackward,
@@ -66,7 +67,7 @@ def _pass(
     if linear:
         flat = [w.view(-1, 1) for w in linear]
         linear_lines = groups_of(flat, [1] * count, none, none, first[count:], second[count:])[0].lines
-    pieces = find_pieces(group.lines, plan[0], plan[1], plan[2], plan[4])
+    pieces = find_pieces(op, group.lines, plan)
     scratch, scratch2 = (sums.new_empty(pieces.most, size) for size in (dim, 2))
     arguments = {
         "linear_tables": linear_lines,
@@ -97,7 +98,7 @@ def embedding_fm_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args
     op, given = "embedding_fm_grad", flat_plan(FMBackward(*args))
     weights = [rows_adjacent(w) for w in weights]
     outs = empty_grads(op, [*weights, *linear], given.table_starts)
-    return store_grads(op, _entries(given), functools.partial(_pass, weights, linear, given), outs)
+    return store_grads(_entries(given), functools.partial(_pass, op, weights, linear, given), outs)
 
 
 def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -112,7 +113,7 @@ def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor],
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = FMBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in [*weights, *linear]]
-    return store_grads(op, _entries(given), functools.partial(_pass, weights, linear, given), outs, is_dense=True)
+    return store_grads(_entries(given), functools.partial(_pass, op, weights, linear, given), outs, is_dense=True)
 
 
 def embedding_fm_update_(
@@ -128,5 +129,5 @@ def embedding_fm_update_(
         args: the fields of `FMBackward`, then those of `Step`.
     """
     op, given, step = "embedding_fm_update_", flat_plan(FMBackward(*args[:-6])), Step(*args[-6:])
-    start = functools.partial(_pass, weights, linear, given, first, second)
+    start = functools.partial(_pass, op, weights, linear, given, first, second)
     return take_step(op, _entries(given), start, weights[0], bool(first), step)

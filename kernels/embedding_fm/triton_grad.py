@@ -152,7 +152,7 @@ def _embedding_fm_rows_kernel(
     outs,  # [2 T] addresses of the gradients, tables first (STORE)
     scalars,  # hyperparameters (UPDATE, NORM)
     squares,  # [U] (NORM)
-    ok,  # [1]; where it is 0 nothing is done
+    claim,  # [2]; while a fault is claimed nothing is done
     num_rows,
     num_tables,
     steps,
@@ -177,7 +177,7 @@ def _embedding_fm_rows_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Gradients of rows and linear weights: stored by piece, stored by row, squared, or handed to the optimizer."""
-    if tl.load(ok) == 0:
+    if tl.load(claim) != 0:
         return
     if STAGE == PIECES and tl.program_id(0) * BLOCK_R >= tl.load(piece_starts + num_rows):
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +19,6 @@ from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
-    BAD_INPUT,
     COLUMN,
     DIM,
     FIELDS,
@@ -28,15 +26,16 @@ from deeprec.kernels.embedding_bag.triton_tables import (
     PADDING,
     ROWS,
     STRIDE,
+    TABLE,
     acc_of,
     block_of,
-    clear_if,
+    bounds_of,
     constant,
     is_aligned,
     load_rows,
-    new_flag,
     pointer_at,
     registers,
+    report_bags,
     rows_adjacent,
     rows_of_tile,
 )
@@ -45,6 +44,8 @@ from deeprec.kernels.embedding_fm.triton_backward import (
     embedding_fm_grad,
     embedding_fm_update_,
 )
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report
 
 __all__ = [
     "compile_cases",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 _LINEAR, _LINEAR_STRIDE = COLUMN, MODE  # of a feature's line: where its linear weights lie
+_BAD_IDS, _BAD_OFFSETS = (tl.constexpr(number_of("embedding_fm", x)) for x in ("ids", "offsets"))
 _WARPS, _UNROLL, _MAX_REGISTERS = 2, 8, 168
 
 
@@ -67,7 +69,7 @@ def _embedding_fm_fwd_kernel(
     out,  # [batch]
     sums,  # [batch, D] in ACC
     embeddings,  # [batch, F, D], or anything where NEED_EMBEDDINGS is off
-    ok,  # [1]
+    claim,  # [2]
     batch,
     num_features,
     nnz,
@@ -91,6 +93,7 @@ def _embedding_fm_fwd_kernel(
     is_sample = b < batch
     total = tl.zeros([BLOCK_B], ACC)
     is_bad = is_sample & (b < 0)
+    lost = tl.zeros([BLOCK_B], tl.int32) + num_features  # the first feature with an id out of range
     for begin in range(0, dim, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
@@ -104,13 +107,8 @@ def _embedding_fm_fwd_kernel(
             longest = 1
             if HAS_OFFSETS:
                 bag = tl.cast(f, tl.int64) * batch + b
-                entry = tl.load(offsets + bag, mask=is_sample, other=0).to(tl.int64)
-                end = tl.load(offsets + bag + 1, mask=is_sample, other=0).to(tl.int64)
-                is_ascending = (entry >= 0) & (entry <= end) & (end <= nnz)
-                is_ascending &= (bag > 0) | (entry == 0)
-                is_ascending &= (bag + 1 < tl.cast(num_features, tl.int64) * batch) | (end == nnz)
-                is_bad |= is_sample & (is_ascending == 0)
-                end = tl.where(is_ascending, end, entry)
+                entry, end, is_whole = bounds_of(offsets, bag, is_sample, tl.cast(num_features, tl.int64) * batch, nnz)
+                is_bad |= is_sample & (is_whole == 0)
                 longest = tl.max(end - entry, 0).to(tl.int32)
             of_bag = tl.zeros([BLOCK_B, BLOCK_D], ACC)
             for chunk in range(0, longest, UNROLL):
@@ -135,7 +133,10 @@ def _embedding_fm_fwd_kernel(
                     row_stride = tl.multiple_of(tl.load(line + STRIDE), VEC)
                     id = tl.load(ids + place, mask=is_entry, other=0).to(tl.int64)
                     rows, keep, is_lost = load_rows(table, num_rows, row_stride, padding, id, is_entry, column, in_row)
-                    is_bad |= is_lost
+                    if HAS_OFFSETS:
+                        is_bad |= is_lost
+                    else:
+                        lost = tl.where(is_lost & (lost == num_features), f + k, lost)
                     x = keep
                     w = keep
                     if HAS_VALUES:
@@ -169,7 +170,23 @@ def _embedding_fm_fwd_kernel(
         if begin == 0:
             total += straight
     tl.store(out + b, total.to(out.dtype.element_ty), mask=is_sample)
-    clear_if(ok, is_bad)
+    if HAS_OFFSETS:
+        if tl.max(is_bad.to(tl.int32), 0) > 0:
+            for f in range(0, num_features):
+                start = tl.cast(f, tl.int64) * batch + tl.program_id(0).to(tl.int64) * BLOCK_B
+                last = tl.minimum(start + BLOCK_B, tl.cast(f + 1, tl.int64) * batch)
+                num_rows = tl.load(features + f * FIELDS + ROWS)
+                table = tl.load(features + f * FIELDS + TABLE)
+                num_bags = tl.cast(num_features, tl.int64) * batch
+                report_bags(claim, _BAD_OFFSETS, _BAD_IDS, offsets, ids, start, last, num_bags, nnz, num_rows, table)
+    else:
+        # Without a branch around these loads, which nearly always load nothing: that would take more registers.
+        is_lost = lost < num_features
+        place = tl.cast(lost, tl.int64) * id_feature_stride + b * id_stride
+        id = tl.load(ids + place, mask=is_lost, other=0).to(tl.int64)
+        num_rows = tl.load(features + lost * FIELDS + ROWS, mask=is_lost, other=0)
+        table = tl.load(features + lost * FIELDS + TABLE, mask=is_lost, other=0)
+        report(claim, _BAD_IDS, is_lost, id, tl.cast(lost, tl.int64) * batch + b, num_rows, table)
 
 
 def embedding_fm(
@@ -182,7 +199,7 @@ def embedding_fm(
     padding: Sequence[int],
     need_embeddings: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch `_embedding_fm_fwd_kernel` without waiting for the GPU; bad input is a device-side assertion."""
+    """Launch `_embedding_fm_fwd_kernel` without waiting for the GPU."""
     weights = [rows_adjacent(w) for w in weights]
     first, dim, num_features = weights[0], weights[0].shape[1], len(tables)
     batch = num_bags(ids, offsets, num_features)
@@ -199,11 +216,10 @@ def embedding_fm(
     for table, pad in zip(tables, padding, strict=True):
         w = weights[table]
         one = (linear[table].data_ptr(), linear[table].stride(0)) if linear else (0, 0)
-        lines.append((w.data_ptr(), w.shape[0], w.stride(0), dim, one[0], pad, one[1], 0))
+        lines.append((w.data_ptr(), w.shape[0], w.stride(0), dim, one[0], pad, one[1], 0, table))
     vec = 16 // first.element_size() if all(is_aligned(w) for w in weights) else 1
     block_d = block_of(dim)
     block_b = rows_of_tile(block_d, vec, _WARPS, 1)
-    ok = new_flag(ids.device)
     launch(
         _embedding_fm_fwd_kernel,
         (triton.cdiv(batch, block_b),),
@@ -214,7 +230,7 @@ def embedding_fm(
         out,
         sums,
         embeddings,
-        ok,
+        claim_of(ids.device),
         batch,
         num_features,
         ids.numel(),
@@ -232,7 +248,6 @@ def embedding_fm(
         num_warps=_WARPS,
         **registers(_MAX_REGISTERS),
     )
-    torch._assert_async(ok, f"embedding_fm: {BAD_INPUT}")
     return out, sums, embeddings
 
 
@@ -245,7 +260,7 @@ def compile_cases() -> list[CompileCase]:
 
 def _case(element: str, dim: int, has_offsets: bool, has_all: bool) -> CompileCase:
     vec = 1 if dim == 7 else 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
-    types = {"features": "*i64", "ids": "*i64", "offsets": "*i64", "ok": "*i32"}
+    types = {"features": "*i64", "ids": "*i64", "offsets": "*i64", "claim": "*i64"}
     types |= dict.fromkeys(("values", "out", "embeddings"), f"*{element}")
     types["sums"] = "*fp64" if element == "fp64" else "*fp32"
     sizes = ("batch", "num_features", "nnz", "id_feature_stride", "id_stride", "value_feature_stride", "value_stride")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_float, require
+from deeprec.kernels.fm_interaction.checks import check, check_grad
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -13,31 +13,22 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check(function: str, x: Tensor) -> None:
-    require(x.dim() == 3, function, "x must be [B, F, D]", x)
-    check_float(function, "x", x)
-
-
 def bi_interaction_reference(x: Tensor) -> Tensor:
     """0.5 [(sum_f x)^2 - sum_f x^2], [B, D]."""
-    _check("bi_interaction", x)
+    check("bi_interaction", x)
     wide = x.to(wide_dtype(x.dtype))
     return (0.5 * (wide.sum(1).square() - wide.square().sum(1))).to(x.dtype)
 
 
 def fm_interaction_reference(x: Tensor) -> Tensor:
     """bi_interaction summed over d before it is rounded, [B]."""
-    _check("fm_interaction", x)
+    check("fm_interaction", x)
     return bi_interaction_reference(x.to(wide_dtype(x.dtype))).sum(1).to(x.dtype)
 
 
 def fm_interaction_grad_reference(grad: Tensor, x: Tensor) -> Tensor:
     """grad (sum_f x - x), [B, F, D], for grad [B] or [B, D]."""
-    _check("fm_interaction_grad", x)
-    batch, _, dim = x.shape
-    requirement = f"grad must be [{batch}] or [{batch}, {dim}] of {x.dtype}"
-    has_shape = grad.shape in ((batch,), (batch, dim)) and grad.dtype == x.dtype
-    require(has_shape, "fm_interaction_grad", requirement, grad)
+    check_grad(grad, x)
     wide = x.to(wide_dtype(x.dtype))
     grad = grad.reshape(*grad.shape, *(1,) * (2 - grad.dim())).unsqueeze(1).to(wide.dtype)  # [B, 1, D or 1]
     return (grad * (wide.sum(1, keepdim=True) - wide)).to(x.dtype).contiguous()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels import _library
+from deeprec.kernels.faults import report_where
 from deeprec.kernels.plan_check.reference import plan_check_reference
 
 __all__ = ["PlanFacts", "is_remembered", "remember_source", "require_plan"]
@@ -93,7 +94,7 @@ def require_plan(
         ids: [F, B], or [nnz] with offsets [F * B + 1]; checked already.
         facts: the tables and the features.
     Raises:
-        ValueError: the plan is not theirs (on a GPU: a device-side assertion, so as not to wait for it).
+        ValueError: the plan is not theirs (on a GPU at the next look, so as not to wait for it: see `kernels/faults`).
         TypeError: it is no plan.
     """
     if torch.compiler.is_compiling():
@@ -105,6 +106,6 @@ def require_plan(
     is_theirs = torch.ops.deeprec.plan_check(ids, offsets, *facts, *plan)
     message = f"{function}: {name} must be made from these ids, got the plan of others or a changed one; call {maker}"
     if ids.device.type != "cpu":
-        torch._assert_async(is_theirs, message)
+        report_where(~is_theirs, ValueError, message)
     elif not is_theirs:
         raise ValueError(message)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._errors import translate
-from deeprec.kernels._library import define
-from deeprec.kernels.sample_negatives.reference import check_users, sample_negatives_reference
+from deeprec.kernels._library import define, implement_cuda
+from deeprec.kernels.sample_negatives.reference import sample_negatives_reference
 
 __all__ = ["AliasTable", "alias_table", "sample_negatives", "sample_negatives_reference"]
 
@@ -104,6 +104,7 @@ define(
     sample_negatives_reference,
     _fake,
 )
+implement_cuda("sample_negatives", ("sample_negatives",))
 
 
 def sample_negatives(
@@ -138,7 +139,8 @@ def sample_negatives(
     Raises:
         TypeError: a dtype other than these.
         IndexError: a user outside indptr, naming it and its position; an item of `indices` outside the catalogue.
-        ValueError: a user who has seen every item (or every item of positive weight); shapes that do not fit.
+        ValueError: a user who has seen every item (or every item of positive weight); shapes that do not fit. On a GPU
+            the errors about users come at the next look (`deeprec.kernels.faults`), and their negatives are 0.
     Reference: He et al. 2017 (arXiv 1708.05031), section 3.1; Salmon et al. 2011 for the generator.
     """
     _check_arguments(users, indptr, indices, num_items, num_negatives, seed, offset, popularity)
@@ -149,8 +151,6 @@ def sample_negatives(
         out = torch.ops.deeprec.sample_negatives(*arguments)
         return out
     _check_lists(indptr, indices, num_items)
-    if users.device.type != "cpu":
-        check_users(users, indptr, indices, num_items)  # a GPU kernel cannot raise
     try:
         out = torch.ops.deeprec.sample_negatives(*arguments)
     except RuntimeError as error:

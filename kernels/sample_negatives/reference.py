@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_index, require
+from deeprec.kernels.sample_negatives.checks import check, check_users
 
 MAX_ATTEMPTS = 64  # csrc/sample_negatives.h: kMaxAttempts
 _MASK = 0xFFFFFFFF
@@ -43,57 +43,6 @@ def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> 
     return c0, c1, c2, c3
 
 
-def check_users(users: Tensor, indptr: Tensor, indices: Tensor, num_items: int) -> None:
-    """Raise as the CPU kernel does: IndexError for an unknown user, ValueError for one without anything to draw."""
-    num_users = indptr.numel() - 1
-    flat = users.flatten().long()
-    bad = ((flat < 0) | (flat >= num_users)).nonzero()
-    if bad.numel():
-        position = int(bad[0, 0])
-        raise IndexError(
-            f"sample_negatives: users must lie in [0, {num_users}), got {int(flat[position])} at position {position}"
-        )
-    first, last = indptr[flat], indptr[flat + 1]
-    bad = ((first < 0) | (first > last) | (last > indices.numel())).nonzero()
-    if bad.numel():
-        row = int(bad[0, 0])
-        raise ValueError(
-            f"sample_negatives: indptr must rise from 0 to {indices.numel()} (the length of indices), got "
-            f"{int(first[row])} and {int(last[row])} for user {int(flat[row])}"
-        )
-    full = (last - first >= num_items).nonzero()
-    if full.numel():
-        raise ValueError(
-            f"sample_negatives: user {int(flat[full[0, 0]])} has seen all {num_items} items, so no negative exists; "
-            "leave the user out"
-        )
-
-
-def _check(users: Tensor, indptr: Tensor, indices: Tensor, num_items: int, num_negatives: int, offset: int) -> None:
-    function = "sample_negatives"
-    check_index(function, "users", users)
-    for name, given, dtype in (("indptr", indptr, torch.int64), ("indices", indices, torch.int32)):
-        if given.dtype != dtype:
-            raise TypeError(f"{function}: {name} must be {dtype}, got {given.dtype}")
-    require(offset >= 0, function, "offset must be >= 0", offset)
-    require(0 < num_items < 2**31, function, "num_items must lie in [1, 2^31)", num_items)
-    require(0 <= num_negatives < 2**31, function, "num_negatives must lie in [0, 2^31)", num_negatives)
-    require(indptr.numel() > 0, function, "indptr needs num_users + 1 entries", indptr)
-
-
-def _check_table(num_items: int, threshold: Tensor | None, alias: Tensor | None, cumulative: Tensor | None) -> None:
-    if threshold is None:
-        return
-    function = "sample_negatives"
-    requirement = f"the alias table must describe {num_items} items; build it with alias_table(weights)"
-    for given, size, dtype in (
-        (threshold, num_items, torch.int64),
-        (alias, num_items, torch.int32),
-        (cumulative, num_items + 1, torch.int64),
-    ):
-        require(given is not None and given.numel() == size and given.dtype == dtype, function, requirement, given)
-
-
 def sample_negatives_reference(
     users: Tensor,
     indptr: Tensor,
@@ -107,15 +56,15 @@ def sample_negatives_reference(
     cumulative: Tensor | None = None,
 ) -> Tensor:
     """Unseen items for each user; see `deeprec.kernels.sample_negatives.sample_negatives` for the arguments."""
-    _check(users, indptr, indices, num_items, num_negatives, offset)
+    check(users, indptr, indices, num_items, num_negatives, seed, offset, threshold, alias, cumulative)
     users, indptr, indices = users.reshape(-1), indptr.reshape(-1), indices.reshape(-1)
     num_rows = users.numel()
     out = users.new_empty((num_rows, num_negatives))
     if out.numel() == 0:
         return out
-    _check_table(num_items, threshold, alias, cumulative)
-    check_users(users, indptr, indices, num_items)
     device = users.device
+    if device.type != "cpu":  # what follows waits for the device anyway
+        check_users(users, indptr, indices, num_items)
     step = 1 if threshold is None else 2
     per_block = 4 // step
     row = torch.arange(num_rows, device=device).repeat_interleave(num_negatives)

@@ -34,7 +34,8 @@ from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate, mark_cha
 from deeprec.kernels.embedding_bag.composite import bag_of_entries
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.plan_check import PlanFacts, remember_source, require_plan
-from deeprec.kernels.sampled_linear_loss.reference import SampledArguments, entry_losses, sampled_linear_loss_reference
+from deeprec.kernels.sampled_linear_loss.checks import SampledArguments
+from deeprec.kernels.sampled_linear_loss.reference import entry_losses, sampled_linear_loss_reference
 
 __all__ = ["ACTIVATIONS", "LOSSES", "csr_plan", "sampled_linear_loss"]
 

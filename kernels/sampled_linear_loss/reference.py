@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.kernels._checks import check_float, check_rows, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sampled_linear_loss.checks import (
+    CROSS_ENTROPY,
+    LOGISTIC,
+    SIGMOID,
+    SQUARED,
+    TANH,
+    SampledArguments,
+    check,
+)
 from deeprec.kernels.sums import add_rows
-
-IDENTITY, SIGMOID, TANH = range(3)
-SQUARED, CROSS_ENTROPY, LOGISTIC, HINGE = range(4)
-
-
-class SampledArguments(NamedTuple):
-    """What the operator takes, in the order of its schema; see `sampled_linear_loss`.
-
-    Attributes:
-        activation, loss: places in `ACTIVATIONS` and `LOSSES`.
-        need_grad: whether the gradient of hidden is asked for.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    indptr: Tensor
-    indices: Tensor
-    targets: Tensor
-    entry_weights: Tensor | None
-    activation: int
-    loss: int
-    need_grad: bool = False
 
 
 def activate(z: Tensor, activation: int) -> tuple[Tensor, Tensor]:
@@ -60,38 +45,6 @@ def entry_losses(z: Tensor, y: Tensor, activation: int, loss: int) -> tuple[Tens
     return margin.clamp(min=0), a, torch.where(margin > 0, -y * inner, 0)
 
 
-def _check(arguments: SampledArguments) -> None:
-    hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, _ = arguments
-    function, dtype = "sampled_linear_loss", hidden.dtype
-    check_float(function, "hidden", hidden)
-    require(hidden.dim() == 2, function, "hidden must be [B, H]", hidden)
-    has_shape = weight.dim() == 2 and weight.shape[1] == hidden.shape[1] and weight.dtype == dtype
-    require(has_shape, function, f"weight must be [N, {hidden.shape[1]}] of {dtype}", weight)
-    check_activation(function, activation)
-    has_loss = SQUARED <= loss <= HINGE and (loss != CROSS_ENTROPY or activation == SIGMOID)
-    require(has_loss, function, "loss must be 0 to 3, and 1 goes with activation 1", loss)
-    check_rows(function, indptr, indices, hidden.shape[0], weight.shape[0])
-    check_bias(function, bias, weight.shape[0], dtype)
-    wide = wide_dtype(dtype)
-    for name, given in (("targets", targets), ("entry_weights", entry_weights)):
-        if given is not None:
-            has_shape = given.shape == indices.shape and given.dtype == wide
-            require(has_shape, function, f"{name} must be {list(indices.shape)} of {wide}", given)
-
-
-def check_activation(function: str, activation: int) -> None:
-    """Raise unless an activation has this number."""
-    requirement = "activation must be 0 (identity), 1 (sigmoid) or 2 (tanh)"
-    require(IDENTITY <= activation <= TANH, function, requirement, activation)
-
-
-def check_bias(function: str, bias: Tensor | None, size: int, dtype: torch.dtype) -> None:
-    """Raise unless a bias has one number for each output, or there is none."""
-    if bias is not None:
-        has_shape = bias.numel() == size and bias.dtype == dtype
-        require(has_shape, function, f"bias must be [{size}] of {dtype}", bias)
-
-
 def sampled_linear_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss [], predictions [nnz], derivative of the loss by each z [nnz], gradient of hidden [B, H] or [0].
 
@@ -99,7 +52,7 @@ def sampled_linear_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, T
         args: the fields of `SampledArguments`.
     """
     arguments = SampledArguments(*args)
-    _check(arguments)
+    check(*arguments)
     hidden, weight, bias, indptr, indices, targets, entry_weights, activation, loss, need_grad = arguments
     wide = wide_dtype(hidden.dtype)
     counts = indptr.diff().to(torch.int64)

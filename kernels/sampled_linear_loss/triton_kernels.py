@@ -18,8 +18,10 @@ from torch import Tensor
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.reference import wide_dtype
-from deeprec.kernels.embedding_bag.triton_tables import acc_of, clear_if, new_flag, registers, rows_adjacent
-from deeprec.kernels.sampled_linear_loss import reference as ref
+from deeprec.kernels.embedding_bag.triton_tables import acc_of, registers, rows_adjacent
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report
+from deeprec.kernels.sampled_linear_loss import checks as ref
 
 __all__ = ["compile_cases", "sampled_linear_loss"]
 
@@ -28,14 +30,14 @@ _SQUARED, _CROSS_ENTROPY, _LOGISTIC = (tl.constexpr(x) for x in (ref.SQUARED, re
 _PIECE, _MAX_BLOCK, _BLOCK = 64, 512, 256
 # One warp: its sums need no barrier. So many numbers of the decoder each thread holds.
 _WARPS, _HELD, _MAX_REGISTERS = 1, 64, 168
-BAD_INPUT = "indices must be in [0, N) and indptr ascend from 0 to the number of indices"
+_BAD_INDPTR, _BAD_INDICES = (tl.constexpr(number_of("sampled_linear_loss", x)) for x in ("indptr", "indices"))
 
 
 @triton.jit(do_not_specialize=("batch", "nnz"))
 def _sampled_pieces_kernel(
     indptr,  # [batch + 1]
     pieces,  # [batch] out
-    ok,  # [1]
+    claim,  # [2]
     batch,
     nnz,
     PIECE: tl.constexpr,
@@ -46,12 +48,12 @@ def _sampled_pieces_kernel(
     is_row = b < batch
     begin = tl.load(indptr + b, mask=is_row, other=0).to(tl.int64)
     end = tl.load(indptr + b + 1, mask=is_row, other=0).to(tl.int64)
-    is_good = (begin >= 0) & (begin <= end) & (end <= nnz)
-    is_good &= (b > 0) | (begin == 0)
-    is_good &= (b + 1 < batch) | (end == nnz)
-    count = tl.where(is_good, (end - begin + PIECE - 1) // PIECE, 0)
+    is_whole = (begin >= 0) & (begin <= end) & (end <= nnz)
+    is_whole &= (b > 0) | (begin == 0)
+    is_whole &= (b + 1 < batch) | (end == nnz)
+    count = tl.where(is_whole, (end - begin + PIECE - 1) // PIECE, 0)
     tl.store(pieces + b, count.to(pieces.dtype.element_ty), mask=is_row)
-    clear_if(ok, is_row & (is_good == 0))
+    report(claim, _BAD_INDPTR, is_row & (is_whole == 0), begin, b, nnz, end)
 
 
 @triton.jit
@@ -141,7 +143,7 @@ def _sampled_linear_loss_kernel(
     losses,  # [pieces] in ACC
     grad,  # [batch, dim]: rows of one piece
     scratch,  # [pieces, dim] in ACC: pieces of the other rows
-    ok,  # [1]
+    claim,  # [2]
     batch,
     num_columns,
     steps,
@@ -177,6 +179,7 @@ def _sampled_linear_loss_kernel(
 
     column = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_E], ACC)
+    lost = tl.full([BLOCK_E], PIECE, tl.int32)  # the first entry of a column out of range
     acc = tl.zeros([BLOCK_D] if FOLDS else [BLOCK_E, BLOCK_D], ACC)
     h = tl.load(hidden + b * hidden_stride + column, mask=column < dim, other=0.0).to(ACC)
     for chunk in range(0, count, BLOCK_E):
@@ -184,7 +187,7 @@ def _sampled_linear_loss_kernel(
         is_entry = e < count
         j = tl.load(indices + begin + e, mask=is_entry, other=0).to(tl.int64)
         is_known = (j >= 0) & (j < num_columns)
-        clear_if(ok, is_entry & (is_known == 0))
+        lost = tl.minimum(lost, tl.where(is_entry & (is_known == 0), e, PIECE))
         keep = is_entry & is_known
         row = weight + j[:, None] * weight_stride
         w = tl.load(row + column[None, :], mask=keep[:, None] & (column < dim)[None, :], other=0.0).to(ACC)
@@ -210,6 +213,9 @@ def _sampled_linear_loss_kernel(
         if NEED_GRAD and IS_ONE_BLOCK:
             acc += tl.sum(slope[:, None] * w, 0) if FOLDS else slope[:, None] * w
     tl.store(losses + piece, tl.sum(total, 0))
+    is_lost = lost < PIECE
+    j = tl.load(indices + begin + lost, mask=is_lost, other=0).to(tl.int64)
+    report(claim, _BAD_INDICES, is_lost, j, begin + lost, num_columns, 0)
     if NEED_GRAD and IS_ONE_BLOCK:
         s = acc if FOLDS else tl.sum(acc, 0)
         tl.store(grad + b * dim + column, s.to(grad.dtype.element_ty), mask=is_only & (column < dim))
@@ -279,7 +285,7 @@ def _tile(dim: int, vec: int, acc: tl.dtype) -> dict[str, Any]:
 
 
 def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the kernels without waiting for the GPU; bad input is a device-side assertion.
+    """Launch the kernels without waiting for the GPU.
 
     Args:
         args: the fields of `SampledArguments`.
@@ -289,24 +295,19 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden, weight = rows_adjacent(hidden), rows_adjacent(weight)
     indptr, indices, targets = indptr.contiguous(), indices.contiguous(), targets.contiguous()
     (batch, dim), nnz, wide = hidden.shape, indices.shape[0], wide_dtype(hidden.dtype)
-    if indptr.shape != (batch + 1,) or targets.shape != indices.shape:
-        raise RuntimeError(
-            f"sampled_linear_loss: indptr must be [{batch + 1}] and targets [{nnz}], got {tuple(indptr.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
     predictions, slopes = hidden.new_empty(nnz, dtype=wide), hidden.new_empty(nnz, dtype=wide)
     grad = hidden.new_zeros((batch, dim) if need_grad and (batch == 0 or nnz == 0) else (0,))
     if batch == 0 or nnz == 0:
         return hidden.new_zeros((), dtype=wide), predictions, slopes, grad
     # A row of n entries has at most n / PIECE + 1 pieces: known without asking the GPU.
-    most, ok = nnz // _PIECE + batch, new_flag(hidden.device)
+    most, claim = nnz // _PIECE + batch, claim_of(hidden.device)
     starts = torch.zeros(batch + 1, dtype=torch.int64, device=hidden.device)
     launch(
         _sampled_pieces_kernel,
         (triton.cdiv(batch, _BLOCK),),
         indptr,
         starts[1:],
-        ok,
+        claim,
         batch,
         nnz,
         PIECE=_PIECE,
@@ -337,7 +338,7 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         losses,
         grad if need_grad else hidden,
         scratch,
-        ok,
+        claim,
         batch,
         weight.shape[0],
         batch.bit_length(),
@@ -369,7 +370,6 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             BLOCK_D=tile["BLOCK_D"],
             num_warps=1,
         )
-    torch._assert_async(ok, f"sampled_linear_loss: {BAD_INPUT}")
     return losses.sum(dtype=torch.float64).to(wide), predictions, slopes, grad
 
 
@@ -387,7 +387,7 @@ def compile_cases() -> list[CompileCase]:
         types |= dict.fromkeys(constants, "constexpr")
         name = f"sampled_linear_pieces_{element}"
         cases.append(CompileCase(name, _sampled_linear_grad_kernel, types, constants, num_warps=1, aligned=aligned))
-    types = {"indptr": "*i64", "pieces": "*i64", "ok": "*i32", "batch": "i32", "nnz": "i32"}
+    types = {"indptr": "*i64", "pieces": "*i64", "claim": "*i64", "batch": "i32", "nnz": "i32"}
     types |= {"PIECE": "constexpr", "BLOCK": "constexpr"}
     return [*cases, CompileCase("sampled_pieces", _sampled_pieces_kernel, types, {"PIECE": _PIECE, "BLOCK": _BLOCK})]
 
@@ -403,7 +403,7 @@ def _case(element: str, dim: int, activation: int, loss: int, need_grad: bool) -
         ("targets", "entry_weights", "predictions", "slopes", "losses", "scratch"),
         "*fp64" if element == "fp64" else "*fp32",
     )
-    types |= {"ok": "*i32"}
+    types |= {"claim": "*i64"}
     sizes = ("batch", "num_columns", "steps", "dim_vecs", "hidden_vecs", "weight_vecs", "bias_stride")
     types |= dict.fromkeys(sizes, "i32")
     tile = _tile(dim, vec, acc)

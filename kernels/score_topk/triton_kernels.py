@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
+from deeprec.kernels.faults import claim_of
 from deeprec.kernels.score_topk.reference import score_topk_reference
 from deeprec.kernels.score_topk.triton_keys import (
     MAX_K,
@@ -24,6 +25,8 @@ from deeprec.kernels.score_topk.triton_keys import (
     is_seen,
     keys_of,
     merge,
+    seen_arguments,
+    seen_lists,
     splits_of,
     unpack,
 )
@@ -32,7 +35,7 @@ from deeprec.kernels.score_topk.triton_ncf import score_items_ncf, score_topk_nc
 __all__ = ["compile_cases", "score_items_ncf", "score_topk", "score_topk_ncf"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_lists", "num_seen"))
 def _score_topk_dot_kernel(
     users,
     items,
@@ -40,7 +43,10 @@ def _score_topk_dot_kernel(
     seen_indptr,
     seen_indices,
     seen_rows,
+    num_lists,
+    num_seen,
     out,
+    claim,
     num_users,
     num_items,
     dim,
@@ -59,11 +65,9 @@ def _score_topk_dot_kernel(
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     is_user = rows < num_users
     if HAS_SEEN:
-        lists = rows.to(tl.int64)
-        if HAS_ROWS:
-            lists = tl.load(seen_rows + rows, mask=is_user, other=0)
-        first = tl.load(seen_indptr + lists, mask=is_user, other=0)
-        length = (tl.load(seen_indptr + lists + 1, mask=is_user, other=0) - first).to(tl.int32)
+        first, length = seen_lists(
+            claim, seen_indptr, seen_rows, rows.to(tl.int64), is_user, num_lists, num_seen, HAS_ROWS
+        )
         span = tl.max(length)
     best = tl.full((BLOCK_B, KP), NO_ITEM, tl.int64)
     begin = split * per_split
@@ -114,7 +118,7 @@ def score_topk(
     num_users, num_items, dim = users.shape[0], items.shape[0], users.shape[1]
     if not 0 < k <= MAX_K or num_users == 0 or num_items == 0 or num_items >= 2**31:
         return score_topk_reference(users, items, item_bias, k, seen_indptr, seen_indices, seen_rows)
-    if users.dtype != items.dtype:
+    if users.dtype != items.dtype or users.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         users, items = users.float(), items.float()
     users, items = users.contiguous(), items.contiguous()
     kp = triton.next_power_of_2(k)
@@ -127,11 +131,10 @@ def score_topk(
         (blocks, splits),
         users,
         items,
-        item_bias.float().contiguous() if item_bias is not None else users,
-        seen_indptr if seen_indptr is not None else users,
-        seen_indices if seen_indices is not None else users,
-        seen_rows if seen_rows is not None else users,
+        item_bias.float().reshape(-1).contiguous() if item_bias is not None else users,
+        *seen_arguments((seen_indptr, seen_indices, seen_rows), users),
         keys,
+        claim_of(users.device),
         num_users,
         num_items,
         dim,
@@ -149,15 +152,16 @@ def score_topk(
 
 
 def compile_cases() -> list[CompileCase]:
-    """In float32 and bfloat16, as launched for K = 10 and K = 50."""
+    """Every K in float32; in bfloat16 that of one, 10 and 50."""
     constants: dict[str, Any]
     cases = []
     for kind, (backend, precision) in itertools.product(("fp32", "bf16"), (("cuda", "tf32x3"), ("hip", "ieee"))):
-        for k in (16, 64):
+        for k in (1, 2, 4, 8, 16, 32, 64) if kind == "fp32" else (1, 16, 64):
             constants = {"HAS_BIAS": True, "HAS_SEEN": True, "HAS_ROWS": True}
             constants |= {"BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": 32, "KP": k, "PRECISION": precision}
             signature = dict.fromkeys(("users", "items"), f"*{kind}") | {"item_bias": "*fp32"}
-            signature |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "out": "*i64"}
+            signature |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "num_lists": "i32"}
+            signature |= {"num_seen": "i32", "out": "*i64", "claim": "*i64"}
             signature |= dict.fromkeys(("num_users", "num_items", "dim", "per_split"), "i32")
             signature |= dict.fromkeys(constants, "constexpr")
             name = f"score_topk_dot_{kind}_k{k}"

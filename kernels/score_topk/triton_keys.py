@@ -9,11 +9,16 @@ enter the K best.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from deeprec.kernels.faults import number_of
+from deeprec.kernels.faults.triton_report import report
 
 MAX_K = 64  # above it the running list no longer fits registers, and the PyTorch reference serves
 NO_ITEM = tl.constexpr(-(2**63))
@@ -22,6 +27,7 @@ _WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # Products of float32. NVIDIA has them on CUDA cores only, where a tile wants 6 KB a thread (spilled); three TF32
 # products of split operands are as exact to within a few units in the last place, and stay in registers.
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
+_BAD_ROWS, _BAD_INDPTR = (tl.constexpr(number_of("score_topk", x)) for x in ("seen_rows", "seen_indptr"))
 _MANY_PROGRAMS = 1024  # several for each multiprocessor of today's GPUs
 
 
@@ -62,8 +68,33 @@ def is_seen(items, candidates, seen_indices, first, length, span):
 @triton.jit
 def merge(best, keys, KP: tl.constexpr):
     """The KP largest of best (descending) and keys, descending."""
-    # The elementwise maximum of a falling and a rising list holds their KP largest, as a bitonic sequence.
-    return tl.bitonic_merge(tl.maximum(best, tl.flip(tl.topk(keys, KP), 1)), descending=True)
+    if KP == 1:  # nothing to sort
+        largest = tl.maximum(best, tl.max(keys, axis=1, keep_dims=True))
+    else:
+        # The elementwise maximum of a falling and a rising list holds their KP largest, as a bitonic sequence.
+        largest = tl.bitonic_merge(tl.maximum(best, tl.flip(tl.topk(keys, KP), 1)), descending=True)
+    return largest
+
+
+@triton.jit
+def seen_lists(claim, seen_indptr, seen_rows, users, is_user, num_lists, num_seen, HAS_ROWS: tl.constexpr):
+    """Where the seen items of users [N] begin, and how many; none for a list that lies elsewhere, which is reported."""
+    lists = users
+    if HAS_ROWS:
+        lists = tl.load(seen_rows + users, mask=is_user, other=0)
+    is_known = (lists >= 0) & (lists < num_lists)
+    report(claim, _BAD_ROWS, is_user & (is_known == 0), lists, users, num_lists, 0)
+    first = tl.load(seen_indptr + lists, mask=is_user & is_known, other=0)
+    last = tl.load(seen_indptr + lists + 1, mask=is_user & is_known, other=0)
+    is_inside = (first >= 0) & (first <= last) & (last <= num_seen)
+    report(claim, _BAD_INDPTR, is_inside == 0, first, lists, num_seen, last)
+    return tl.where(is_inside, first, 0), tl.where(is_inside, last - first, 0).to(tl.int32)
+
+
+def seen_arguments(seen: Sequence[Tensor | None], like: Tensor) -> tuple[Any, ...]:
+    """Of (seen_indptr, seen_indices, seen_rows): these as the kernels take them, then the number of lists and items."""
+    parts = [like if part is None else part.reshape(-1).contiguous() for part in seen]
+    return (*parts, *((0, 0) if seen[0] is None else (parts[0].numel() - 1, parts[1].numel())))
 
 
 def splits_of(num_programs: int, num_items: int, block_n: int) -> tuple[int, int]:

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
-from deeprec.kernels.score_topk.reference import (
-    Network,
-    TopKOptions,
-    score_items_ncf_reference,
-    score_topk_ncf_reference,
-)
+from deeprec.kernels.faults import claim_of
+from deeprec.kernels.score_topk.checks import Network, TopKOptions
+from deeprec.kernels.score_topk.reference import score_items_ncf_reference, score_topk_ncf_reference
 from deeprec.kernels.score_topk.triton_keys import (
     MAX_K,
     NO_ITEM,
@@ -30,13 +27,14 @@ from deeprec.kernels.score_topk.triton_keys import (
     is_seen,
     keys_of,
     merge,
+    seen_arguments,
+    seen_lists,
     splits_of,
     unpack,
 )
 
 MAX_LAYERS = 3  # hidden layers after the first
 MAX_WEIGHT_BYTES = 32768  # of one padded layer: it is held in shared memory
-_NUM_WARPS = {torch.float32: 8, torch.bfloat16: 4}  # a tile of float32 fills four warps' registers
 
 
 @triton.jit
@@ -69,7 +67,7 @@ def _first(user_hidden, item_hidden, user, items, is_item, hidden, num_hidden):
     return tl.maximum(a[None, :] + c.to(tl.float32), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_lists", "num_seen"))
 def _score_topk_ncf_kernel(
     user_hidden,
     item_hidden,
@@ -82,7 +80,10 @@ def _score_topk_ncf_kernel(
     seen_indptr,
     seen_indices,
     seen_rows,
+    num_lists,
+    num_seen,
     out,
+    claim,
     num_items,
     num_hidden,
     num_factors,
@@ -110,11 +111,9 @@ def _score_topk_ncf_kernel(
         factors = tl.arange(0, PD)
         g = tl.load(user_factors + user * num_factors + factors, mask=factors < num_factors, other=0.0).to(tl.float32)
     if HAS_SEEN:
-        row = user
-        if HAS_ROWS:
-            row = tl.load(seen_rows + user)
-        first = tl.load(seen_indptr + row)
-        length = (tl.load(seen_indptr + row + 1) - first).to(tl.int32)
+        it = tl.arange(0, 1)
+        firsts, lengths = seen_lists(claim, seen_indptr, seen_rows, user + it, it == 0, num_lists, num_seen, HAS_ROWS)
+        first, length = tl.sum(firsts, 0), tl.sum(lengths, 0)
     if not DENSE:
         best = tl.full((1, KP), NO_ITEM, tl.int64)
     begin = split * per_split
@@ -161,6 +160,11 @@ def _score_topk_ncf_kernel(
         tl.store(to, best)
 
 
+def _num_warps(dtype: torch.dtype, kp: int) -> int:
+    """Eight for float32, unless the list of the best is long: then eight keep it in memory, and four do not."""
+    return 8 if dtype == torch.float32 and kp < 32 else 4
+
+
 def _power_of_two(n: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(max(n, 1)))
 
@@ -177,7 +181,7 @@ def _pack_network(
         inputs, outputs = padded[layer], padded[layer + 1]
         block = packed[at : at + outputs * inputs].view(outputs, inputs)
         block[: widths[layer + 1], : widths[layer]] = weight.to(dtype)
-        shifts[at_bias : at_bias + widths[layer + 1]] = bias
+        shifts[at_bias : at_bias + widths[layer + 1]] = bias.reshape(-1)
         at, at_bias = at + outputs * inputs, at_bias + outputs
     return packed, shifts
 
@@ -202,7 +206,7 @@ def _launch_ncf(
     padded = [_power_of_two(width) for width in widths]
     if num_hidden == 0 or not _fits(padded, use_bfloat16) or num_factors > 256 or max(padded) > 256:
         return None
-    weight = out_weight.float()
+    weight = out_weight.float().reshape(-1)
     hidden_weight = torch.nn.functional.pad(weight[num_factors:], (0, padded[-1] - widths[-1]))
     dtype = torch.bfloat16 if use_bfloat16 else torch.float32
     packed, shifts = _pack_network(weights, biases, widths, padded, dtype) if weights else (weight, weight)
@@ -221,9 +225,10 @@ def _launch_ncf(
         packed,
         shifts,
         hidden_weight,
-        out_bias.float() if out_bias is not None else torch.zeros(1, device=device),
-        *(part if part is not None else weight for part in seen),
+        out_bias.float().reshape(-1) if out_bias is not None else torch.zeros(1, device=device),
+        *seen_arguments(seen, weight),
         out,
+        claim_of(device),
         num_items,
         num_hidden,
         num_factors,
@@ -242,7 +247,7 @@ def _launch_ncf(
         BLOCK_H=16,
         KP=max(kp, 1),
         PRECISION=PRECISION,
-        num_warps=_NUM_WARPS[packed.dtype],
+        num_warps=_num_warps(packed.dtype, kp),
     )
     return out
 
@@ -274,21 +279,26 @@ def score_topk_ncf(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """In float32 and bfloat16, as launched for K = 10; NeuMF-32's network."""
-    constants: dict[str, Any]
+    """NeuMF-32's network: all scores, and every K in float32; in bfloat16 that of one and of 10."""
     cases = []
     for kind, (backend, precision) in itertools.product(("fp32", "bf16"), (("cuda", "tf32x3"), ("hip", "ieee"))):
-        for dense in (False, True):
-            constants = {"DENSE": dense, "HAS_FACTORS": True, "HAS_SEEN": not dense, "HAS_ROWS": not dense}
-            constants |= {"LAYERS": 2, "P0": 128, "P1": 64, "P2": 32, "P3": 16, "PD": 32}
-            constants |= {"BLOCK_N": 64, "BLOCK_H": 16, "KP": 1 if dense else 16, "PRECISION": precision}
-            names = ("user_hidden", "item_hidden", "user_factors", "item_factors")
-            signature = dict.fromkeys(names, "*fp32") | {"weights": f"*{kind}", "biases": "*fp32"}
-            signature |= {"hidden_weight": "*fp32", "out_bias": "*fp32", "seen_indptr": "*i64"}
-            signature |= {"seen_indices": "*i32", "seen_rows": "*i64", "out": "*fp32" if dense else "*i64"}
-            signature |= dict.fromkeys(("num_items", "num_hidden", "num_factors", "per_split"), "i32")
-            signature |= dict.fromkeys(constants, "constexpr")
-            name = f"{'score_items' if dense else 'score_topk'}_ncf_{kind}"
-            num_warps = 8 if kind == "fp32" else 4
-            cases.append(CompileCase(name, _score_topk_ncf_kernel, signature, constants, (backend,), num_warps))
+        widths = (0, 1, 2, 4, 8, 16, 32, 64) if kind == "fp32" else (0, 1, 16)
+        cases += [_case(kind, kp, backend, precision) for kp in widths]
     return cases
+
+
+def _case(kind: str, kp: int, backend: str, precision: str) -> CompileCase:
+    dense = kp == 0
+    constants: dict[str, Any] = {"DENSE": dense, "HAS_FACTORS": True, "HAS_SEEN": not dense, "HAS_ROWS": not dense}
+    constants |= {"LAYERS": 2, "P0": 128, "P1": 64, "P2": 32, "P3": 16, "PD": 32}
+    constants |= {"BLOCK_N": 64, "BLOCK_H": 16, "KP": max(kp, 1), "PRECISION": precision}
+    names = ("user_hidden", "item_hidden", "user_factors", "item_factors")
+    types = dict.fromkeys(names, "*fp32") | {"weights": f"*{kind}", "biases": "*fp32"}
+    types |= {"hidden_weight": "*fp32", "out_bias": "*fp32", "seen_indptr": "*i64", "seen_indices": "*i32"}
+    types |= {"seen_rows": "*i64", "out": "*fp32" if dense else "*i64", "claim": "*i64"}
+    sizes = ("num_lists", "num_seen", "num_items", "num_hidden", "num_factors", "per_split")
+    types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(constants, "constexpr")
+    signature = {key: types[key] for key in _score_topk_ncf_kernel.arg_names}
+    name = f"score_items_ncf_{kind}" if dense else f"score_topk_ncf_{kind}_k{kp}"
+    num_warps = _num_warps(torch.float32 if kind == "fp32" else torch.bfloat16, kp)
+    return CompileCase(name, _score_topk_ncf_kernel, signature, constants, (backend,), num_warps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deeprec.kernels._checks import check_float, check_rows, require
-from deeprec.kernels.sampled_linear_loss.reference import check_activation, check_bias
+from deeprec.kernels.sampled_linear_loss.checks import check_activation, check_bias
 
 
 def check_sparse_linear(

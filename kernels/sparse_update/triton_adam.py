@@ -13,6 +13,8 @@ import triton.language as tl
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.triton_tables import pointer_at
+from deeprec.kernels.faults import number_of
+from deeprec.kernels.faults.triton_report import report_one
 from deeprec.kernels.sparse_update.triton_rows import SEEDS, case_in_order, store_weight, update_types
 
 
@@ -20,9 +22,10 @@ from deeprec.kernels.sparse_update.triton_rows import SEEDS, case_in_order, stor
 def _adam_row(
     table,  # weight, exp_avg, exp_avg_sq [R, D], last_step [R] where IS_DENSE, grads [U, D] where HAS_GRAD
     place,  # row of grads and row of the table; grad_stride, dim
-    schedule,  # step_sizes, scales; ok [1] where IS_DENSE, set to 0 for a row behind the first of them
+    schedule,  # step_sizes, scales; claim [2] where IS_DENSE, for a row behind the first of them
     numbers,  # the kernels' arguments from `step` to `weight_decay`
     seeds,
+    CHECK: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
@@ -33,7 +36,7 @@ def _adam_row(
     """Catch one row up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
     weight, exp_avg, exp_avg_sq, last_step, grads = table
     i, row, grad_stride, dim = place
-    step_sizes, scales, ok = schedule
+    step_sizes, scales, claim = schedule
     columns = dim
     step, history_start, max_counted, beta1, rest1, beta2, rest2 = numbers[:7]
     root_beta2, log2_beta1, log2_beta2, eps, weight_decay = numbers[7:]
@@ -46,7 +49,7 @@ def _adam_row(
         if not HAS_DECAY:
             missed = tl.where(last == 0, 0, missed)  # before its first gradient a row stands still
         is_behind = (missed > 0) & (last < history_start)
-        tl.store(ok, 0, mask=is_behind)
+        report_one(claim, CHECK, is_behind, last, row, history_start, 0)
         missed = tl.where(is_behind, 0, missed)
         columns = tl.where(is_behind, 0, dim)  # such a row stays as it is
         counted = tl.minimum(missed, max_counted)
@@ -125,7 +128,8 @@ def _adam_update_kernel(
     weight_decay,
     seed_low,
     seed_high,
-    ok,  # [1] int32 where IS_DENSE, set to 0 where a row is behind the history
+    claim,  # [2] where IS_DENSE
+    CHECK: tl.constexpr,  # what fails for a row behind the history
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
     ALL_ROWS: tl.constexpr,
@@ -143,9 +147,9 @@ def _adam_update_kernel(
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     table = (weight, exp_avg, exp_avg_sq, last_step, grads)
     place = (i, row, grad_stride, dim)
-    schedule = (step_sizes, scales, ok)
+    schedule = (step_sizes, scales, claim)
     seeds = (seed_low, seed_high)
-    _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
+    _adam_row(table, place, schedule, numbers, seeds, CHECK, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
 
 # Columns of a table's line: addresses, then numbers; the last is the rows of the tables before it.
@@ -177,7 +181,8 @@ def _adam_tables_kernel(
     log2_beta2,
     eps,
     weight_decay,
-    ok,
+    claim,
+    CHECK: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     ACC: tl.constexpr,
     VEC: tl.constexpr,  # elements by which all rows are aligned
@@ -210,9 +215,9 @@ def _adam_tables_kernel(
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     table = (weight, exp_avg, exp_avg_sq, last_step, grads)
     place = (i, row, grad_stride, dim)
-    schedule = (step_sizes, scales, ok)
+    schedule = (step_sizes, scales, claim)
     seeds = (seed, seed)
-    _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
+    _adam_row(table, place, schedule, numbers, seeds, CHECK, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
 
 def warps_of(block: int) -> int:
@@ -222,29 +227,35 @@ def warps_of(block: int) -> int:
 
 def compile_cases() -> list[CompileCase]:
     """Adam in each of its uses for the element types at D = 64, several tables at D = 128."""
-    cases = []
+    cases, check = [], number_of("adam_dense_update_tables_", "lr_history")
     for element in ("fp32", "bf16", "fp16", "fp64"):
         state = "fp64" if element == "fp64" else "fp32"
         adam, constants = update_types(element)
         adam |= {"exp_avg": f"*{state}", "exp_avg_sq": f"*{state}", "last_step": "*i32"}
-        adam |= {"step_sizes": f"*{state}", "scales": f"*{state}", "ok": "*i32"}
+        adam |= {"step_sizes": f"*{state}", "scales": f"*{state}", "claim": "*i64"}
         adam |= dict.fromkeys(("step", "history_start", "max_counted"), "i32")
         scalars = "beta1 rest1 beta2 rest2 root_beta2 log2_beta1 log2_beta2 eps weight_decay"
         adam |= dict.fromkeys(scalars.split(), "fp32")
-        adam |= dict.fromkeys(("HAS_GRAD", "IS_DENSE", "ALL_ROWS", "HAS_DECAY"), "constexpr")
+        adam |= dict.fromkeys(("CHECK", "HAS_GRAD", "IS_DENSE", "ALL_ROWS", "HAS_DECAY"), "constexpr")
         for name, has_grad, is_dense, has_decay in (
             ("adam_update", True, False, False),
             ("adam_dense_update", True, True, False),
             ("adam_dense_update_decay", True, True, True),
             ("adam_catch_up", False, True, False),
         ):
-            options = {"HAS_GRAD": has_grad, "IS_DENSE": is_dense, "ALL_ROWS": not has_grad, "HAS_DECAY": has_decay}
+            options = {
+                "CHECK": check,
+                "HAS_GRAD": has_grad,
+                "IS_DENSE": is_dense,
+                "ALL_ROWS": not has_grad,
+                "HAS_DECAY": has_decay,
+            }
             cases.append(CompileCase(f"{name}_{element}", _adam_update_kernel, adam, constants | options))
         adam |= {"weight_like": f"*{element}", "state_like": f"*{state}", "last_like": "*i32", "rows_like": "*i64"}
         adam |= {"grads_like": f"*{element}", "lines": "*i64", "num_tables": "i32", "table_steps": "i32"}
         adam |= {"VEC": "constexpr"}
         vec = 16 // {"fp32": 4, "fp64": 8}.get(element, 2)
-        many = {"HAS_DECAY": False, "ACC": constants["ACC"], "VEC": vec, "BLOCK_D": 128}
+        many = {"CHECK": check, "HAS_DECAY": False, "ACC": constants["ACC"], "VEC": vec, "BLOCK_D": 128}
         name = f"adam_dense_update_tables_{element}"
         cases.append(CompileCase(name, _adam_tables_kernel, adam, many, num_warps=warps_of(128)))
     return [case_in_order(case) for case in cases]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._door import launch
-from deeprec.kernels.embedding_bag.triton_tables import new_flag, sent
+from deeprec.kernels.embedding_bag.triton_tables import sent
+from deeprec.kernels.faults import claim_of, number_of
 from deeprec.kernels.sparse_update.checks import (
     AdamRule,
     Replay,
@@ -25,17 +26,11 @@ class _Schedule(NamedTuple):
     Attributes:
         step_sizes, scales: of each step.
         numbers: the kernel's arguments from `step` to `weight_decay`.
-        ok: [1] int32, 1; the kernel sets it to 0 for a row behind the history.
     """
 
     step_sizes: Tensor
     scales: Tensor
     numbers: tuple[float, ...]
-    ok: Tensor
-
-    def finish(self, op: str) -> None:
-        """Refuse a row behind the history, which the kernel has left as it was, without waiting for the GPU."""
-        torch._assert_async(self.ok, f"{op}: lr_history must begin at the step that the oldest row has reached")
 
 
 def _schedule_of(weight: Tensor, replay: Replay, rule: AdamRule) -> _Schedule:
@@ -49,7 +44,7 @@ def _schedule_of(weight: Tensor, replay: Replay, rule: AdamRule) -> _Schedule:
     max_counted = 2**31 - 1 if is_endless else 1 if ratio <= 0 else math.ceil(-23.0 / math.log(ratio))
     numbers = (step, history_start, max_counted, beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(beta2))
     logarithms = (math.log2(beta) if beta > 0 else -1e4 for beta in (beta1, beta2))
-    return _Schedule(step_sizes, scales, (*numbers, *logarithms, eps, weight_decay), new_flag(weight.device))
+    return _Schedule(step_sizes, scales, (*numbers, *logarithms, eps, weight_decay))
 
 
 class _Table(NamedTuple):
@@ -90,15 +85,14 @@ def _launch_adam(op: str, table: _Table, replay: Replay, rule: AdamRule, seed: i
         0 if grads is None else grads.stride(0),
         weight.shape[1],
         *schedule.numbers,
-        ok=schedule.ok,
+        claim=claim_of(weight.device),
+        CHECK=0 if last_step is None else number_of(op, "lr_history"),
         HAS_GRAD=grads is not None,
         IS_DENSE=last_step is not None,
         ALL_ROWS=rows is None,
         HAS_DECAY=rule.weight_decay != 0,
         **types_of(weight, seed),
     )
-    if last_step is not None:
-        schedule.finish(op)
 
 
 def adam_update_(
@@ -192,11 +186,11 @@ def adam_dense_update_tables_(
             len(group),
             len(group).bit_length(),
             *schedule.numbers,
-            schedule.ok,
+            claim_of(weight.device),
+            CHECK=number_of("adam_dense_update_tables_", "lr_history"),
             HAS_DECAY=rule.weight_decay != 0,
             ACC=types_of(weight)["ACC"],
             VEC=1 if any((*places, *widths)) else elements,
             BLOCK_D=block,
             num_warps=warps_of(block),
         )
-    schedule.finish("adam_dense_update_tables_")

@@ -77,7 +77,9 @@ def test_any_layout(layout: str, of_ids: str, of_grad: str, dtype: torch.dtype, 
         check_all(b, [SUM] * 3 if scaled else [SUM, MEAN, MAX], of_grad)
 
 
-@grid(count=[64, 65, *on_gpu(1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=FLOATS)
+@grid(
+    count=[65, *on_gpu(64, 1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=[*FLOATS[:2], *on_gpu(*FLOATS[2:])]
+)
 def test_a_row_hit_thousands_of_times(count: int, modes: list[int], dtype: torch.dtype) -> None:
     """A row of many entries, which is cut into pieces, beside rows of one."""
     lengths = torch.tensor([count - 3, 40, 0, 2] * len(modes))

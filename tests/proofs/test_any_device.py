@@ -29,7 +29,6 @@ LOOKS = {
     "deeprec.models.autorec.<genexpr>": "L-BFGS: the penalty",
     # Once a block of a million draws, never in a step: a kernel cannot raise.
     "deeprec.kernels.sample_negatives._check_lists": "the lists, once",
-    "deeprec.kernels.sample_negatives.reference.check_users": "the users of a block",
     "deeprec.train.loop.epoch": "the loss, once in 64 steps and at the end of an epoch",
     # After training, once: rows without ratings.
     "deeprec.models._autoencoder._finish_codes": "is a row without ratings",
