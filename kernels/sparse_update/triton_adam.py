@@ -13,6 +13,7 @@ import triton.language as tl
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels.embedding_bag.triton_tables import pointer_at
+from deeprec.kernels.faults import number_of
 from deeprec.kernels.faults.triton_report import report_one
 from deeprec.kernels.sparse_update.triton_rows import SEEDS, case_in_order, store_weight, update_types
 
