@@ -30,8 +30,8 @@ import gpu_parity  # noqa: E402
 from deeprec.kernels import _gpu_code  # noqa: E402
 
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes of a program
-# What looks at who serves an operator here; models and layers call the same operators as the other files.
-LEFT_OUT = "not served and not doctor and not opcheck and not compiled"
+LEFT_OUT = "not served and not doctor and not opcheck"  # they look at who serves an operator here
+SAME_CALLS = ("test_functions", "test_layers", "test_models")  # call the operators as the other files do
 launches: list[gpu_launches.Launch] = []
 
 
@@ -66,15 +66,12 @@ def main() -> int:
     given = parser.parse_args()
     gpu_parity.STANDS_IN = True  # so that the tests are not skipped
     recorder = gpu_launches.Recorder(gpu_launches.GPUTarget(*_gpu_code.TARGETS[given.target]))
-    files = sorted(str(path) for path in TESTS.glob("test_*.py") if path.stem not in ("test_models", "test_layers"))
+    files = sorted(str(path) for path in TESTS.glob("test_*.py") if path.stem not in SAME_CALLS)
     chosen = f"({given.only}) and {LEFT_OUT}" if given.only else LEFT_OUT
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-k", chosen, *files]
     failed = pytest.main(arguments, plugins=[Plugin(recorder)])
     launches.extend(recorder.launches.values())
     print(f"{sum(recorder.calls.values())} calls, {len(launches)} launches to compile", flush=True)
-    if os.environ.get("NOCOMPILE"):
-        import collections
-        print(collections.Counter(x.kernel.__name__ for x in launches)); print(recorder.waits); return 0
     workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
         rows = list(pool.map(compiled, range(len(launches))))

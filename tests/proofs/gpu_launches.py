@@ -177,9 +177,8 @@ class GPUInName(TorchDispatchMode):
             self._waits(func)
 
     def _waits(self, func: Any) -> None:
-        frames = [f for f in traceback.extract_stack() if "/deeprec/kernels/" in f.filename or "/kernels/" in f.filename]
-        frames = [f for f in frames if "site-packages" not in f.filename and "tests" not in f.filename.split("/")]
-        last = frames[-1] if frames else traceback.extract_stack(limit=3)[0]
+        ours = [f for f in traceback.extract_stack() if "/kernels/" in f.filename and "/tests/" not in f.filename]
+        last = ours[-1] if ours else traceback.extract_stack(limit=3)[0]
         self.waits[f"{'/'.join(last.filename.split('/')[-2:])}:{last.lineno} {last.name} ({func})"] += 1
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -287,8 +286,8 @@ class Recorder:
                 mock.patch.object(JITFunction, "run", run_none),
                 mock.patch.object(JITFunction, "_do_compile", keep),
                 mock.patch.object(torch, "tensor", make_unpinned),
-                mock.patch.object(torch.cuda, "device", lambda _: contextlib.nullcontext()),
-                mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
+                mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
+                mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
             ):
                 yield
         finally:
