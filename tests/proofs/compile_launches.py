@@ -23,6 +23,7 @@ import pytest
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "gpu"
 sys.path[:0] = [str(HERE), str(TESTS)]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests run on the CPU, whatever this machine has
 
 import gpu_launches  # noqa: E402
 import gpu_parity  # noqa: E402
