@@ -31,6 +31,8 @@ NEWEST = "newest"
 WITHOUT_EDITABLE = (
     'import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildInplaceFinder"]\n'
 )
+# Their interpreter makes numbers of arrays with one element, which NumPy refuses from 2.4 on.
+OLD_INTERPRETERS = ("triton==3.5.", "triton==3.6.")
 LOADS = """
 import sys, torch
 import deeprec.kernels._library as library
@@ -111,6 +113,8 @@ def fetch(release: Release, index: str) -> None:
         asked = re.search(r"^Requires-Dist: (triton[^;\s]+)", _metadata(release), re.MULTILINE)
         if asked:
             release.run("fetch-triton", *pip, *source, asked[1])
+            if asked[1].startswith(OLD_INTERPRETERS):
+                release.run("fetch-numpy", *pip, "numpy<2.4")
         put_stand_ins(release.site / "torch" / "lib")
         done.touch()
     version = re.search(r"^Version: (\S+)", _metadata(release), re.MULTILINE)
