@@ -39,7 +39,7 @@ import deeprec.kernels._library as library
 assert torch.__file__.startswith(sys.argv[1]), torch.__file__
 assert library.__file__.startswith(sys.argv[2]), library.__file__
 errors = [library.load_error(), library.cuda_load_error() if len(sys.argv) > 3 else ""]
-sys.exit("; ".join(filter(None, errors)))
+sys.exit("; ".join(filter(None, errors)) or 0)
 """
 
 
