@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.autoencoders import ADDMM, DENSE, DENSE_COMPILED, HIDDEN, Rows, movielens, synthetic
-from bench.embedding_bag import no_grad
-from bench.harness import Case, Contender, Target, Trial, rotating
+from bench.harness import Case, Contender, Target, Trial, no_grad, rotating
 from bench.rivals import compiled
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 

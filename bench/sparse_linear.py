@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.autoencoders import HIDDEN, Rows, movielens, synthetic
-from bench.embedding_bag import no_grad
-from bench.harness import Case, Contender, Target, Trial, rotating
+from bench.harness import Case, Contender, Target, Trial, no_grad, rotating
 from deeprec.kernels.sparse_linear import sparse_linear
 
 BAG, SPARSE_MM, GEMM = "F.embedding_bag", "torch.sparse.mm", "dense product"

@@ -8,7 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag import RowUpdate
+
 NUM_BATCHES = 8  # taken in turn, so that the rows a step reads have left the caches since the last time
+
+
+def scale(device: str, here: str, on_cpu: str) -> str:
+    """What a case says of its size on a device where it is not the CPU's; "" on the CPU."""
+    return "" if device == "cpu" else f"{here}; on the CPU {on_cpu}"
+
+
+def row_update(
+    rule: int, first: Sequence[Tensor], second: Sequence[Tensor], lr: float, options: Sequence[float]
+) -> RowUpdate:
+    """An optimizer's step inside the backward pass; its two numbers are where `RowUpdate` wants them."""
+    rate = torch.tensor(lr, dtype=torch.float64, device="cpu")
+    count = torch.zeros((), dtype=torch.int64, device="cpu")
+    return RowUpdate(rule, list(first), list(second), rate, count, list(options))
 
 
 def uniform_ids(num_rows: int, *shape: int) -> Tensor:
