@@ -5,7 +5,7 @@
 Steps: build, parity/FILE of tests/gpu, graphs, sanitizer/TOOL, bench/OP, train/MODEL. Each is a process (or several) of
 under ten minutes; a failing one does not stop the others, but the exit status is 1. A step that is through for the same
 sources, machine and versions is not run again, and one that was cut off goes on: start the same command until it says
-that all is done. `--stand-in` tries all of it without a GPU: Triton's interpreter, and the CPU for benches and training.
+that all passed. `--stand-in` tries all this without a GPU: Triton's interpreter, and the CPU for benches and training.
 """
 
 from __future__ import annotations
@@ -41,14 +41,21 @@ SOURCES = ("CMakeLists.txt", "bench/*.py", "bench/peers/*.py", "bench/*.cpp", "c
 # Asked of the interpreter there, in a process of its own: the driver itself imports neither torch nor the package's
 # operators, which are not built yet.
 FACTS = """
-import importlib.metadata, json, platform, torch
+import importlib.metadata, json, platform, subprocess, torch
 from deeprec import registry
 def version(name):
     try: return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError: return None
-gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
+try:
+    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
+                            text=True).stdout.split()
+except OSError:
+    driver = []
 print(json.dumps({
-    "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **{name: version(name) for name in (
+    "versions": {"python": platform.python_version(), "cuda": torch.version.cuda,
+                 "driver": driver[0] if driver else None, **{name: version(name) for name in (
         "torch", "triton", "numpy", "pytest", "polars", "fbgemm-gpu", "liger-kernel", "cut-cross-entropy")}},
     "gpus": [{"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}",
               "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
@@ -68,7 +75,7 @@ class Outcome(NamedTuple):
 
     status: str
     reason: str = ""
-    facts: Mapping[str, Any] = {}  # noqa: RUF012, read only
+    facts: Mapping[str, Any] = {}
 
 
 class Finished(NamedTuple):
@@ -208,7 +215,7 @@ def write_record(place: Place, name: str, outcome: Outcome, seconds: float) -> N
         "schema": SCHEMA,
         "step": name,
         "status": outcome.status,
-        "reason": outcome.reason,
+        "reason": outcome.reason.replace(f"{ROOT}/", ""),
         "seconds": round(seconds, 1),
         "ended": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "commit": commit(),
@@ -232,6 +239,7 @@ def run_steps(place: Place, names: Sequence[str], console: Console) -> None:
             console.print(f"{title}: already done, {before['reason']}", style="dim", markup=False, highlight=False)
             continue
         write_record(place, name, Outcome(UNFINISHED, "it was cut off; the same command goes on with it"), 0.0)
+        gpu_page.write(place.out)
         started = time.monotonic()
         with console.status(f"\\{title}"):
             try:

@@ -28,8 +28,8 @@ def page(out: Path) -> str:
     lines = [
         f"# GPU check: {_title(records)}",
         "",
-        "Written by `make gpu-check` (`python -m bench.gpu_check`). Each step's record is in `steps/`, what it said in",
-        "`logs/` (not committed), the tests one by one in `tests/`, the benches in `bench/`, the trainings in `train/`.",
+        "Written by `make gpu-check`. Each step's record is in `steps/`, what it said in `logs/` (not committed), the",
+        "tests one by one in `tests/`, the benches in `bench/`, the trainings in `train/`.",
         *_not_passed(records),
         *_machine(records),
         *_doctor(doctor),
@@ -67,10 +67,8 @@ def _title(records: Sequence[Record]) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Markdown; no word of a cell ends it."""
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
-    return lines
+    plain = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in plain)]
 
 
 def _not_passed(records: Sequence[Record]) -> list[str]:
@@ -117,7 +115,7 @@ def _doctor(facts: Mapping[str, Any]) -> list[str]:
         "",
         "## Who serves each operator",
         "",
-        f"{cpu['processor']}, {cpu['num_processors']} cores; {facts['platform']}.",
+        f"{cpu['processor']}, {cpu['num_processors']} cores, Python {facts['python']}.",
         "",
         *table(("operator", "CPU", "GPU", "why no better"), rows),
     ]

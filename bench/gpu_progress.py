@@ -92,12 +92,13 @@ class Recorder:
 
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """Why a test failed or was skipped, in a line."""
+    """Why a test failed or was skipped, in a line that does not name the folder of the sources."""
     if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2]).removeprefix("Skipped: ")[:_LONGEST]
-    lines = str(report.longrepr).splitlines()
-    told = [line[1:].strip() for line in lines if line.startswith("E ")]
-    return " ".join(told or lines[-1:])[:_LONGEST]
+        words = str(report.longrepr[2]).removeprefix("Skipped: ")
+    else:
+        lines = str(report.longrepr).splitlines()
+        words = " ".join([line[1:].strip() for line in lines if line.startswith("E ")] or lines[-1:])
+    return words.replace(f"{Path.cwd()}/", "")[:_LONGEST]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

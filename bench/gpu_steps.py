@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import gpu_progress
-from bench.gpu_check import FAILED, NOT_RUN, PASSED, ROOT, Finished, Outcome, Place
+from bench.gpu_check import FAILED, NOT_RUN, PASSED, ROOT, Finished, Outcome, Place, child_environment
 
 PYTHON = sys.executable
 GRAPHS = "tests/gpu/test_graphs.py"
@@ -78,17 +78,16 @@ def run(place: Place, name: str, *, goes_on: bool) -> Outcome:
 
 def build(place: Place) -> Outcome:
     """Compile csrc for the interpreter and the GPUs there, next to the sources, and ask `deeprec doctor`."""
-    reasons = []
-    if place.stands_in:
-        facts = doctor(place)
-        if not facts["cpu"]["compiled"]:
-            reasons += compile_sources(place, cuda=False)
-    else:
-        nvcc = find_nvcc()
+    reasons: list[str] = []
+    facts = doctor(place) if place.stands_in else None  # which takes what is built already
+    if facts is not None and not facts["cpu"]["compiled"]:
+        facts, reasons = None, compile_sources(place, cuda=False)
+    elif facts is None:
+        nvcc = find_program("nvcc")
         if nvcc is None:
             reasons.append("nvcc is not found: csrc/cuda is not built; put the CUDA toolkit on PATH or in CUDA_HOME")
         reasons += compile_sources(place, cuda=nvcc is not None)
-    facts = doctor(place)
+    facts = facts or doctor(place)
     place.path("doctor.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     reasons += [f"C++ kernels: {facts['cpu']['reason']}"] if facts["cpu"]["reason"] else []
     if not place.stands_in:
@@ -101,11 +100,15 @@ def build(place: Place) -> Outcome:
     return Outcome(PASSED, f"{len(served)} operators on the GPU: {counts}")
 
 
-def find_nvcc() -> str | None:
-    """The compiler of CUDA, where people keep it."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders = [*(str(Path(home) / "bin") for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    return shutil.which("nvcc", path=os.pathsep.join(folders))
+def find_program(name: str) -> str | None:
+    """A program where the steps' processes find it, or where people keep CUDA's."""
+    homes = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [
+        *(str(Path(home) / "bin") for home in homes if home),
+        child_environment({})["PATH"],
+        "/usr/local/cuda/bin",
+    ]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def compile_sources(place: Place, *, cuda: bool) -> list[str]:
@@ -113,12 +116,15 @@ def compile_sources(place: Place, *, cuda: bool) -> list[str]:
     capabilities = sorted({gpu["capability"].replace(".", "") for gpu in place.facts["gpus"]})
     tree = ROOT / "build" / "gpu" / "cmake"
     configure = [
-        "cmake", "-S", str(ROOT), "-B", str(tree), *(["-G", "Ninja"] if shutil.which("ninja") else []),
+        "cmake", "-S", str(ROOT), "-B", str(tree), *(["-G", "Ninja"] if find_program("ninja") else []),
         f"-DPython_EXECUTABLE={PYTHON}", "-DDEEPREC_INSTALL_DIR=deeprec", f"-DCMAKE_INSTALL_PREFIX={ROOT}",
         f"-DDEEPREC_CUDA={'ON' if cuda else 'OFF'}",
     ]  # fmt: skip
     if cuda:
-        configure += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}", f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(capabilities)}"]
+        configure += [
+            f"-DCMAKE_CUDA_COMPILER={find_program('nvcc')}",
+            f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(capabilities)}",
+        ]
     for command in (configure, ["cmake", "--build", str(tree), "--target", "install", "--parallel"]):
         done = place.run("build", command)
         if done.status is None:
@@ -130,11 +136,14 @@ def compile_sources(place: Place, *, cuda: bool) -> list[str]:
 
 
 def doctor(place: Place) -> dict[str, Any]:
-    """What `deeprec doctor --json` says in a new process."""
+    """What `deeprec doctor --json` says in a new process, but for what is this machine's alone: its folders."""
     done = place.run("build", [PYTHON, "-c", DOCTOR])
     if done.status != 0:
         raise OSError(f"deeprec doctor failed: {done.last_words()}")
-    facts: dict[str, Any] = json.loads(done.text.strip().splitlines()[-1])
+    facts: dict[str, Any] = json.loads(
+        done.text.strip().splitlines()[-1].replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    )
+    del facts["data"], facts["platform"]
     return facts
 
 
@@ -198,7 +207,7 @@ def judged(place: Place, results: dict[str, dict[str, Any]], done: Finished) -> 
 
 def sanitizer(place: Place, name: str, tool: str) -> Outcome:
     """compute-sanitizer over the tests marked `sanitizer`; errors in kernels of others (torch's own) are told apart."""
-    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    program = find_program("compute-sanitizer")
     if place.stands_in:
         return Outcome(NOT_RUN, "the stand-in has no GPU to watch")
     if program is None:

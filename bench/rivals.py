@@ -96,7 +96,7 @@ def faiss_topk(items: Tensor, seen_indptr: Tensor, seen_indices: Tensor, k: int)
     faiss knows no items to leave out by user: it is asked for as many more as the longest list holds.
     """
     import faiss
-    import faiss.contrib.torch_utils  # noqa: F401  (lets it take tensors)
+    import faiss.contrib.torch_utils
 
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), items.shape[1])
     index.add(items)
@@ -135,6 +135,8 @@ def torchrec_tables(weights: Sequence[Tensor]) -> tuple[Callable[[Any], Tensor],
             module.embedding_bags[f"t{number}"].weight.copy_(weight)
 
     def prepare(ids: Tensor) -> Any:
-        return KeyedJaggedTensor(names, ids.flatten(), lengths=torch.ones(ids.numel(), dtype=torch.int64, device=ids.device))
+        return KeyedJaggedTensor(
+            names, ids.flatten(), lengths=torch.ones(ids.numel(), dtype=torch.int64, device=ids.device)
+        )
 
     return lambda features: module(features).values(), prepare

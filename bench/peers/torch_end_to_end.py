@@ -1,6 +1,6 @@
 """Models in plain PyTorch, trained on one device with all data there: the rivals of `bench/end_to_end.py`; prints JSON.
 
-    python bench/peers/torch_end_to_end.py neumf --arrays FILE.npz --device cuda --options '{"epochs": 4, ...}' [--compile]
+    python bench/peers/torch_end_to_end.py neumf --arrays FILE.npz --options '{"epochs": 4, ...}' [--compile]
 
 As a careful user would write it: the rows lie on the device, a batch is a slice of a permutation made there, negatives
 of an epoch are drawn there at once and redrawn where they were met, nothing waits for the host within an epoch, and

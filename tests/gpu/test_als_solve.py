@@ -28,7 +28,7 @@ def call_of(lengths: list[int], dim: int, dtype: torch.dtype, index: torch.dtype
 
 
 def check_solve(arguments: list[Any], steps: int) -> None:
-    kernels = ([] if len(arguments[0]) == 1 else ["_als_cg_kernel" if steps else "_als_normal_kernel"])
+    kernels = [] if len(arguments[0]) == 1 else ["_als_cg_kernel" if steps else "_als_normal_kernel"]
     # The condition of the systems, about a thousand, multiplies the roundings.
     check("als_solve", *arguments, steps, kernels=kernels, terms=4000.0)
 

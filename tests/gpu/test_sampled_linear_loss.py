@@ -12,10 +12,19 @@ from torch import Tensor
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, LOSSES
 
 LOSS, PIECES, GRAD = "_sampled_linear_loss_kernel", "_sampled_pieces_kernel", "_sampled_linear_grad_kernel"
-KINDS = [(a, k) for a, _ in enumerate(ACTIVATIONS) for k, loss in enumerate(LOSSES) if loss != "cross_entropy" or a == 1]
+KINDS = [
+    (a, k) for a, _ in enumerate(ACTIVATIONS) for k, loss in enumerate(LOSSES) if loss != "cross_entropy" or a == 1
+]
 COLUMNS = 25
 # Rows of no entry, of one piece, of several; repeated columns.
-ROWS = [[3, 0, 64, 1, 130, 0], [3, 0, 70], [5, 1], [1], [200], *on_gpu([40] * 700, [3, 0, 64, 1, 13_000], [0] * 999 + [9])]
+ROWS = [
+    [3, 0, 64, 1, 130, 0],
+    [3, 0, 70],
+    [5, 1],
+    [1],
+    [200],
+    *on_gpu([40] * 700, [3, 0, 64, 1, 13_000], [0] * 999 + [9]),
+]
 DIMS = [20, 1, 7, 12, 33, 500, 515, *on_gpu(64, 128, 257, 1030)]
 
 
