@@ -91,9 +91,9 @@ def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def faiss_topk(items: Tensor, seen_indptr: Tensor, seen_indices: Tensor, k: int) -> Callable[[Tensor], Tensor]:
-    """The k largest dot products of users [B, D] with the items that each has not seen, by faiss's exact index on a GPU.
+    """The k largest dot products of users [B, D] with items that each has not seen, by faiss's exact index on a GPU.
 
-    faiss knows no items to leave out by user: it is asked for as many more as the longest list holds.
+    faiss cannot leave out items by user: it is asked for as many more as the longest list holds.
     """
     import faiss
     import faiss.contrib.torch_utils

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,40 @@ from torch import Tensor
 from deeprec.kernels.embedding_bag import RowUpdate
 
 NUM_BATCHES = 8  # taken in turn, so that the rows a step reads have left the caches since the last time
+
+
+class Tables(NamedTuple):
+    """Tables of one shape, and how many samples a batch has.
+
+    Attributes:
+        rows: of each table.
+        batch: B.
+        count: tables, one id a table in each sample.
+        dim: D.
+    """
+
+    rows: int
+    batch: int
+    count: int = 26
+    dim: int = 16
+
+    @classmethod
+    def on(cls, device: str) -> Tables:
+        """As click models have them; on a GPU far beyond its L2 cache, with a batch of more than a launch's time."""
+        return cls(100_000, 4096) if device == "cpu" else cls(500_000, 65_536)
+
+    @property
+    def nnz(self) -> int:
+        """Ids of a batch."""
+        return self.count * self.batch
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all tables together."""
+        return self.count * self.rows
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows a table, B {self.batch:,}"
 
 
 def scale(device: str, here: str, on_cpu: str) -> str:
