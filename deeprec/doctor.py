@@ -45,8 +45,8 @@ def report() -> dict[str, Any]:
         triton: installed, interpreter, reason.
         operators: name -> {schema, cpu: {implementation, reason}, cuda: {implementation, reason}}; reason is "" where
             the best implementation there is serves.
-        data: searched (folders), sets: name -> {title, interactions, folder: None where the files are not found}, reason:
-            why data cannot be read here, "" where it can.
+        data: searched (folders), sets: name -> {title, interactions, folder: None where the files are not found}, and
+            reason: why no data can be read here, "" where it can.
     """
     return {
         "deeprec": deeprec.__version__,
