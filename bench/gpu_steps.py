@@ -17,10 +17,12 @@ from bench.gpu_check import FAILED, NOT_RUN, PASSED, ROOT, Finished, Outcome, Pl
 PYTHON = sys.executable
 GRAPHS = "tests/gpu/test_graphs.py"
 TOOLS = ("memcheck", "initcheck", "synccheck")
+# Of memcheck, so that the tests after an error run too.
+TOOL_OPTIONS = {"memcheck": ["--report-api-errors", "no", "--destroy-on-device-error", "kernel"]}
 # Steps of a tool that cannot watch this GPU say so in these words.
 UNSUPPORTED = ("Device not supported", "not supported on this device", "Unable to find injection library")
-REPORT = r"^========= (Invalid|Uninitialized|Barrier|Divergent|Race|Misaligned|Out-of)"  # begins one about a kernel
 UNNAMED = "what it names no kernel for"
+COPIES = "copies to the host of what nobody filled"  # as tests make them of memory beside their tensors
 NEEDS_A_PACKAGE = 3  # exit status of bench.end_to_end
 DOCTOR = "import json; from deeprec import doctor; print(json.dumps(doctor.report()))"
 # Of the stand-in: a little of each, so that it ends within a minute.
@@ -151,25 +153,42 @@ def doctor(place: Place) -> dict[str, Any]:
 
 
 def tests(place: Place, name: str, file: str, goes_on: bool) -> Outcome:
-    """Run a file of tests in as many processes as it takes, each of which begins where the one before ended."""
+    """A file of tests."""
     if not (ROOT / file).exists():
         return Outcome(NOT_RUN, f"{file} is not there")
+    environment = {"TRITON_INTERPRET": "1"} if place.stands_in else {}
+    arguments = [file, *([] if place.stands_in else ["-m", "gpu"])]
+    results, done = in_processes(place, name, [], arguments, environment, goes_on=goes_on)
+    return judged(place, results, done)
+
+
+def in_processes(
+    place: Place, name: str, before: list[str], arguments: list[str], environment: dict[str, str], *, goes_on: bool
+) -> tuple[dict[str, dict[str, Any]], Finished]:
+    """Run pytest in as many processes as it takes, each of which begins where the one before ended.
+
+    Args:
+        before: put before the interpreter. goes_on: leave out what an earlier run of the step came through.
+    Returns:
+        what each test came to, and the last process, with the words of all.
+    """
     kept = place.path("tests", f"{name.replace('/', '-')}.jsonl")
     through = {key: test for key, test in gpu_progress.read(kept).items() if goes_on and is_through(test)}
     kept.write_text("".join(json.dumps(test) + "\n" for test in through.values()), encoding="utf-8")
     command = [
-        PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.gpu_progress", "--progress", str(kept),
-        "--stop-after", str(0.8 * place.limit), *([] if place.stands_in else ["-m", "gpu"]), file,
+        *before, PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.gpu_progress", "--progress",
+        str(kept), "--stop-after", str(0.8 * place.limit), *arguments,
     ]  # fmt: skip
-    environment = {"TRITON_INTERPRET": "1"} if place.stands_in else {}
+    said = ""
     while True:
-        before = len(gpu_progress.read(kept))
+        count = len(gpu_progress.read(kept))
         done = place.run(name, command, environment)
+        said += done.text
         results = gpu_progress.read(kept)
-        if done.status in (0, 1, 5) or len(results) == before:
+        if done.status in (0, 1, 5) or len(results) == count:
             break
     gpu_progress.write_junit(place.path("tests", f"{name.replace('/', '-')}.xml"), name, results.values())
-    return judged(place, results, done)
+    return results, done._replace(text=said)
 
 
 def is_through(test: dict[str, Any]) -> bool:
@@ -212,45 +231,51 @@ def sanitizer(place: Place, name: str, tool: str) -> Outcome:
         return Outcome(NOT_RUN, "the stand-in has no GPU to watch")
     if program is None:
         return Outcome(NOT_RUN, "compute-sanitizer is not found; it comes with the CUDA toolkit")
-    command = [
-        program, "--tool", tool, "--target-processes", "all", "--report-api-errors", "no", "--print-limit", "2000",
-        *(["--destroy-on-device-error", "kernel"] if tool == "memcheck" else []),
-        PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and sanitizer", "tests/gpu",
+    watched = [
+        program, "--tool", tool, "--target-processes", "all", "--print-limit", "2000", "--launch-timeout", "0",
+        *TOOL_OPTIONS.get(tool, []),
     ]  # fmt: skip
     # Without torch's cache each tensor is memory of its own, so that an access beside it is seen.
-    done = place.run(name, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    arguments = ["-m", "gpu and sanitizer", "tests/gpu"]
+    results, done = in_processes(place, name, watched, arguments, environment, goes_on=False)
     if any(sign in done.text for sign in UNSUPPORTED):
         return Outcome(NOT_RUN, f"compute-sanitizer refuses this GPU: {first_line_with(done.text, UNSUPPORTED)}")
-    return judge_sanitizer(done, kernel_names())
+    return judge_sanitizer(done.text, judged(place, results, done), kernel_names())
 
 
-def judge_sanitizer(done: Finished, ours: set[str]) -> Outcome:
-    """Pass where the tests ended well and no error lies in a kernel of ours, or in one without a name."""
+def judge_sanitizer(said: str, tested: Outcome, ours: set[str]) -> Outcome:
+    """Pass where the tests passed and no error lies in a kernel of ours, or in one without a name.
+
+    Args:
+        said: by the tool and the tests. tested: what the tests came to.
+        ours: names of our kernels.
+    """
     errors: dict[str, int] = {}
-    for block in re.split(r"^=========[ \t]*$", done.text, flags=re.MULTILINE):
+    for block in re.split(r"^=========[ \t]*$", said, flags=re.MULTILINE):
         at = re.search(r"^=========\s+at (?:0x\w+ in )?(.+?)(?:\+0x\w+)?(?: in .*)?$", block, re.MULTILINE)
-        if at and re.search(REPORT, block, re.MULTILINE):
-            errors[at.group(1)] = errors.get(at.group(1), 0) + 1
-    counted = sum(int(count) for count in re.findall(r"ERROR SUMMARY: (\d+) error", done.text))
+        named = at.group(1) if at else COPIES if "Host API uninitialized" in block else None
+        if named:
+            errors[named] = errors.get(named, 0) + 1
+    counted = sum(int(count) for count in re.findall(r"ERROR SUMMARY: (\d+) error", said))
     if counted > sum(errors.values()):
         errors[UNNAMED] = counted - sum(errors.values())
     theirs = {name: count for name, count in errors.items() if is_of_torch(name, ours)}
     own = {name: count for name, count in errors.items() if name not in theirs}
-    facts = {"errors": own, "errors_of_torch": theirs}
+    facts = {"errors": own, "errors_of_torch": theirs, "failures": tested.facts["failures"]}
     if own:
         return Outcome(FAILED, "; ".join(f"{count} in {name}" for name, count in own.items()), facts)
-    if done.status is None:
-        return Outcome(FAILED, "it did not end within the limit of a process", facts)
-    passed = re.search(r"(\d+) passed", done.text)
-    if passed is None or re.search(r"\d+ (failed|errors?)\b.* in ", done.text):
-        return Outcome(FAILED, f"the tests did not pass under it: {done.last_words()}", facts)
+    if "ERROR SUMMARY" not in said:
+        return Outcome(FAILED, f"it watched nothing: {first_line_with(said, ('Error:',)) or tested.reason}", facts)
+    if tested.status != PASSED:
+        return Outcome(FAILED, f"the tests did not pass under it: {tested.reason}", facts)
     beside = f"; {sum(theirs.values())} reports about kernels of torch" if theirs else ""
-    return Outcome(PASSED, f"no error in {passed.group(1)} tests{beside}", facts)
+    return Outcome(PASSED, f"no error, {tested.reason}{beside}", facts)
 
 
 def is_of_torch(kernel: str, ours: set[str]) -> bool:
-    """Whether a kernel has a name that is none of ours."""
-    return kernel != UNNAMED and not any(name in kernel for name in ours)
+    """Whether a report is about a kernel with a name that is none of ours, or a copy that no kernel made."""
+    return kernel == COPIES or (kernel != UNNAMED and not any(name in kernel for name in ours))
 
 
 def kernel_names() -> set[str]:

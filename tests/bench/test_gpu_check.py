@@ -179,7 +179,6 @@ def test_an_error_of_the_gpu_ends_the_process_and_the_next_goes_on(
 
 
 CLEAN = """========= COMPUTE-SANITIZER
-12 passed, 3 deselected in 41.20s
 ========= ERROR SUMMARY: 0 errors
 """
 REPORT = """========= COMPUTE-SANITIZER
@@ -190,17 +189,19 @@ REPORT = """========= COMPUTE-SANITIZER
 =========     Saved host backtrace up to driver entry point at kernel launch time
 =========         Host Frame: cuLaunchKernelEx [0x3ab2c0]
 =========
-12 passed, 3 deselected in 41.20s
 ========= ERROR SUMMARY: 1 error
 """
+TESTED = gpu_check.Outcome(gpu_check.PASSED, "12 tests passed", {"failures": {}})
 
 
 @pytest.mark.parametrize(
     ("said", "status", "own", "theirs"),
     [
         (CLEAN, gpu_check.PASSED, 0, 0),
-        (CLEAN.replace("12 passed", "1 failed, 11 passed"), gpu_check.FAILED, 0, 0),
-        (CLEAN.replace("12 passed, 3", "15"), gpu_check.FAILED, 0, 0),
+        ("========= Error: Target application terminated before first instrumented API call",
+         gpu_check.FAILED, 0, 0),
+        ("=========\n========= Host API uninitialized memory access of 8 bytes\n=========\n"
+         "========= ERROR SUMMARY: 1 error", gpu_check.PASSED, 0, 1),
         (CLEAN.replace("SUMMARY: 0 errors", "SUMMARY: 2 errors"), gpu_check.FAILED, 2, 0),
         (REPORT.format(kernel="_fm_interaction_fwd_kernel", file="triton_kernels.py"), gpu_check.FAILED, 1, 0),
         (REPORT.format(kernel="void sample_negatives_kernel<long>(NegativeSource)", file="sample_negatives.cu"),
@@ -212,10 +213,12 @@ REPORT = """========= COMPUTE-SANITIZER
 def test_errors_of_our_kernels_fail_a_sanitizer(said: str, status: str, own: int, theirs: int) -> None:
     names = gpu_steps.kernel_names()
     assert {"_fm_interaction_fwd_kernel", "sample_negatives_kernel"} <= names
-    outcome = gpu_steps.judge_sanitizer(gpu_check.Finished(0, said, 40.0), names)
+    outcome = gpu_steps.judge_sanitizer(said, TESTED, names)
     assert outcome.status == status, outcome
     assert sum(outcome.facts["errors"].values()) == own
     assert sum(outcome.facts["errors_of_torch"].values()) == theirs
+    failed = TESTED._replace(status=gpu_check.FAILED, reason="1 of 12 tests failed")
+    assert gpu_steps.judge_sanitizer(said, failed, names).status == gpu_check.FAILED
 
 
 def test_a_sanitizer_that_refuses_the_gpu_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
