@@ -36,7 +36,7 @@ PASSED, FAILED, NOT_RUN, UNFINISHED = "passed", "failed", "not run", "unfinished
 LIMIT = 540  # seconds of a process: a lent machine often allows ten minutes a command, build and start included
 SOURCES = ("CMakeLists.txt", "bench/*.py", "bench/peers/*.py", "bench/*.cpp", "csrc/**/*", "deeprec/*.py",
            "deeprec/*/*.py", "deeprec/*/*/*.py", "kernels/*.py", "kernels/*/*.py", "tests/conftest.py",
-           "tests/gpu/*.py")  # fmt: skip
+           "tests/*/*.py")  # fmt: skip
 
 # Asked of the interpreter there, in a process of its own: the driver itself imports neither torch nor the package's
 # operators, which are not built yet.
@@ -182,8 +182,11 @@ def sources_sha256() -> str:
 
 def commit() -> str:
     """The commit of the sources, "-" where git does not say."""
-    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True,
-                           text=True, check=False)  # fmt: skip
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return "-"
     return asked.stdout.strip() or "-"
 
 

@@ -31,16 +31,27 @@ STAND_IN_BENCH, STAND_IN_CASE = "sample_negatives", "uniform, 256 users"
 
 def all_names(place: Place) -> list[str]:
     """Every step, in order."""
-    parity = [path.stem.removeprefix("test_") for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))]
     operators = [p.stem for p in sorted((ROOT / "bench").glob("*.py")) if (ROOT / "kernels" / p.stem).is_dir()]
     return [
         "build",
-        *(f"parity/{name}" for name in parity if name != "graphs"),
+        *(f"parity/{name}" for name in test_files()),
         "graphs",
         *(f"sanitizer/{tool}" for tool in TOOLS),
         *(f"bench/{name}" for name in operators),
         *(f"train/{name}" for name in place.facts["models"]),
     ]
+
+
+def test_files() -> dict[str, str]:
+    """Files of tests that need a GPU, by the names of their steps: those of tests/gpu, and FOLDER-NAME for others."""
+    files = {}
+    for path in sorted((ROOT / "tests").glob("*/test_*.py")):
+        folder, name = path.parent.name, path.stem.removeprefix("test_")
+        if folder == "gpu" and name != "graphs":
+            files[name] = f"tests/gpu/{path.name}"
+        elif folder != "gpu" and "mark.gpu\n" in path.read_text(encoding="utf-8"):
+            files[f"{folder}-{name}"] = f"tests/{folder}/{path.name}"
+    return files
 
 
 def picked(place: Place, words: Iterable[str]) -> list[str]:
@@ -66,7 +77,7 @@ def run(place: Place, name: str, *, goes_on: bool) -> Outcome:
     group, _, part = name.partition("/")
     steps: dict[str, Callable[[], Outcome]] = {
         "build": lambda: build(place),
-        "parity": lambda: tests(place, name, f"tests/gpu/test_{part}.py", goes_on),
+        "parity": lambda: tests(place, name, test_files()[part], goes_on),
         "graphs": lambda: tests(place, name, GRAPHS, goes_on),
         "sanitizer": lambda: sanitizer(place, name, part),
         "bench": lambda: bench(place, name, part, goes_on),
@@ -156,8 +167,9 @@ def tests(place: Place, name: str, file: str, goes_on: bool) -> Outcome:
     """A file of tests."""
     if not (ROOT / file).exists():
         return Outcome(NOT_RUN, f"{file} is not there")
-    environment = {"TRITON_INTERPRET": "1"} if place.stands_in else {}
-    arguments = [file, *([] if place.stands_in else ["-m", "gpu"])]
+    interpreted = place.stands_in and file.startswith("tests/gpu/")
+    environment = {"TRITON_INTERPRET": "1"} if interpreted else {}
+    arguments = [file, *([] if interpreted else ["-m", "gpu"])]
     results, done = in_processes(place, name, [], arguments, environment, goes_on=goes_on)
     return judged(place, results, done)
 
