@@ -5,16 +5,19 @@ Under pytest-xdist (`make pytest`) it also says which tests stay together in one
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
-settings.register_profile("default", derandomize=True, deadline=None)
-settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+if importlib.util.find_spec("hypothesis"):  # the tests in gpu/ also run where only torch, numpy and pytest are
+    from hypothesis import settings
+
+    settings.register_profile("default", derandomize=True, deadline=None)
+    settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A file's tests stay together, so that what they share is made once. These folders and files share more than that,
 TOGETHER = {
@@ -33,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # keywords also hold the name of the folder
                 item.add_marker(skip)
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         items.sort(key=_turn)

@@ -84,7 +84,7 @@ def _pass(
     if entries & MEANS.value:
         assert offsets is not None
         has_padding = any(pad >= 0 and mode == MEAN for pad, mode in zip(padding, modes, strict=True))
-        inverse = inverse_lengths(features, ids, offsets.contiguous(), batch, has_padding, wide)
+        inverse = inverse_lengths(features, ids.contiguous(), offsets.contiguous(), batch, has_padding, wide)
     scale, scale_grad = inverse, None
     if per_sample_weights is not None:
         entries |= SCALE.value
