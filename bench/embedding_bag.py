@@ -26,6 +26,7 @@ from bench.workloads import (
     Tables,
     compact,
     distinct,
+    optimizer_of,
     row_grad,
     row_update,
     scale,
@@ -43,6 +44,7 @@ PARITY_STEPS = 2
 ROWWISE_ADAGRAD, ADAM = 2, 3
 TORCHREC, COMPILED, AUTOTUNED = "TorchRec EmbeddingBagCollection", "torch.compile", "torch.compile, max-autotune"
 SPARSE_ADAM, DENSE_ADAM = "torch.optim.SparseAdam", embedding_bag_layer.DENSE_ADAM
+POOLED = {"cpu": Tables(1_000_000, 4096, 1), "cuda": Tables(10_000_000, 65_536, 1)}
 FBGEMM, TBE = fbgemm_name("cpu"), fbgemm_name("cuda")
 
 TARGETS = (
@@ -185,7 +187,7 @@ class Training:
     ) -> Contender:
         """A forward pass, autograd, and an optimizer."""
         weights = _copies(self.weights, requires_grad=True)
-        optimizer = make(weights)
+        optimizer = optimizer_of(make, weights)
 
         def run(ids: Tensor) -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -340,9 +342,8 @@ def _table_cases(device: str) -> list[Case]:
 
 
 def _pooled_cases(device: str, length: int = 20) -> list[Case]:
-    on_cpu = Tables(1_000_000, 4096, 1)
-    size = on_cpu if device == "cpu" else Tables(10_000_000, 65_536, 1)
-    found, nnz, how_large = [], size.batch * length, scale(device, str(size), str(on_cpu))
+    size, found = POOLED[device], []
+    nnz, how_large = size.batch * length, scale(device, str(size), str(POOLED["cpu"]))
     for dim in (64, 128):
         limit = Gather(4 * dim, size.rows, writes=False)
         moved = nnz * (8 + 4 * dim) + size.batch * 4 * dim

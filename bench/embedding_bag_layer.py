@@ -18,6 +18,7 @@ from bench.workloads import (
     RowWiseAdagradReference,
     Tables,
     compact,
+    optimizer_of,
     row_grad,
     row_update,
     scale,
@@ -32,7 +33,9 @@ LR, EPS = 0.05, 1e-8
 ROWWISE_ADAGRAD = 2
 TORCH_BAG, DENSE_ADAM = "torch.nn.EmbeddingBag", "torch.optim.Adam(fused), dense"
 DIMS, LENGTHS = (1, 3, 16, 64, 200), (1, 5, 20, 100)
+DROP_IN = {"cpu": Tables(100_000, 1024, 1), "cuda": Tables(1_000_000, 16_384, 1)}
 TABLE_ROWS = (1_000_000, 10_000_000, 100_000_000)
+BATCH = {"cpu": 4096, "cuda": 65_536}
 
 
 def bag_batches(num_rows: int, batch: int, length: int) -> list[tuple[Tensor, Tensor]]:
@@ -127,7 +130,7 @@ def _table_size(num_rows: int, batch: int) -> Trial:
 def _dense_adam(num_rows: int, batches: list[Tensor], grad: Tensor, expected: Tensor, *_: Any) -> Contender:
     """What a table costs whose optimizer visits every row; another rule, so it is not compared with the reference."""
     table = nn.Embedding(num_rows, D)
-    optimizer = torch.optim.Adam(table.parameters(), lr=LR, fused=True)
+    optimizer = optimizer_of(partial(torch.optim.Adam, lr=LR, fused=True), list(table.parameters()))
 
     def run(ids: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -138,9 +141,7 @@ def _dense_adam(num_rows: int, batches: list[Tensor], grad: Tensor, expected: Te
 
 
 def _drop_in_cases(device: str) -> list[Case]:
-    on_cpu = Tables(100_000, 1024, 1)
-    size = on_cpu if device == "cpu" else Tables(1_000_000, 16_384, 1)
-    found = []
+    size, found = DROP_IN[device], []
     for dim, length in itertools.product(DIMS, LENGTHS):
         nnz, out = size.batch * length, size.batch * dim * 4
         forward = nnz * (8 + 4 * dim) + out
@@ -152,14 +153,14 @@ def _drop_in_cases(device: str) -> list[Case]:
             ("forward + backward, dense gradient", partial(_drop_in_backward, dim, length, size, False), dense),
             ("forward + backward, sparse gradient", partial(_drop_in_backward, dim, length, size, True), both),
         ):
-            how_large = scale(device, str(size), str(on_cpu))
+            how_large = scale(device, str(size), str(DROP_IN["cpu"]))
             found.append(Case(f"{name}, {case}", "drop-in", build, moved, nnz * dim, effort=0.25, scale=how_large))
     return found
 
 
 def cases(device: str) -> list[Case]:
     """A step on tables of three sizes, and the layer over widths and lengths of bags."""
-    batch = 4096 if device == "cpu" else 65_536
+    batch = BATCH[device]
     nnz = T * batch
     sizes = [
         Case(
@@ -170,7 +171,7 @@ def cases(device: str) -> list[Case]:
             flops=6 * nnz * D,
             limit=Gather(2 * D, rows, writes=True),
             size=rows,
-            scale=scale(device, f"B {batch:,}", "B 4,096"),
+            scale=scale(device, f"B {batch:,}", f"B {BATCH['cpu']:,}"),
         )
         for rows in TABLE_ROWS
     ]

@@ -26,6 +26,7 @@ from bench.workloads import (
     Tables,
     compact,
     distinct,
+    optimizer_of,
     row_update,
     scale,
     skewed_ids,
@@ -328,7 +329,7 @@ def _training(size: Tables) -> Trial:
 
     def torch_adagrad(mine: list[Tensor]) -> Callable[[Tensor], None]:
         leaves = [w.requires_grad_() for w in mine]
-        optimizer = torch.optim.Adagrad(leaves, lr=LR, eps=EPS)
+        optimizer = optimizer_of(partial(torch.optim.Adagrad, lr=LR, eps=EPS), leaves)
         explicit = compiled(with_rows_grad)
 
         def step(ids: Tensor) -> None:

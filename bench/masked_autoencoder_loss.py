@@ -40,12 +40,13 @@ from bench.autoencoders import (
 from bench.harness import Case, Contender, Target, Trial
 from bench.machine import machine, versions
 from bench.rivals import compiled
-from bench.workloads import row_update
+from bench.workloads import optimizer_of, row_update
 from deeprec.kernels.embedding_bag import RowUpdate
 from deeprec.kernels.masked_autoencoder_loss import DENSE_FROM, masked_autoencoder_loss
 
 LR, EPS = 1e-3, 1e-2  # so large an eps that a gradient of nothing but rounding errors moves no weight
 ADAM = 3
+TORCH_ADAM = partial(torch.optim.Adam, lr=LR, eps=EPS, fused=True)
 TARGETS = (
     Target("I-AutoRec, H 500, ML-1M, B 512: an epoch with Adam", "ML-1M epoch", DENSE_COMPILED, 6.0),
     Target("I-AutoRec, H 500, ML-1M, B 512: an epoch with Adam", "ML-1M epoch", DENSE, 6.0),
@@ -75,7 +76,7 @@ def our_epoch(batches: Sequence[Rows], parameters: list[Tensor], path: str = "au
         "update_decoder": adam(decoder),
         "update_decoder_bias": adam(decoder_bias.view(-1, 1)),
     }
-    optimizer = torch.optim.Adam([encoder_bias], lr=LR, eps=EPS, fused=True)
+    optimizer = optimizer_of(TORCH_ADAM, [encoder_bias])
 
     def epoch() -> Tensor:
         total = encoder.new_zeros(())
@@ -120,7 +121,7 @@ def their_epoch(inputs: Sequence[Any], parameters: list[Tensor], loss_of: Callab
     """Forward, backward and torch's fused Adam."""
     for parameter in parameters:
         parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=LR, eps=EPS, fused=True)
+    optimizer = optimizer_of(TORCH_ADAM, parameters)
 
     def epoch() -> Tensor:
         total = parameters[0].new_zeros(())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.harness import Case, Contender, Target, Trial, rotating
 from bench.machine import COPY, Gather
-from bench.workloads import NUM_BATCHES, Tables, distinct, scale, touched, uniform_ids
+from bench.workloads import NUM_BATCHES, Tables, distinct, optimizer_of, scale, touched, uniform_ids
 from deeprec.kernels.sparse_update import reference
 from deeprec.train import optim
 
@@ -72,7 +72,7 @@ class Gradients:
 
     def enter(self, name: str, make: Callable[[Sequence[Tensor]], Any], *, dense: bool = False) -> Contender:
         weights = [weight.clone().requires_grad_() for weight in self.weights]
-        optimizer = make(weights)
+        optimizer = optimizer_of(make, weights)
         # A dense optimizer visits all rows whichever the gradient holds: two batches say as much as eight.
         batches = [self._grads(batch, dense) for batch in self.batches[: 2 if dense else NUM_BATCHES]]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,12 @@ def row_update(
     rate = torch.tensor(lr, dtype=torch.float64, device="cpu")
     count = torch.zeros((), dtype=torch.int64, device="cpu")
     return RowUpdate(rule, list(first), list(second), rate, count, list(options))
+
+
+def optimizer_of(make: Callable[[Sequence[Tensor]], Any], weights: Sequence[Tensor]) -> Any:
+    """An optimizer as users make it: with the default device of torch, on which some count their steps."""
+    with torch.device("cpu"):
+        return make(weights)
 
 
 def uniform_ids(num_rows: int, *shape: int) -> Tensor:
