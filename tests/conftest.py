@@ -33,13 +33,14 @@ FIRST = (*APART, "proofs", "serve")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
-        for item in items:
-            if item.get_closest_marker("gpu"):  # keywords also hold the name of the folder
-                item.add_marker(skip)
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         items.sort(key=_turn)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Here rather than by a mark on each, so that the summary has one line for them all.
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, torch sees none")
 
 
 @pytest.hookimpl(optionalhook=True)
