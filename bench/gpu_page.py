@@ -14,9 +14,9 @@ Record = Mapping[str, Any]
 ORDER = ("build", "parity", "graphs", "sanitizer", "bench", "train")
 COPY = "copy"
 TRAINED = (
-    "The same rows, batch, optimizer and epochs. The first epoch, which compiles and warms up, is left out of the times, "
-    "and so is validation. Figures are of the test part: ours of the epoch that validation chose, plain PyTorch's of the "
-    "last."
+    "The same rows, batch, optimizer and epochs. The first epoch, which compiles and warms up, is left out of the "
+    "times, and so is validation. Figures are of the test part: ours of the epoch that validation chose, those of "
+    "plain PyTorch of the last."
 )
 
 
