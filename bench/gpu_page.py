@@ -7,11 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.figures import fraction, ratio, seconds
 from deeprec._files import write_atomically
 
 Record = Mapping[str, Any]
 ORDER = ("build", "parity", "graphs", "sanitizer", "bench", "train")
 COPY = "copy"
+TRAINED = (
+    "The same rows, batch, optimizer and epochs. The first epoch, which compiles and warms up, is left out of the "
+    "times, and so is validation. Figures are of the test part: ours of the epoch that validation chose, those of "
+    "plain PyTorch of the last."
+)
 
 
 def write(out: Path) -> Path:
@@ -188,10 +194,10 @@ def _bench_rows(result: Mapping[str, Any], case: Mapping[str, Any]) -> list[list
             seconds(row["median"]),
             seconds(row.get("enqueue")),
             seconds(row.get("waited")),
-            share(row["fraction"]),
-            share(row.get("fraction_of_copy")),
-            "1" if is_ours else times(row["ratio"]),
-            "1" if is_ours else times(row.get("waited_ratio")),
+            fraction(row["fraction"]),
+            fraction(row.get("fraction_of_copy")),
+            "1" if is_ours else ratio(row["ratio"]),
+            "1" if is_ours else ratio(row.get("waited_ratio")),
         ])  # fmt: skip
     return rows
 
@@ -199,7 +205,7 @@ def _bench_rows(result: Mapping[str, Any], case: Mapping[str, Any]) -> list[list
 def _reach(target: Mapping[str, Any], value: float | None) -> str:
     if value is None:
         return "not measured"
-    return share(value) if target["rival"] in ("limit", COPY) else times(value)
+    return fraction(value) if target["rival"] in ("limit", COPY) else ratio(value)
 
 
 def _verdict(target: Mapping[str, Any]) -> str:
@@ -216,7 +222,7 @@ def _trainings(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ours = next((row["samples_per_second"] for row in result["rows"] if row["name"] == "deeprec"), None)
         for number, row in enumerate(result["rows"]):
             speed = row["samples_per_second"]
-            ratio = ours / speed if ours and speed and row["name"] != "deeprec" else None
+            faster = ours / speed if ours and speed and row["name"] != "deeprec" else None
             rows.append([
                 result["model"] if number == 0 else "",
                 result["data"] if number == 0 else "",
@@ -224,31 +230,9 @@ def _trainings(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 "-" if speed is None else f"{speed:,.0f}",
                 seconds(row["epoch_seconds"]),
                 ", ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items()),
-                times(ratio),
+                ratio(faster),
             ])  # fmt: skip
     head = ("model", "data", "contender", "samples/s", "an epoch", "test figures", "deeprec is faster by")
-    lines = ["", "## Trained by `fit`, end to end", "",
-             "The same rows, batch, optimizer and epochs; the first epoch, which compiles and warms up, is left out of "
-             "the times. Validation is not part of them.", "", *table(head, rows)]  # fmt: skip
+    lines = ["", "## Trained by `fit`, end to end", "", TRAINED, "", *table(head, rows)]
     missing = [f"{result['model']}: {name}: {why}" for result in results for name, why in result["missing"].items()]
     return [*lines, "", "Not measured: " + "; ".join(missing) + "."] if missing else lines
-
-
-def seconds(value: float | None) -> str:
-    """With three figures and a fitting unit; "-" for None."""
-    if value is None:
-        return "-"
-    for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} µs"
-
-
-def share(value: float | None) -> str:
-    """Per cent; "-" for None."""
-    return "-" if value is None else f"{value:.0%}"
-
-
-def times(value: float | None) -> str:
-    """A ratio; "-" for None."""
-    return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.0f}x"

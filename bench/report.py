@@ -8,29 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.figures import fraction, ratio, seconds
 from bench.harness import FRACTIONS
 from bench.machine import ASKED, COPY
 
 SCHEMA = "deeprec-bench/1"
 LIMITS = {"limit": "the measured limit", COPY: "the measured copy"}
 LONG_GROUP = 12  # cases; beyond that a group is folded away on the page
-
-
-def seconds(value: float) -> str:
-    """With three figures and a fitting unit."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} µs"
-
-
-def fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
-
 
 COLUMNS = ("", "median", "quartiles", "rate", "of limit", "deeprec is faster by")
 GPU_COLUMNS = (

@@ -33,13 +33,14 @@ FIRST = (*APART, "proofs", "serve")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
-        for item in items:
-            if item.get_closest_marker("gpu"):  # keywords also hold the name of the folder
-                item.add_marker(skip)
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         items.sort(key=_turn)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Here rather than by a mark on each, so that the summary has one line for them all.
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, torch sees none")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,6 +51,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)
+
+        def remove_node(self, node: Any) -> Any:
+            """Of a process that died: its test has failed, and none runs it again, to die likewise."""
+            units = self.assigned_work[node]
+            died = next((test for unit in units.values() for test, is_done in unit.items() if not is_done), None)
+            if died is not None:
+                units[_group(died)][died] = True
+            super().remove_node(node)
+            return died
+
+        def _reschedule(self, node: Any) -> None:
+            super()._reschedule(node)
+            # A process begins a test when it knows the next: with what is left of a group, one alone, it would wait.
+            while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
 
     return ByGroup(config, log)
 

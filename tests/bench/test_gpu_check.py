@@ -122,6 +122,7 @@ def test_a_step_of_other_sources_is_not_through(tmp_path: Path, monkeypatch: pyt
     assert "2 states of sources" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+FILE = "tests/gpu/test_some.py"
 SUITE = """
 import os, pytest
 {mark}
@@ -139,8 +140,9 @@ def _tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, stands
         monkeypatch.setattr(f"bench.{name}.ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: of a GPU\n", encoding="utf-8")
-    (tmp_path / "test_some.py").write_text(text, encoding="utf-8")
-    return gpu_steps.tests(_place(tmp_path / "out", stands_in=stands_in), "parity/some", "test_some.py", False)
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
+    return gpu_steps.tests(_place(tmp_path / "out", stands_in=stands_in), "parity/some", FILE, False)
 
 
 def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +157,8 @@ def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path: Path, m
     # Started again, those that passed are not run again.
     kept = tmp_path / "out" / "tests" / "parity-some.jsonl"
     passed = [name for name, test in gpu_progress.read(kept).items() if test["outcome"] == "passed"]
-    (tmp_path / "test_some.py").write_text("def test_fails(): pass", encoding="utf-8")
-    again = gpu_steps.tests(_place(tmp_path / "out", stands_in=True), "parity/some", "test_some.py", True)
+    (tmp_path / FILE).write_text("def test_fails(): pass", encoding="utf-8")
+    again = gpu_steps.tests(_place(tmp_path / "out", stands_in=True), "parity/some", FILE, True)
     assert again.status == gpu_check.PASSED
     assert set(passed) < set(gpu_progress.read(kept))
 

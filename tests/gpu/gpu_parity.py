@@ -76,15 +76,21 @@ def on_gpu(*values: Any) -> list[Any]:
     return list(values) if HAS_GPU else []
 
 
-def grid(**axes: Sequence[Any]) -> Callable[..., Any]:
-    """Parametrise by every combination on a GPU; in the stand-in each value of each axis comes at least once."""
+def grid(whole: int = 1, /, **axes: Sequence[Any]) -> Callable[..., Any]:
+    """Parametrise by every combination on a GPU.
+
+    In the stand-in the first `whole` axes are combined, and the values of the others come by turns; each value of
+    each axis comes at least once.
+    """
     lists = [list(axis) for axis in axes.values()]
     if IS_FULL:
         cases = list(itertools.product(*lists))
     else:
-        longest = max(map(len, lists))
+        first = list(itertools.product(*lists[:whole]))
+        longest = max(len(first), *map(len, lists))
         # Shifted by one at each turn, so that axes of one length do not always meet in the same pairs.
-        cases = [tuple(a[(i + n * (i // len(a))) % len(a)] for n, a in enumerate(lists)) for i in range(longest)]
+        turns = [[a[(i + n * (i // len(a))) % len(a)] for n, a in enumerate(lists[whole:])] for i in range(longest)]
+        cases = [(*first[i % len(first)], *turn) for i, turn in enumerate(turns)]
     return pytest.mark.parametrize(list(axes), cases, ids=lambda value: str(value).removeprefix("torch.")[:40])
 
 

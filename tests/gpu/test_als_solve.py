@@ -5,26 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gpu_parity import INDICES, LAYOUTS, check, grid, integers, laid_out, normal, on_gpu
+from gpu_arguments import als_arguments
+from gpu_parity import INDICES, LAYOUTS, check, grid, laid_out, on_gpu
 
 DTYPES = [torch.float32, torch.float64]
 LENGTHS = [[3, 0, 64, 1, 130, 0, 9], [1], [0, 0], *on_gpu([40] * 500, [5000, 0, 3], [0] * 70 + [9])]
 DIMS = [16, 1, 20, 70, *on_gpu(64, 130, 200, 257)]
-
-
-def call_of(lengths: list[int], dim: int, dtype: torch.dtype, index: torch.dtype) -> list[Any]:
-    """Arguments but for the number of steps; items are repeated within rows."""
-    nnz, batch = sum(lengths), len(lengths)
-    factors = 0.3 * normal(90, dim, dtype=torch.float64, seed=1)
-    numbers = [
-        10 * normal(nnz, dtype=torch.float64, seed=2).abs(),
-        factors,
-        factors.T @ factors,
-        0.5 + normal(batch, dtype=torch.float64, seed=3).abs(),
-        0.3 * normal(batch, dim, dtype=torch.float64, seed=4),
-    ]
-    indptr, indices = torch.tensor([0, *lengths]).cumsum(0).to(index), integers(90, nnz, dtype=index, seed=5)
-    return [indptr, indices, *(x.to(dtype) for x in numbers)]
 
 
 def check_solve(arguments: list[Any], steps: int) -> None:
@@ -37,23 +23,23 @@ def check_solve(arguments: list[Any], steps: int) -> None:
 def test_solution(
     lengths: list[int], dim: int, dtype: torch.dtype, index: torch.dtype, steps: int, has_start: bool
 ) -> None:
-    arguments = call_of(lengths, dim, dtype, index)
+    arguments = als_arguments(lengths, dim, dtype, index)
     if not has_start:
         arguments[-1] = None
     check_solve(arguments, steps)
 
 
-@grid(dim=DIMS, dtype=DTYPES, steps=[3, 0])
+@grid(2, dim=DIMS, dtype=DTYPES, steps=[3, 0])
 def test_every_width(dim: int, dtype: torch.dtype, steps: int) -> None:
-    check_solve(call_of([3, 0, 70, 9], dim, dtype, torch.int64), steps)
+    check_solve(als_arguments([3, 0, 70, 9], dim, dtype, torch.int64), steps)
 
 
 @grid(layout=LAYOUTS, steps=[0, 2, 0, 2])
 def test_any_layout(layout: str, steps: int) -> None:
-    arguments = call_of([3, 0, 9], 20, torch.float32, torch.int32)
+    arguments = als_arguments([3, 0, 9], 20, torch.float32, torch.int32)
     check_solve([laid_out(x, layout) for x in arguments], steps)
 
 
 def test_no_rows() -> None:
     for steps in (0, 2):
-        check_solve(call_of([], 4, torch.float32, torch.int64), steps)
+        check_solve(als_arguments([], 4, torch.float32, torch.int64), steps)

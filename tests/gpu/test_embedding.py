@@ -18,7 +18,7 @@ SHAPES = [
 ]
 
 
-@grid(shape=SHAPES, dtype=FLOATS, index=INDICES, layout=LAYOUTS, of_ids=LAYOUTS)
+@grid(2, shape=SHAPES, dtype=FLOATS, index=INDICES, layout=LAYOUTS, of_ids=LAYOUTS)
 def test_lookup(
     shape: tuple[int, int, tuple[int, ...]], dtype: torch.dtype, index: torch.dtype, layout: str, of_ids: str
 ) -> None:
@@ -27,7 +27,7 @@ def test_lookup(
     check("embedding", laid_out(normal(rows, dim, dtype=dtype), layout), ids, kernels=[FORWARD], terms=0)
 
 
-@grid(shape=SHAPES, dtype=FLOATS, index=INDICES, layout=[*LAYOUTS, "expanded"])
+@grid(2, shape=SHAPES, dtype=FLOATS, index=INDICES, layout=[*LAYOUTS, "expanded"])
 def test_plan_and_gradients(
     shape: tuple[int, int, tuple[int, ...]], dtype: torch.dtype, index: torch.dtype, layout: str
 ) -> None:

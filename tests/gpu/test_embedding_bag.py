@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_bags import Batch, batch_of, states_of, step_of
+from gpu_arguments import Batch, batch_of, states_of, step_of
 from gpu_parity import DEVICE, FLOATS, HAS_GPU, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
 from torch import Tensor
 

@@ -14,7 +14,7 @@ SHAPES = [
 EMPTY = [(0, 3, 4), (3, 0, 4), (3, 4, 0)]
 
 
-@grid(shape=SHAPES, dtype=FLOATS, layout=LAYOUTS)
+@grid(2, shape=SHAPES, dtype=FLOATS, layout=LAYOUTS)
 def test_forward(shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> None:
     x = laid_out(normal(*shape, dtype=dtype), layout)
     terms = 8.0 * shape[1]
@@ -22,7 +22,7 @@ def test_forward(shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -
     check("fm_interaction", x, kernels=[FORWARD], terms=terms)
 
 
-@grid(shape=SHAPES, dtype=FLOATS, layout=LAYOUTS, of_grad=[*LAYOUTS, "expanded"], columns=[True, False])
+@grid(2, shape=SHAPES, dtype=FLOATS, layout=LAYOUTS, of_grad=[*LAYOUTS, "expanded"], columns=[True, False])
 def test_gradient(shape: tuple[int, int, int], dtype: torch.dtype, layout: str, of_grad: str, columns: bool) -> None:
     batch, fields, dim = shape
     x = laid_out(normal(*shape, dtype=dtype), layout)

@@ -6,43 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_parity import FLOATS, INDICES, LAYOUTS, check, grid, integers, laid_out, normal, on_gpu
+from gpu_arguments import loss_arguments
+from gpu_parity import FLOATS, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
 from torch import Tensor
 
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, LOSSES
 
 LOSS, PIECES, GRAD = "_sampled_linear_loss_kernel", "_sampled_pieces_kernel", "_sampled_linear_grad_kernel"
-KINDS = [
-    (a, k) for a, _ in enumerate(ACTIVATIONS) for k, loss in enumerate(LOSSES) if loss != "cross_entropy" or a == 1
-]
-COLUMNS = 25
+KINDS = [(a, k) for a in range(len(ACTIVATIONS)) for k, name in enumerate(LOSSES) if name != "cross_entropy" or a == 1]
 # Rows of no entry, of one piece, of several; repeated columns.
-ROWS = [
-    [3, 0, 64, 1, 130, 0],
-    [3, 0, 70],
-    [5, 1],
-    [1],
-    [200],
-    *on_gpu([40] * 700, [3, 0, 64, 1, 13_000], [0] * 999 + [9]),
-]
+ROWS = [[3, 0, 64, 1, 130, 0], [3, 0, 70], [5, 1], [1], [200]]
+ROWS += on_gpu([40] * 700, [3, 0, 64, 1, 13_000], [0] * 999 + [9])
 DIMS = [20, 1, 7, 12, 33, 500, 515, *on_gpu(64, 128, 257, 1030)]
-
-
-def call_of(lengths: list[int], dim: int, dtype: torch.dtype, index: torch.dtype = torch.int64) -> list[Any]:
-    """hidden, weight, bias, indptr, indices, targets and entry weights."""
-    of_entries = torch.float64 if dtype == torch.float64 else torch.float32
-    nnz = sum(lengths)
-    hidden = (normal(len(lengths), dim, seed=1) / dim**0.5).to(dtype)
-    targets = torch.where(normal(nnz, seed=4) > 0, 1.0, -1.0).to(of_entries)
-    return [
-        hidden,
-        normal(COLUMNS, dim, dtype=dtype, seed=2),
-        normal(COLUMNS, dtype=dtype, seed=3),
-        torch.tensor([0, *lengths]).cumsum(0).to(index),
-        integers(COLUMNS, nnz, dtype=index, seed=5),
-        targets,
-        normal(nnz, dtype=of_entries, seed=6).abs(),
-    ]
 
 
 def check_loss(arguments: list[Any], kind: tuple[int, int], need_grad: bool) -> None:
@@ -62,7 +37,7 @@ def test_loss(
     bare: bool,
 ) -> None:
     """`bare`: without bias and weights of the entries."""
-    arguments = call_of(lengths, dim, dtype, index)
+    arguments = loss_arguments(lengths, dim, dtype, index)
     if bare:
         arguments[2] = arguments[6] = None
     check_loss(arguments, kind, need_grad)
@@ -70,7 +45,7 @@ def test_loss(
 
 @grid(layout=LAYOUTS, of_entries=["contiguous", "columns apart", "part of wider rows"], dtype=FLOATS)
 def test_any_layout(layout: str, of_entries: str, dtype: torch.dtype) -> None:
-    given = call_of([5, 70], 16, dtype)
+    given = loss_arguments([5, 70], 16, dtype)
     layouts = [layout, layout, *[of_entries] * 5]
     check_loss([laid_out(x, of) for x, of in zip(given, layouts, strict=True)], (1, 0), True)
 
@@ -78,14 +53,14 @@ def test_any_layout(layout: str, of_entries: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
 def test_nothing_to_do(lengths: list[int]) -> None:
     for dtype in FLOATS:
-        check_loss(call_of(lengths, 8, dtype), (1, 1), True)
+        check_loss(loss_arguments(lengths, 8, dtype), (1, 1), True)
 
 
 @grid(activation=range(len(ACTIVATIONS)), lengths=ROWS, dim=DIMS, dtype=FLOATS, index=INDICES, has_bias=[True, False])
 def test_encoder(
     activation: int, lengths: list[int], dim: int, dtype: torch.dtype, index: torch.dtype, has_bias: bool
 ) -> None:
-    _, weight, _, indptr, indices, *_ = call_of(lengths, dim, dtype, index)
+    _, weight, _, indptr, indices, *_ = loss_arguments(lengths, dim, dtype, index)
     bias = normal(dim, dtype=dtype, seed=8) if has_bias else None
     values: Tensor = normal(len(indices), dtype=dtype, seed=9)
     given = (indptr, indices, values, weight, bias, activation)
@@ -94,7 +69,7 @@ def test_encoder(
 
 @grid(layout=LAYOUTS, of_entries=["contiguous", "columns apart", "part of wider rows"], dtype=FLOATS)
 def test_encoder_of_any_layout(layout: str, of_entries: str, dtype: torch.dtype) -> None:
-    _, weight, _, *positions = call_of([5, 0, 70], 16, dtype)
+    _, weight, _, *positions = loss_arguments([5, 0, 70], 16, dtype)
     indptr, indices = (laid_out(x, of_entries) for x in positions[:2])
     values = laid_out(normal(75, dtype=dtype, seed=9), of_entries)
     check("sparse_linear", indptr, indices, values, laid_out(weight, layout), None, 1, terms=150.0)
