@@ -1,0 +1,268 @@
+"""What `softmax_loss` means, in plain PyTorch: with all logits [B, N]."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deeprec.kernels._checks import check_float, check_index, require
+from deeprec.kernels.embedding_bag.reference import wide_dtype
+
+_FUNCTION = "softmax_loss"
+
+
+class SoftmaxArguments(NamedTuple):
+    """What the operators take, in the order of their schemas; see `softmax_loss`.
+
+    Attributes:
+        targets: [B] places of the positives among the candidates.
+        cosine: whether the similarity is the cosine, not the dot product.
+        smoothing: `label_smoothing`.
+    """
+
+    queries: Tensor
+    items: Tensor
+    targets: Tensor
+    bias: Tensor | None
+    log_q: Tensor | None
+    item_ids: Tensor | None
+    seen_indptr: Tensor | None
+    seen_indices: Tensor | None
+    seen_rows: Tensor | None
+    gamma: float
+    cosine: bool
+    smoothing: float
+    include_positive: bool
+    correct_positive: bool
+
+
+class Logits(NamedTuple):
+    """What the loss is made of.
+
+    Attributes:
+        z: [B, N] logits, wide: gamma times the similarity, plus bias, minus log_q.
+        is_hidden: [B, N], the candidates that are masked.
+        is_positive: [B, N].
+        counts: [B] int64, the candidates that are not masked.
+        is_empty: [B], rows with nothing in their denominator.
+    """
+
+    z: Tensor
+    is_hidden: Tensor
+    is_positive: Tensor
+    counts: Tensor
+    is_empty: Tensor
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows divided by their length; a row of zeros stays, and has no gradient."""
+    square = x.square().sum(1, keepdim=True)
+    is_zero = square == 0
+    return x * torch.where(is_zero, 0, torch.where(is_zero, 1, square).rsqrt())
+
+
+def entries_of_lists(given: SoftmaxArguments) -> tuple[Tensor, Tensor]:
+    """The known positives of all rows: row and id of each."""
+    indptr, indices = given.seen_indptr, given.seen_indices
+    assert indptr is not None and indices is not None  # noqa: PT018
+    batch = given.queries.shape[0]
+    rows = torch.arange(batch, device=indptr.device) if given.seen_rows is None else given.seen_rows
+    begin = indptr[rows]
+    lengths = indptr[rows + 1] - begin
+    row = torch.repeat_interleave(torch.arange(batch, device=indptr.device), lengths)
+    shift = (begin - (lengths.cumsum(0) - lengths))[row]
+    return row, indices[shift + torch.arange(row.numel(), device=indptr.device)].to(torch.int64)
+
+
+def hidden_candidates(given: SoftmaxArguments) -> Tensor:
+    """[B, N], true for a known positive and for another candidate of the positive's id."""
+    num_items, batch = given.items.shape[0], given.queries.shape[0]
+    targets = given.targets.to(torch.int64)
+    hidden = torch.zeros(batch, num_items, dtype=torch.bool, device=given.targets.device)
+    if given.item_ids is not None:
+        hidden |= given.item_ids.unsqueeze(0) == given.item_ids[targets].unsqueeze(1)
+    if given.seen_indptr is not None:
+        row, ids = entries_of_lists(given)
+        if given.item_ids is None:
+            place = ids
+        else:
+            ordered, order = given.item_ids.to(torch.int64).sort(stable=True)
+            first, last = torch.searchsorted(ordered, ids), torch.searchsorted(ordered, ids, right=True)
+            lengths = last - first
+            row = torch.repeat_interleave(row, lengths)
+            shift = torch.repeat_interleave(first - (lengths.cumsum(0) - lengths), lengths)
+            place = order[shift + torch.arange(row.numel(), device=row.device)]
+        is_candidate = (place >= 0) & (place < num_items)
+        hidden[row[is_candidate], place[is_candidate]] = True
+    return hidden.scatter(1, targets.unsqueeze(1), False)
+
+
+def logits_of(given: SoftmaxArguments) -> Logits:
+    """All logits and masks, differentiable by queries, items and bias."""
+    wide = wide_dtype(given.queries.dtype)
+    queries, items = given.queries.to(wide), given.items.to(wide)
+    if given.cosine:
+        queries, items = unit(queries), unit(items)
+    targets = given.targets.to(torch.int64).unsqueeze(1)
+    z = given.gamma * queries @ items.T
+    if given.bias is not None:
+        z = z + given.bias.to(wide)
+    hidden = hidden_candidates(given)
+    is_positive = torch.zeros_like(hidden).scatter(1, targets, True)
+    if given.log_q is not None:
+        log_q = given.log_q.expand(z.shape[-2:])
+        z = z - (log_q if given.correct_positive else torch.where(is_positive, 0, log_q))
+    counts = given.items.shape[0] - hidden.sum(1)
+    return Logits(z, hidden, is_positive, counts, counts <= (0 if given.include_positive else 1))
+
+
+def in_denominator(logits: Logits, include_positive: bool) -> Tensor:
+    """[B, N], true for what the denominator adds up; in an empty row for everything, so that its logarithm exists."""
+    inside = ~logits.is_hidden if include_positive else ~(logits.is_hidden | logits.is_positive)
+    return inside | logits.is_empty.unsqueeze(1)
+
+
+def losses_of(given: SoftmaxArguments) -> Tensor:
+    """Loss of each row [B], by PyTorch's own differentiable operators."""
+    logits = logits_of(given)
+    z, smoothing = logits.z, given.smoothing
+    total = z.masked_fill(~in_denominator(logits, given.include_positive), -math.inf).logsumexp(1)
+    positive = z.masked_fill(~logits.is_positive, 0).sum(1)
+    losses = total - (1 - smoothing) * positive
+    if smoothing > 0:
+        losses = losses - smoothing * z.masked_fill(logits.is_hidden, 0).sum(1) / logits.counts
+    return losses.masked_fill(logits.is_empty, 0)
+
+
+def _check_seen(given: SoftmaxArguments) -> None:
+    indptr, indices, rows = given.seen_indptr, given.seen_indices, given.seen_rows
+    is_whole = (indptr is None) == (indices is None) and (rows is None or indptr is not None)
+    require(is_whole, _FUNCTION, "give seen_indptr and seen_indices together", (indptr, indices, rows))
+    if indptr is None or indices is None:
+        return
+    if indptr.dtype != torch.int64 or indices.dtype != torch.int32:
+        raise TypeError(
+            f"{_FUNCTION}: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
+        )
+    has_shape = indptr.dim() == 1 and indices.dim() == 1 and indptr.numel() > 0
+    require(has_shape, _FUNCTION, "seen_indptr must be [rows + 1] and seen_indices [nnz]", indptr)
+    batch, lists, nnz = given.queries.shape[0], indptr.numel() - 1, indices.numel()
+    if rows is None:
+        require(lists == batch, _FUNCTION, f"seen_indptr must be [{batch + 1}]", indptr)
+        rows = torch.arange(batch, device=indptr.device)
+    elif rows.dtype != torch.int64:
+        raise TypeError(f"{_FUNCTION}: seen_rows must be int64, got {rows.dtype}")
+    require(rows.shape == (batch,), _FUNCTION, f"seen_rows must be [{batch}]", rows)
+    if indptr.device.type != "cpu":
+        return
+    check_places("seen_rows", rows, lists)
+    begin, end = indptr[rows], indptr[rows + 1]
+    is_whole = bool(((begin >= 0) & (begin <= end) & (end <= nnz)).all())
+    require(is_whole, _FUNCTION, f"seen_indptr must ascend from 0 to the number of seen_indices, {nnz}", indptr)
+    row, ids = entries_of_lists(given)
+    falls = (ids[1:] <= ids[:-1]) & (row[1:] == row[:-1])
+    require(not bool(falls.any()), _FUNCTION, "seen_indices must ascend without repeats within a row", indices)
+
+
+def check_places(name: str, places: Tensor, count: int) -> None:
+    """Raise IndexError unless all of `places` are in [0, count)."""
+    bad = (places < 0) | (places >= count)
+    if bool(bad.any()):
+        at = int(bad.to(torch.uint8).argmax())
+        raise IndexError(f"{_FUNCTION}: {name} must be in [0, {count}), got {int(places[at])} at position {at}")
+
+
+def check_arguments(given: SoftmaxArguments) -> None:
+    """Raise as the C++ kernel does; values are looked at on the CPU only."""
+    queries, items = given.queries, given.items
+    check_float(_FUNCTION, "queries", queries)
+    require(queries.dim() == 2, _FUNCTION, "queries must be [B, D]", queries)
+    has_shape = items.dim() == 2 and items.shape[1] == queries.shape[1] and items.dtype == queries.dtype
+    require(has_shape, _FUNCTION, f"items must be [N, {queries.shape[1]}] of {queries.dtype}", items)
+    (batch, _), num_items = queries.shape, items.shape[0]
+    require(0 < given.gamma < math.inf, _FUNCTION, "gamma must be a finite number > 0", given.gamma)
+    require(0 <= given.smoothing < 1, _FUNCTION, "label_smoothing must be in [0, 1)", given.smoothing)
+    check_index(_FUNCTION, "targets", given.targets)
+    require(given.targets.shape == (batch,), _FUNCTION, f"targets must be [{batch}]", given.targets)
+    if given.targets.device.type == "cpu":
+        check_places("targets", given.targets, num_items)
+    _check_seen(given)
+    if given.item_ids is not None:
+        check_index(_FUNCTION, "item_ids", given.item_ids)
+        require(given.item_ids.shape == (num_items,), _FUNCTION, f"item_ids must be [{num_items}]", given.item_ids)
+    for name, some, dtype in (("bias", given.bias, queries.dtype), ("log_q", given.log_q, wide_dtype(queries.dtype))):
+        if some is not None:
+            has_shape = some.shape == (num_items,) and some.dtype == dtype
+            require(has_shape, _FUNCTION, f"{name} must be [{num_items}] of {dtype}", some)
+
+
+def _slopes(given: SoftmaxArguments, logits: Logits, maximum: Tensor, log_sum: Tensor) -> Tensor:
+    """Derivative of each row's loss by its logits [B, N]."""
+    inside = in_denominator(logits, given.include_positive)
+    shifted = (logits.z - maximum.unsqueeze(1)) - log_sum.unsqueeze(1)
+    slopes = shifted.masked_fill(~inside, -math.inf).exp()
+    slopes = slopes - (1 - given.smoothing) * logits.is_positive.to(slopes.dtype)
+    if given.smoothing > 0:
+        slopes = slopes - (given.smoothing / logits.counts.to(slopes.dtype)).unsqueeze(1) * ~logits.is_hidden
+    return slopes.masked_fill(logits.is_empty.unsqueeze(1), 0)
+
+
+def _through_length(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of rows from that of their unit vectors."""
+    u, square = unit(x), x.square().sum(1, keepdim=True)
+    inverse = torch.where(square == 0, 0, torch.where(square == 0, 1, square).rsqrt())
+    return inverse * (grad - u * (u * grad).sum(1, keepdim=True))
+
+
+def softmax_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [B]; stats [3, B]: maximum m, log sum exp(z - m), candidates left; derivative by the queries [B, D] or [0].
+
+    Args:
+        args: the fields of `SoftmaxArguments`, then need_grad.
+    """
+    given, need_grad = SoftmaxArguments(*args[:-1]), args[-1]
+    check_arguments(given)
+    wide = wide_dtype(given.queries.dtype)
+    if given.queries.shape[0] == 0:
+        return (
+            given.queries.new_empty(0, dtype=wide),
+            given.queries.new_empty(3, 0, dtype=wide),
+            given.queries.new_empty((0, given.queries.shape[1]) if need_grad else (0,), dtype=wide),
+        )
+    logits = logits_of(given)
+    inside = in_denominator(logits, given.include_positive)
+    maximum = logits.z.masked_fill(~inside | logits.is_empty.unsqueeze(1), -math.inf).amax(1)
+    maximum = torch.where(maximum == -math.inf, 0, maximum)
+    log_sum = (logits.z - maximum.unsqueeze(1)).masked_fill(~inside, -math.inf).exp().sum(1).log()
+    log_sum = log_sum.masked_fill(logits.is_empty, -math.inf)
+    stats = torch.stack([maximum, log_sum, logits.counts.to(wide)])
+    losses = losses_of(given)
+    if not need_grad:
+        return losses, stats, given.queries.new_empty(0, dtype=wide)
+    slopes = _slopes(given, logits, maximum, log_sum.masked_fill(logits.is_empty, 0))
+    queries, items = given.queries.to(wide), given.items.to(wide)
+    grad = given.gamma * slopes @ (unit(items) if given.cosine else items)
+    return losses, stats, _through_length(queries, grad) if given.cosine else grad
+
+
+def softmax_loss_grad_reference(*args: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of the items [N, D] and of the bias [N] or [0].
+
+    Args:
+        args: the fields of `SoftmaxArguments`, then stats [3, B] and row_grads [B].
+    """
+    given, stats, row_grads = SoftmaxArguments(*args[:-2]), args[-2], args[-1]
+    check_arguments(given)
+    wide, batch = wide_dtype(given.queries.dtype), given.queries.shape[0]
+    for name, some, shape in (("stats", stats, (3, batch)), ("row_grads", row_grads, (batch,))):
+        require(some.shape == shape and some.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", some)
+    logits = logits_of(given)
+    slopes = _slopes(given, logits, stats[0], stats[1].masked_fill(logits.is_empty, 0)) * row_grads.unsqueeze(1)
+    queries, items = given.queries.to(wide), given.items.to(wide)
+    grad = given.gamma * slopes.T @ (unit(queries) if given.cosine else queries)
+    grad = _through_length(items, grad) if given.cosine else grad
+    dtype = given.items.dtype
+    return grad.to(dtype), slopes.sum(0).to(dtype) if given.bias is not None else items.new_empty(0, dtype=dtype)
