@@ -7,7 +7,6 @@ registered for an (operator, device).
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 
 import deeprec
 from deeprec._install import install_command
+from deeprec.kernels._door import launcher
 
 _NAMESPACE = "deeprec"
 _logger = logging.getLogger("deeprec")
@@ -128,21 +128,9 @@ def implement(name: str, device: str, kernel: Callable[..., Any], kind: str = "t
 
 def implement_triton(op: str, names: tuple[str, ...]) -> None:
     """Register launchers of kernels/<op>/triton_kernels.py, by name, for CUDA and ROCm; imported at the first call."""
-    if not has_triton() or not (torch.version.cuda or torch.version.hip):
-        return
-
-    def launcher(name: str) -> Callable[..., Any]:
-        def launch(*args: Any) -> Any:
-            function = getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)
-            flat = (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)))
-            tensor = next(x for x in flat if isinstance(x, torch.Tensor))
-            with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever that of the tensors
-                return function(*args)
-
-        return launch
-
-    for name in names:
-        implement(name, "cuda", launcher(name))
+    if has_triton() and (torch.version.cuda or torch.version.hip):
+        for name in names:
+            implement(name, "cuda", launcher(op, name))
 
 
 def operators() -> list[Operator]:

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, MAX, MEAN, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
@@ -267,8 +268,17 @@ def inverse_lengths(
     """Launch `_inverse_lengths_kernel`; features: lines of F_FIELDS."""
     out = torch.empty(offsets.shape[0] - 1, dtype=dtype, device=ids.device)
     grid = (triton.cdiv(out.shape[0], _BLOCK),)
-    _inverse_lengths_kernel[grid](
-        features, ids, offsets, out, out.shape[0], batch, HAS_PADDING=has_padding, BLOCK=_BLOCK
+    launch(
+        _inverse_lengths_kernel,
+        grid,
+        features,
+        ids,
+        offsets,
+        out,
+        out.shape[0],
+        batch,
+        HAS_PADDING=has_padding,
+        BLOCK=_BLOCK,
     )
     return out
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import MAX, NONE, SUM, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_backward import (
     embedding_bags_dense_grad,
@@ -232,7 +233,9 @@ def _gather(
         return
     for _, block_d, vec, out_vec, lines in _groups(features, out):
         block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4)
-        _bags_gather_kernel[(triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value)](
+        launch(
+            _bags_gather_kernel,
+            (triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value),
             lines,
             ids,
             out if scale is None else scale,
@@ -269,7 +272,9 @@ def _pool(
         return
     for is_max, block_d, vec, out_vec, lines in _groups(features, out):
         block_b = rows_of_tile(block_d, vec, _POOL_WARPS, 1)
-        _bags_pool_kernel[(triton.cdiv(batch, block_b), lines.numel() // FIELDS.value)](
+        launch(
+            _bags_pool_kernel,
+            (triton.cdiv(batch, block_b), lines.numel() // FIELDS.value),
             lines,
             ids,
             offsets,

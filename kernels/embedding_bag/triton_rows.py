@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_tables import (
     ADDRESS,
@@ -297,7 +298,9 @@ def find_pieces(lines: Tensor, rows: Tensor, row_offsets: Tensor, order: Tensor,
     starts = torch.zeros(num_rows + 1, dtype=row_offsets.dtype, device=rows.device)
     counts = torch.empty_like(row_offsets[1:])
     ok = new_flag(rows.device)
-    _rows_pieces_kernel[(triton.cdiv(num_rows, _BLOCK),)](
+    launch(
+        _rows_pieces_kernel,
+        (triton.cdiv(num_rows, _BLOCK),),
         lines,
         rows,
         row_offsets,

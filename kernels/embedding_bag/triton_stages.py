@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.backward import Plan, Step
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
@@ -150,7 +151,9 @@ class RowPass(NamedTuple):
         seed_low, seed_high = (0, 0) if rule is None else rule.seeds
         for group in self.groups:
             block_r = rows_of_tile(group.block_d, group.vec, warps, 1)
-            self.kernel.function[(triton.cdiv(num_slots, block_r),)](
+            launch(
+                self.kernel.function,
+                (triton.cdiv(num_slots, block_r),),
                 tables=group.lines,
                 rows=rows,
                 row_offsets=row_offsets,

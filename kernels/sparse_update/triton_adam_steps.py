@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.triton_tables import sent
 from deeprec.kernels.sparse_update.checks import (
     AdamRule,
@@ -60,7 +61,9 @@ def _launch_adam(table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) 
     if count == 0 or replay.step == replay.history_start:
         return
     step_sizes, scales, numbers = _numbers(weight, replay, rule)
-    _adam_update_kernel[(count,)](
+    launch(
+        _adam_update_kernel,
+        (count,),
         weight,
         exp_avg,
         exp_avg_sq,
@@ -169,7 +172,9 @@ def adam_dense_update_tables_(
         elements = 16 // weight.element_size()
         places = [x.data_ptr() % 16 for w, m, v, _, _, g in group for x in (w, m, v, g)]
         widths = [n % elements for w, _, _, _, _, g in group for n in (w.shape[1], g.stride(0))]
-        _adam_tables_kernel[(count,)](
+        launch(
+            _adam_tables_kernel,
+            (count,),
             sent(lines, torch.int64, weight.device),
             weight,
             exp_avg,

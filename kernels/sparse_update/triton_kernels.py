@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.sparse_update.checks import check_eps, check_ftrl, check_momentum, check_rates
 from deeprec.kernels.sparse_update.triton_adam_steps import (
     adam_catch_up_,
@@ -215,7 +216,9 @@ def _launch(
     """Check, and launch a kernel of a program for each row; in place of a state that is None it gets the weight."""
     grads = check(op, weight, rows, grads, *states)
     if rows.numel():
-        kernel[(rows.numel(),)](
+        launch(
+            kernel,
+            (rows.numel(),),
             weight,
             *(weight if state is None else state for state in states),
             rows,
