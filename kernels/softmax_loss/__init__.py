@@ -17,12 +17,8 @@ from deeprec.kernels import _library
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, recall, remember
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
-from deeprec.kernels.softmax_loss.reference import (
-    SoftmaxArguments,
-    losses_of,
-    softmax_loss_grad_reference,
-    softmax_loss_reference,
-)
+from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
+from deeprec.kernels.softmax_loss.reference import losses_of, softmax_loss_grad_reference, softmax_loss_reference
 
 __all__ = ["REDUCTIONS", "SIMILARITIES", "softmax_loss"]
 
@@ -86,7 +82,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @differentiable(_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, stats, queries_grad = ctx.saved_tensors
-        queries, items, bias = tensors[0], tensors[1], tensors[3]
+        queries, bias = tensors[0], tensors[3]
         d_queries = d_items = d_bias = None
         if ctx.needs_input_grad[0]:
             d_queries = (queries_grad * grad.unsqueeze(1)).to(queries.dtype)
@@ -109,10 +105,12 @@ def _row_losses(given: SoftmaxArguments) -> Tensor:
     if is_transformed():
         return losses_of(given)
     needs_grad = (given.queries, given.items, given.bias)
+    losses: Tensor
     try:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in needs_grad):
-            return _apply(*given, given.queries.requires_grad)
-        losses: Tensor = _ops.softmax_loss(*given, False)[0]
+            losses = _apply(*given, given.queries.requires_grad)
+        else:
+            losses = _ops.softmax_loss(*given, False)[0]
     except RuntimeError as error:
         raise translate(error) from None
     return losses
@@ -166,16 +164,16 @@ def softmax_loss(
     positives among them), or a mix (in-batch positives, then samples). With label_smoothing e the second term becomes
     (1 - e) z[b, p] + e times the mean of z[b] over the candidates that are not masked, as in `F.cross_entropy`.
 
-    Masked means left out exactly, as a logit of -inf: other candidates with the id of the row's positive, and those that
-    the row is known to like. The positive itself is never masked. A row with nothing in its denominator (possible
+    Masked means left out exactly, as a logit of -inf: other candidates with the id of the row's positive, and those
+    that the row is known to like. The positive itself is never masked. A row with nothing in its denominator (possible
     without the positive) has loss 0 and no gradient. A zero vector has cosine 0 with everything, and no gradient.
 
     log_q corrects for how candidates are sampled: with log_q[j] = log(expected number of times that j is among the
-    candidates), sum_j exp z[b, j] is in expectation the sum over the whole catalogue. The positive is there for certain,
-    so its own expected number is 1.
+    candidates), sum_j exp z[b, j] is in expectation the sum over the whole catalogue. The positive is there for
+    certain, so its own expected number is 1.
 
-    The loss is differentiable any number of times, forwards and through torch.func, by queries, items, bias and weights.
-    The gradient of items is dense: [N, D].
+    The loss is differentiable any number of times, forwards and through torch.func, by queries, items, bias and
+    weights. The gradient of items is dense: [N, D].
 
     Args:
         queries: [B, D]; items: [N, D]; one dtype: float32, float64, bfloat16 or float16. Sums are kept in float32.
