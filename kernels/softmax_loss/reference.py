@@ -85,16 +85,17 @@ def logits_of(given: SoftmaxArguments) -> Logits:
 
 
 def in_denominator(logits: Logits, include_positive: bool) -> Tensor:
-    """[B, N], true for what the denominator adds up; in an empty row for everything, so that its logarithm exists."""
-    inside = ~logits.is_hidden if include_positive else ~(logits.is_hidden | logits.is_positive)
-    return inside | logits.is_empty.unsqueeze(1)
+    """[B, N], true for what the denominator adds up."""
+    return ~logits.is_hidden if include_positive else ~(logits.is_hidden | logits.is_positive)
 
 
 def losses_of(given: SoftmaxArguments) -> Tensor:
     """Loss of each row [B], by PyTorch's own differentiable operators."""
     logits = logits_of(given)
     z, smoothing = logits.z, given.smoothing
-    total = z.masked_fill(~in_denominator(logits, given.include_positive), -math.inf).logsumexp(1)
+    # All of an empty row, whose loss is then left out, so that its logarithm has a derivative.
+    inside = in_denominator(logits, given.include_positive) | logits.is_empty.unsqueeze(1)
+    total = z.masked_fill(~inside, -math.inf).logsumexp(1)
     positive = z.masked_fill(~logits.is_positive, 0).sum(1)
     losses = total - (1 - smoothing) * positive
     if smoothing > 0:
@@ -102,15 +103,15 @@ def losses_of(given: SoftmaxArguments) -> Tensor:
     return losses.masked_fill(logits.is_empty, 0)
 
 
-def _slopes(given: SoftmaxArguments, logits: Logits, maximum: Tensor, log_sum: Tensor) -> Tensor:
-    """Derivative of each row's loss by its logits [B, N]."""
-    inside = in_denominator(logits, given.include_positive)
-    shifted = (logits.z - maximum.unsqueeze(1)) - log_sum.unsqueeze(1)
-    slopes = shifted.masked_fill(~inside, -math.inf).exp()
+def _slopes(given: SoftmaxArguments, logits: Logits, stats: Tensor) -> Tensor:
+    """Derivative of each row's loss by its logits [B, N]; 0 for a row with nothing in its denominator."""
+    maximum, log_sum, counts = (x.unsqueeze(1) for x in stats)
+    shifted = (logits.z - maximum) - log_sum
+    slopes = shifted.masked_fill(~in_denominator(logits, given.include_positive), -math.inf).exp()
     slopes = slopes - (1 - given.smoothing) * logits.is_positive.to(slopes.dtype)
     if given.smoothing > 0:
-        slopes = slopes - (given.smoothing / logits.counts.to(slopes.dtype)).unsqueeze(1) * ~logits.is_hidden
-    return slopes.masked_fill(logits.is_empty.unsqueeze(1), 0)
+        slopes = slopes - given.smoothing / counts * ~logits.is_hidden
+    return slopes.masked_fill(log_sum == -math.inf, 0)
 
 
 def through_length(x: Tensor, grad: Tensor) -> Tensor:
@@ -137,15 +138,14 @@ def softmax_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         )
     logits = logits_of(given)
     inside = in_denominator(logits, given.include_positive)
-    maximum = logits.z.masked_fill(~inside | logits.is_empty.unsqueeze(1), -math.inf).amax(1)
+    maximum = logits.z.masked_fill(~inside, -math.inf).amax(1)
     maximum = torch.where(maximum == -math.inf, 0, maximum)
     log_sum = (logits.z - maximum.unsqueeze(1)).masked_fill(~inside, -math.inf).exp().sum(1).log()
-    log_sum = log_sum.masked_fill(logits.is_empty, -math.inf)
     stats = torch.stack([maximum, log_sum, logits.counts.to(wide)])
     losses = losses_of(given)
     if not need_grad:
         return losses, stats, given.queries.new_empty(0, dtype=wide)
-    slopes = _slopes(given, logits, maximum, log_sum.masked_fill(logits.is_empty, 0))
+    slopes = _slopes(given, logits, stats)
     queries, items = given.queries.to(wide), given.items.to(wide)
     grad = given.gamma * slopes @ (unit(items) if given.cosine else items)
     return losses, stats, through_length(queries, grad) if given.cosine else grad
@@ -161,7 +161,7 @@ def softmax_loss_grad_reference(*args: Any) -> tuple[Tensor, Tensor]:
     check_grad_arguments(*args)
     wide = wide_dtype(given.queries.dtype)
     logits = logits_of(given)
-    slopes = _slopes(given, logits, stats[0], stats[1].masked_fill(logits.is_empty, 0)) * row_grads.unsqueeze(1)
+    slopes = _slopes(given, logits, stats) * row_grads.unsqueeze(1)
     queries, items = given.queries.to(wide), given.items.to(wide)
     grad = given.gamma * slopes.T @ (unit(queries) if given.cosine else queries)
     grad = through_length(items, grad) if given.cosine else grad
