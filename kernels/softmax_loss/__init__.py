@@ -72,6 +72,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """The fields of `SoftmaxArguments`, and whether queries need a gradient; returns the losses [B]."""
+        losses: Tensor
         losses, stats, queries_grad = _ops.softmax_loss(*arguments)
         tensors, ctx.options = arguments[:_NUM_TENSORS], arguments[_NUM_TENSORS:-1]
         ctx.save_for_backward(*tensors, stats, queries_grad)

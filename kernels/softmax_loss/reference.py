@@ -107,7 +107,7 @@ def _slopes(given: SoftmaxArguments, logits: Logits, stats: Tensor) -> Tensor:
     """Derivative of each row's loss by its logits [B, N]; 0 for a row with nothing in its denominator."""
     maximum, log_sum, counts = (x.unsqueeze(1) for x in stats)
     shifted = (logits.z - maximum) - log_sum
-    slopes = shifted.masked_fill(~in_denominator(logits, given.include_positive), -math.inf).exp()
+    slopes: Tensor = shifted.masked_fill(~in_denominator(logits, given.include_positive), -math.inf).exp()
     slopes = slopes - (1 - given.smoothing) * logits.is_positive.to(slopes.dtype)
     if given.smoothing > 0:
         slopes = slopes - given.smoothing / counts * ~logits.is_hidden

@@ -36,8 +36,9 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
 
 __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 
-_BLOCK_B, _BLOCK_N, _BLOCK_K, _WARPS = 64, 32, 32, 8
-_MAX_BLOCK_D = {True: 64, False: 128}  # in float32, whose products take more registers, and in 16 bits
+_WARPS, _BLOCK_N = 8, 32
+# Rows, widths of a product and of a gradient: those of float32 take more registers than those in 16 bits.
+_TILES = {True: (32, 16, 64), False: (64, 32, 128)}
 _MANY_PROGRAMS, _MOST_SHARES = 512, 32
 BAD_INPUT = "targets must be in [0, N) and seen_indptr ascend from 0 to the number of seen_indices"
 
@@ -336,9 +337,10 @@ def _prepare(given: SoftmaxArguments) -> _Prepared:
 
 def _constants(dim: int, is_float32: bool, exact: str) -> dict[str, Any]:
     """Tiles, and how products are taken: rounding weights to TF32 costs less than that of a 16-bit result."""
-    block_d = max(16, min(triton.next_power_of_2(max(dim, 1)), _MAX_BLOCK_D[is_float32]))
+    block_b, block_k, most = _TILES[is_float32]
+    block_d = max(16, min(triton.next_power_of_2(max(dim, 1)), most))
     grad_precision = exact if is_float32 or exact == "ieee" else "tf32"
-    tile = {"BLOCK_B": _BLOCK_B, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K, "BLOCK_D": block_d}
+    tile = {"BLOCK_B": block_b, "BLOCK_N": _BLOCK_N, "BLOCK_K": block_k, "BLOCK_D": block_d}
     return tile | {"PRECISION": exact, "GRAD_PRECISION": grad_precision}
 
 
@@ -362,7 +364,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return softmax_loss_reference(*args)
     prepared, ok = _prepare(given), new_flag(queries.device)
     batch, num_items, dim = prepared.sizes[:3]
-    is_smooth, blocks = given.smoothing > 0, triton.cdiv(batch, _BLOCK_B)
+    is_smooth, blocks = given.smoothing > 0, triton.cdiv(batch, prepared.constants["BLOCK_B"])
     shares, per_share = _shares(blocks, num_items, _BLOCK_N)
     maxima, sums, logits = queries.new_zeros(3, shares, batch, dtype=torch.float32)
     counts = queries.new_zeros(shares, batch, dtype=torch.int32)
@@ -422,7 +424,7 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
     batch, num_items, dim = prepared.sizes[:3]
     blocks = triton.cdiv(num_items, _BLOCK_N)
     d_blocks = max(1, triton.cdiv(dim, prepared.constants["BLOCK_D"]))
-    shares, per_share = _shares(blocks * d_blocks, batch, _BLOCK_B)
+    shares, per_share = _shares(blocks * d_blocks, batch, prepared.constants["BLOCK_B"])
     is_direct = shares == 1 and not given.cosine
     grad = items.new_empty((shares, num_items, dim), dtype=items.dtype if is_direct else torch.float32)
     has_bias = given.bias is not None
