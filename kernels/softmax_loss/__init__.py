@@ -16,11 +16,15 @@ from torch import Tensor
 from deeprec.kernels import _library
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, recall, remember
 from deeprec.kernels._errors import translate
+from deeprec.kernels.embedding_bag import GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sample_negatives import AliasTable
 from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import losses_of, softmax_loss_grad_reference, softmax_loss_reference
+from deeprec.kernels.softmax_loss.sampled import sampled_row_losses, table_of, training_of
+from deeprec.kernels.softmax_loss.sampled_reference import SampledSoftmaxArguments
 
-__all__ = ["REDUCTIONS", "SIMILARITIES", "softmax_loss"]
+__all__ = ["REDUCTIONS", "SIMILARITIES", "sampled_softmax_loss", "softmax_loss"]
 
 SIMILARITIES = ("dot", "cosine")
 REDUCTIONS = ("mean", "sum", "none")
@@ -117,23 +121,36 @@ def _row_losses(given: SoftmaxArguments) -> Tensor:
     return losses
 
 
-def _check_shapes(queries: Tensor, items: Tensor, targets: Tensor | None, weights: Tensor | None) -> None:
+def _check_shapes(function: str, queries: Tensor, items: Tensor, weights: Tensor | None) -> None:
     if queries.dim() != 2 or items.dim() != 2 or queries.shape[1] != items.shape[1] or queries.dtype != items.dtype:
         raise ValueError(
-            f"softmax_loss: queries must be [B, D] and items [N, D] of one dtype, got {tuple(queries.shape)} in "
+            f"{function}: queries must be [B, D] and items [N, D] of one dtype, got {tuple(queries.shape)} in "
             f"{queries.dtype} and {tuple(items.shape)} in {items.dtype}"
         )
-    batch, num_items = queries.shape[0], items.shape[0]
-    if targets is None and batch > num_items:
-        raise ValueError(
-            f"softmax_loss: without targets the positive of row b is item b, so items must have at least {batch} rows, "
-            f"got {num_items}; give targets"
-        )
+    batch = queries.shape[0]
     if weights is not None and (weights.shape != (batch,) or not weights.is_floating_point()):
         raise ValueError(
-            f"softmax_loss: weights must be [{batch}] floating-point numbers, got {tuple(weights.shape)} in "
+            f"{function}: weights must be [{batch}] floating-point numbers, got {tuple(weights.shape)} in "
             f"{weights.dtype}"
         )
+
+
+def _check_words(function: str, similarity: str, reduction: str) -> None:
+    if similarity not in SIMILARITIES or reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{function}: similarity must be one of {', '.join(SIMILARITIES)} and reduction one of "
+            f"{', '.join(REDUCTIONS)}, got {similarity!r} and {reduction!r}"
+        )
+
+
+def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    if weights is not None:
+        losses = losses * weights.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.mean() if weights is None else losses.sum() / weights.to(losses.dtype).sum()
 
 
 def softmax_loss(
@@ -201,21 +218,21 @@ def softmax_loss(
         al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations"; Wijmans et al. 2024
         (arXiv 2411.09009) for the streaming form.
     """
-    if similarity not in SIMILARITIES or reduction not in REDUCTIONS:
-        raise ValueError(
-            f"softmax_loss: similarity must be one of {', '.join(SIMILARITIES)} and reduction one of "
-            f"{', '.join(REDUCTIONS)}, got {similarity!r} and {reduction!r}"
-        )
-    _check_shapes(queries, items, targets, weights)
-    wide = wide_dtype(queries.dtype)
+    _check_words("softmax_loss", similarity, reduction)
+    _check_shapes("softmax_loss", queries, items, weights)
     if targets is None:
+        if queries.shape[0] > items.shape[0]:
+            raise ValueError(
+                "softmax_loss: without targets the positive of row b is item b, so items must have at least "
+                f"{queries.shape[0]} rows, got {items.shape[0]}; give targets"
+            )
         targets = torch.arange(queries.shape[0], device=queries.device)
     given = SoftmaxArguments(
         queries,
         items,
         targets,
         bias,
-        None if log_q is None else log_q.detach().to(wide),
+        None if log_q is None else log_q.detach().to(wide_dtype(queries.dtype)),
         item_ids,
         seen_indptr,
         seen_indices,
@@ -226,11 +243,91 @@ def softmax_loss(
         include_positive,
         correct_positive,
     )
-    losses = _row_losses(given)
-    if weights is not None:
-        losses = losses * weights.to(wide)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.mean() if weights is None else losses.sum() / weights.to(wide).sum()
+    return _reduce(_row_losses(given), weights, reduction)
+
+
+def sampled_softmax_loss(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    num_negatives: int,
+    *,
+    seed: int,
+    offset: int = 0,
+    popularity: AliasTable | None = None,
+    use_log_q: bool = True,
+    bias: Tensor | None = None,
+    seen_indptr: Tensor | None = None,
+    seen_indices: Tensor | None = None,
+    seen_rows: Tensor | None = None,
+    weights: Tensor | None = None,
+    similarity: str = "dot",
+    gamma: float = 1.0,
+    include_positive: bool = True,
+    reduction: str = "mean",
+    sparse_grad: bool = True,
+    update: RowUpdate | GradStep | None = None,
+) -> Tensor:
+    """`softmax_loss` of each row's positive and negatives of its own, drawn from the table inside the kernel.
+
+        z[b, j] = gamma sim(queries[b], items[j]) + bias[j] - log(S p[b, j])        the positive: without the last term
+        loss[b] = log sum over the positive and S draws j of exp z[b, j]  -  z[b, positive]
+
+    Negative number k of row b is that of `sample_negatives` for (seed, offset + b, k): the same on every device, for
+    any number of threads and however rows are split into batches. None is stored: the backward pass draws them again
+    and lists (item, slope) pairs to add up the rows of the table. The known positives of a row are not drawn; a draw of
+    the positive itself is left out. p[b, j] is the chance of item j among what row b may draw, so that the sum is in
+    expectation that over all of these.
+
+    Where several rows shared their negatives, draw ids with `sample_negatives` and call `softmax_loss` with item_ids.
+
+    The loss is differentiable as `softmax_loss` is, but for the step. The gradient of items is coalesced
+    `torch.sparse_coo`, dense with sparse_grad=False; with `update` the optimizer's step is taken in the backward pass
+    and items get no gradient. Under `torch.compile` a training call with either of the sparse ones runs outside the
+    graph (an error with fullgraph=True).
+
+    Args:
+        queries: [B, D]; items: [N, D], 1 <= N < 2^31; one dtype, as in `softmax_loss`.
+        targets: [B] int32 or int64, the positives' rows of items.
+        num_negatives: S >= 0.
+        seed: 64-bit number.
+        offset: number of the first row, in [0, 2^63).
+        popularity: table from `alias_table`; None draws uniformly.
+        use_log_q: whether to subtract the logarithm of the expected number of draws.
+        bias: [N], dtype of items; its gradient is dense.
+        seen_indptr, seen_indices, seen_rows: as in `softmax_loss`, with ids in [0, N).
+        weights, similarity, gamma, include_positive, reduction: as in `softmax_loss`.
+        sparse_grad: sparse gradient of items; dense otherwise.
+        update: as `update` of `embedding_bags`; similarity "dot" only.
+    Returns:
+        [] or, with "none", [B]; float32 (float64 beside float64).
+    Raises:
+        IndexError: a target or a known positive is out of range.
+        ValueError: a row knows every item (of positive weight); and TypeError, as the message says.
+    Reference: Huang et al. 2013 (DSSM), section 3; Bengio and Senecal 2008, "Adaptive importance sampling to accelerate
+        training of a neural probabilistic language model".
+    """
+    function = "sampled_softmax_loss"
+    _check_words(function, similarity, reduction)
+    _check_shapes(function, queries, items, weights)
+    if not -(2**63) <= seed < 2**63 or not 0 <= offset < 2**63:
+        raise ValueError(f"{function}: seed must fit in 64 bits and offset in [0, 2^63), got {seed} and {offset}")
+    given = SampledSoftmaxArguments(
+        queries,
+        items,
+        targets,
+        bias,
+        seen_indptr,
+        seen_indices,
+        None if seen_rows is None else seen_rows.to(torch.int64),
+        num_negatives,
+        seed,
+        offset,
+        *table_of(popularity),
+        float(gamma),
+        similarity == "cosine",
+        use_log_q,
+        include_positive,
+    )
+    losses = sampled_row_losses(given, training_of(sparse_grad, update, similarity))
+    return _reduce(losses, weights, reduction)

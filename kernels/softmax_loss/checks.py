@@ -39,55 +39,53 @@ class SoftmaxArguments(NamedTuple):
     correct_positive: bool
 
 
-def entries_of_lists(given: SoftmaxArguments) -> tuple[Tensor, Tensor]:
-    """The known positives of all rows: row and id of each."""
-    indptr, indices = given.seen_indptr, given.seen_indices
-    assert indptr is not None and indices is not None  # noqa: PT018
-    batch = given.queries.shape[0]
-    rows = torch.arange(batch, device=indptr.device) if given.seen_rows is None else given.seen_rows
+def entries_of_lists(batch: int, indptr: Tensor, indices: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The known positives of all rows: row of the batch and id of each."""
+    device = indptr.device
+    rows = torch.arange(batch, device=device) if rows is None else rows
     begin = indptr[rows]
     lengths = indptr[rows + 1] - begin
-    row = torch.repeat_interleave(torch.arange(batch, device=indptr.device), lengths)
+    row = torch.repeat_interleave(torch.arange(batch, device=device), lengths)
     shift = (begin - (lengths.cumsum(0) - lengths))[row]
-    return row, indices[shift + torch.arange(row.numel(), device=indptr.device)].to(torch.int64)
+    return row, indices[shift + torch.arange(row.numel(), device=device)].to(torch.int64)
 
 
-def _check_seen(given: SoftmaxArguments) -> None:
-    indptr, indices, rows = given.seen_indptr, given.seen_indices, given.seen_rows
+def check_lists(function: str, batch: int, indptr: Tensor | None, indices: Tensor | None, rows: Tensor | None) -> None:
+    """Raise unless the lists of known positives are whole and ascend, one for each row, or there are none."""
     is_whole = (indptr is None) == (indices is None) and (rows is None or indptr is not None)
-    require(is_whole, _FUNCTION, "give seen_indptr and seen_indices together", (indptr, indices, rows))
+    require(is_whole, function, "give seen_indptr and seen_indices together", (indptr, indices, rows))
     if indptr is None or indices is None:
         return
     if indptr.dtype != torch.int64 or indices.dtype != torch.int32:
         raise TypeError(
-            f"{_FUNCTION}: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
+            f"{function}: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
         )
     has_shape = indptr.dim() == 1 and indices.dim() == 1 and indptr.numel() > 0
-    require(has_shape, _FUNCTION, "seen_indptr must be [rows + 1] and seen_indices [nnz]", indptr)
-    batch, lists, nnz = given.queries.shape[0], indptr.numel() - 1, indices.numel()
+    require(has_shape, function, "seen_indptr must be [rows + 1] and seen_indices [nnz]", indptr)
+    lists, nnz = indptr.numel() - 1, indices.numel()
     if rows is None:
-        require(lists == batch, _FUNCTION, f"seen_indptr must be [{batch + 1}]", indptr)
+        require(lists == batch, function, f"seen_indptr must be [{batch + 1}]", indptr)
         rows = torch.arange(batch, device=indptr.device)
     elif rows.dtype != torch.int64:
-        raise TypeError(f"{_FUNCTION}: seen_rows must be int64, got {rows.dtype}")
-    require(rows.shape == (batch,), _FUNCTION, f"seen_rows must be [{batch}]", rows)
+        raise TypeError(f"{function}: seen_rows must be int64, got {rows.dtype}")
+    require(rows.shape == (batch,), function, f"seen_rows must be [{batch}]", rows)
     if indptr.device.type != "cpu":
         return
-    _check_places("seen_rows", rows, lists)
+    check_places(function, "seen_rows", rows, lists)
     begin, end = indptr[rows], indptr[rows + 1]
     is_whole = bool(((begin >= 0) & (begin <= end) & (end <= nnz)).all())
-    require(is_whole, _FUNCTION, f"seen_indptr must ascend from 0 to the number of seen_indices, {nnz}", indptr)
-    row, ids = entries_of_lists(given)
+    require(is_whole, function, f"seen_indptr must ascend from 0 to the number of seen_indices, {nnz}", indptr)
+    row, ids = entries_of_lists(batch, indptr, indices, rows)
     falls = (ids[1:] <= ids[:-1]) & (row[1:] == row[:-1])
-    require(not bool(falls.any()), _FUNCTION, "seen_indices must ascend without repeats within a row", indices)
+    require(not bool(falls.any()), function, "seen_indices must ascend without repeats within a row", indices)
 
 
-def _check_places(name: str, places: Tensor, count: int) -> None:
+def check_places(function: str, name: str, places: Tensor, count: int) -> None:
     """Raise IndexError unless all of `places` are in [0, count)."""
     bad = (places < 0) | (places >= count)
     if bool(bad.any()):
         at = int(bad.to(torch.uint8).argmax())
-        raise IndexError(f"{_FUNCTION}: {name} must be in [0, {count}), got {int(places[at])} at position {at}")
+        raise IndexError(f"{function}: {name} must be in [0, {count}), got {int(places[at])} at position {at}")
 
 
 def check_arguments(given: SoftmaxArguments) -> None:
@@ -103,8 +101,8 @@ def check_arguments(given: SoftmaxArguments) -> None:
     check_index(_FUNCTION, "targets", given.targets)
     require(given.targets.shape == (batch,), _FUNCTION, f"targets must be [{batch}]", given.targets)
     if given.targets.device.type == "cpu":
-        _check_places("targets", given.targets, num_items)
-    _check_seen(given)
+        check_places(_FUNCTION, "targets", given.targets, num_items)
+    check_lists(_FUNCTION, batch, given.seen_indptr, given.seen_indices, given.seen_rows)
     if given.item_ids is not None:
         check_index(_FUNCTION, "item_ids", given.item_ids)
         require(given.item_ids.shape == (num_items,), _FUNCTION, f"item_ids must be [{num_items}]", given.item_ids)

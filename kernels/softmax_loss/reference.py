@@ -36,8 +36,8 @@ class Logits(NamedTuple):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows divided by their length; a row of zeros stays, and has no gradient."""
-    square = x.square().sum(1, keepdim=True)
+    """Rows [..., D] divided by their length; a row of zeros stays, and has no gradient."""
+    square = x.square().sum(-1, keepdim=True)
     is_zero = square == 0
     return x * torch.where(is_zero, 0, torch.where(is_zero, 1, square).rsqrt())
 
@@ -49,8 +49,8 @@ def hidden_candidates(given: SoftmaxArguments) -> Tensor:
     hidden = torch.zeros(batch, num_items, dtype=torch.bool, device=given.targets.device)
     if given.item_ids is not None:
         hidden |= given.item_ids.unsqueeze(0) == given.item_ids[targets].unsqueeze(1)
-    if given.seen_indptr is not None:
-        row, ids = entries_of_lists(given)
+    if given.seen_indptr is not None and given.seen_indices is not None:
+        row, ids = entries_of_lists(batch, given.seen_indptr, given.seen_indices, given.seen_rows)
         if given.item_ids is None:
             place = ids
         else:

@@ -36,9 +36,8 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
 
 __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 
-_WARPS, _BLOCK_N = 8, 32
-# Rows, widths of a product and of a gradient: those of float32 take more registers than those in 16 bits.
-_TILES = {True: (32, 16, 64), False: (64, 32, 128)}
+# Rows, candidates, widths of a product and of a gradient, and warps, so that all stays in registers.
+_FLOAT32, _SIXTEEN_BITS, _HIP = (32, 16, 16, 64, 8), (64, 32, 32, 128, 8), (32, 16, 16, 32, 4)
 _MANY_PROGRAMS, _MOST_SHARES = 512, 32
 BAD_INPUT = "targets must be in [0, N) and seen_indptr ascend from 0 to the number of seen_indices"
 
@@ -295,6 +294,7 @@ class _Prepared(NamedTuple):
     sizes: tuple[int, int, int, int, int]
     nnz: int
     constants: dict[str, Any]
+    num_warps: int
 
 
 def _inverse_lengths(x: Tensor) -> Tensor:
@@ -324,7 +324,8 @@ def _prepare(given: SoftmaxArguments) -> _Prepared:
     )
     names = ("HAS_INVERSE", "HAS_SHIFT", "HAS_LOG_Q", "HAS_IDS", "", "HAS_SEEN", "", "HAS_ROWS")
     constants: dict[str, Any] = {name: x is not None for name, x in zip(names, optional, strict=True) if name}
-    constants |= _constants(queries.shape[1], queries.dtype == torch.float32, PRECISION)
+    tile = _tile(queries.shape[1], queries.dtype == torch.float32, PRECISION)
+    constants |= tile.constants
     constants["INCLUDE_POSITIVE"] = given.include_positive
     return _Prepared(
         (queries, items, given.targets.contiguous(), scale, *(scale if x is None else x for x in optional)),
@@ -332,16 +333,25 @@ def _prepare(given: SoftmaxArguments) -> _Prepared:
         (queries.shape[0], items.shape[0], queries.shape[1], queries.stride(0), items.stride(0)),
         0 if given.seen_indices is None else given.seen_indices.numel(),
         constants,
+        tile.num_warps,
     )
 
 
-def _constants(dim: int, is_float32: bool, exact: str) -> dict[str, Any]:
-    """Tiles, and how products are taken: rounding weights to TF32 costs less than that of a 16-bit result."""
-    block_b, block_k, most = _TILES[is_float32]
+class _Tile(NamedTuple):
+    """The constants that follow from width, element type and GPU, and `num_warps`."""
+
+    constants: dict[str, Any]
+    num_warps: int
+
+
+def _tile(dim: int, is_float32: bool, exact: str) -> _Tile:
+    """Rounding the factors of a gradient to TF32 costs less than that of a 16-bit result."""
+    is_hip = exact == "ieee"
+    block_b, block_n, block_k, most, num_warps = _HIP if is_hip else _FLOAT32 if is_float32 else _SIXTEEN_BITS
     block_d = max(16, min(triton.next_power_of_2(max(dim, 1)), most))
-    grad_precision = exact if is_float32 or exact == "ieee" else "tf32"
-    tile = {"BLOCK_B": block_b, "BLOCK_N": _BLOCK_N, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    return tile | {"PRECISION": exact, "GRAD_PRECISION": grad_precision}
+    constants: dict[str, Any] = {"BLOCK_B": block_b, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    constants |= {"PRECISION": exact, "GRAD_PRECISION": exact if is_float32 or is_hip else "tf32"}
+    return _Tile(constants, num_warps)
 
 
 def _shares(programs: int, size: int, block: int) -> tuple[int, int]:
@@ -365,7 +375,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     prepared, ok = _prepare(given), new_flag(queries.device)
     batch, num_items, dim = prepared.sizes[:3]
     is_smooth, blocks = given.smoothing > 0, triton.cdiv(batch, prepared.constants["BLOCK_B"])
-    shares, per_share = _shares(blocks, num_items, _BLOCK_N)
+    shares, per_share = _shares(blocks, num_items, prepared.constants["BLOCK_N"])
     maxima, sums, logits = queries.new_zeros(3, shares, batch, dtype=torch.float32)
     counts = queries.new_zeros(shares, batch, dtype=torch.int32)
     positives = queries.new_zeros(batch, dtype=torch.float32)
@@ -381,7 +391,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         IS_SMOOTH=is_smooth,
         NEED_GRAD=need_grad,
         **prepared.constants,
-        num_warps=_WARPS,
+        num_warps=prepared.num_warps,
     )
     torch._assert_async(ok, f"softmax_loss: {BAD_INPUT}")
 
@@ -422,7 +432,7 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
         return softmax_loss_grad_reference(*args)
     prepared, ok = _prepare(given), new_flag(items.device)
     batch, num_items, dim = prepared.sizes[:3]
-    blocks = triton.cdiv(num_items, _BLOCK_N)
+    blocks = triton.cdiv(num_items, prepared.constants["BLOCK_N"])
     d_blocks = max(1, triton.cdiv(dim, prepared.constants["BLOCK_D"]))
     shares, per_share = _shares(blocks * d_blocks, batch, prepared.constants["BLOCK_B"])
     is_direct = shares == 1 and not given.cosine
@@ -437,7 +447,7 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
         *(*prepared.sizes, per_share, prepared.nnz, given.smoothing),
         HAS_BIAS=has_bias,
         **prepared.constants,
-        num_warps=_WARPS,
+        num_warps=prepared.num_warps,
     )
     torch._assert_async(ok, f"softmax_loss: {BAD_INPUT}")
     whole = grad[0] if shares == 1 else grad.sum(0)
@@ -460,7 +470,8 @@ def compile_cases() -> list[CompileCase]:
 
 def _cases(element: str, dim: int, backend: str, exact: str, has_all: bool) -> list[CompileCase]:
     flags = ("HAS_INVERSE", "HAS_SHIFT", "HAS_LOG_Q", "HAS_IDS", "HAS_SEEN", "HAS_ROWS")
-    shared: dict[str, Any] = dict.fromkeys(flags, has_all) | _constants(dim, element == "fp32", exact)
+    tile = _tile(dim, element == "fp32", exact)
+    shared: dict[str, Any] = dict.fromkeys(flags, has_all) | tile.constants
     shared["INCLUDE_POSITIVE"] = not has_all
     name = f"{element}_d{dim}{'_all' if has_all else ''}"
     cases = []
@@ -483,6 +494,6 @@ def _cases(element: str, dim: int, backend: str, exact: str, has_all: bool) -> l
         types |= dict.fromkeys(constants, "constexpr")
         signature = {key: types[key] for key in kernel.arg_names}
         aligned = (*(key for key, type_ in signature.items() if type_.startswith("*")), "dim", "query_stride")
-        more_options = {"backends": (backend,), "num_warps": _WARPS, "aligned": (*aligned, "item_stride")}
+        more_options = {"backends": (backend,), "num_warps": tile.num_warps, "aligned": (*aligned, "item_stride")}
         cases.append(CompileCase(f"softmax_{kind}_{name}", kernel, signature, constants, **more_options))
     return cases

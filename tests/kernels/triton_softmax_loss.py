@@ -67,7 +67,7 @@ def test_every_type_matches_the_reference(dtype: torch.dtype) -> None:
     check(cases.Problem.make(5, 40, 17, dtype), FLAGS[1], ("bias", "log_q", "item_ids"))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 150), (130, 5, 9)])
+@pytest.mark.parametrize("shape", [(1, 2, 1), (3, 2, 150), (130, 5, 9)])
 def test_any_shape_matches_the_reference(shape: tuple[int, int, int]) -> None:
     check(cases.Problem.make(*shape, torch.float32), FLAGS[2], ("bias",))
 
