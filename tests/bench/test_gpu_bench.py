@@ -219,7 +219,7 @@ def test_cases_are_made_in_an_image_of_pytorch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_operator_that_moves_memory_has_targets_on_a_gpu(bench: Callable[[str], Any]) -> None:
+def test_operators_that_move_memory_have_targets_on_a_gpu(bench: Callable[[str], Any]) -> None:
     for op in ("embedding", "embedding_bag", "embedding_fm", "fm_interaction", "sparse_update"):
         module = bench(op)
         groups = {case.group for case in module.cases("cuda")}
