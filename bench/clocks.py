@@ -174,7 +174,7 @@ class _Taken:
 
     def measure(self, seconds: float) -> None:
         """Spend about so many seconds of wall time on blocks, and some more steps on the host's side."""
-        for _ in range(WARM_UP):
+        for _ in range(1 if self.steps else WARM_UP):
             self.step()
         self.gpu.synchronize()
         self._host()

@@ -204,17 +204,21 @@ def run_case(case: Case, limits: Rates, seconds: float, rounds: int, clock: Cloc
         limits: of the clock's device.
         clock: of the device on which the case is set up; by default the CPU's.
     Raises:
-        ParityError: one of ours is wrong. A rival that differs is left out and listed with its error.
+        ParityError: one of ours is wrong, or the case cannot be set up here. A rival that differs is left out and
+            listed with its error.
     """
     clock = clock or CpuClock()
     torch.manual_seed(0)
-    with torch.device(clock.device):  # what a step makes must name its device: the mode would slow it down
-        trial = case.build()
+    try:
+        with torch.device(clock.device):  # what a step makes must name its device: the mode would slow it down
+            trial = case.build()
+    except Exception as error:
+        raise ParityError(f"{case.name} could not be set up: {reason_of(error)}") from error
     errors = _errors(case, trial)
     limits.of(case.limit)  # before and after: what disturbs the machine lowers a limit, nothing raises it
     timings = clock.time_all(trial.contenders, case.effort * seconds, rounds, case.bytes * case.turns)
     limit, label = limits.of(case.limit)
-    copy = limits.of(COPY)[0] if clock.device != "cpu" and case.bytes else None
+    copy = limits.of(COPY)[0] if case.bytes and isinstance(timings[0], GpuTiming) else None
     missing = trial.missing
     del trial
     clock.release()

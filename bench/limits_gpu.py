@@ -60,6 +60,11 @@ def _copy_kernel(source, target, BLOCK: tl.constexpr):
     tl.store(target + place, tl.load(source + place))
 
 
+def _piece(words: int) -> int:
+    """The largest power of two of words, 4,096 at most, that divides a row."""
+    return math.gcd(words, 1 << 12)
+
+
 class Rows(NamedTuple):
     """Rows of `row_bytes` at random places of a table of `num_rows`, as the kernel takes them."""
 
@@ -74,12 +79,12 @@ class Rows(NamedTuple):
         words = pattern.row_bytes // WORD
         table = torch.zeros(pattern.num_rows * words, dtype=torch.int32, device=device)
         ids = torch.randint(pattern.num_rows, (count,), device=device)
-        size = count * words if pattern.writes else count
+        size = count * (words if pattern.writes else words // _piece(words))  # read alone: a word a program
         return cls(table, ids, torch.empty(size, dtype=torch.int32, device=device), words, pattern.writes)
 
     def gather(self, tile: int, warps: int) -> None:
         """Launch the kernel with tiles of about so many words."""
-        piece = math.gcd(self.words, 1 << 12)
+        piece = _piece(self.words)
         pieces, block = self.words // piece, max(1, tile // piece)
         total = self.ids.numel() * pieces
         grid = (triton.cdiv(total, block),)

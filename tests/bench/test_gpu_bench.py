@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,18 @@ class Standin:
     def step(self) -> torch.Tensor:
         self.now += self.work
         return torch.ones(2)
+
+
+class ByTheWall(Standin):
+    """A device whose time is that of the wall."""
+
+    @property
+    def now(self) -> float:
+        return time.perf_counter()
+
+    @now.setter
+    def now(self, value: float) -> None:
+        pass
 
 
 def _clock(bench: Callable[[str], Any], device: Standin) -> Any:
@@ -137,7 +151,7 @@ GPU = {
 def whole(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """`bench.__main__` with a stand-in for the GPU, and small cases."""
     main = bench("__main__")
-    monkeypatch.setattr(main, "_instruments", lambda device: (_clock(bench, Standin()), Rates()))
+    monkeypatch.setattr(main, "_instruments", lambda device: (_clock(bench, ByTheWall()), Rates()))
     monkeypatch.setattr(main, "gpu", lambda op: GPU)
     monkeypatch.setattr(main, "resolve_device", lambda *_: None)
     monkeypatch.setattr(bench("fm_interaction"), "BATCH", {"cpu": 8, "cuda": 16})
@@ -229,6 +243,4 @@ def test_limits(file: str) -> None:
 
 def test_a_result_is_json(bench: Callable[[str], Any]) -> None:
     timing = bench("clocks").GpuTiming("deeprec", *([1.0] * 3), 4, "flush", 8, *([1.0] * 7))
-    from dataclasses import asdict
-
     assert json.loads(json.dumps(asdict(timing)))["waited_high"] == 1

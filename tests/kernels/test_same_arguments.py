@@ -27,6 +27,7 @@ from deeprec.kernels.ncf_loss import ncf_loss
 from deeprec.kernels.sample_negatives import sample_negatives
 from deeprec.kernels.sampled_linear_loss import csr_plan, sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
+from deeprec.kernels.softmax_loss import softmax_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 
 _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, MemoryError)
@@ -190,6 +191,21 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = 
     ),
     "score_topk": (score_topk, (DotScorer(_USERS, _ITEMS), 2), {"seen_indptr": _SEEN[0], "seen_indices": _SEEN[1]}),
     "score_items": (score_items, (DotScorer(_USERS, _ITEMS),), {}),
+    "softmax_loss": (
+        softmax_loss,
+        (_table(3), _table(6), torch.tensor([5, 0, 2])),
+        {
+            "bias": torch.randn(6),
+            "log_q": torch.randn(6),
+            "item_ids": torch.tensor([1, 2, 4, 1, 7, 9]),
+            "weights": torch.rand(3),
+            "seen_indptr": _SEEN[0],
+            "seen_indices": _SEEN[1],
+            "seen_rows": torch.tensor([0, 2, 1]),
+            "gamma": 2.0,
+            "label_smoothing": 0.1,
+        },
+    ),
 }
 
 
