@@ -26,8 +26,9 @@ from torch import Tensor
 HAS_GPU = torch.cuda.is_available()
 STANDS_IN = not HAS_GPU and os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
-# On a GPU all cases run; DEEPREC_GPU_GRID=full asks for all but the large ones in the stand-in as well (many minutes).
-IS_FULL = HAS_GPU or os.environ.get("DEEPREC_GPU_GRID") == "full"
+# Which cases of a grid run: "each" (value), the stand-in's; "pairs" (of values), a GPU's; or "full", all of them, many
+# minutes on a GPU and hours in the stand-in.
+GRID = os.environ.get("DEEPREC_GPU_GRID") or ("pairs" if HAS_GPU else "each")
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 INDICES = [torch.int64, torch.int32]
@@ -77,21 +78,54 @@ def on_gpu(*values: Any) -> list[Any]:
 
 
 def grid(whole: int = 1, /, **axes: Sequence[Any]) -> Callable[..., Any]:
-    """Parametrise by every combination on a GPU.
+    """Parametrise by cases of which GRID says how many: each value of each axis, each pair of values, or all.
 
-    In the stand-in the first `whole` axes are combined, and the values of the others come by turns; each value of
-    each axis comes at least once.
+    Args:
+        whole: so many first axes are combined in full where GRID is "each".
     """
     lists = [list(axis) for axis in axes.values()]
-    if IS_FULL:
+    if GRID == "full":
         cases = list(itertools.product(*lists))
+    elif GRID == "pairs" and len(lists) > 1:
+        cases = _each_pair(lists)
     else:
-        first = list(itertools.product(*lists[:whole]))
-        longest = max(len(first), *map(len, lists))
-        # Shifted by one at each turn, so that axes of one length do not always meet in the same pairs.
-        turns = [[a[(i + n * (i // len(a))) % len(a)] for n, a in enumerate(lists[whole:])] for i in range(longest)]
-        cases = [(*first[i % len(first)], *turn) for i, turn in enumerate(turns)]
+        cases = _each_value(lists, whole)
     return pytest.mark.parametrize(list(axes), cases, ids=lambda value: str(value).removeprefix("torch.")[:40])
+
+
+def _each_value(lists: list[list[Any]], whole: int) -> list[tuple[Any, ...]]:
+    """The first axes combined; the values of the others come by turns."""
+    first = list(itertools.product(*lists[:whole]))
+    longest = max(len(first), *map(len, lists))
+    # Shifted by one at each turn, so that axes of one length do not always meet in the same pairs.
+    turns = [[a[(i + n * (i // len(a))) % len(a)] for n, a in enumerate(lists[whole:])] for i in range(longest)]
+    return [(*first[i % len(first)], *turn) for i, turn in enumerate(turns)]
+
+
+def _each_pair(lists: list[list[Any]]) -> list[tuple[Any, ...]]:
+    """Cases in which each value of an axis meets each value of every other axis; about as many as two axes make."""
+    sizes = [range(len(axis)) for axis in lists]
+    missing = {
+        (i, a, j, b) for i, j in itertools.combinations(range(len(lists)), 2) for a in sizes[i] for b in sizes[j]
+    }
+    cases, used = [], Counter[tuple[int, int]]()
+    while missing:
+        i, a, j, b = min(missing)
+        case = {i: a, j: b}
+        for axis in range(len(lists)):
+            if axis not in case:
+                fresh = {
+                    value: sum(_pair(axis, value, k, v) in missing for k, v in case.items()) for value in sizes[axis]
+                }
+                case[axis] = max(sizes[axis], key=lambda value: (fresh[value], -used[axis, value], -value))
+        used.update(case.items())
+        missing -= {_pair(k, v, n, w) for (k, v), (n, w) in itertools.combinations(case.items(), 2)}
+        cases.append(tuple(lists[axis][case[axis]] for axis in range(len(lists))))
+    return cases
+
+
+def _pair(i: int, a: int, j: int, b: int) -> tuple[int, int, int, int]:
+    return (i, a, j, b) if i < j else (j, b, i, a)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

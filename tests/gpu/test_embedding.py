@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_parity import DEVICE, FLOATS, HAS_GPU, INDICES, LAYOUTS, check, grid, integers, laid_out, normal, on_gpu
+from gpu_parity import DEVICE, FLOATS, INDICES, LAYOUTS, check, grid, integers, laid_out, normal, on_gpu
 
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding.reference import embedding_plan_reference
@@ -58,7 +58,7 @@ def test_nothing_to_do(rows: int, dim: int, count: int, dtype: torch.dtype) -> N
     check("embedding_dense_grad", normal(count, dim, dtype=dtype), ids, rows)
 
 
-@pytest.mark.skipif(not HAS_GPU, reason="4 GiB in one table are for a GPU")
+@pytest.mark.gpu
 def test_a_table_beyond_2_31_elements() -> None:
     rows, dim = 2**25 + 3, 64
     ids = torch.tensor([rows - 1, 0, 2**25, rows - 1], device=DEVICE)

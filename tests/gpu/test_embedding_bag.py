@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_arguments import Batch, batch_of, states_of, step_of
-from gpu_parity import DEVICE, FLOATS, HAS_GPU, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
+from gpu_parity import DEVICE, FLOATS, INDICES, LAYOUTS, check, grid, laid_out, normal, on_gpu
 from torch import Tensor
 
 from deeprec.kernels.embedding_bag import embedding_bags
@@ -77,7 +77,9 @@ def test_any_layout(layout: str, of_ids: str, of_grad: str, dtype: torch.dtype, 
         check_all(b, [SUM] * 3 if scaled else [SUM, MEAN, MAX], of_grad)
 
 
-@grid(count=[64, 65, *on_gpu(1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=FLOATS)
+@grid(
+    count=[64, 65, *on_gpu(1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=[*FLOATS[:2], *on_gpu(*FLOATS[2:])]
+)
 def test_a_row_hit_thousands_of_times(count: int, modes: list[int], dtype: torch.dtype) -> None:
     """A row of many entries, which is cut into pieces, beside rows of one."""
     lengths = torch.tensor([count - 3, 40, 0, 2] * len(modes))
@@ -163,7 +165,7 @@ def test_a_plan_of_other_ids_is_found_out() -> None:
         check("plan_check", b.ids, b.offsets, [20], [0], [-1], *other)
 
 
-@pytest.mark.skipif(not HAS_GPU, reason="4 GiB in one table are for a GPU")
+@pytest.mark.gpu
 def test_a_table_beyond_2_31_elements() -> None:
     rows, dim = 2**25 + 3, 64
     weight = torch.zeros(rows, dim, dtype=torch.bfloat16, device=DEVICE)

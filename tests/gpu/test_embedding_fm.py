@@ -16,7 +16,7 @@ from deeprec.kernels.embedding_fm.reference import embedding_fm_reference
 FORWARD, ROWS = "_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"
 TABLES = [[0], [0, 0, 1, 0], list(range(11)), *on_gpu(list(range(26)), [1] * 39)]
 DIMS = [16, 5, 1, 260, 1027, *on_gpu(64, 300)]
-SIZES = [(5, None), (4, 3), (1, None), (13, 2), (3, 0), (0, 4), (0, None), *on_gpu((4099, None), (700, 9))]
+SIZES = [(5, None), (4, 3), (1, None), (7, 2), (3, 0), (0, 4), (0, None), *on_gpu((4099, None), (700, 9))]
 
 
 def linear_of(b: Batch) -> list[Tensor]:
@@ -84,7 +84,7 @@ def test_any_layout(layout: str, of_ids: str, of_grad: str, dtype: torch.dtype) 
         check_all(b, linear, size[1] is None, laid_out(normal(size[0], dtype=dtype, seed=7), of_grad))
 
 
-@grid(count=[65, 130, *on_gpu(3000, 50_021)], dtype=[torch.float64, torch.float32, torch.bfloat16])
+@grid(count=[65, 80, *on_gpu(3000, 50_021)], dtype=[torch.float32, torch.bfloat16])
 def test_a_row_hit_thousands_of_times(count: int, dtype: torch.dtype) -> None:
     b = batch_of([5], [0, 0], (count, None), dtype, scaled=True)
     b.ids[0] = 7
