@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._checks import check_float, check_index, require
+from deeprec.kernels.sums import add_rows
 
 
 def _check_ids(function: str, ids: Tensor, num_embeddings: int) -> None:
@@ -72,4 +73,4 @@ def embedding_grad_reference(grad: Tensor, rows: Tensor, offsets: Tensor, order:
     counts = (offsets[1:] - offsets[:-1]).to(torch.int64)
     row_of = torch.repeat_interleave(torch.arange(rows.numel(), device=grad.device), counts, output_size=order.numel())
     out = torch.zeros(rows.numel(), grad.shape[1], dtype=wide, device=grad.device)
-    return out.index_add_(0, row_of, grad.index_select(0, order.to(torch.int64)).to(wide)).to(grad.dtype)
+    return add_rows(out, row_of, grad.index_select(0, order.to(torch.int64)).to(wide)).to(grad.dtype)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from deeprec.kernels._checks import check_float, check_rows, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sums import add_rows
 
 IDENTITY, SIGMOID, TANH = range(3)
 SQUARED, CROSS_ENTROPY, LOGISTIC, HINGE = range(4)
@@ -115,5 +116,5 @@ def sampled_linear_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, T
     if not need_grad:
         return total, predictions.clone(), slopes, hidden.new_empty(0)
     grad = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
-    grad.index_add_(0, rows, layer_rows * slopes.unsqueeze(1))
+    add_rows(grad, rows, layer_rows * slopes.unsqueeze(1))
     return total, predictions.clone(), slopes, grad.to(hidden.dtype)
