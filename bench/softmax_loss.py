@@ -25,21 +25,31 @@ from torch.nn import functional as F
 from bench.harness import Case, Contender, Target, Trial
 from bench.machine import machine, versions
 from bench.rivals import compiled, linear_losses
-from deeprec.kernels.softmax_loss import softmax_loss
+from bench.workloads import scale
+from deeprec.kernels.sample_negatives import alias_table, sample_negatives
+from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
 
 EAGER, COMPILED, CHUNKED = "F.cross_entropy", "torch.compile", "chunks with checkpoints"
 ROWS_OF_CHUNK = 128
-CATALOGUE, IN_BATCH = "100k items", "in-batch"
+CATALOGUE, IN_BATCH, UNIFORM, POPULAR = "100k items", "in-batch", "drawn uniformly", "drawn by popularity"
+GATHER, NUM_NEGATIVES = "gather of rows", 100
 TARGETS = (
     Target("softmax over 100k items, forward + backward", CATALOGUE, EAGER, 1.0),
     Target("softmax over 100k items, forward + backward", CATALOGUE, COMPILED, 1.0),
     Target("softmax over 100k items, forward + backward", CATALOGUE, CHUNKED, 1.0),
     Target("in-batch softmax, forward + backward", IN_BATCH, EAGER, 1.0),
+    Target("100 negatives a row, drawn uniformly", UNIFORM, GATHER, 1.0),
+    Target("100 negatives a row, drawn by popularity", POPULAR, GATHER, 1.0),
     *(
-        Target("softmax over 100k items, forward + backward", CATALOGUE, rival, 1.0, device="cuda")
-        for rival in (EAGER, COMPILED, CHUNKED, *linear_losses("cuda"))
+        Target(work, group, rival, 1.0, device="cuda")
+        for work, group, rivals in (
+            ("softmax over 100k items", CATALOGUE, (EAGER, COMPILED, CHUNKED, *linear_losses("cuda"))),
+            ("in-batch softmax", IN_BATCH, (EAGER, COMPILED)),
+            ("100 negatives a row, drawn uniformly", UNIFORM, (GATHER,)),
+            ("100 negatives a row, drawn by popularity", POPULAR, (GATHER,)),
+        )
+        for rival in rivals
     ),
-    Target("in-batch softmax, forward + backward", IN_BATCH, EAGER, 1.0, device="cuda"),
 )
 SHAPES = (
     (CATALOGUE, 1024, 100_000, 64),
@@ -49,6 +59,7 @@ SHAPES = (
     (IN_BATCH, 1024, 1024, 64),
     (IN_BATCH, 8192, 8192, 128),
 )
+DRAWN = {"cpu": (1024, 100_000), "cuda": (16_384, 100_000)}  # rows and items where negatives are drawn
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -112,9 +123,50 @@ def _trial(batch: int, num_items: int, dim: int, device: str) -> Trial:
     return trial
 
 
+def _drawn_trial(batch: int, num_items: int, by_popularity: bool) -> Trial:
+    """Negatives of each row's own, without correction: drawn in the kernel, or first and then gathered."""
+    queries, items, targets = inputs = _inputs(batch, num_items, 64)
+    popularity = alias_table(1 / torch.arange(1.0, num_items + 1), 0.75) if by_popularity else None
+    nobody = torch.zeros(batch, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+
+    def drawn(q: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        return sampled_softmax_loss(q, v, at, NUM_NEGATIVES, seed=1, popularity=popularity, use_log_q=False)
+
+    def gathered(q: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        ids = sample_negatives(*nobody, len(v), NUM_NEGATIVES, seed=1, popularity=popularity)
+        rows = F.embedding(torch.cat([at.unsqueeze(1), ids], 1), v, sparse=True)
+        logits = torch.bmm(rows, q.unsqueeze(2)).squeeze(2)
+        is_positive = F.pad(ids == at.unsqueeze(1), (1, 0))  # which the loss leaves out
+        return F.cross_entropy(logits.masked_fill(is_positive, -torch.inf), torch.zeros_like(at))
+
+    def dense(found: list[Tensor]) -> list[Tensor]:
+        return [x.to_dense() for x in found]
+
+    wide = (queries.detach().double().requires_grad_(), items.detach().double().requires_grad_(), targets)
+    trial = Trial(dense(_step(gathered, wide)), tolerance=1e-4)
+    for name, loss_of in (("deeprec", drawn), (GATHER, gathered)):
+        step = partial(_step, loss_of, inputs)
+        trial.add(name, step, lambda step=step: dense(step()))
+    return trial
+
+
 def cases(device: str = "cpu") -> list[Case]:
-    """The catalogue at the sizes that a two-tower model trains with, and the batch against itself."""
-    return [
+    """The catalogue at the sizes that a two-tower model trains with, the batch against itself, and drawn negatives."""
+    rows, of_items = DRAWN[device]
+    entries = rows * (1 + NUM_NEGATIVES)
+    drawn = [
+        Case(
+            f"{NUM_NEGATIVES} negatives {group}, B {rows}, N {of_items}, D 64, forward + backward",
+            group,
+            partial(_drawn_trial, rows, of_items, group == POPULAR),
+            3 * entries * 64 * 4,  # every row twice, and its gradient once
+            6 * entries * 64,
+            scale=scale(device, f"B {rows}", f"B {DRAWN['cpu'][0]}"),
+            turns=1,
+        )
+        for group in (UNIFORM, POPULAR)
+    ]
+    return drawn + [
         Case(
             f"{group}, B {batch}, N {num_items}, D {dim}, forward + backward",
             group,

@@ -146,9 +146,11 @@ class SampledCall {
     job.draw.source.threshold = static_cast<const int64_t*>(keep(*given.threshold));
     job.draw.source.alias = static_cast<const int32_t*>(keep(*given.alias));
     job.draw.source.cumulative = static_cast<const int64_t*>(keep(*given.cumulative));
-    for (int64_t j = 0; j < job.num_items; ++j) {
-      DEEPREC_CHECK(job.draw.source.alias[j] >= 0 && job.draw.source.alias[j] < job.num_items, "IndexError: ", kOp,
-                    ": alias must be in [0, ", job.num_items, "), got ", job.draw.source.alias[j], " at position ", j);
+    const int32_t* other = job.draw.source.alias;
+    const bool is_bad = outside(other, 0, job.num_items, 0, job.num_items);
+    for (int64_t j = 0; is_bad && j < job.num_items; ++j) {
+      DEEPREC_CHECK(other[j] >= 0 && other[j] < job.num_items, "IndexError: ", kOp, ": alias must be in [0, ",
+                    job.num_items, "), got ", other[j], " at position ", j);
     }
   }
 
@@ -212,9 +214,14 @@ class SampledCall {
     };
     std::vector<A>&log_chance = vectors(A()).first, &log_scale = vectors(A()).second;
     if (source.cumulative) {
-      for (int64_t j = 0; j < job.num_items; ++j) {
-        log_chance.push_back(static_cast<A>(std::log(weight(j) / static_cast<double>(job.num_items))));
-      }
+      log_chance.resize(static_cast<size_t>(job.num_items));
+      const int64_t chunks = threads_for(job.num_items, kGrain);
+      for_each_chunk(chunks, [&](int64_t c) {
+        for (int64_t j = job.num_items * c / chunks; j < job.num_items * (c + 1) / chunks; ++j) {
+          const A chance = static_cast<A>(weight(j) / static_cast<double>(job.num_items));
+          log_chance[static_cast<size_t>(j)] = std::log(chance);
+        }
+      });
       job.log_chance = log_chance.data();
     }
     for (const int32_t row : rows_) {

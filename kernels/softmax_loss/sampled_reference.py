@@ -128,7 +128,7 @@ def log_expected(given: SampledSoftmaxArguments, entries: Tensor) -> Tensor:
     if given.seen_indptr is not None:
         row, ids = entries_of_lists(batch, indptr, indices, given.seen_rows)
         left = left - torch.zeros(batch, dtype=torch.float64, device=row.device).index_add(0, row, weights[ids])
-    return (given.num_negatives * weights[entries[:, 1:]] / left.unsqueeze(1)).log()
+    return math.log(max(given.num_negatives, 1)) + weights[entries[:, 1:]].log() - left.log().unsqueeze(1)
 
 
 class SampledLogits(NamedTuple):

@@ -37,7 +37,7 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
 __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 
 # Rows, candidates, widths of a product and of a gradient, and warps, so that all stays in registers.
-_FLOAT32, _SIXTEEN_BITS, _HIP = (32, 16, 16, 64, 8), (64, 32, 32, 128, 8), (32, 16, 16, 32, 4)
+_FLOAT32, _SIXTEEN_BITS, _HIP = (32, 16, 16, 64, 8), (64, 32, 32, 128, 8), (32, 16, 16, 32, 8)
 _MANY_PROGRAMS, _MOST_SHARES = 512, 32
 BAD_INPUT = "targets must be in [0, N) and seen_indptr ascend from 0 to the number of seen_indices"
 

@@ -149,6 +149,7 @@ def small(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
         ("autoencoders", "BATCH", 8),
         ("autoencoders", "WIDE", 200),
         ("softmax_loss", "SHAPES", (("100k items", 8, 40, 16),)),
+        ("softmax_loss", "DRAWN", {"cpu": (8, 40), "cuda": (8, 40)}),
     ):
         monkeypatch.setattr(bench(name), attribute, value) if "." not in attribute else monkeypatch.setattr(
             getattr(bench(name), attribute.split(".")[0]), attribute.split(".")[1], value

@@ -23,7 +23,7 @@ from deeprec.kernels.masked_autoencoder_loss import masked_autoencoder_loss
 from deeprec.kernels.ncf_loss import ncf_loss
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
-from deeprec.kernels.softmax_loss import softmax_loss
+from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 
 for _package in (deeprec.kernels, deeprec.nn):
@@ -120,6 +120,14 @@ def _softmax(**options: Any) -> Callable[..., Tensor]:
     return call
 
 
+def _drawn(similarity: str) -> Callable[..., Tensor]:
+    def call(sparse: bool, queries: Tensor, items: Tensor, bias: Tensor) -> Tensor:
+        how: dict[str, Any] = {"seed": 1, "similarity": similarity, "reduction": "none", "sparse_grad": sparse}
+        return sampled_softmax_loss(queries, items, torch.tensor([0, 2, 4]), 2, bias=bias, **how)
+
+    return call
+
+
 CASES = {
     "embedding": Case(lambda sparse, w: embedding(w, IDS, sparse_grad=sparse), ((6, 3),)),
     "embedding_bag sum": Case(_bag("sum", None), ((6, 3),)),
@@ -142,6 +150,8 @@ CASES = {
     "softmax_loss cosine": Case(
         _softmax(similarity="cosine", include_positive=False, correct_positive=True), ((3, 2), (5, 2), (5,)), False
     ),
+    "sampled_softmax_loss": Case(_drawn("dot"), ((3, 2), (5, 2), (5,))),
+    "sampled_softmax_loss cosine": Case(_drawn("cosine"), ((3, 2), (5, 2), (5,))),
     "masked_autoencoder_loss dense": Case(_autoencoder("dense"), ((5, 2), (2,), (5, 2), (5,))),
     "masked_autoencoder_loss sparse": Case(_autoencoder("sparse"), ((5, 2), (2,), (5, 2), (5,))),
 }
