@@ -7,7 +7,6 @@ registered for an (operator, device).
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 
 import deeprec
 from deeprec._install import install_command
+from deeprec.kernels._door import launcher
 
 _NAMESPACE = "deeprec"
 _logger = logging.getLogger("deeprec")
@@ -27,12 +27,17 @@ _fragment = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 @dataclass
 class Operator:
-    """One operator and where its implementations come from."""
+    """One operator and where its implementations come from.
+
+    Attributes:
+        triton: the folder of kernels/ with its Triton launcher, whether there is a GPU or not; "" without one.
+    """
 
     name: str
     schema: str
     reference: Callable[..., Any]
     python_kernels: dict[str, str] = field(default_factory=dict)  # device -> "triton"
+    triton: str = ""
 
     def implementation(self, device: str) -> tuple[str, str]:
         """What serves `device` ("cpu" or "cuda"), and why nothing better does ("" where the best one serves)."""
@@ -128,21 +133,10 @@ def implement(name: str, device: str, kernel: Callable[..., Any], kind: str = "t
 
 def implement_triton(op: str, names: tuple[str, ...]) -> None:
     """Register launchers of kernels/<op>/triton_kernels.py, by name, for CUDA and ROCm; imported at the first call."""
-    if not has_triton() or not (torch.version.cuda or torch.version.hip):
-        return
-
-    def launcher(name: str) -> Callable[..., Any]:
-        def launch(*args: Any) -> Any:
-            function = getattr(importlib.import_module(f"deeprec.kernels.{op}.triton_kernels"), name)
-            flat = (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)))
-            tensor = next(x for x in flat if isinstance(x, torch.Tensor))
-            with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever that of the tensors
-                return function(*args)
-
-        return launch
-
     for name in names:
-        implement(name, "cuda", launcher(name))
+        _operators[name].triton = op
+        if has_triton() and (torch.version.cuda or torch.version.hip):
+            implement(name, "cuda", launcher(op, name))
 
 
 def operators() -> list[Operator]:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.als_solve.reference import solved
 
 _MATRIX_BYTES = 1 << 28  # of normal equations at a time
@@ -164,8 +165,18 @@ def als_solve(
         return _by_cholesky(given, out, loss)
     block_d, block_e = _blocks(dim)
     rows = given[0] if start is None else start.contiguous()
-    _als_cg_kernel[(batch,)](
-        *given, rows, out, loss, dim, cg_steps, HAS_START=start is not None, BLOCK_D=block_d, BLOCK_E=block_e
+    launch(
+        _als_cg_kernel,
+        (batch,),
+        *given,
+        rows,
+        out,
+        loss,
+        dim,
+        cg_steps,
+        HAS_START=start is not None,
+        BLOCK_D=block_d,
+        BLOCK_E=block_e,
     )
     return out, loss
 
@@ -180,7 +191,7 @@ def _by_cholesky(given: list[Tensor], out: Tensor, loss: Tensor) -> tuple[Tensor
     for begin in range(0, batch, most):
         count = min(most, batch - begin)
         matrices, rhs, totals = out.new_empty(count, dim, dim), out.new_empty(count, dim), out.new_empty(count)
-        _als_normal_kernel[(count, tiles, tiles)](*given, matrices, rhs, totals, dim, begin, BLOCK=block)
+        launch(_als_normal_kernel, (count, tiles, tiles), *given, matrices, rhs, totals, dim, begin, BLOCK=block)
         without = is_empty[begin : begin + count]
         matrices = torch.where(without.reshape(-1, 1, 1), identity, matrices)  # it need not have a solution
         x = solved(matrices, rhs).masked_fill(without.unsqueeze(1), 0.0)

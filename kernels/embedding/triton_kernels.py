@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 
 
 @triton.jit
@@ -87,8 +88,19 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
     block_d = _block(dim)
     block_n = max(1, 2048 // block_d)
     grid = (triton.cdiv(nnz, block_n), triton.cdiv(dim, block_d))
-    _embedding_fwd_kernel[grid](
-        weight, flat, out, bad, nnz, weight.shape[0], weight.stride(0), dim, BLOCK_N=block_n, BLOCK_D=block_d
+    launch(
+        _embedding_fwd_kernel,
+        grid,
+        weight,
+        flat,
+        out,
+        bad,
+        nnz,
+        weight.shape[0],
+        weight.stride(0),
+        dim,
+        BLOCK_N=block_n,
+        BLOCK_D=block_d,
     )
     torch._assert_async(bad == 0, "embedding: ids must be in [0, num_embeddings)")
     return out
@@ -102,7 +114,9 @@ def embedding_grad(grad: Tensor, rows: Tensor, offsets: Tensor, order: Tensor) -
     if out.numel() == 0:
         return out
     block_d = _block(dim)
-    _embedding_grad_kernel[(rows.numel(), triton.cdiv(dim, block_d))](
+    launch(
+        _embedding_grad_kernel,
+        (rows.numel(), triton.cdiv(dim, block_d)),
         grad,
         offsets,
         order,

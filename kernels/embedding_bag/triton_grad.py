@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, MAX, MEAN, ROWWISE_ADAGRAD, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
     CHANGING,
@@ -175,12 +176,13 @@ def _bags_rows_kernel(
     argmax_stride,
     seed_low,
     seed_high,
+    count,  # [] the number of the step, where it is counted on the device
     STAGE: tl.constexpr,
     ENTRIES: tl.constexpr,
     RULE: tl.constexpr,
     IS_DENSE: tl.constexpr,  # STORE: whole tables rather than the touched rows
     IS_ONE_BLOCK: tl.constexpr,  # D <= BLOCK_D
-    IS_STOCHASTIC: tl.constexpr,
+    ROUNDING: tl.constexpr,
     ACC: tl.constexpr,
     VEC: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -204,7 +206,7 @@ def _bags_rows_kernel(
         start = tl.load(line + COLUMN, mask=is_row, other=0)
     weight = rows_at(line, row, is_row, grad, VEC > 1)
     place = (table, line, row, dim)
-    step_of = (scalars, seed_low, seed_high)
+    step_of = (scalars, seed_low, seed_high, count)
     source = (features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad)
     source += (batch, grad_stride, argmax_stride)
     entry_rows = (begin, end, dim, number, start)
@@ -227,6 +229,7 @@ def _bags_rows_kernel(
             g = clipped_with_decay(g, w, scalars)
             total_squares += tl.sum(g * g, 1)
         sums += mean_square(total_squares, dim, ACC)
+        tl.debug_barrier()  # all threads have read the rows, which are written from here on
     for block in range(0, blocks):
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
@@ -253,7 +256,7 @@ def _bags_rows_kernel(
             if RULE == ROWWISE and IS_ONE_BLOCK:
                 sums += mean_square(tl.sum(g * g, 1), dim, ACC)
             at = weight + column[None, :]
-            apply_rule(g, w, at, place, sums, column, in_row, step_of, RULE, IS_STOCHASTIC, ACC, VEC > 1)
+            apply_rule(g, w, at, place, sums, column, in_row, step_of, RULE, ROUNDING, ACC, VEC > 1)
     if STAGE == NORM:
         tl.store(squares + u, total_squares, mask=dim > 0)
     if STAGE == UPDATE and RULE == ROWWISE:
@@ -267,8 +270,17 @@ def inverse_lengths(
     """Launch `_inverse_lengths_kernel`; features: lines of F_FIELDS."""
     out = torch.empty(offsets.shape[0] - 1, dtype=dtype, device=ids.device)
     grid = (triton.cdiv(out.shape[0], _BLOCK),)
-    _inverse_lengths_kernel[grid](
-        features, ids, offsets, out, out.shape[0], batch, HAS_PADDING=has_padding, BLOCK=_BLOCK
+    launch(
+        _inverse_lengths_kernel,
+        grid,
+        features,
+        ids,
+        offsets,
+        out,
+        out.shape[0],
+        batch,
+        HAS_PADDING=has_padding,
+        BLOCK=_BLOCK,
     )
     return out
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.checks import MAX, NONE, SUM, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_backward import (
     embedding_bags_dense_grad,
@@ -232,7 +233,9 @@ def _gather(
         return
     for _, block_d, vec, out_vec, lines in _groups(features, out):
         block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4)
-        _bags_gather_kernel[(triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value)](
+        launch(
+            _bags_gather_kernel,
+            (triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value),
             lines,
             ids,
             out if scale is None else scale,
@@ -269,7 +272,9 @@ def _pool(
         return
     for is_max, block_d, vec, out_vec, lines in _groups(features, out):
         block_b = rows_of_tile(block_d, vec, _POOL_WARPS, 1)
-        _bags_pool_kernel[(triton.cdiv(batch, block_b), lines.numel() // FIELDS.value)](
+        launch(
+            _bags_pool_kernel,
+            (triton.cdiv(batch, block_b), lines.numel() // FIELDS.value),
             lines,
             ids,
             offsets,
@@ -332,6 +337,8 @@ def embedding_bags(
     out = [pooled, argmax]
     bounds = [0, ids.shape[0]]
     if sequences and len(tables) > 1:
+        reason = "the lengths of unpooled features are in the offsets, for which it waits"
+        refuse_capture("embedding_bags", ids.device, reason, "pool them, or look each up in a call of its own")
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
     for feature in sequences:
         own = ids[bounds[feature.number] : bounds[feature.number + 1]]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deeprec.kernels._checks import check_offsets
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.checks import SUM, num_bags
 from deeprec.kernels.embedding_bag.reference import check_ids, embedding_bags_plan_reference, features_of
 from deeprec.kernels.embedding_bag.triton_tables import (
@@ -117,6 +118,8 @@ def embedding_bags_plan(
     batch, nnz, device = num_bags(ids, offsets, len(tables)), ids.numel(), ids.device
     if nnz == 0 or batch == 0:
         return embedding_bags_plan_reference(ids, offsets, num_embeddings, tables, padding)
+    reason, remedy = "it waits for the GPU to count the rows", "make the plan before the capture and give it as plan="
+    refuse_capture("embedding_bags_plan", device, reason, remedy)
     starts = [0, *itertools.accumulate(num_embeddings)]
     position = torch.int32 if nnz < 2**31 else torch.int64
     key_type = torch.int32 if starts[-1] < 2**31 else torch.int64
@@ -134,10 +137,10 @@ def embedding_bags_plan(
     constants = {"HAS_BAGS": offsets is not None, "BLOCK": _PLAN_BLOCK}
     keys = torch.empty(nnz, dtype=key_type, device=device)
     sizes = (nnz, len(tables), batch)
-    _plan_keys_kernel[grid](features, ids, bags, keys, ok, *sizes, *strides, starts[-1], **constants)
+    launch(_plan_keys_kernel, grid, features, ids, bags, keys, ok, *sizes, *strides, starts[-1], **constants)
     keys, entries = torch.sort(keys, stable=True)
     heads = torch.empty(nnz, dtype=position, device=device)
-    _plan_heads_kernel[grid](keys, heads, nnz, starts[-1], BLOCK=_PLAN_BLOCK)
+    launch(_plan_heads_kernel, grid, keys, heads, nnz, starts[-1], BLOCK=_PLAN_BLOCK)
     counts = torch.zeros(nnz + 1, dtype=position, device=device)
     torch.cumsum(heads, 0, dtype=position, out=counts[1:])
     is_fine = ok[0] > 0
@@ -152,7 +155,7 @@ def embedding_bags_plan(
         _raise_bad_id(ids, offsets, num_embeddings, tables, padding)
     rows = torch.empty(num_rows, dtype=ids.dtype, device=device)
     row_offsets = torch.zeros(num_rows + 1, dtype=position, device=device)
-    _plan_rows_kernel[grid](features, bags, keys, entries, counts, rows, row_offsets, kept, batch, **constants)
+    launch(_plan_rows_kernel, grid, features, bags, keys, entries, counts, rows, row_offsets, kept, batch, **constants)
     bounds = torch.searchsorted(keys, constant([starts], device).to(key_type))
     return rows, row_offsets, entries[:kept].to(position), bags, counts[bounds].to(torch.int64)
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.checks import num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_bag.triton_tables import (
@@ -203,7 +204,9 @@ def embedding_fm(
     block_d = block_of(dim)
     block_b = rows_of_tile(block_d, vec, _WARPS, 1)
     ok = new_flag(ids.device)
-    _embedding_fm_fwd_kernel[(triton.cdiv(batch, block_b),)](
+    launch(
+        _embedding_fm_fwd_kernel,
+        (triton.cdiv(batch, block_b),),
         constant(lines, ids.device),
         ids,
         ids if offsets is None else offsets,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 
 
 @triton.jit
@@ -111,7 +112,9 @@ def _interaction(x: Tensor, is_vector: bool) -> Tensor:
     if out.numel() == 0:
         return out
     block_b, block_d = _blocks(dim)
-    _fm_interaction_fwd_kernel[(triton.cdiv(batch, block_b),)](
+    launch(
+        _fm_interaction_fwd_kernel,
+        (triton.cdiv(batch, block_b),),
         x,
         out,
         batch,
@@ -145,7 +148,9 @@ def fm_interaction_grad(grad: Tensor, x: Tensor) -> Tensor:
     if out.numel() == 0:
         return out
     block_b, block_d = _blocks(dim)
-    _fm_interaction_grad_kernel[(triton.cdiv(batch, block_b), triton.cdiv(dim, block_d))](
+    launch(
+        _fm_interaction_grad_kernel,
+        (triton.cdiv(batch, block_b), triton.cdiv(dim, block_d)),
         grad,
         x,
         out,

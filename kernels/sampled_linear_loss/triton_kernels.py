@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.embedding_bag.triton_tables import acc_of, clear_if, new_flag, registers, rows_adjacent
 from deeprec.kernels.sampled_linear_loss import reference as ref
@@ -300,8 +301,17 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # A row of n entries has at most n / PIECE + 1 pieces: known without asking the GPU.
     most, ok = nnz // _PIECE + batch, new_flag(hidden.device)
     starts = torch.zeros(batch + 1, dtype=torch.int64, device=hidden.device)
-    _sampled_pieces_kernel[(triton.cdiv(batch, _BLOCK),)](
-        indptr, starts[1:], ok, batch, nnz, PIECE=_PIECE, BLOCK=_BLOCK, num_warps=4
+    launch(
+        _sampled_pieces_kernel,
+        (triton.cdiv(batch, _BLOCK),),
+        indptr,
+        starts[1:],
+        ok,
+        batch,
+        nnz,
+        PIECE=_PIECE,
+        BLOCK=_BLOCK,
+        num_warps=4,
     )
     torch.cumsum(starts[1:].clone(), 0, out=starts[1:])
     losses = hidden.new_zeros(most, dtype=wide)
@@ -311,7 +321,9 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias = None if bias is None else bias.reshape(-1)
     vec = _vec_of(hidden, weight)
     tile = _tile(dim, vec, acc_of(hidden))
-    _sampled_linear_loss_kernel[(most,)](
+    launch(
+        _sampled_linear_loss_kernel,
+        (most,),
         hidden,
         weight,
         weight if bias is None else bias,
@@ -346,8 +358,16 @@ def sampled_linear_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
     if need_grad:
         grid = (batch, triton.cdiv(dim, tile["BLOCK_D"]))
-        _sampled_linear_grad_kernel[grid](
-            starts, scratch, grad, dim // vec, VEC=vec, BLOCK_D=tile["BLOCK_D"], num_warps=1
+        launch(
+            _sampled_linear_grad_kernel,
+            grid,
+            starts,
+            scratch,
+            grad,
+            dim // vec,
+            VEC=vec,
+            BLOCK_D=tile["BLOCK_D"],
+            num_warps=1,
         )
     torch._assert_async(ok, f"sampled_linear_loss: {BAD_INPUT}")
     return losses.sum(dtype=torch.float64).to(wide), predictions, slopes, grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deeprec.kernels._autograd import refuse_derivative
 from deeprec.kernels._errors import translate
-from deeprec.kernels._library import define, has_triton, implement
+from deeprec.kernels._library import define, implement_triton
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -288,18 +288,5 @@ define(
 )
 
 
-def _on_gpu(launcher: str) -> Callable[..., Any]:
-    """A launcher of triton_kernels.py, which is imported when the first GPU tensor arrives."""
-
-    def launch(*arguments: Any) -> Any:
-        from deeprec.kernels.score_topk import triton_kernels
-
-        return getattr(triton_kernels, launcher)(*arguments)
-
-    return launch
-
-
 # The dense dot scorer stays torch.matmul there: it is the vendor's library already.
-if has_triton() and (torch.version.cuda or torch.version.hip):
-    for _name in ("score_topk", "score_topk_ncf", "score_items_ncf"):
-        implement(_name, "cuda", _on_gpu(f"{_name}_triton"))
+implement_triton("score_topk", ("score_topk", "score_topk_ncf", "score_items_ncf"))

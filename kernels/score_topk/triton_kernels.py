@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.score_topk.reference import score_topk_reference
 from deeprec.kernels.score_topk.triton_keys import (
     MAX_K,
@@ -26,9 +27,9 @@ from deeprec.kernels.score_topk.triton_keys import (
     splits_of,
     unpack,
 )
-from deeprec.kernels.score_topk.triton_ncf import score_items_ncf_triton, score_topk_ncf_triton
+from deeprec.kernels.score_topk.triton_ncf import score_items_ncf, score_topk_ncf
 
-__all__ = ["compile_cases", "score_items_ncf_triton", "score_topk_ncf_triton", "score_topk_triton"]
+__all__ = ["compile_cases", "score_items_ncf", "score_topk", "score_topk_ncf"]
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def _score_topk_dot_kernel(
     tl.store(to, best, mask=is_user[:, None])
 
 
-def score_topk_triton(
+def score_topk(
     users: Tensor,
     items: Tensor,
     item_bias: Tensor | None,
@@ -121,7 +122,9 @@ def score_topk_triton(
     blocks = triton.cdiv(num_users, block_b)
     splits, per_split = splits_of(blocks, num_items, block_n)
     keys = torch.empty((num_users, splits, kp), dtype=torch.int64, device=users.device)
-    _score_topk_dot_kernel[(blocks, splits)](
+    launch(
+        _score_topk_dot_kernel,
+        (blocks, splits),
         users,
         items,
         item_bias.float().contiguous() if item_bias is not None else users,

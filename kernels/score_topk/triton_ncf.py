@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._door import launch
 from deeprec.kernels.score_topk.reference import (
     Network,
     TopKOptions,
@@ -210,7 +211,9 @@ def _launch_ncf(
     shape = (num_users, splits * kp) if kp else (num_users, num_items)
     out = torch.empty(shape, dtype=torch.int64 if kp else torch.float32, device=device)
     padded += [16] * (MAX_LAYERS + 1 - len(padded))
-    _score_topk_ncf_kernel[(num_users, splits)](
+    launch(
+        _score_topk_ncf_kernel,
+        (num_users, splits),
         user_hidden.contiguous(),
         item_hidden.contiguous(),
         (user_factors.float() * weight[:num_factors]).contiguous(),
@@ -244,7 +247,7 @@ def _launch_ncf(
     return out
 
 
-def score_items_ncf_triton(*arguments: Any) -> Tensor:
+def score_items_ncf(*arguments: Any) -> Tensor:
     """Launcher of `score_items` for the network; the reference where the network does not fit the kernel.
 
     Args:
@@ -257,7 +260,7 @@ def score_items_ncf_triton(*arguments: Any) -> Tensor:
     return scores if scores is not None else score_items_ncf_reference(*network)
 
 
-def score_topk_ncf_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+def score_topk_ncf(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Launcher of `score_topk` for the network; the reference where it does not fit or k > MAX_K.
 
     Args:

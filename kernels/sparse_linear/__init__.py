@@ -32,7 +32,6 @@ from deeprec.kernels.embedding_bag.composite import bag_of_entries
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import (
     ACTIVATIONS,
-    ONE_TABLE,
     column_grads,
     dense_column_grads,
     has_sparse_grad,
@@ -55,26 +54,13 @@ def _fake(
     return weight.new_empty(indptr.shape[0] - 1, weight.shape[1])
 
 
-def _by_bags(
-    indptr: Tensor, indices: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, activation: int
-) -> Tensor:
-    """The bag kernel of the device, and the rest by PyTorch."""
-    out: Tensor = _ops.embedding_bags([weight], indices, indptr, values, *ONE_TABLE)[0]
-    if bias is not None:
-        out += bias
-    if activation == 1:
-        return out.sigmoid_()
-    return out.tanh_() if activation == 2 else out
-
-
 _library.define(
     "sparse_linear(Tensor indptr, Tensor indices, Tensor values, Tensor weight, Tensor? bias, int activation) "
     "-> Tensor",
     sparse_linear_reference,
     _fake,
 )
-if _library.has_triton() and (torch.version.cuda or torch.version.hip):
-    _library.implement("sparse_linear", "cuda", _by_bags)
+_library.implement_triton("sparse_linear", ("sparse_linear",))
 
 
 class _Options(NamedTuple):
