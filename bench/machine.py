@@ -62,7 +62,8 @@ def machine() -> dict[str, Any]:
 
 
 def gpu(op: str) -> dict[str, Any]:
-    """The current GPU, the settings of its products, and which implementation serves each operator named like `op`."""
+    """The current GPU, settings of its products, and what serves the operators of kernels/OP, or all in use there."""
+    own = [operator for operator in operators() if f".kernels.{op}." in f"{operator.reference.__module__}."]
     properties = torch.cuda.get_device_properties()
     return {
         "name": properties.name,
@@ -73,7 +74,7 @@ def gpu(op: str) -> dict[str, Any]:
         "cuda": torch.version.cuda or torch.version.hip,
         "float32_products": torch.get_float32_matmul_precision(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "implementations": {o.name: o.implementation("cuda")[0] for o in operators() if o.name.startswith(op)},
+        "implementations": {o.name: o.implementation("cuda")[0] for o in own or operators()},
         "compiled_not_loaded": cuda_load_error(),
         **_smi(str(properties.uuid)),
     }

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bench.harness import Case, Contender, Target, Trial
 from bench.machine import machine, versions
-from bench.rivals import compiled
+from bench.rivals import compiled, linear_losses
 from deeprec.kernels.softmax_loss import softmax_loss
 
 EAGER, COMPILED, CHUNKED = "F.cross_entropy", "torch.compile", "chunks with checkpoints"
@@ -35,6 +35,11 @@ TARGETS = (
     Target("softmax over 100k items, forward + backward", CATALOGUE, COMPILED, 1.0),
     Target("softmax over 100k items, forward + backward", CATALOGUE, CHUNKED, 1.0),
     Target("in-batch softmax, forward + backward", IN_BATCH, EAGER, 1.0),
+    *(
+        Target("softmax over 100k items, forward + backward", CATALOGUE, rival, 1.0, device="cuda")
+        for rival in (EAGER, COMPILED, CHUNKED, *linear_losses("cuda"))
+    ),
+    Target("in-batch softmax, forward + backward", IN_BATCH, EAGER, 1.0, device="cuda"),
 )
 SHAPES = (
     (CATALOGUE, 1024, 100_000, 64),
@@ -69,10 +74,14 @@ def chunked(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 
 
 def _inputs(batch: int, num_items: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, items and targets on torch's default device, the same for all."""
     draw = torch.Generator().manual_seed(0)
-    queries = torch.randn(batch, dim, generator=draw).requires_grad_()
-    items = (torch.randn(num_items, dim, generator=draw) * dim**-0.5).requires_grad_()
-    return queries, items, torch.randint(num_items, (batch,), generator=draw)
+    with torch.device("cpu"):
+        queries = torch.randn(batch, dim, generator=draw)
+        items = torch.randn(num_items, dim, generator=draw) * dim**-0.5
+        targets = torch.randint(num_items, (batch,), generator=draw)
+    queries, items = (torch.as_tensor(x).requires_grad_() for x in (queries, items))
+    return queries, items, torch.as_tensor(targets)
 
 
 def _step(loss_of: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
@@ -93,25 +102,27 @@ def _exact(inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
     return [total, of_queries, of_items]
 
 
-def _trial(batch: int, num_items: int, dim: int) -> Trial:
+def _trial(batch: int, num_items: int, dim: int, device: str) -> Trial:
     inputs = _inputs(batch, num_items, dim)
     trial = Trial(_exact(inputs), tolerance=1e-4)
     trial.add("deeprec", partial(_step, ours, inputs))
-    for name, loss_of in ((EAGER, lambda: plain), (CHUNKED, lambda: chunked), (COMPILED, lambda: compiled(plain))):
+    rivals = {EAGER: lambda: plain, CHUNKED: lambda: chunked, COMPILED: lambda: compiled(plain)}
+    for name, loss_of in {**rivals, **linear_losses(device)}.items():
         trial.add_rival(name, lambda name=name, loss_of=loss_of: Contender(name, partial(_step, loss_of(), inputs)))
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """The catalogue at the sizes that a two-tower model trains with, and the batch against itself."""
     return [
         Case(
             f"{group}, B {batch}, N {num_items}, D {dim}, forward + backward",
             group,
-            partial(_trial, batch, num_items, dim),
+            partial(_trial, batch, num_items, dim, device),
             8 * dim * (batch + num_items),  # queries, items and their gradients, once
             6 * batch * num_items * dim,  # a product forwards, two backwards
             effort=0.25 if batch * num_items > 200_000_000 else 1.0,
+            turns=1,
         )
         for group, batch, num_items, dim in SHAPES
     ]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,27 @@ GPU = {
 }
 
 
+def test_the_gpu_is_described_as_torch_and_nvidia_smi_read_it(
+    bench: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 * MEBI)
+    found.total_memory, found.uuid = 141 << 30, "0123-45"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: found)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        '#!/bin/sh\n[ "$2" = GPU-0123-45 ] && echo "580.1, 345 MHz, 2619 MHz, 1980 MHz, 3201 MHz, 700 W, P0"\n'
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert bench("fm_interaction").TARGETS  # loads the operators
+    gpu = bench("machine").gpu("fm_interaction")
+    assert {**gpu, "cuda": "13.0"}.items() >= {key: GPU[key] for key in GPU if key != "implementations"}.items()
+    assert gpu["clocks.sm"] == "345 MHz"
+    assert set(gpu["implementations"]) >= {"fm_interaction", "bi_interaction"}
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert "driver_version" not in bench("machine").gpu("fm_interaction")
+
+
 @pytest.fixture
 def whole(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """`bench.__main__` with a stand-in for the GPU, and small cases."""
@@ -219,7 +241,7 @@ def test_cases_are_made_in_an_image_of_pytorch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_operator_that_moves_memory_has_targets_on_a_gpu(bench: Callable[[str], Any]) -> None:
+def test_operators_that_move_memory_have_targets_on_a_gpu(bench: Callable[[str], Any]) -> None:
     for op in ("embedding", "embedding_bag", "embedding_fm", "fm_interaction", "sparse_update"):
         module = bench(op)
         groups = {case.group for case in module.cases("cuda")}

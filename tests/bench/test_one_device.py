@@ -35,6 +35,7 @@ OPS = (
     "sample_negatives",
     "sampled_linear_loss",
     "score_topk",
+    "softmax_loss",
     "sparse_linear",
     "sparse_update",
 )
@@ -147,6 +148,7 @@ def small(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
         ("autoencoders", "ML_1M", (20, 30, 100)),
         ("autoencoders", "BATCH", 8),
         ("autoencoders", "WIDE", 200),
+        ("softmax_loss", "SHAPES", (("100k items", 8, 40, 16),)),
     ):
         monkeypatch.setattr(bench(name), attribute, value) if "." not in attribute else monkeypatch.setattr(
             getattr(bench(name), attribute.split(".")[0]), attribute.split(".")[1], value
@@ -154,6 +156,7 @@ def small(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, attribute in itertools.product(OPS, ("fbgemm_tables", "torchrec_tables", "faiss_topk")):
         if hasattr(bench(name), attribute):
             monkeypatch.setattr(bench(name), attribute, _refuse)
+    monkeypatch.setattr(bench("softmax_loss"), "linear_losses", lambda device: {})
     for name in OPS:
         if hasattr(bench(name), "compiled"):
             monkeypatch.setattr(bench(name), "compiled", lambda function, **_: function)
