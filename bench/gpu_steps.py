@@ -185,22 +185,31 @@ def in_processes(
         what each test came to, and the last process, with the words of all.
     """
     kept = place.path("tests", f"{name.replace('/', '-')}.jsonl")
-    through = {key: test for key, test in gpu_progress.read(kept).items() if goes_on and is_through(test)}
-    kept.write_text("".join(json.dumps(test) + "\n" for test in through.values()), encoding="utf-8")
+    keep(kept, [test for test in gpu_progress.read(kept).values() if goes_on and is_through(test)])
     command = [
         *before, PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.gpu_progress", "--progress",
         str(kept), "--stop-after", str(0.8 * place.limit), *arguments,
     ]  # fmt: skip
-    said = ""
+    said, crashed = "", None
     while True:
         count = len(gpu_progress.read(kept))
         done = place.run(name, command, environment)
         said += done.text
         results = gpu_progress.read(kept)
+        cut_off = [key for key, test in results.items() if test["outcome"] == gpu_progress.RUNNING]
+        if done.status is None and len(results) > count + 1:  # began late: it has a process of its own next
+            keep(kept, [test for key, test in results.items() if key not in cut_off])
+        elif done.status not in (0, 1, 2, 5) and not cut_off:
+            crashed = done.status  # after its last test
         if done.status in (0, 1, 5) or len(results) == count:
             break
     gpu_progress.write_junit(place.path("tests", f"{name.replace('/', '-')}.xml"), name, results.values())
-    return results, done._replace(text=said)
+    return results, done._replace(text=said, status=done.status if crashed is None else crashed)
+
+
+def keep(path: Path, tests: Iterable[dict[str, Any]]) -> None:
+    """Write what tests came to, in place of what is there."""
+    path.write_text("".join(json.dumps(test) + "\n" for test in tests), encoding="utf-8")
 
 
 def is_through(test: dict[str, Any]) -> bool:

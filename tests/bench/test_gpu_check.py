@@ -163,6 +163,33 @@ def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path: Path, m
     assert set(passed) < set(gpu_progress.read(kept))
 
 
+def test_a_slow_test_that_begins_late_has_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of results is written as processes would write it, of which the first is ended at the limit."""
+    place = _place(tmp_path, stands_in=True)
+    line = '{{"id": "t::{}", "outcome": "{}", "seconds": 0.1, "message": ""}}\n'
+    processes = [
+        (None, line.format("quick", "passed") + line.format("slow", "running")),
+        (0, line.format("slow", "running") + line.format("slow", "passed")),
+    ]
+
+    def run(name: str, command: list[str], environment: object) -> gpu_check.Finished:
+        status, lines = processes.pop(0)
+        kept = Path(command[command.index("--progress") + 1])
+        kept.write_text(kept.read_text(encoding="utf-8") + lines, encoding="utf-8")
+        return gpu_check.Finished(status, "", 1.0)
+
+    monkeypatch.setattr(place, "run", run)
+    assert gpu_steps.tests(place, "parity/embedding", "tests/gpu/test_embedding.py", False).facts["passed"] == 2
+    assert not processes
+    # One that is ended alone does not end, and a process that dies after its tests has not passed.
+    processes += [(None, line.format("slow", "running")), (0, "")]
+    hung = gpu_steps.tests(place, "parity/embedding", "tests/gpu/test_embedding.py", False)
+    assert hung.facts["failures"] == {"t::slow": "it ended the process, or hung"}
+    processes[:] = [(-11, line.format("quick", "passed")), (5, "")]
+    died = gpu_steps.tests(place, "parity/embedding", "tests/gpu/test_embedding.py", False)
+    assert (died.status, died.reason) == (gpu_check.FAILED, "pytest ended with status -11: it said nothing")
+
+
 @pytest.mark.parametrize("text", ["def test_a(): pass", "import pytest\npytest.skip('no', allow_module_level=True)"])
 def test_where_no_test_runs_on_a_gpu_the_step_fails(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = _tests(tmp_path, monkeypatch, text, stands_in=False)  # the test has no mark, the file none that runs
