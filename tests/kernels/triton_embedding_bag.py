@@ -14,6 +14,7 @@ from torch import Tensor
 from deeprec.kernels._door import launcher
 from deeprec.kernels.embedding_bag import checks, triton_kernels
 from deeprec.kernels.embedding_bag import reference as ref
+from deeprec.kernels.faults import raise_faults
 
 _spec = importlib.util.spec_from_file_location("embedding_bag_cases", Path(__file__).with_name("test_embedding_bag.py"))
 assert _spec is not None
@@ -81,22 +82,22 @@ def test_the_weight_of_padding_counts_in_no_way(offsets: Tensor | None) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 20, 2**40])
 @pytest.mark.parametrize("shape", [(9, 5), (13, None)])
-def test_id_out_of_range_is_an_assertion_and_the_plan_names_it(bad: int, shape: Any) -> None:
+def test_id_out_of_range_is_named_by_lookup_and_plan(bad: int, shape: Any) -> None:
     b = cases.batch_of(([16, 4], [0, 1], [0, 2]), shape, torch.float32)
     b.ids.view(-1)[1] = bad
-    with pytest.raises(RuntimeError, match="ids must be in"):
-        triton_kernels.embedding_bags(b.weights, b.ids, b.offsets, None, b.tables, b.modes, b.padding)
+    triton_kernels.embedding_bags(b.weights, b.ids, b.offsets, None, b.tables, b.modes, b.padding)
+    with pytest.raises(IndexError, match=rf"ids of table 0 must be in \[0, 20\), got {bad} at position 1"):
+        raise_faults()
     with pytest.raises(IndexError, match=rf"ids of table 0 must be in \[0, 20\), got {bad} at position 1"):
         triton_kernels.embedding_bags_plan(b.ids, b.offsets, b.sizes(), b.tables, b.padding)
 
 
 @pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 3, 4, 5], [0, 3, 4, 9], [0, 2, 3, 4], [-1, 2, 3, 5]], ids=str)
 @pytest.mark.parametrize("mode", [checks.SUM, checks.MAX])
-def test_offsets_that_do_not_fit_are_an_assertion(offsets: list[int], mode: int) -> None:
-    with pytest.raises(RuntimeError, match="offsets ascend"):
-        triton_kernels.embedding_bags(
-            [torch.randn(9, 4)], torch.arange(5), torch.tensor(offsets), None, [0], [mode], [-1]
-        )
+def test_offsets_that_do_not_fit_are_named(offsets: list[int], mode: int) -> None:
+    triton_kernels.embedding_bags([torch.randn(9, 4)], torch.arange(5), torch.tensor(offsets), None, [0], [mode], [-1])
+    with pytest.raises(ValueError, match="offsets must ascend"):
+        raise_faults()
     with pytest.raises(ValueError, match="offsets must ascend"):
         triton_kernels.embedding_bags_plan(torch.arange(5), torch.tensor(offsets), [9], [0], [-1])
 
@@ -245,8 +246,9 @@ def test_update_with_a_row_out_of_range_changes_nothing(row: int) -> None:
     before = [w.clone() for w in b.weights]
     lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0)
     call = (b.tables, b.modes, b.padding, False, checks.SGD, lr, step, [0.0] * 4, 0.0, -1)
-    with pytest.raises(RuntimeError, match="plan must come from"):
-        triton_kernels.embedding_bags_update_(b.weights, [], [], *given, *plan, *call)
+    triton_kernels.embedding_bags_update_(b.weights, [], [], *given, *plan, *call)
+    with pytest.raises(ValueError, match="embedding_bags_update_: plan must be the one of these ids"):
+        raise_faults()
     assert all(torch.equal(x, y) for x, y in zip(before, b.weights, strict=True))
 
 

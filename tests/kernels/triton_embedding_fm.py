@@ -15,6 +15,7 @@ from deeprec.kernels.embedding_bag import checks
 from deeprec.kernels.embedding_bag import reference as bag_ref
 from deeprec.kernels.embedding_fm import reference as ref
 from deeprec.kernels.embedding_fm import triton_kernels
+from deeprec.kernels.faults import raise_faults
 
 _spec = importlib.util.spec_from_file_location("embedding_fm_cases", Path(__file__).with_name("test_embedding_fm.py"))
 assert _spec is not None
@@ -136,27 +137,27 @@ def test_update_matches_reference(rule: int, dtype: torch.dtype, dim: int, max_n
 
 @pytest.mark.parametrize("bad", [-1, 21, 2**40])
 @pytest.mark.parametrize("shape", [(4, 3), (5, None)])
-def test_bad_ids_and_plans_are_assertions_and_change_nothing(bad: int, shape: Any) -> None:
+def test_bad_ids_and_plans_are_named_and_change_nothing(bad: int, shape: Any) -> None:
     b = cases.batch_of([0, 1], shape, 4)
     _, sums, _ = ref.embedding_fm_reference(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
     plan = plan_of(b)
     plan[0][-1] = bad
     b.ids.view(-1)[-1] = bad
-    with pytest.raises(RuntimeError, match="ids must be in"):
-        triton_kernels.embedding_fm(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
+    triton_kernels.embedding_fm(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
+    with pytest.raises(IndexError, match=rf"must be in \[0, \d+\), got {bad} at position {b.ids.numel() - 1};"):
+        raise_faults()
     before = [w.clone() for w in (*b.weights, *b.linear)]
     lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
     given = (torch.ones(shape[0]), sums, None, *b.input(), *plan, b.tables, b.padding)
-    with pytest.raises(RuntimeError, match="plan must come from"):
-        triton_kernels.embedding_fm_update_(
-            b.weights, b.linear, [], [], *given, False, checks.SGD, lr, step, [0.0] * 4, 0.0, -1
-        )
+    call = (*given, False, checks.SGD, lr, step, [0.0] * 4, 0.0, -1)
+    triton_kernels.embedding_fm_update_(b.weights, b.linear, [], [], *call)
+    with pytest.raises(ValueError, match="embedding_fm_update_: plan must be the one of these ids"):
+        raise_faults()
     assert all(torch.equal(x, y) for x, y in zip(before, [*b.weights, *b.linear], strict=True))
 
 
 @pytest.mark.parametrize("offsets", [[0, 3, 2, 5], [1, 3, 4, 5], [0, 3, 4, 9], [0, 2, 3, 4]], ids=str)
-def test_offsets_that_do_not_fit_are_an_assertion(offsets: list[int]) -> None:
-    with pytest.raises(RuntimeError, match="offsets ascend"):
-        triton_kernels.embedding_fm(
-            [torch.randn(9, 4)], [], torch.arange(5), torch.tensor(offsets), None, [0], [-1], False
-        )
+def test_offsets_that_do_not_fit_are_named(offsets: list[int]) -> None:
+    triton_kernels.embedding_fm([torch.randn(9, 4)], [], torch.arange(5), torch.tensor(offsets), None, [0], [-1], False)
+    with pytest.raises(ValueError, match="offsets must ascend"):
+        raise_faults()

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from deeprec.kernels._door import launches
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -55,6 +56,25 @@ def test_network_matches_reference(
     got = score_topk_ncf(*arguments, 10, *seen)
     expected = score_topk_ncf_reference(*arguments, 10, *seen)
     assert_same_topk(got, expected, scores, atol=tolerance)
+
+
+@pytest.mark.parametrize("k", [*range(1, 17), 17, 31, 32, 33, 63, 64])  # at both ends of each width of the list
+def test_dot_topk_of_every_width_matches_reference(k: int) -> None:
+    scorer, seen = dot_scorer(1, 70, 4), random_seen(1, 70)
+    launches.clear()
+    got = score_topk(*scorer, k, *seen)
+    assert launches == {"_score_topk_dot_kernel": 1}
+    assert_same_topk(got, score_topk_reference(*scorer, k, *seen), score_items_reference(*scorer), atol=1e-4)
+
+
+@pytest.mark.parametrize("k", range(1, 65))
+def test_network_topk_of_every_k_matches_reference(k: int) -> None:
+    network, seen = (*full_arguments(ncf_scorer(1, 70, 2, [5])), False), random_seen(1, 70)
+    launches.clear()
+    got = score_topk_ncf(*network, k, *seen)
+    assert launches == {"_score_topk_ncf_kernel": 1}
+    expected = score_topk_ncf_reference(*network, k, *seen)
+    assert_same_topk(got, expected, score_items_ncf_reference(*network), atol=1e-4)
 
 
 def test_what_the_kernel_cannot_hold_goes_to_the_reference() -> None:
