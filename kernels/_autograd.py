@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from deeprec.kernels.sums import take
+
 _is_in_functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # What is_grads_batched makes: torch's older vmap, apart from torch.func.
 _is_batched: Callable[[Tensor], bool] = getattr(
@@ -200,5 +202,5 @@ def sparse_rows(grad: Tensor | None, rows: Tensor) -> Tensor | None:
         return grad
     at = rows.to(torch.int64)
     return torch.sparse_coo_tensor(
-        at.unsqueeze(0), grad.index_select(0, at), grad.shape, is_coalesced=True, check_invariants=False
+        at.unsqueeze(0), take(grad, 0, at), grad.shape, is_coalesced=True, check_invariants=False
     )

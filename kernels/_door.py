@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ launches: Counter[str] = Counter()
 
 # Numbers of an optimizer's step, which may lie on the host beside tables on a GPU.
 _ANYWHERE = frozenset({"lr", "step"})
+
+
+class NotOnDeviceYet(Exception):
+    """While a CUDA graph was captured, a launcher missed numbers that its first call copies."""
 
 
 def launch(kernel: Any, grid: Sequence[int], /, *arguments: Any, **options: Any) -> None:
@@ -95,10 +100,14 @@ def launcher(op: str, name: str, module: str = "triton_kernels") -> Callable[...
         raise_faults(device)  # at what earlier calls have met by now
         if check is not None:
             check(*arguments)
-        if device.type == "cpu":  # under the interpreter
-            return function(*arguments)
-        with torch.cuda.device(device):  # Triton launches on the current device, whatever that of the tensors
-            return function(*arguments)
+        # Triton launches on the current device, whatever that of the tensors; the interpreter has none.
+        with torch.cuda.device(device) if device.type != "cpu" else nullcontext():
+            try:
+                return function(*arguments)
+            except NotOnDeviceYet:
+                reason, remedy = "numbers of its tables are not on the GPU yet", "call it once so before the capture"
+                refuse_capture(name, device, reason, remedy)
+                raise
 
     return start
 

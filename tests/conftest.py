@@ -48,6 +48,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)
 
+        def remove_node(self, node: Any) -> Any:
+            """Of a process that died: its test has failed, and none runs it again, to die likewise."""
+            units = self.assigned_work[node]
+            died = next((test for unit in units.values() for test, is_done in unit.items() if not is_done), None)
+            if died is not None:
+                units[_group(died)][died] = True
+            super().remove_node(node)
+            return died
+
+        def _reschedule(self, node: Any) -> None:
+            super()._reschedule(node)
+            # A process begins a test when it knows the next: with what is left of a group, one alone, it would wait.
+            while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
+
     return ByGroup(config, log)
 
 

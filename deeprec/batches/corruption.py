@@ -42,7 +42,7 @@ class Corruption:
         is_hidden = draw < self.hide
         every = torch.arange(len(offsets) - 1, device=device)
         rows = torch.repeat_interleave(every, offsets.diff(), output_size=count)
-        shown = torch.zeros(len(every), device=device).index_add_(0, rows, (~is_hidden).float())
+        shown = torch.zeros_like(every).index_add_(0, rows, (~is_hidden).long())
         # A row whose entries were all drawn keeps them all, as in the authors' code.
         is_hidden &= shown[rows] > 0
         inputs = targets.masked_fill(is_hidden, 0.0)

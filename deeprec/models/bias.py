@@ -20,6 +20,7 @@ from torch import Tensor
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig, one_of
 from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, Schema
 from deeprec.data import Interactions
+from deeprec.kernels.sums import add_rows
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer, owners_of
 
@@ -102,7 +103,7 @@ class Bias(Recommender):
             return self.history_rows(offsets, items)
         owners = owners_of(offsets, self.device)
         errors = ratings.float().clamp(*self.limits) - self.mean - self.items[items.long()]
-        sums = errors.new_zeros(len(offsets) - 1).index_add_(0, owners, errors)
+        sums = add_rows(errors.new_zeros(len(offsets) - 1), owners, errors)
         return (self.mean + sums / (offsets.diff().to(sums) + self.damping),)
 
     def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:

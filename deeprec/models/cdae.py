@@ -27,6 +27,7 @@ from deeprec.kernels.embedding import embedding
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import ACTIVATIONS, sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sums import add_rows
 from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Recommender
 from deeprec.nn.embedding import catch_up
@@ -279,4 +280,4 @@ class CDAE(Recommender):
 def _dense(grad: Tensor) -> Tensor:
     """The dense tensor of a gradient by row."""
     whole = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
-    return whole.index_add_(0, grad._indices()[0], grad._values())
+    return add_rows(whole, grad._indices()[0], grad._values())

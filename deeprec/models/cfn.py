@@ -31,6 +31,7 @@ from deeprec.kernels.embedding_bag import BagPlan
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sums import add_rows
 from deeprec.models._autoencoder import RatingAutoencoder
 from deeprec.models._autoencoder_config import AutoencoderConfig
 from deeprec.models._inner_layers import InnerLayers
@@ -205,7 +206,7 @@ class CFN(RatingAutoencoder):
         every = torch.arange(rows.num_rows, device=counts.device)
         row_of = torch.repeat_interleave(every, counts, output_size=len(scaled))
         sums = torch.zeros(rows.num_rows, dtype=torch.float64, device=counts.device)
-        sums.index_add_(0, row_of, scaled.double())
+        add_rows(sums, row_of, scaled.double())
         assert self.means is not None
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), scaled.double().mean()))
         return scaled - self.means[row_of]

@@ -23,6 +23,7 @@ from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sums import add_rows
 from deeprec.models._autoencoder import refresh_codes
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.models.bias import biases_of
@@ -146,7 +147,8 @@ class SVDPlusPlus(Recommender):
         vectors, levels = embedding(self.users, batch.rows), embedding(self.user_bias, batch.rows)
         codes = self._codes(batch.offsets, batch.indices, vectors)
         items, biases = embedding(self.items, batch.indices), embedding(self.item_bias, batch.indices)
-        predicted = (embedding(codes, owners, sparse_grad=False) * items).sum(1) + levels[owners, 0] + biases[:, 0]
+        looked_up = embedding(torch.cat([codes, levels], 1), owners, sparse_grad=False)
+        predicted = (looked_up[:, :-1] * items).sum(1) + looked_up[:, -1] + biases[:, 0]
         loss = (predicted - batch.labels).square().sum()
         if self.config.l2:
             of_users = counts.to(codes.dtype) @ (vectors.square().sum(1) + levels[:, 0].square())
@@ -203,7 +205,7 @@ class SVDPlusPlus(Recommender):
         learned = (codes[owners] * self.items.detach()[items]).sum(1)
         errors = ratings.to(learned).clamp(*self.limits) - self.mean - self._item_levels()[items] - self.noise * learned
         counts = to_device(offsets, items.device).diff().to(errors)
-        sums = errors.new_zeros(len(codes)).index_add_(0, owners, errors)
+        sums = add_rows(errors.new_zeros(len(codes)), owners, errors)
         return codes, levels + (sums / (counts + self.damping)).unsqueeze(1)
 
     def _item_levels(self) -> Tensor:

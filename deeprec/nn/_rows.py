@@ -127,8 +127,8 @@ def _divided(grad: Tensor, ids: Tensor) -> Tensor:
     """`grad`, dense or sparse, each row divided by the number of times that `ids` hold it."""
     flat = ids.reshape(-1).long()
     if not grad.is_sparse:
-        counts = torch.zeros(grad.shape[0], dtype=torch.float32, device=grad.device)
-        counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.float32))
+        counts = torch.zeros(grad.shape[0], dtype=torch.int64, device=grad.device)
+        counts = counts.index_add(0, flat, torch.ones_like(flat))
         return grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1)
     grad = grad.coalesce()
     rows, values = grad.indices()[0], grad.values()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed
+from deeprec.kernels.sums import take
 from deeprec.nn.layer import layer_forward
 
 # Rows at a time: their pairs, a few hundred thousand numbers, stay in the cache.
@@ -77,7 +78,7 @@ class PairAttention(nn.Module):
 
 def _pooled(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
     left, right = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
-    pairs = x.index_select(1, left) * x.index_select(1, right)  # [B, P, D]
+    pairs = take(x, 1, left) * take(x, 1, right)  # [B, P, D]
     scores = torch.relu(torch.nn.functional.linear(pairs, weight, bias)) @ h  # [B, P]
     return torch.einsum("bp,bpd->bd", scores.softmax(1), pairs)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from deeprec.kernels.sums import add_rows
 from deeprec.train._dense_step import State, make_flat, new_state, state_dtype, step_dense, step_tensors
 from deeprec.train._options import Group, Shared, require
 from deeprec.train._replay import CatchUp, Rule, StepReplay, share_rates, table_lists
@@ -218,7 +219,7 @@ class Adam(RowOptimizer):
         replay.flush()
         param, state = grad.param, replay.state
         wide = torch.zeros(param.shape, dtype=state_dtype(param), device=param.device)
-        wide.index_add_(0, grad.rows.long(), grad.values.to(wide.dtype))
+        add_rows(wide, grad.rows.long(), grad.values.to(wide.dtype))
         step_dense("Adam", [param], [wide], [state], {**group, "maximize": False}, self._step_flat, self.DENSE)
         state["last_step"].fill_(state["step"])
         replay.start, replay.rule = state["step"], _adam_rule(group)

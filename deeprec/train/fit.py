@@ -89,7 +89,7 @@ def fit(
         protocol: how to split and measure; a name ("ncf", "full", "random", "cdae", "rating"; of models of clicks
             "click") or a protocol; None: "full" or "click", as the model can.
         seed: of initial weights, order, dropout and negatives (the split has the protocol's own);
-            same seed, same result on this machine.
+            same seed, same result on this machine with as many threads, or on its GPU.
         out: folder for the model, card, curves and, while training, the checkpoint.
         resume: go on from the checkpoint in `out`; ends bit for bit where the uninterrupted run ends. A run that has
             ended there is read instead. Either must be this run, see `deeprec.train.identity`.

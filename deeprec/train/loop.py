@@ -402,4 +402,5 @@ def _seed(seed: int, device: torch.device) -> None:
     """Seed what a step draws from; `torch.manual_seed` would look at every kind of device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):  # manual_seed is for the current one
+            torch.cuda.manual_seed(seed)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels.als_solve.checks import check
+from deeprec.kernels.sums import add_rows
 
 
 def als_solve_reference(
@@ -24,7 +25,7 @@ def als_solve_reference(
     every = torch.arange(batch, device=factors.device)
     owners = torch.repeat_interleave(every, indptr.diff(), output_size=indices.numel())
     rows = factors[indices.to(torch.int64)]  # [nnz, D]
-    rhs = factors.new_zeros(batch, dim).index_add_(0, owners, rows * (1 + weights).unsqueeze(1))
+    rhs = add_rows(factors.new_zeros(batch, dim), owners, rows * (1 + weights).unsqueeze(1))
     if cg_steps:
         x = _conjugate_gradient(owners, rows, weights, gram, ridge, start, rhs, cg_steps)
     else:
@@ -34,14 +35,14 @@ def als_solve_reference(
     scores = (x[owners] * rows).sum(1)
     errors = (1 + weights) * (1 - scores).square() - scores.square()
     loss = (x * (x @ gram)).sum(1) + ridge * x.square().sum(1)
-    return x, loss.index_add_(0, owners, errors)
+    return x, add_rows(loss, owners, errors)
 
 
 def _cholesky(owners: Tensor, rows: Tensor, weights: Tensor, gram: Tensor, ridge: Tensor, rhs: Tensor) -> Tensor:
     batch, dim = rhs.shape
     diagonal = torch.eye(dim, dtype=rhs.dtype, device=rhs.device) * ridge.reshape(-1, 1, 1)
     products = (rows * weights.unsqueeze(1)).unsqueeze(2) * rows.unsqueeze(1)  # [nnz, D, D]
-    matrices = (gram.triu() + gram.triu(1).T + diagonal).index_add_(0, owners, products)
+    matrices = add_rows(gram.triu() + gram.triu(1).T + diagonal, owners, products)
     is_used = torch.zeros(batch, dtype=torch.bool, device=rhs.device)
     is_used[owners] = True
     identity = torch.eye(dim, dtype=rhs.dtype, device=rhs.device)
@@ -75,7 +76,7 @@ def _conjugate_gradient(
 ) -> Tensor:
     def product(x: Tensor) -> Tensor:
         shares = weights * (x[owners] * rows).sum(1)
-        return (x @ gram + ridge.unsqueeze(1) * x).index_add_(0, owners, rows * shares.unsqueeze(1))
+        return add_rows(x @ gram + ridge.unsqueeze(1) * x, owners, rows * shares.unsqueeze(1))
 
     x = torch.zeros_like(rhs) if start is None else start.clone()
     residual = rhs - product(x)

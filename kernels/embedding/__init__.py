@@ -2,7 +2,7 @@
 
 `embedding_plan` sorts the ids once; every table that shares the ids (NeuMF's GMF and MLP tables) uses that one plan
 in its backward pass. The gradient of each row is summed sequentially in a fixed order, so it is bitwise the same for
-any number of threads.
+any number of threads, and in every run on a GPU.
 """
 
 from __future__ import annotations

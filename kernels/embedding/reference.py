@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deeprec.kernels.embedding.checks import check_grad, check_ids, check_lookup, check_range
 from deeprec.kernels.faults import raise_faults, report_where
+from deeprec.kernels.sums import add_rows
 
 
 def embedding_plan_reference(ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,4 +41,4 @@ def embedding_grad_reference(grad: Tensor, rows: Tensor, offsets: Tensor, order:
     counts = (offsets[1:] - offsets[:-1]).to(torch.int64)
     row_of = torch.repeat_interleave(torch.arange(rows.numel(), device=grad.device), counts, output_size=order.numel())
     out = torch.zeros(rows.numel(), grad.shape[1], dtype=wide, device=grad.device)
-    return out.index_add_(0, row_of, grad.index_select(0, order.to(torch.int64)).to(wide)).to(grad.dtype)
+    return add_rows(out, row_of, grad.index_select(0, order.to(torch.int64)).to(wide)).to(grad.dtype)

@@ -2,8 +2,8 @@
 
 `embedding_bags` serves any number of tables of mixed width; `embedding_bag` is the call of
 `torch.nn.functional.embedding_bag`. The gradient is coalesced: each touched row once, its entries added in a fixed
-order, bitwise the same for any number of threads. With `update=` the optimizer's step is taken in the backward pass,
-while a row's gradient is still in the cache; gradients of tables are then never stored.
+order, bitwise the same for any number of threads and in every run on a GPU. With `update=` the optimizer's step is
+taken in the backward pass, while a row's gradient is still in the cache; gradients of tables are then never stored.
 """
 
 from deeprec.kernels.embedding_bag.call import MODES, Call, GradStep, RowUpdate, mark_changed

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deeprec.kernels.embedding_bag.checks import MAX, MEAN, NONE, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sums import sum_rows, take_by_column
 
 
 class Entries(NamedTuple):
@@ -41,11 +42,6 @@ def bag_of_entries(offsets: Tensor, nnz: int) -> Tensor:
     ends = offsets[1:-1].to(torch.int64)
     ended = torch.zeros(nnz + 1, dtype=torch.int64, device=offsets.device).scatter_add(0, ends, torch.ones_like(ends))
     return ended.cumsum(0)[:nnz]
-
-
-def sum_by_bag(rows: Tensor, bags: Tensor, batch: int) -> Tensor:
-    """Sums of rows [n, D] by bag, [B, D]."""
-    return rows.new_zeros(batch, rows.shape[1]).scatter_add(0, bags.unsqueeze(1).expand_as(rows), rows)
 
 
 def _bounds(offsets: Tensor, batch: int, num_features: int, nnz: int) -> list[int] | None:
@@ -104,7 +100,7 @@ def _largest(rows: Tensor, bags: Tensor, keep: Tensor, batch: int) -> Tensor:
     is_top = (plain == top.gather(0, at)) & keep.unsqueeze(1)
     numbers = torch.where(is_top, torch.arange(count, device=rows.device).unsqueeze(1), count)
     first = torch.full((batch, dim), count, device=rows.device).scatter_reduce(0, at, numbers, "amin")
-    return torch.cat([rows, rows.new_zeros(1, dim)]).gather(0, first)
+    return take_by_column(torch.cat([rows, rows.new_zeros(1, dim)]), first)
 
 
 def _pooled(entries: Entries, weight: Tensor, mode: int, batch: int) -> Tensor:
@@ -114,10 +110,10 @@ def _pooled(entries: Entries, weight: Tensor, mode: int, batch: int) -> Tensor:
     rows = rows.masked_fill(~entries.keep.unsqueeze(1), 0)
     if entries.values is not None:
         rows = rows * entries.values.to(rows.dtype).unsqueeze(1)
-    sums = sum_by_bag(rows, entries.bags, batch)
+    sums = sum_rows(rows, entries.bags, batch)
     if mode != MEAN:
         return sums
-    return sums / sum_by_bag(entries.keep.to(rows.dtype).unsqueeze(1), entries.bags, batch).clamp(min=1)
+    return sums / sum_rows(entries.keep.to(rows.dtype).unsqueeze(1), entries.bags, batch).clamp(min=1)
 
 
 def _single(entries: Entries, weight: Tensor, mode: int, pad: int) -> Tensor:

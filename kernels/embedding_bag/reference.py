@@ -35,6 +35,7 @@ from deeprec.kernels.embedding_bag.checks import (
 from deeprec.kernels.sparse_update import reference as sparse_update
 from deeprec.kernels.sparse_update.checks import check_options
 from deeprec.kernels.sparse_update.reference import rounding_seed
+from deeprec.kernels.sums import add_rows
 
 
 class Feature(NamedTuple):
@@ -97,10 +98,9 @@ def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], 
             )
 
 
-def _counts(feature: Feature, batch: int, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(batch, dtype=dtype, device=feature.ids.device).index_add_(
-        0, feature.bags, feature.keep.to(dtype)
-    )
+def _counts(feature: Feature, batch: int) -> Tensor:
+    counts = torch.zeros(batch, dtype=torch.int64, device=feature.ids.device)
+    return counts.index_add_(0, feature.bags, feature.keep.long())
 
 
 def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
@@ -128,9 +128,9 @@ def _pool(rows: Tensor, feature: Feature, mode: int, scale: Tensor | None, batch
     weighted = rows * feature.keep.unsqueeze(1)
     if scale is not None:
         weighted = weighted * scale.unsqueeze(1)
-    out.index_add_(0, feature.bags, weighted)
+    add_rows(out, feature.bags, weighted)
     if mode == MEAN:
-        out /= _counts(feature, batch, rows.dtype).clamp(min=1).unsqueeze(1)
+        out /= _counts(feature, batch).clamp(min=1).unsqueeze(1)
     return out, None
 
 
@@ -263,7 +263,7 @@ def _entry_grad(
         entries = torch.arange(feature.ids.shape[0], device=grad.device) + feature.first
         return torch.where(argmax[:, columns].index_select(0, feature.bags) == entries.unsqueeze(1), of_bags, 0)
     if mode == MEAN:
-        counts = _counts(feature, grad.shape[0], grad.dtype).clamp(min=1)
+        counts = _counts(feature, grad.shape[0]).clamp(min=1)
         return of_bags / counts.index_select(0, feature.bags).unsqueeze(1)
     return of_bags if scale is None else of_bags * scale.unsqueeze(1)
 
@@ -301,7 +301,7 @@ def _wide_grads(function: str, weights: Sequence[Tensor], given: BagsBackward) -
         scale = None if scale is None else scale.to(wide)
         mode = mode if offsets is not None else SUM
         entry = _entry_grad(grad.to(wide), sequence_grad, argmax, feature, mode, dims[table], scale)
-        values[table].index_add_(0, place, entry[named])
+        add_rows(values[table], place, entry[named])
         if weights_grad.numel():
             plain = _entry_grad(grad.to(wide), None, argmax, feature, SUM, dims[table], None)
             looked_up = weights[table].index_select(0, touched[table][place].to(torch.int64)).to(wide)

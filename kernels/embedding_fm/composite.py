@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.kernels.embedding_bag.checks import num_bags
-from deeprec.kernels.embedding_bag.composite import entries_of, sum_by_bag
+from deeprec.kernels.embedding_bag.composite import entries_of
 from deeprec.kernels.embedding_bag.reference import wide_dtype
+from deeprec.kernels.sums import sum_rows
 
 
 def embedding_fm_composite(
@@ -35,7 +36,7 @@ def embedding_fm_composite(
             column = linear[table].reshape(-1, 1)
             terms.append((F.embedding(entries.ids, column).to(wide) * x).masked_fill(is_left_out, 0))
         if offsets is not None:
-            terms = [sum_by_bag(term, entries.bags, batch) for term in terms]
+            terms = [sum_rows(term, entries.bags, batch) for term in terms]
         by_bag.append(terms[0])
         squares.append(terms[1])
         firsts.extend(terms[2:])

@@ -22,6 +22,7 @@ from deeprec.kernels.embedding_bag.reference import (
 )
 from deeprec.kernels.embedding_fm.backward import FMBackward
 from deeprec.kernels.embedding_fm.checks import check_backward, check_call
+from deeprec.kernels.sums import add_rows
 
 
 class _Entries(NamedTuple):
@@ -86,10 +87,10 @@ def embedding_fm_reference(
     out = weights[0].new_zeros(batch, dtype=wide)
     for f, (feature, x, v, w) in enumerate(features):
         scaled = v * x.unsqueeze(1)
-        by_bag[f].index_add_(0, feature.bags, scaled)
-        squares.index_add_(0, feature.bags, scaled.square())
+        add_rows(by_bag[f], feature.bags, scaled)
+        add_rows(squares, feature.bags, scaled.square())
         if w is not None:
-            out.index_add_(0, feature.bags, x * w)
+            add_rows(out, feature.bags, x * w)
     sums = by_bag.sum(0)
     out += 0.5 * (sums.square() - squares).sum(1)
     embeddings = by_bag.transpose(0, 1).to(dtype, memory_format=torch.contiguous_format)
@@ -129,9 +130,9 @@ def embedding_fm_grad_reference(weights: Sequence[Tensor], linear: Sequence[Tens
             e = embeddings_grad[:, f].to(wide)[bag]
             of_v = of_v + x.unsqueeze(1) * e
             of_x = of_x + (v * e).sum(1)
-        grads[table].index_add_(0, place, of_v)
+        add_rows(grads[table], place, of_v)
         if linear:
-            linear_grads[table].index_add_(0, place, g * x)
+            add_rows(linear_grads[table], place, g * x)
         if values_grad.numel():
             target = values_grad[f] if offsets is None else values_grad[first:end]
             target[named] = of_x.to(target.dtype)

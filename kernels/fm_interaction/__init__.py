@@ -19,6 +19,7 @@ from deeprec.kernels.fm_interaction.reference import (
     fm_interaction_reference,
     wide_dtype,
 )
+from deeprec.kernels.sums import running_sums
 
 __all__ = ["bi_interaction", "fm_interaction"]
 
@@ -46,7 +47,7 @@ _library.implement_triton("fm_interaction", ("fm_interaction", "bi_interaction",
 def _bi_composite(x: Tensor) -> Tensor:
     """The pairwise products, each field times the sum of those before it, in PyTorch's own operators; not rounded."""
     wide = x.to(wide_dtype(x.dtype))
-    return (wide[:, 1:] * wide.cumsum(1)[:, :-1]).sum(1)
+    return (wide[:, 1:] * running_sums(wide, 1)[:, :-1]).sum(1)
 
 
 def _fm_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

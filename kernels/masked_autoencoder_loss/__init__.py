@@ -40,6 +40,7 @@ from deeprec.kernels.sampled_linear_loss import (
 )
 from deeprec.kernels.sampled_linear_loss.reference import activate, entry_losses
 from deeprec.kernels.sparse_linear import sparse_linear, sparse_linear_composite
+from deeprec.kernels.sums import add_rows
 
 __all__ = ["PATHS", "masked_autoencoder_loss", "masked_autoencoder_loss_reference", "takes_dense_path"]
 
@@ -168,7 +169,7 @@ class _DenseLoss(torch.autograd.Function):
         d_decoder = d_logits.T @ codes if options.updates or needed[8] else None
         d_bias = None
         if decoder_bias is not None and (options.updates or needed[9]):
-            d_bias = slopes.new_zeros(decoder_bias.shape).index_add_(0, columns, slopes).to(decoder_bias.dtype)
+            d_bias = add_rows(slopes.new_zeros(decoder_bias.shape), columns, slopes).to(decoder_bias.dtype)
         d_encoder_bias = d_codes.sum(0) if needed[7] else None
         if options.updates is None and not options.sparse_grad:
             return (*([None] * 6), d_encoder, d_encoder_bias, d_decoder, d_bias, None)

@@ -349,10 +349,12 @@ def ncf_loss(
         logit = h . [P_g[u] * Q_g[i] ; x_L] + b,  x_l = relu(W_l x_{l-1} + b_l),  x_0 = [P_m[u] ; Q_m[i]]
 
     Unique rows are looked up, and run through the first layer, once a batch. `backward()` gives the tables coalesced
-    sparse gradients (autograd drops their flag `is_coalesced`, not the fact), which `deeprec.train.optim` consumes.
-    Deterministic for any number of threads. backward() runs once a call, unless with create_graph=True: the loss is
-    differentiable any number of times, forwards and through torch.func as `embedding` is. Under `torch.compile` the
-    reference formulas are traced instead, and the tables get dense gradients, because AOTAutograd has no sparse ones.
+    sparse gradients (autograd drops their flag `is_coalesced`, not the fact), which `deeprec.train.optim` consumes. The
+    same bits for any number of threads; on a GPU in every run in which matrix products repeat theirs
+    (`kernels/README.md`), for which its sums sort the users and items of the batch. backward() runs once a call, unless
+    with create_graph=True: the loss is differentiable any number of times, forwards and through torch.func as
+    `embedding` is. Under `torch.compile` the reference formulas are traced instead, and the tables get dense gradients,
+    because AOTAutograd has no sparse ones.
 
     Args:
         gmf_user, gmf_item: tables [num_users, D], [num_items, D], or both None for no GMF part.

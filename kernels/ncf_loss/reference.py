@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.kernels._checks import check_index, require
+from deeprec.kernels.sums import add_rows
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]
 
@@ -193,8 +194,8 @@ def ncf_loss_reference(*args: Any) -> Gradients:
 
     loss = scale * F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
     g = scale * (logits.sigmoid() - y)
-    d_p = torch.zeros_like(p).index_add_(0, user_index, g[:, None] * q[item_index]) * h_gmf
-    d_q = torch.zeros_like(q).index_add_(0, item_index, g[:, None] * p[user_index]) * h_gmf
+    d_p = add_rows(torch.zeros_like(p), user_index, g[:, None] * q[item_index]) * h_gmf
+    d_q = add_rows(torch.zeros_like(q), item_index, g[:, None] * p[user_index]) * h_gmf
     d_out_weight = product.T @ g
     d_weights: list[Tensor] = []
     d_biases: list[Tensor] = []
@@ -211,8 +212,7 @@ def ncf_loss_reference(*args: Any) -> Gradients:
         d_first = []
         for side, index in enumerate((user_index, item_index)):
             rows = embedded[side]
-            d_rows = torch.zeros(len(rows), d_x.shape[1], dtype=d_x.dtype, device=d_x.device).index_add_(0, index, d_x)
-            d_rows = _rounded(d_rows, bfloat16)
+            d_rows = _rounded(add_rows(d_x.new_zeros(len(rows), d_x.shape[1]), index, d_x), bfloat16)
             d_first.append(d_rows.T @ rows)
             half = low_weights[0][:, user_width:] if side else low_weights[0][:, :user_width]
             d_mlp[side] = d_rows @ half

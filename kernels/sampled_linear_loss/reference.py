@@ -18,6 +18,7 @@ from deeprec.kernels.sampled_linear_loss.checks import (
     SampledArguments,
     check,
 )
+from deeprec.kernels.sums import add_rows
 
 
 def activate(z: Tensor, activation: int) -> tuple[Tensor, Tensor]:
@@ -68,5 +69,5 @@ def sampled_linear_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor, T
     if not need_grad:
         return total, predictions.clone(), slopes, hidden.new_empty(0)
     grad = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
-    grad.index_add_(0, rows, layer_rows * slopes.unsqueeze(1))
+    add_rows(grad, rows, layer_rows * slopes.unsqueeze(1))
     return total, predictions.clone(), slopes, grad.to(hidden.dtype)

@@ -28,7 +28,7 @@ from deeprec.kernels._autograd import (
 from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
-from deeprec.kernels.embedding_bag.composite import bag_of_entries, sum_by_bag
+from deeprec.kernels.embedding_bag.composite import bag_of_entries
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss import (
     ACTIVATIONS,
@@ -41,6 +41,7 @@ from deeprec.kernels.sampled_linear_loss import (
 )
 from deeprec.kernels.sampled_linear_loss.reference import activate
 from deeprec.kernels.sparse_linear.reference import sparse_linear_reference
+from deeprec.kernels.sums import sum_rows
 
 __all__ = ["sparse_linear"]
 
@@ -77,7 +78,7 @@ def sparse_linear_composite(
     """activation(X weight + bias) in PyTorch's own operators."""
     wide = wide_dtype(weight.dtype)
     rows = F.embedding(indices, weight).to(wide) * values.to(wide).unsqueeze(1)
-    sums = sum_by_bag(rows, bag_of_entries(indptr, indices.shape[0]), indptr.shape[0] - 1)
+    sums = sum_rows(rows, bag_of_entries(indptr, indices.shape[0]), indptr.shape[0] - 1)
     return activate(sums if bias is None else sums + bias.to(wide), activation)[0].to(weight.dtype)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sampled_linear_loss.reference import activate
 from deeprec.kernels.sparse_linear.checks import check_sparse_linear
+from deeprec.kernels.sums import add_rows
 
 
 def sparse_linear_reference(
@@ -20,5 +21,5 @@ def sparse_linear_reference(
     rows = torch.repeat_interleave(torch.arange(batch, device=weight.device), indptr.diff().to(torch.int64))
     start = weight.new_zeros(weight.shape[1], dtype=wide) if bias is None else bias.reshape(-1).to(wide)
     sums = start.expand(batch, weight.shape[1]).clone()
-    sums.index_add_(0, rows, weight[indices.to(torch.int64)].to(wide) * values.to(wide).unsqueeze(1))
+    add_rows(sums, rows, weight[indices.to(torch.int64)].to(wide) * values.to(wide).unsqueeze(1))
     return activate(sums, activation)[0].to(weight.dtype)

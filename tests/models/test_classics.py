@@ -82,6 +82,26 @@ def test_svdpp_predicts_by_the_formula() -> None:
     assert float(model.loss(batch)) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_svdpp_has_the_same_gradients_with_one_thread_and_with_two() -> None:
+    """Of a batch so large that torch splits the sums of an index that autograd takes."""
+    place = np.flatnonzero(np.random.default_rng(0).random(300 * 300) < 0.5)
+    columns = {"user_id": place // 300, "item_id": place % 300, "rating": 1.0 + place % 5}
+    data, threads, gradients = from_frame(pl.DataFrame(columns)), torch.get_num_threads(), []
+    assert len(data) > 32768
+    for count in (1, 2, 2, 2):
+        model = create("svd++", factors=4)
+        model.build(model.schema_for(data), torch.Generator().manual_seed(0))
+        batch = model.batches(data, seed=0).whole()
+        torch.set_num_threads(count)
+        try:
+            model.loss(batch).backward()
+        finally:
+            torch.set_num_threads(threads)
+        gradients.append([parameter.grad.to_dense() for parameter in model.parameters()])
+    for other in gradients[1:]:
+        assert all(map(torch.equal, other, gradients[0]))
+
+
 def test_svdpp_is_the_same_on_any_scale() -> None:
     frame = DATA.to_frame().drop("timestamp")
     scaled = frame.with_columns(rating=pl.col("rating") * 25.0 - 10)

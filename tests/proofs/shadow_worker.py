@@ -27,6 +27,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from unordered import is_sum_of_index_put, is_unordered_sum, is_unordered_write
 
 import deeprec
 from deeprec import models, serve
@@ -54,12 +55,15 @@ WITHOUT_SHAPES = (aten._fused_sgd_.default, aten._fused_adagrad_.default)
 
 
 class Shadow(TorchDispatchMode):
-    """Counts the operator calls on the device, and the looks at what it holds by who looks."""
+    """Counts the operator calls on the device, and looks at what it holds, sums and writes by who takes them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = self.tables = 0
         self.reads: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()
+        self.puts: Counter[str] = Counter()
+        self.writes: Counter[str] = Counter()
         self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self.fakes.cache_enabled = False  # a cached shape would not be asked for again
 
@@ -79,6 +83,12 @@ class Shadow(TorchDispatchMode):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         self.calls += 1
+        if is_unordered_sum(func, args, kwargs):
+            self.sums[f"{func} in {innermost()}"] += 1
+        elif is_sum_of_index_put(func, args, kwargs):
+            self.puts[innermost()] += 1
+        elif is_unordered_write(func, args, kwargs):
+            self.writes[innermost()] += 1
         if func is torch.ops.deeprec.embedding_bags_plan.default:
             self.tables = len(args[2])
         if (result := self._transfer(func, args, kwargs, is_there)) is not None:
@@ -135,15 +145,19 @@ class Shadow(TorchDispatchMode):
 
     def note(self, what: str = "") -> None:
         """One look, by an operator of ours or by the innermost function of deeprec."""
-        frame = sys._getframe(1)
-        while not what and frame.f_back is not None:
-            path = Path(frame.f_code.co_filename)
-            inside = path.is_relative_to(ROOT / "deeprec") or path.is_relative_to(ROOT / "kernels")
-            if inside:
-                module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-                what = f"{module}.{frame.f_code.co_name}"
-            frame = frame.f_back
-        self.reads[what or "elsewhere"] += 1
+        self.reads[what or innermost()] += 1
+
+
+def innermost() -> str:
+    """The innermost function of deeprec that is at work."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT / "deeprec") or path.is_relative_to(ROOT / "kernels"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            return f"{module}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
 
 
 class OnShadow(TorchFunctionMode):
@@ -174,12 +188,14 @@ FakeImplCtx.new_dynamic_size = _new_dynamic_size  # type: ignore[method-assign, 
 def measured(work: Callable[[], Any]) -> dict[str, Any]:
     """What a piece of work costs on the device."""
     _mode.calls = 0
-    _mode.reads.clear()
+    notes = {"reads": _mode.reads, "sums": _mode.sums, "puts": _mode.puts, "writes": _mode.writes}
+    for counter in notes.values():
+        counter.clear()
     try:
         work()
     except Exception as error:  # each is a finding of the test
         return {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    return {"calls": _mode.calls, "reads": dict(_mode.reads)}
+    return {"calls": _mode.calls, **{what: dict(counter) for what, counter in notes.items()}}
 
 
 def interactions() -> Any:
@@ -333,9 +349,16 @@ def click_serving(name: str) -> dict[str, Any]:
 
 
 def faults() -> dict[str, Any]:
-    """What must be noticed: a tensor of the CPU beside one of the device, and a look at a value."""
+    """What must be noticed: a tensor of the CPU beside one of the device, a look at a value, sums and writes."""
     there = torch.ones(3, device=SHADOW)
-    return {"mixed": measured(lambda: there + torch.ones(3)), "look": measured(lambda: bool(there.sum() > 0))}
+    at = torch.zeros(2, dtype=torch.int64, device=SHADOW)
+    return {
+        "mixed": measured(lambda: there + torch.ones(3)),
+        "look": measured(lambda: bool(there.sum() > 0)),
+        "sum": measured(lambda: there.index_add(0, at, there[:2])),
+        "put": measured(lambda: there.index_put((at,), there[:2], accumulate=True)),
+        "write": measured(lambda: there.index_copy(0, at, there[:2])),
+    }
 
 
 def sequences(batch_size: int) -> dict[str, Any]:

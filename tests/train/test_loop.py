@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -242,3 +244,20 @@ def test_a_compiled_network_learns_the_same_and_leaves_nothing_behind(log: Click
     assert compiled.card.metrics["auc"] == pytest.approx(plain.card.metrics["auc"], abs=1e-4)
     assert all(part._compiled_call_impl is None for part in compiled.model.modules())
     assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
+
+
+def test_a_step_seeds_the_gpu_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the current one of the process; no GPU is needed to see it."""
+    current, seeded = ["cuda:0"], []
+
+    @contextmanager
+    def as_current(device: torch.device) -> Iterator[None]:
+        current.append(str(device))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", as_current)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append((current[-1], seed)))
+    loop._seed(3, torch.device("cuda:1"))
+    loop._seed(4, torch.device("cpu"))
+    assert seeded == [("cuda:1", 3)]
