@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_float, check_index, require
+from deeprec.kernels._checks import check_float, check_index, outside, require
 
 
 def check_ids(function: str, ids: Tensor, num_embeddings: int) -> None:
@@ -20,7 +20,7 @@ def check_range(function: str, ids: Tensor, num_embeddings: int) -> None:
     """Raise IndexError for the first id out of range; waits for the device."""
     if ids.numel() == 0:
         return
-    bad = ((ids < 0) | (ids >= num_embeddings)).flatten()
+    bad = outside(ids, num_embeddings).flatten()
     if bool(bad.any()):
         position = int(bad.to(torch.uint8).argmax())
         value = int(ids.flatten()[position])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deeprec.kernels._checks import outside
 from deeprec.kernels.embedding.checks import check_grad, check_ids, check_lookup, check_range
 from deeprec.kernels.faults import raise_faults, report_where
 from deeprec.kernels.sums import add_rows
@@ -29,7 +30,7 @@ def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
     check_lookup(weight, ids)
     if ids.device.type != "cpu":
         message = f"embedding: ids must be in [0, {weight.shape[0]}), got another"
-        report_where((ids < 0) | (ids >= weight.shape[0]), IndexError, message)
+        report_where(outside(ids, weight.shape[0]), IndexError, message)
     return weight.index_select(0, ids.flatten().to(torch.int64)).reshape(*ids.shape, weight.shape[1])
 
 
