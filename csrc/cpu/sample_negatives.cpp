@@ -1,23 +1,6 @@
 // sample_negatives on the CPU: 16 Philox blocks at a time in vector registers, then for each candidate one look at the
 // user's bitmap (small catalogues, large batches) or a branch-free binary search in the user's list.
-#include "../sample_negatives.h"
-
-#include "isa.h"
-
-namespace deeprec {
-struct NegativeJob {
-  NegativeSource source;
-  const uint64_t* bitmap;  // [num_users, words_per_user], or null
-  int64_t words_per_user;
-  const void* users;  // [B], int64 where `wide`, else int32; the negatives have the same type
-  void* out;          // [B, num_negatives]
-  int64_t num_negatives;
-  uint64_t offset;
-  bool wide;
-};
-}  // namespace deeprec
-
-DEEPREC_DECLARE(void, sample_negatives_rows, (const ::deeprec::NegativeJob& job, int64_t begin, int64_t end))
+#include "sample_negatives.h"
 
 namespace deeprec::DEEPREC_ISA {
 namespace {

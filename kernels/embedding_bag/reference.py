@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_entries, require
+from deeprec.kernels._checks import check_entries, outside, require
 from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import (
     ADAGRAD,
@@ -89,7 +89,7 @@ def features_of(
 def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], tables: Sequence[int]) -> None:
     """Raise IndexError for the first entry out of range."""
     for feature, table in zip(features, tables, strict=True):
-        bad = (feature.ids < 0) | (feature.ids >= sizes[table])
+        bad = outside(feature.ids, sizes[table])
         if feature.ids.numel() and bool(bad.any()):
             position = int(bad.to(torch.uint8).argmax())
             raise IndexError(

@@ -23,6 +23,7 @@ from deeprec.kernels.masked_autoencoder_loss import masked_autoencoder_loss
 from deeprec.kernels.ncf_loss import ncf_loss
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
+from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 
 for _package in (deeprec.kernels, deeprec.nn):
@@ -107,6 +108,26 @@ def _autoencoder(path: str) -> Callable[..., Tensor]:
     return call
 
 
+def _softmax(**options: Any) -> Callable[..., Tensor]:
+    """Three queries; of five candidates two share an id, and the last row knows one."""
+    seen = {"seen_indptr": torch.tensor([0, 0, 0, 1]), "seen_indices": torch.tensor([4], dtype=torch.int32)}
+
+    def call(sparse: bool, queries: Tensor, items: Tensor, bias: Tensor) -> Tensor:
+        how: dict[str, Any] = {"item_ids": torch.tensor([3, 1, 1, 2, 4]), "gamma": 2.0, "reduction": "none"}
+        targets = torch.tensor([0, 2, 3])
+        return softmax_loss(queries, items, targets, bias=bias, log_q=ENTRY_WEIGHTS.log(), **how, **seen, **options)
+
+    return call
+
+
+def _drawn(similarity: str) -> Callable[..., Tensor]:
+    def call(sparse: bool, queries: Tensor, items: Tensor, bias: Tensor) -> Tensor:
+        how: dict[str, Any] = {"seed": 1, "similarity": similarity, "reduction": "none", "sparse_grad": sparse}
+        return sampled_softmax_loss(queries, items, torch.tensor([0, 2, 4]), 2, bias=bias, **how)
+
+    return call
+
+
 CASES = {
     "embedding": Case(lambda sparse, w: embedding(w, IDS, sparse_grad=sparse), ((6, 3),)),
     "embedding_bag sum": Case(_bag("sum", None), ((6, 3),)),
@@ -125,6 +146,12 @@ CASES = {
     "sampled_linear_loss": Case(_sampled("identity", "squared"), ((3, 2), (5, 2), (5,))),
     "sampled_linear_loss cross_entropy": Case(_sampled("sigmoid", "cross_entropy"), ((3, 2), (5, 2), (5,))),
     "sampled_linear_loss hinge": Case(_sampled("tanh", "hinge"), ((3, 2), (5, 2), (5,))),
+    "softmax_loss": Case(_softmax(label_smoothing=0.1), ((3, 2), (5, 2), (5,)), False),
+    "softmax_loss cosine": Case(
+        _softmax(similarity="cosine", include_positive=False, correct_positive=True), ((3, 2), (5, 2), (5,)), False
+    ),
+    "sampled_softmax_loss": Case(_drawn("dot"), ((3, 2), (5, 2), (5,))),
+    "sampled_softmax_loss cosine": Case(_drawn("cosine"), ((3, 2), (5, 2), (5,))),
     "masked_autoencoder_loss dense": Case(_autoencoder("dense"), ((5, 2), (2,), (5, 2), (5,))),
     "masked_autoencoder_loss sparse": Case(_autoencoder("sparse"), ((5, 2), (2,), (5, 2), (5,))),
 }

@@ -24,9 +24,10 @@ from deeprec.kernels.embedding_fm import embedding_fm
 from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
 from deeprec.kernels.masked_autoencoder_loss import masked_autoencoder_loss
 from deeprec.kernels.ncf_loss import ncf_loss
-from deeprec.kernels.sample_negatives import sample_negatives
+from deeprec.kernels.sample_negatives import alias_table, sample_negatives
 from deeprec.kernels.sampled_linear_loss import csr_plan, sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
+from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
 from deeprec.kernels.sparse_linear import sparse_linear
 
 _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, MemoryError)
@@ -190,6 +191,36 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = 
     ),
     "score_topk": (score_topk, (DotScorer(_USERS, _ITEMS), 2), {"seen_indptr": _SEEN[0], "seen_indices": _SEEN[1]}),
     "score_items": (score_items, (DotScorer(_USERS, _ITEMS),), {}),
+    "sampled_softmax_loss": (
+        sampled_softmax_loss,
+        (_table(3), _table(6), torch.tensor([5, 0, 2]), 4),
+        {
+            "seed": 1,
+            "offset": 0,
+            "popularity": alias_table(torch.arange(1.0, 7.0)),
+            "bias": torch.randn(6),
+            "weights": torch.rand(3),
+            "seen_indptr": _SEEN[0],
+            "seen_indices": _SEEN[1],
+            "seen_rows": torch.tensor([0, 2, 1]),
+            "gamma": 2.0,
+        },
+    ),
+    "softmax_loss": (
+        softmax_loss,
+        (_table(3), _table(6), torch.tensor([5, 0, 2])),
+        {
+            "bias": torch.randn(6),
+            "log_q": torch.randn(6),
+            "item_ids": torch.tensor([1, 2, 4, 1, 7, 9]),
+            "weights": torch.rand(3),
+            "seen_indptr": _SEEN[0],
+            "seen_indices": _SEEN[1],
+            "seen_rows": torch.tensor([0, 2, 1]),
+            "gamma": 2.0,
+            "label_smoothing": 0.1,
+        },
+    ),
 }
 
 
