@@ -119,7 +119,9 @@ def _add_entries(
             if MAXIMUM & ENTRIES:
                 is_max = tl.load(line + _F_MODE, mask=is_entry, other=0) == _IS_MAX
                 best = argmax + b.to(tl.int64)[:, None] * argmax_stride + first[:, None] + column[None, :]
-                is_mine = tl.load(best, mask=mask & is_max[:, None], other=-1) == tl.where(is_max, p, -1)[:, None]
+                # `mask & is_max[:, None]` is the same, but of some tiles Triton 3.7 then makes code that it refuses.
+                of_max = (is_entry & is_max)[:, None] & in_row
+                is_mine = tl.load(best, mask=of_max, other=-1) == tl.where(is_max, p, -1)[:, None]
             factor = 1.0
             if MEANS & ENTRIES:
                 factor = tl.load(inverse + bag, mask=is_entry, other=0.0)

@@ -251,7 +251,7 @@ def _gather(
     if out.shape[0] == 0:
         return
     for _, block_d, vec, out_vec, lines in _groups(features, out):
-        block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4)
+        block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4 if scale is None else 2)  # a factor takes registers
         launch(
             _bags_gather_kernel,
             (triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value),
@@ -385,7 +385,7 @@ def compile_cases() -> list[CompileCase]:
             }
             gather = pointers | {"batch": "i32", "first_entry": "i32", "id_feature_stride": "i32", "id_stride": "i32"}
             gather |= {"scale_feature_stride": "i32", "scale_stride": "i32", "out_stride": "i32"}
-            block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4)
+            block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4 if scale is None else 2)  # a factor takes registers
             constants = common | {"HAS_SCALE": dim == 7, "BLOCK_B": block_b}
             name = f"bags_gather_{element}_d{dim}"
             cases.append(_case(name, _bags_gather_kernel, gather, constants, _GATHER_WARPS, is_even))

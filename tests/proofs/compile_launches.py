@@ -32,7 +32,9 @@ from deeprec.kernels import _gpu_code  # noqa: E402
 
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes of a program
 LEFT_OUT = "not served and not doctor and not opcheck"  # they look at who serves an operator here
-SAME_CALLS = ("test_functions", "test_layers", "test_models")  # call the operators as the other files do
+# Files that call the operators as the others do, and those about what only a GPU or the interpreter meets.
+OTHER_FILES = ("test_functions", "test_layers", "test_models", "test_faults", "test_graphs")
+MOST_SPILLED = 32  # bytes: the assembler moves a pointer or two to memory, so that more programs fit
 launches: list[gpu_launches.Launch] = []
 
 
@@ -67,7 +69,7 @@ def main() -> int:
     given = parser.parse_args()
     gpu_parity.STANDS_IN = True  # so that the tests are not skipped
     recorder = gpu_launches.Recorder(gpu_launches.GPUTarget(*_gpu_code.TARGETS[given.target]))
-    files = sorted(str(path) for path in TESTS.glob("test_*.py") if path.stem not in SAME_CALLS)
+    files = sorted(str(path) for path in TESTS.glob("test_*.py") if path.stem not in OTHER_FILES)
     chosen = f"({given.only}) and {LEFT_OUT}" if given.only else LEFT_OUT
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-k", chosen, *files]
     failed = pytest.main(arguments, plugins=[Plugin(recorder)])
@@ -83,7 +85,7 @@ def main() -> int:
     result = {"target": given.target, "tests_failed": int(failed), "waits": dict(recorder.waits), "launches": rows}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    bad = [row for row in rows if row["error"] or row["spill_bytes"]]
+    bad = [row for row in rows if row["error"] or row["spill_bytes"] > MOST_SPILLED]
     for row in bad:
         print(f"{row['launch']}: {row['error'] or str(row['spill_bytes']) + ' bytes spilled'}")
     return 1 if bad or failed else 0

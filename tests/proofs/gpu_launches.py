@@ -107,7 +107,7 @@ class Launch(NamedTuple):
     def words(self) -> str:
         """Kernel, types and constants, in a line; one for each specialisation."""
         given = {".".join(map(str, place)): value for place, value in self.constants.items()}
-        aligned = [place[0] for place in self.attributes]
+        aligned = [place[0] for place, what in self.attributes.items() if what]
         kinds = [kind for kind in self.signature.values() if kind != "constexpr"]
         more = f"num_warps={self.options.num_warps} maxnreg={self.options.maxnreg}"
         return f"{self.kernel.__name__}({', '.join(kinds)}) {given} aligned={aligned} {more}"
