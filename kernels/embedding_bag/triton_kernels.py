@@ -235,6 +235,11 @@ def _groups(features: Sequence[_Feature], out: Tensor) -> list[tuple[bool, int, 
     return [(*key, constant(lines, out.device)) for key, lines in groups.items()]
 
 
+def _gather_rows(block_d: int, vec: int, has_scale: bool) -> int:
+    """Rows of a tile; half as many where each has a factor, which takes registers."""
+    return rows_of_tile(block_d, vec, _GATHER_WARPS, 2 if has_scale else 4)
+
+
 def _gather(
     features: Sequence[_Feature],
     ids: Tensor,
@@ -251,7 +256,7 @@ def _gather(
     if out.shape[0] == 0:
         return
     for _, block_d, vec, out_vec, lines in _groups(features, out):
-        block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4 if scale is None else 2)  # a factor takes registers
+        block_b = _gather_rows(block_d, vec, scale is not None)
         launch(
             _bags_gather_kernel,
             (triton.cdiv(out.shape[0], block_b), lines.numel() // FIELDS.value),
@@ -385,7 +390,7 @@ def compile_cases() -> list[CompileCase]:
             }
             gather = pointers | {"batch": "i32", "first_entry": "i32", "id_feature_stride": "i32", "id_stride": "i32"}
             gather |= {"scale_feature_stride": "i32", "scale_stride": "i32", "out_stride": "i32"}
-            block_b = rows_of_tile(block_d, vec, _GATHER_WARPS, 4 if scale is None else 2)  # a factor takes registers
+            block_b = _gather_rows(block_d, vec, dim == 7)
             constants = common | {"HAS_SCALE": dim == 7, "BLOCK_B": block_b}
             name = f"bags_gather_{element}_d{dim}"
             cases.append(_case(name, _bags_gather_kernel, gather, constants, _GATHER_WARPS, is_even))
