@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ launches: Counter[str] = Counter()
 
 # Numbers of an optimizer's step, which may lie on the host beside tables on a GPU.
 _ANYWHERE = frozenset({"lr", "step"})
+
+
+class NotOnDeviceYet(Exception):
+    """While a CUDA graph was captured, a launcher missed numbers that its first call copies."""
 
 
 def launch(kernel: Any, grid: Sequence[int], /, *arguments: Any, **options: Any) -> None:
@@ -89,16 +94,20 @@ def launcher(op: str, name: str, module: str = "triton_kernels") -> Callable[...
         if not parts:
             function = getattr(importlib.import_module(f"deeprec.kernels.{op}.{module}"), name)
             names = [argument.name for argument in getattr(torch.ops.deeprec, name).default._schema.arguments]
-            parts.extend((function, _check_of(op, name), names))
+            parts.extend((function, check_of(op, name), names))
         function, check, names = parts
         device = check_devices(name, names, arguments)
         raise_faults(device)  # at what earlier calls have met by now
         if check is not None:
             check(*arguments)
-        if device.type == "cpu":  # under the interpreter
-            return function(*arguments)
-        with torch.cuda.device(device):  # Triton launches on the current device, whatever that of the tensors
-            return function(*arguments)
+        # Triton launches on the current device, whatever that of the tensors; the interpreter has none.
+        with torch.cuda.device(device) if device.type != "cpu" else nullcontext():
+            try:
+                return function(*arguments)
+            except NotOnDeviceYet:
+                reason, remedy = "numbers of its tables are not on the GPU yet", "call it once so before the capture"
+                refuse_capture(name, device, reason, remedy)
+                raise
 
     return start
 
@@ -119,7 +128,8 @@ def refuse_capture(function: str, device: torch.device, reason: str, remedy: str
         raise RuntimeError(f"{function}: cannot be captured in a CUDA graph: {reason}; {remedy}")
 
 
-def _check_of(op: str, name: str) -> Callable[..., None] | None:
+def check_of(op: str, name: str) -> Callable[..., None] | None:
+    """What `CHECKS` of kernels/<op>/checks.py has for an operator; None without one."""
     path = f"deeprec.kernels.{op}.checks"
     if importlib.util.find_spec(path) is None:
         return None

@@ -195,7 +195,7 @@ class RowPass(NamedTuple):
                 grad_stride=self.grad.stride(0),
                 seed_low=seed_low,
                 seed_high=seed_high,
-                count=rows if rule is None or rule.count is None else rule.count,
+                count=table_starts if rule is None or rule.count is None else rule.count,
                 **self.arguments,
                 STAGE=stage,
                 ENTRIES=entries,

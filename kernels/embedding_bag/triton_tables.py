@@ -106,8 +106,8 @@ def acc_of(x: Tensor) -> tl.dtype:
 
 @functools.lru_cache(maxsize=1024)
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    reason, remedy = "numbers of its tables are not on the GPU yet", "make the same call once before the capture"
-    _door.refuse_capture("deeprec", device, reason, remedy)
+    if _door.is_capturing(device):
+        raise _door.NotOnDeviceYet
     return torch.tensor(values, dtype=dtype, device=device)
 
 

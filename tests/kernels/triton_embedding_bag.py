@@ -259,7 +259,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         (5, [], "rule must be"),
         (checks.FTRL, [torch.zeros(20, 16), torch.zeros(20, 4)], "this rule needs 2 and 2 states"),
         (checks.ADAM, [torch.zeros(20, 16)], "this rule needs 2 and 2 states"),
-        (checks.ADAGRAD, [torch.zeros(20, 16), torch.zeros(21, 5)], "must be 80 numbers"),
+        (checks.ADAGRAD, [torch.zeros(20, 16), torch.zeros(21, 5)], "must be 84 numbers"),
     ):
         lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0)
         call = (b.tables, b.modes, b.padding, False, rule, lr, step, [0.0] * 4, 0.0, -1)

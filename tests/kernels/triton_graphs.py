@@ -163,5 +163,5 @@ def test_steps_on_coalesced_gradients_refuse_the_capture(name: str, capture: Any
 def test_tables_that_nobody_has_seen_refuse_the_capture(capture: Any) -> None:
     b = bag_cases.batch_of(([16], [0], [0]), (3, None), torch.float32)
     capture()
-    with pytest.raises(RuntimeError, match="make the same call once before the capture"):
+    with pytest.raises(RuntimeError, match=r"embedding_bags: cannot be captured .*: numbers of its tables"):
         launcher("embedding_bag", "embedding_bags")(b.weights, b.ids, None, None, b.tables, b.modes, b.padding)

@@ -125,3 +125,21 @@ def test_a_table_with_rows_out_of_order_is_refused() -> None:
     with pytest.raises(RuntimeError, match="strictly ascending"):
         DOOR.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
     assert all(torch.equal(problem.weight, old) for problem, old in zip(problems, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adam_dense", "catch_up"])
+def test_a_row_behind_the_history_is_an_assertion_and_stays(name: str) -> None:
+    """Without the checks of the door, which look at the last steps on the CPU: as on a GPU."""
+    problem = cases.Problem(12, 9, torch.float32)
+    arguments = list(problem.arguments(name, 0.01))
+    place = 6 if name == "adam_dense" else 5
+    arguments[place : place + 2] = problem.lr_history[3:].clone(), 3
+    row = int(problem.rows[0])
+    problem.last_step[:] = 3
+    problem.last_step[row] = 1
+    before = [tensor[row].clone() for tensor in problem.tensors()]
+    launch = triton_kernels.adam_dense_update_ if name == "adam_dense" else triton_kernels.adam_catch_up_
+    with pytest.raises(RuntimeError, match="lr_history must begin at the step that the oldest row has reached"):
+        launch(*arguments)
+    assert all(torch.equal(tensor[row], old) for tensor, old in zip(problem.tensors(), before, strict=True))
+    assert int(problem.last_step.max()) == problem.step

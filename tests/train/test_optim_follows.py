@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deeprec.kernels import _door
 from deeprec.nn import Embedding, EmbeddingBag, EmbeddingCollection, FactorizationMachine, Table
 from deeprec.train.optim import FTRL, SGD, Adagrad, Adam, AdamW, RowWiseAdagrad
 
@@ -354,3 +355,31 @@ def test_a_table_whose_rows_share_memory_is_refused_in_the_backward_pass() -> No
     layer.tables["a"].weight = nn.Parameter(torch.ones(1, 3).expand(6, 3))
     with pytest.raises(ValueError, match="elements must each have memory of their own"):
         layer.step_in_backward(FACTORIES["SGD"])
+
+
+@every_layer
+@every_rule
+def test_capturable_changes_nothing_but_where_the_numbers_are(layer_is: Any, make: Any) -> None:
+    """On the CPU they are in the same place; switched on later they move, and a state goes on in the other kind."""
+    ours, theirs, third = (build(layer_is, made) for made in (partial(make, capturable=True), make, make))
+    train(ours, 0, 4)
+    train(theirs, 0, 4)
+    theirs.optimizer.flush()  # as a state does
+    third.load_state_dict(ours.state_dict())
+    third.optimizer.load_state_dict(ours.optimizer.state_dict())
+    assert third.optimizer.param_groups[0]["capturable"]
+    third.optimizer.param_groups[0]["capturable"] = False
+    for layer in (ours, theirs, third):
+        train(layer, 4, 8)
+    assert_same(ours, theirs)
+    assert_same(third, theirs)
+
+
+def test_a_step_outside_the_backward_pass_refuses_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = nn.Parameter(torch.ones(3, 2))
+    param.grad = torch.ones(3, 2)
+    optimizer = Adam([param], capturable=True)
+    monkeypatch.setattr(_door, "is_capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match=r"Adam.step: cannot be captured .*; take the step of tables"):
+        optimizer.step()
+    assert (param == 1).all()
