@@ -62,6 +62,9 @@ _KNOWN: dict[tuple[str, str], _Check] = {
     ("embedding_fm_update_", "plan"): _Check(ValueError, _PLAN),
     ("sampled_linear_loss", "indptr"): _Check(ValueError, _INDPTR),
     ("sampled_linear_loss", "indices"): _Check(IndexError, _INDICES),
+    ("softmax_loss", "targets"): _Check(
+        IndexError, "targets must be in [0, {bound}), got {value} at position {position}"
+    ),
     ("score_topk", "seen_rows"): _Check(
         IndexError, "seen_rows must lie in [0, {bound}), got {value} at position {position}"
     ),

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
-from deeprec.kernels.embedding_bag.triton_tables import clear_if, new_flag, rows_adjacent
+from deeprec.kernels.embedding_bag.triton_tables import rows_adjacent
+from deeprec.kernels.faults import claim_of, number_of
+from deeprec.kernels.faults.triton_report import report
 from deeprec.kernels.score_topk.triton_keys import PRECISION, dot
 from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import (
@@ -39,7 +41,7 @@ __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 # Rows, candidates, widths of a product and of a gradient, and warps, so that all stays in registers.
 _FLOAT32, _SIXTEEN_BITS, _HIP = (32, 16, 16, 64, 8), (64, 32, 32, 128, 8), (32, 16, 16, 32, 8)
 _MANY_PROGRAMS, _MOST_SHARES = 512, 32
-BAD_INPUT = "targets must be in [0, N) and seen_indptr ascend from 0 to the number of seen_indices"
+_BAD_TARGETS = tl.constexpr(number_of("softmax_loss", "targets"))
 
 
 @triton.jit
@@ -63,7 +65,7 @@ def _softmax_part_kernel(
     positives,  # [batch]
     weighted,  # [shares, batch, dim]
     plain,  # [shares, batch, dim]
-    ok,  # [1]
+    claim,  # [2]
     batch,
     num_items,
     dim,
@@ -92,7 +94,9 @@ def _softmax_part_kernel(
     share = tl.program_id(1)
     is_row = rows < batch
     target, is_known = targets_of(targets, rows, is_row, num_items)
-    clear_if(ok, is_row & (is_known == 0))
+    is_lost = is_row & (is_known == 0)
+    given = tl.load(targets + rows, mask=is_lost, other=0).to(tl.int64)
+    report(claim, _BAD_TARGETS, is_lost, given, rows.to(tl.int64), num_items, 0)
     positive_shift = tl.zeros((BLOCK_B,), tl.float32)
     if HAS_LOG_Q:
         positive_shift = tl.load(log_q + target, mask=is_known, other=0.0)
@@ -192,7 +196,6 @@ def _softmax_items_grad_kernel(
     row_grads,  # [batch]
     items_grad,  # [shares, num_items, dim]
     bias_grad,  # [shares, num_items]; anything without HAS_BIAS
-    ok,  # [1]
     batch,
     num_items,
     dim,
@@ -231,7 +234,6 @@ def _softmax_items_grad_kernel(
         rows = row + tl.arange(0, BLOCK_B)
         is_row = rows < stop
         target, is_known = targets_of(targets, rows, is_row, num_items)
-        clear_if(ok, is_row & (is_known == 0))
         z = logits_of_tile(
             queries, items, scale, inverse, shift, rows, is_row, places, is_item, dim, query_stride, item_stride,
             HAS_INVERSE, HAS_SHIFT, BLOCK_B, BLOCK_N, BLOCK_K, PRECISION,
@@ -372,7 +374,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     queries = given.queries
     if queries.dtype == torch.float64 or 0 in (queries.shape[0], given.items.shape[0]):
         return softmax_loss_reference(*args)
-    prepared, ok = _prepare(given), new_flag(queries.device)
+    prepared = _prepare(given)
     batch, num_items, dim = prepared.sizes[:3]
     is_smooth, blocks = given.smoothing > 0, triton.cdiv(batch, prepared.constants["BLOCK_B"])
     shares, per_share = _shares(blocks, num_items, prepared.constants["BLOCK_N"])
@@ -386,14 +388,13 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         _softmax_part_kernel,
         (blocks, shares, d_blocks),
         *prepared.tensors,
-        *(maxima, sums, logits, counts, positives, weighted, plain, ok),
+        *(maxima, sums, logits, counts, positives, weighted, plain, claim_of(queries.device)),
         *(*prepared.sizes, per_share, prepared.nnz),
         IS_SMOOTH=is_smooth,
         NEED_GRAD=need_grad,
         **prepared.constants,
         num_warps=prepared.num_warps,
     )
-    torch._assert_async(ok, f"softmax_loss: {BAD_INPUT}")
 
     top = maxima.amax(0)
     top = torch.where(top == -torch.inf, 0, top)
@@ -430,7 +431,7 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
     items = given.items
     if items.dtype == torch.float64 or 0 in (given.queries.shape[0], items.shape[0]):
         return softmax_loss_grad_reference(*args)
-    prepared, ok = _prepare(given), new_flag(items.device)
+    prepared = _prepare(given)
     batch, num_items, dim = prepared.sizes[:3]
     blocks = triton.cdiv(num_items, prepared.constants["BLOCK_N"])
     d_blocks = max(1, triton.cdiv(dim, prepared.constants["BLOCK_D"]))
@@ -443,13 +444,12 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
         _softmax_items_grad_kernel,
         (blocks, shares, d_blocks),
         *prepared.tensors,
-        *(stats.contiguous(), row_grads.contiguous(), grad, bias_grad, ok),
+        *(stats.contiguous(), row_grads.contiguous(), grad, bias_grad),
         *(*prepared.sizes, per_share, prepared.nnz, given.smoothing),
         HAS_BIAS=has_bias,
         **prepared.constants,
         num_warps=prepared.num_warps,
     )
-    torch._assert_async(ok, f"softmax_loss: {BAD_INPUT}")
     whole = grad[0] if shares == 1 else grad.sum(0)
     if given.cosine:
         whole = through_length(items.float(), whole)
@@ -488,7 +488,7 @@ def _cases(element: str, dim: int, backend: str, exact: str, has_all: bool) -> l
             "item_ids": "*i64",
             "order": "*i64",
         }
-        types |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "counts": "*i32", "ok": "*i32"}
+        types |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "counts": "*i32", "claim": "*i64"}
         sizes = ("batch", "num_items", "dim", "query_stride", "item_stride", "per_share", "nnz")
         types |= dict.fromkeys(sizes, "i32") | {"smoothing": "fp32", "items_grad": f"*{element}"}
         types |= dict.fromkeys(constants, "constexpr")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels.embedding_bag import triton_kernels as bags
+from deeprec.kernels.faults import raise_faults
 from deeprec.kernels.sampled_linear_loss import triton_kernels
 from deeprec.kernels.sampled_linear_loss.reference import entry_losses, sampled_linear_loss_reference
 
@@ -103,16 +104,20 @@ def test_losses_of_extreme_and_of_tiny_logits(dtype: torch.dtype) -> None:
 def test_a_bad_column_is_refused(bad: int) -> None:
     problem = cases.Problem.make([3, 4], 25, 8, torch.float32, torch.int64)
     problem.indices[5] = bad
-    with pytest.raises(IndexError, match="indices must be in"):
+    with pytest.raises(IndexError, match="indices must be in"):  # the reference, which comes second
         check(problem, (0, 0), True, True)
+    with pytest.raises(IndexError, match="indices must be in"):
+        raise_faults()
 
 
 @pytest.mark.parametrize("indptr", [[0, 5, 4], [1, 3, 7], [0, 3, 6]])
 def test_rows_that_are_not_whole_are_refused(indptr: list[int]) -> None:
     problem = cases.Problem.make([3, 4], 25, 8, torch.float32, torch.int64)
     problem.indptr = torch.tensor(indptr)
-    with pytest.raises(ValueError, match="indptr must ascend"):
+    with pytest.raises(ValueError, match="indptr must ascend"):  # the reference, which comes second
         check(problem, (0, 0), True, True)
+    with pytest.raises(ValueError, match="indptr must ascend"):
+        raise_faults()
 
 
 @pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 20), (torch.float64, 7), (torch.bfloat16, 16)])
