@@ -15,6 +15,8 @@ PYTEST_JOBS ?= logical
 # Which operator `make bench` times, and extra arguments.
 BENCH ?= all
 BENCH_ARGS ?=
+# Which releases of torch `make torches` tries; empty: the oldest allowed, the pinned one, the newest.
+TORCHES ?=
 # What `import torchrec` reads, for the tests of the layers beside it.
 TORCHREC := fbgemm-gpu-cpu torchrec tensordict pyre-extensions pyvers cloudpickle typing-inspect
 RIVALS := $(TORCHREC) torchmetrics lightning-utilities deepctr-torch lightgbm
@@ -29,7 +31,7 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test pytest lint format demo bench sanitize clean distclean
+.PHONY: help setup build test pytest lint format demo bench sanitize torches clean distclean
 
 help:  ## Show this list
 	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=ADDRESS]"
@@ -99,6 +101,9 @@ demo: build  ## Train NeuMF, evaluate it and print recommendations (DEMO_EPOCHS=
 
 sanitize: build  ## Kernel tests on an address- and undefined-behaviour-sanitizer build of csrc
 	@$(WITH_VENV) tools/sanitize.sh $(XDIST)
+
+torches: build  ## Build and kernel tests against several releases of torch (TORCHES="2.11.0 2.14.1 newest")
+	@$(WITH_VENV) python tools/torches.py $(TORCHES) $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) -- $(XDIST) $(PYTEST_ARGS)
 
 # TorchRec asks for a CUDA build of FBGEMM; without dependencies it works beside ours. It is no requirement of the package.
 $(VENV)/.torchrec: $(VENV)/.installed constraints.txt

@@ -78,7 +78,7 @@ Tensor sample_negatives_cuda(const Tensor& users, const Tensor& indptr, const Te
   }
   const torch::stable::accelerator::DeviceGuard guard(users.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(users.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(users.get_device_index(), &stream));
   const int64_t per_block = negatives_per_block(s);
   const int64_t work = num_rows * ((num_negatives + per_block - 1) / per_block);
   const unsigned blocks = static_cast<unsigned>(std::min<int64_t>((work + kThreads - 1) / kThreads, 1 << 20));

@@ -47,8 +47,9 @@ class _Bags(torch.autograd.Function):
     def arguments(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         """grad, sequence_grads, argmax, ids, offsets, per_sample_weights."""
         ids, argmax, *rest = ctx.saved_tensors
-        offsets = rest.pop(0) if ctx.has_offsets else None
-        scale = rest.pop(0) if ctx.has_scale else None
+        # Slices, not pop: torch.compile of torch 2.11 takes rest for a tuple.
+        offsets, rest = (rest[0], rest[1:]) if ctx.has_offsets else (None, rest)
+        scale = rest[0] if ctx.has_scale else None
         return grads[0], list(grads[1:]), argmax, ids, offsets, scale
 
     @staticmethod

@@ -73,8 +73,9 @@ class _FM(torch.autograd.Function):
     def unpack(ctx: Any, grads: Sequence[Tensor]) -> tuple[tuple[Any, ...], Sequence[Tensor]]:
         """(grad, sums, embeddings_grad, ids, offsets, values), and what else was saved."""
         ids, sums, *rest = ctx.saved_tensors
-        offsets = rest.pop(0) if ctx.has_offsets else None
-        values = rest.pop(0) if ctx.has_values else None
+        # Slices, not pop: torch.compile of torch 2.11 takes rest for a tuple.
+        offsets, rest = (rest[0], rest[1:]) if ctx.has_offsets else (None, rest)
+        values, rest = (rest[0], rest[1:]) if ctx.has_values else (None, rest)
         return (grads[0], sums, grads[1] if len(grads) > 1 else None, ids, offsets, values), rest
 
     @staticmethod
