@@ -17,6 +17,10 @@ BENCH ?= all
 BENCH_ARGS ?=
 # Which releases of torch `make torches` tries; empty: the oldest allowed, the pinned one, the newest.
 TORCHES ?=
+# Of gpu-check: names or groups of steps (empty: all), the folder of results, and GPU_STAND_IN=1 to try it without a GPU.
+GPU_STEPS ?=
+GPU_OUT ?=
+GPU_STAND_IN ?=
 # What `import torchrec` reads, for the tests of the layers beside it.
 TORCHREC := fbgemm-gpu-cpu torchrec tensordict pyre-extensions pyvers cloudpickle typing-inspect
 RIVALS := $(TORCHREC) torchmetrics lightning-utilities deepctr-torch lightgbm
@@ -31,11 +35,11 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(CSRC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test pytest lint format demo bench sanitize torches clean distclean
+.PHONY: help setup build test pytest lint format demo bench gpu-check sanitize torches clean distclean
 
 help:  ## Show this list
 	@echo "deeprec: make TARGET [PYTHON=python3.11] [TORCH_INDEX=ADDRESS]"
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -121,6 +125,11 @@ $(VENV)/.rivals: $(VENV)/.installed constraints.txt
 
 bench: build $(VENV)/.rivals  ## Speed of each kernel beside its rivals (one: BENCH=embedding; a trial: BENCH_ARGS=--quick)
 	@$(WITH_VENV) python -m bench $(BENCH) $(BENCH_ARGS)
+
+# No virtual environment: PYTHON is the interpreter that has torch with CUDA there. The stand-in takes the one of the tests.
+gpu-check: $(if $(GPU_STAND_IN),build)  ## On a machine with a GPU: build, parity, sanitizers, ratios to rivals; a page
+	@$(if $(GPU_STAND_IN),$(BIN)/python,$(PYTHON)) -m bench.gpu_check $(if $(GPU_STAND_IN),--stand-in) \
+	  $(if $(GPU_STEPS),--steps "$(GPU_STEPS)") $(if $(GPU_OUT),--out "$(GPU_OUT)")
 
 clean:  ## Remove build outputs and caches
 	rm -rf build dist deeprec/lib deeprec/_host*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bench.workloads import scale
 
 HIDDEN, BATCH = 500, 512
 GATHER, ADDMM, DENSE, DENSE_COMPILED = (
@@ -35,7 +38,12 @@ class Rows(NamedTuple):
     @property
     def rows(self) -> Tensor:
         """The row of each entry, [nnz]."""
-        return torch.repeat_interleave(torch.arange(len(self.indptr) - 1), self.indptr.diff())
+        every = torch.arange(len(self.indptr) - 1, device=self.indptr.device)
+        return torch.repeat_interleave(every, self.indptr.diff())
+
+    def here(self) -> Rows:
+        """On the device where a case is set up."""
+        return Rows(*(torch.as_tensor(part) for part in self[:3]), self.num_columns)
 
     @property
     def nnz(self) -> int:
@@ -48,7 +56,7 @@ class Rows(NamedTuple):
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """Values and mask, [B, N]."""
-        x = torch.zeros(len(self.indptr) - 1, self.num_columns)
+        x = self.values.new_zeros(len(self.indptr) - 1, self.num_columns)
         mask = torch.zeros_like(x)
         x[self.rows, self.indices], mask[self.rows, self.indices] = self.values, 1.0
         return x, mask
@@ -84,9 +92,61 @@ def synthetic(num_columns: int, density: float, batch: int = BATCH, seed: int = 
     """Rows of equally many ratings at random columns."""
     draw = torch.Generator().manual_seed(seed)
     each = max(round(density * num_columns), 1)
-    chosen = [torch.randperm(num_columns, generator=draw)[:each].sort().values for _ in range(batch)]
-    values = torch.randint(1, 6, (batch * each,), generator=draw).float()
-    return Rows(torch.arange(batch + 1) * each, torch.cat(chosen), values, num_columns)
+    with torch.device("cpu"):  # the same rows for every device
+        chosen = [torch.randperm(num_columns, generator=draw)[:each].sort().values for _ in range(batch)]
+        values = torch.randint(1, 6, (batch * each,), generator=draw).float()
+        return Rows(torch.arange(batch + 1) * each, torch.cat(chosen), values, num_columns)
+
+
+ML_1M = (3706, 6040, 1_000_209)  # its items, users and ratings
+WIDE, WIDE_DENSITY = 50_000, 0.005
+
+
+class Workload(NamedTuple):
+    """Rows to encode and decode, for the benches of three operators.
+
+    Attributes:
+        name: as cases are called; group: what it adds to the name of a group of cases.
+        batches: makes the batches, on the device.
+        scale: as a case says it.
+        nnz: ratings of a batch, on average.
+    """
+
+    name: str
+    group: str
+    batches: Callable[[], list[Rows]]
+    scale: str
+    nnz: float
+
+
+def ml_1m(device: str) -> list[Rows]:
+    """An epoch of MovieLens-1M; on a GPU, where there may be no data, rows of its shape with equally many ratings."""
+    if device == "cpu":
+        return list(movielens())
+    num_items, num_users, nnz = ML_1M
+    sizes = [min(BATCH, num_items - first) for first in range(0, num_items, BATCH)]
+    density = nnz / num_items / num_users
+    return [synthetic(num_users, density, size, seed).here() for seed, size in enumerate(sizes)]
+
+
+def workloads(device: str, num_wide: int) -> list[Workload]:
+    """Batches of MovieLens-1M without the last, which is a small one; and `num_wide` batches of 50,000 columns."""
+    batch = BATCH if device == "cpu" else 8 * BATCH
+    alike = scale(device, "drawn evenly in the shape of ML-1M", "ML-1M")
+
+    def wide() -> list[Rows]:
+        return [synthetic(WIDE, WIDE_DENSITY, batch, seed).here() for seed in range(num_wide)]
+
+    return [
+        Workload(f"ML-1M, B {BATCH}", "", lambda: ml_1m(device)[:-1], alike, ML_1M[2] * BATCH / ML_1M[0]),
+        Workload(
+            f"50k columns, 0.5% dense, B {batch}",
+            ", 50k columns",
+            wide,
+            scale(device, f"B {batch}", f"B {BATCH}"),
+            batch * WIDE * WIDE_DENSITY,
+        ),
+    ]
 
 
 def layers(num_columns: int, hidden: int = HIDDEN) -> list[Tensor]:

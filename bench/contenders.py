@@ -78,7 +78,8 @@ def epochs_of(make: Callable[[Any], Any], args: argparse.Namespace) -> dict[str,
 
 def keep(path: Path | None, args: argparse.Namespace, names: Sequence[str], rows: list[dict[str, Any]]) -> None:
     """Write the rows as JSON beside the settings of these names and the machine; nothing without a path."""
-    from deeprec.evaluate.card import hardware, versions
+    from deeprec._hardware import hardware
+    from deeprec.evaluate.card import versions
 
     if path is not None:
         settings = {name: getattr(args, name) for name in names}

@@ -5,41 +5,47 @@ python -m bench embedding_bag [--cases "26 tables"]
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from bench.harness import Case, Contender, Target, Trial, rotating
-from bench.machine import Gather
-from bench.rivals import compiled, fbgemm_tables, torchrec_tables
+from bench import embedding_bag_layer
+from bench.embedding_bag_layer import TORCH_BAG, bag_batches, our_bag, pooled, torch_bag
+from bench.harness import Case, Contender, Target, Trial, no_grad, rotating
+from bench.machine import COPY, Gather
+from bench.rivals import compiled, fbgemm_name, fbgemm_tables, torchrec_tables
 from bench.workloads import (
     NUM_BATCHES,
     AdamReference,
     RowWiseAdagradReference,
+    Tables,
     compact,
     distinct,
+    optimizer_of,
     row_grad,
+    row_update,
+    scale,
     skewed_ids,
     stepped,
     touched,
     uniform_ids,
 )
-from deeprec.kernels.embedding_bag import RowUpdate, embedding_bag, embedding_bags
+from deeprec.kernels.embedding_bag import embedding_bags
 from deeprec.train import optim
 
-T, R, D, B = 26, 100_000, 16, 4096
 LR, EPS = 0.05, 1e-8
 ADAM_EPS = 1e-12  # so small that torch's SparseAdam, which does not bias-correct it, computes the same
 PARITY_STEPS = 2
 ROWWISE_ADAGRAD, ADAM = 2, 3
-FBGEMM, TORCH_BAG = "FBGEMM CPU", "torch.nn.EmbeddingBag"
-SPARSE_ADAM, DENSE_ADAM = "torch.optim.SparseAdam", "torch.optim.Adam(fused), dense"
+TORCHREC, COMPILED, AUTOTUNED = "TorchRec EmbeddingBagCollection", "torch.compile", "torch.compile, max-autotune"
+SPARSE_ADAM, DENSE_ADAM = "torch.optim.SparseAdam", embedding_bag_layer.DENSE_ADAM
+POOLED = {"cpu": Tables(1_000_000, 4096, 1), "cuda": Tables(10_000_000, 65_536, 1)}
+FBGEMM, TBE = fbgemm_name("cpu"), fbgemm_name("cuda")
 
 TARGETS = (
     Target("26 tables x 100k x 16, B 4096: forward", "26 tables forward", FBGEMM, 4.0),
@@ -53,24 +59,27 @@ TARGETS = (
     Target("EmbeddingBag drop-in", "drop-in", TORCH_BAG, 2.0, over="median"),
     Target("26 tables, forward: bandwidth", "26 tables forward", "limit", 0.7),
     Target("pooled bags, forward: bandwidth", "pooled forward", "limit", 0.7),
+    *(
+        Target(work, group, rival, reach, device="cuda")
+        for work, group, fraction, rivals in (
+            ("26 tables, forward", "26 tables forward", 0.85, (TBE, COMPILED, AUTOTUNED)),
+            ("26 tables, + backward + row-wise Adagrad, uniform ids", "26 tables Adagrad uniform", 0.6, (TBE,)),
+            ("26 tables, + backward + row-wise Adagrad, skewed ids", "26 tables Adagrad skewed", 0.6, (TBE,)),
+            ("26 tables, + backward + Adam", "26 tables Adam", 0.6, (TBE, SPARSE_ADAM, DENSE_ADAM)),
+            ("pooled bags, forward", "pooled forward", 0.85, (TBE, TORCH_BAG)),
+            ("pooled bags, forward + backward + update", "pooled training", 0.6, (TBE,)),
+        )
+        for rival, reach in ((COPY, fraction), *((rival, 1.0) for rival in rivals))
+    ),
+    Target("EmbeddingBag drop-in: the slowest case", "drop-in", TORCH_BAG, 1.0, device="cuda"),
 )
-
-
-def no_grad(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function without the cost of recording a graph."""
-
-    def run(batch: Any) -> Any:
-        with torch.no_grad():
-            return function(batch)
-
-    return run
 
 
 # 26 tables: ids [T, B], one id a bag; the result is [B, T * D].
 
 
-def _tables() -> list[Tensor]:
-    return [torch.randn(R, D) * 0.1 for _ in range(T)]
+def _weights(size: Tables) -> list[Tensor]:
+    return [torch.randn(size.rows, size.dim) * 0.1 for _ in range(size.count)]
 
 
 def _copies(weights: Sequence[Tensor], requires_grad: bool = False) -> list[Tensor]:
@@ -83,12 +92,12 @@ def _concatenated(weights: Sequence[Tensor], ids: Tensor, sparse: bool = False) 
 
 
 def _fbgemm_batch(ids: Tensor) -> tuple[Tensor, Tensor]:
-    return ids.flatten(), torch.arange(ids.numel() + 1)
+    return ids.flatten(), torch.arange(ids.numel() + 1, device=ids.device)
 
 
-def _forward_trial() -> Trial:
-    weights = _tables()
-    batches = [uniform_ids(R, T, B) for _ in range(NUM_BATCHES)]
+def _forward_trial(size: Tables, device: str) -> Trial:
+    weights, tbe = _weights(size), fbgemm_name(device)
+    batches = [uniform_ids(size.rows, size.count, size.batch) for _ in range(NUM_BATCHES)]
     trial = Trial([_concatenated([w.double() for w in weights], batches[0])], tolerance=0.0)
 
     def enter(name: str, run: Callable[[Any], Tensor], prepare: Callable[[Tensor], Any] = lambda ids: ids) -> Contender:
@@ -97,17 +106,20 @@ def _forward_trial() -> Trial:
 
     def torchrec() -> Contender:
         forward, prepare = torchrec_tables(weights)
-        return enter("TorchRec EmbeddingBagCollection", forward, prepare)
+        return enter(TORCHREC, forward, prepare)
 
     def fbgemm() -> Contender:
         module = fbgemm_tables(weights)
-        return enter(FBGEMM, lambda batch: module(*batch), _fbgemm_batch)
+        return enter(tbe, lambda batch: module(*batch), _fbgemm_batch)
 
     trial.contenders.append(enter("deeprec", lambda ids: embedding_bags(weights, ids)[0]))
-    trial.add_rival(FBGEMM, fbgemm)
-    trial.add_rival("TorchRec EmbeddingBagCollection", torchrec)
+    trial.add_rival(tbe, fbgemm)
+    trial.add_rival(TORCHREC, torchrec)
     trial.add_rival("torch, eager", lambda: enter("torch, eager", partial(_concatenated, weights)))
-    trial.add_rival("torch.compile", lambda: enter("torch.compile", partial(compiled(_concatenated), weights)))
+    trial.add_rival(COMPILED, lambda: enter(COMPILED, partial(compiled(_concatenated), weights)))
+    if device == "cuda":
+        tuned = partial(compiled, _concatenated, max_autotune=True)
+        trial.add_rival(AUTOTUNED, lambda: enter(AUTOTUNED, partial(tuned(), weights)))
     return trial
 
 
@@ -115,6 +127,8 @@ def _forward_trial() -> Trial:
 class Training:
     """A training step of the 26 tables: batches, the gradient of the result, and what the rows must become."""
 
+    size: Tables
+    device: str
     weights: list[Tensor]
     batches: list[Tensor]
     grad: Tensor
@@ -122,17 +136,19 @@ class Training:
     expected: list[Tensor]
 
     @classmethod
-    def make(cls, draw: Callable[..., Tensor], reference: Callable[[Tensor], Any]) -> Training:
-        weights = _tables()
-        batches = [draw(R, T, B) for _ in range(NUM_BATCHES)]
-        grad = torch.randn(B, T * D)
+    def make(
+        cls, size: Tables, device: str, draw: Callable[..., Tensor], reference: Callable[[Tensor], Any]
+    ) -> Training:
+        weights, dim = _weights(size), size.dim
+        batches = [draw(size.rows, size.count, size.batch) for _ in range(NUM_BATCHES)]
+        grad = torch.randn(size.batch, size.count * dim)
         rows, expected = [], []
         for table, weight in enumerate(weights):
             some, wide, inverse = compact(weight, batches[0][table])
             rows.append(some)
-            gradient = row_grad(grad[:, table * D : (table + 1) * D], inverse, len(some))
+            gradient = row_grad(grad[:, table * dim : (table + 1) * dim], inverse, len(some))
             expected.append(stepped(reference(wide), gradient, PARITY_STEPS))
-        return cls(weights, batches, grad, rows, expected)
+        return cls(size, device, weights, batches, grad, rows, expected)
 
     def enter(self, name: str, run: Callable[[Tensor], Any], weights: Callable[[], Sequence[Tensor]]) -> Contender:
         """A contender whose rows are compared after two steps on one batch; timing goes on from there."""
@@ -147,23 +163,31 @@ class Training:
     def fused(self, rule: int) -> Contender:
         """Ours, with the update inside the backward pass."""
         weights = _copies(self.weights)
-        first = [torch.zeros(R) if rule == ROWWISE_ADAGRAD else torch.zeros(R, D) for _ in weights]
-        second = [] if rule == ROWWISE_ADAGRAD else [torch.zeros(R, D) for _ in weights]
-        options = [EPS if rule == ROWWISE_ADAGRAD else ADAM_EPS, 0.0, 0.9, 0.999]
-        lr, count = torch.tensor(LR, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        update = RowUpdate(rule, first, second, lr, count, options, 0.0, -1)
+        first = [w.new_zeros(len(w)) if rule == ROWWISE_ADAGRAD else torch.zeros_like(w) for w in weights]
+        second = [] if rule == ROWWISE_ADAGRAD else [torch.zeros_like(w) for w in weights]
+        eps = EPS if rule == ROWWISE_ADAGRAD else ADAM_EPS
+        update = row_update(rule, first, second, LR, [eps, 0.0, 0.9, 0.999])
 
         def run(ids: Tensor) -> None:
             embedding_bags(weights, ids, update=update)[0].backward(self.grad)
 
         return self.enter("deeprec", run, lambda: weights)
 
+    def fbgemm(self, optimizer: str, eps: float) -> Contender:
+        """FBGEMM's update inside the backward pass."""
+        module = fbgemm_tables(self.weights, optimizer=optimizer, lr=LR, eps=eps)
+
+        def run(ids: Tensor) -> None:
+            module(*_fbgemm_batch(ids)).backward(self.grad)
+
+        return self.enter(fbgemm_name(self.device), run, module.split_embedding_weights)
+
     def optimizer(
         self, name: str, make: Callable[[Sequence[Tensor]], Any], forward: Callable[..., Tensor]
     ) -> Contender:
         """A forward pass, autograd, and an optimizer."""
         weights = _copies(self.weights, requires_grad=True)
-        optimizer = make(weights)
+        optimizer = optimizer_of(make, weights)
 
         def run(ids: Tensor) -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -186,28 +210,19 @@ def _our_forward(weights: Sequence[Tensor], ids: Tensor) -> Tensor:
     return embedding_bags(weights, ids)[0]
 
 
-def _adagrad_trial(draw: Callable[..., Tensor]) -> Trial:
-    training = Training.make(draw, partial(RowWiseAdagradReference, lr=LR, eps=EPS))
+def _adagrad_trial(size: Tables, device: str, draw: Callable[..., Tensor]) -> Trial:
+    training = Training.make(size, device, draw, partial(RowWiseAdagradReference, lr=LR, eps=EPS))
     trial = Trial(training.expected, tolerance=2e-5)
-
-    def fbgemm() -> Contender:
-        module = fbgemm_tables(training.weights, lr=LR, eps=EPS)
-
-        def run(ids: Tensor) -> None:
-            module(*_fbgemm_batch(ids)).backward(training.grad)
-
-        return training.enter(FBGEMM, run, module.split_embedding_weights)
-
     trial.contenders.append(training.fused(ROWWISE_ADAGRAD))
     trial.contenders.append(
         training.optimizer("deeprec, optimizer apart", partial(optim.RowWiseAdagrad, lr=LR, eps=EPS), _our_forward)
     )
-    trial.add_rival(FBGEMM, fbgemm)
+    trial.add_rival(fbgemm_name(device), partial(training.fbgemm, "EXACT_ROWWISE_ADAGRAD", EPS))
     return trial
 
 
-def _adam_trial() -> Trial:
-    training = Training.make(uniform_ids, partial(AdamReference, lr=LR, eps=ADAM_EPS))
+def _adam_trial(size: Tables, device: str) -> Trial:
+    training = Training.make(size, device, uniform_ids, partial(AdamReference, lr=LR, eps=ADAM_EPS))
     trial = Trial(training.expected, tolerance=2e-5)
     sparse, dense = partial(_concatenated, sparse=True), _concatenated
     trial.contenders.append(training.fused(ADAM))
@@ -220,36 +235,18 @@ def _adam_trial() -> Trial:
         (DENSE_ADAM, partial(torch.optim.Adam, lr=LR, eps=ADAM_EPS, fused=True), dense),
     ):
         trial.add_rival(name, partial(training.optimizer, name, make, forward))
+    if device == "cuda":  # FBGEMM has no Adam on the CPU
+        trial.add_rival(TBE, partial(training.fbgemm, "ADAM", ADAM_EPS))
     return trial
 
 
 # One table, bags of L ids.
 
 
-def _bag_batches(num_rows: int, batch: int, length: int) -> list[tuple[Tensor, Tensor]]:
-    offsets = torch.arange(batch + 1) * length
-    return [(uniform_ids(num_rows, batch * length), offsets) for _ in range(NUM_BATCHES)]
-
-
-def _torch_bag(weight: Tensor, batch: tuple[Tensor, Tensor], sparse: bool = False) -> Tensor:
-    ids, offsets = batch
-    return F.embedding_bag(ids, weight, offsets, mode="sum", sparse=sparse, include_last_offset=True)
-
-
-def _our_bag(weight: Tensor, batch: tuple[Tensor, Tensor], sparse: bool = False) -> Tensor:
-    ids, offsets = batch
-    return embedding_bag(weight, ids, offsets, mode="sum", include_last_offset=True, sparse_grad=sparse)
-
-
-def _pooled(weight: Tensor, ids: Tensor, length: int) -> Tensor:
-    """Bags of equal length in float64."""
-    return weight[ids].double().view(-1, length, weight.shape[1]).sum(1)
-
-
-def _pooled_forward(dim: int, num_rows: int, length: int) -> Trial:
-    weight = torch.randn(num_rows, dim) * 0.1
-    batches = _bag_batches(num_rows, B, length)
-    trial = Trial([_pooled(weight, batches[0][0], length)], tolerance=1e-5)
+def _pooled_forward(dim: int, size: Tables, length: int, device: str) -> Trial:
+    weight, tbe = torch.randn(size.rows, dim) * 0.1, fbgemm_name(device)
+    batches = bag_batches(size.rows, size.batch, length)
+    trial = Trial([pooled(weight, batches[0][0], length)], tolerance=1e-5)
 
     def enter(name: str, run: Callable[[Any], Tensor]) -> Contender:
         run = no_grad(run)
@@ -257,18 +254,18 @@ def _pooled_forward(dim: int, num_rows: int, length: int) -> Trial:
 
     def fbgemm() -> Contender:
         module = fbgemm_tables([weight])
-        return enter(FBGEMM, lambda batch: module(*batch))
+        return enter(tbe, lambda batch: module(*batch))
 
-    trial.contenders.append(enter("deeprec", partial(_our_bag, weight)))
-    trial.add_rival(FBGEMM, fbgemm)
-    trial.add_rival(TORCH_BAG, lambda: enter(TORCH_BAG, partial(_torch_bag, weight)))
+    trial.contenders.append(enter("deeprec", partial(our_bag, weight)))
+    trial.add_rival(tbe, fbgemm)
+    trial.add_rival(TORCH_BAG, lambda: enter(TORCH_BAG, partial(torch_bag, weight)))
     return trial
 
 
-def _pooled_training(dim: int, num_rows: int, length: int) -> Trial:
-    weight = torch.randn(num_rows, dim) * 0.1
-    batches = _bag_batches(num_rows, B, length)
-    grad = torch.randn(B, dim)
+def _pooled_training(dim: int, size: Tables, length: int, device: str) -> Trial:
+    weight, tbe = torch.randn(size.rows, dim) * 0.1, fbgemm_name(device)
+    batches = bag_batches(size.rows, size.batch, length)
+    grad = torch.randn(size.batch, dim)
     rows, wide, inverse = compact(weight, batches[0][0])
     gradient = row_grad(grad.repeat_interleave(length, 0), inverse, len(rows))
     trial = Trial([stepped(RowWiseAdagradReference(wide, LR, EPS), gradient, PARITY_STEPS)], tolerance=2e-5)
@@ -283,8 +280,7 @@ def _pooled_training(dim: int, num_rows: int, length: int) -> Trial:
 
     def ours() -> Contender:
         mine = weight.clone()
-        lr, count = torch.tensor(LR, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        update = RowUpdate(ROWWISE_ADAGRAD, [torch.zeros(num_rows)], [], lr, count, [EPS, 0.0, 0.0, 0.0], 0.0, -1)
+        update = row_update(ROWWISE_ADAGRAD, [mine.new_zeros(size.rows)], [], LR, [EPS, 0.0, 0.0, 0.0])
 
         def run(batch: tuple[Tensor, Tensor]) -> None:
             embedding_bags([mine], *batch, update=update)[0].backward(grad)
@@ -297,97 +293,11 @@ def _pooled_training(dim: int, num_rows: int, length: int) -> Trial:
         def run(batch: tuple[Tensor, Tensor]) -> None:
             module(*batch).backward(grad)
 
-        return enter(FBGEMM, run, module.split_embedding_weights)
+        return enter(tbe, run, module.split_embedding_weights)
 
     trial.contenders.append(ours())
-    trial.add_rival(FBGEMM, fbgemm)
+    trial.add_rival(tbe, fbgemm)
     return trial
-
-
-# The layer in place of torch.nn.EmbeddingBag.
-
-DROP_IN_ROWS, DROP_IN_BATCH = 100_000, 1024
-DROP_IN_DIMS, DROP_IN_LENGTHS = (1, 3, 16, 64, 200), (1, 5, 20, 100)
-
-
-def _drop_in_forward(dim: int, length: int) -> Trial:
-    weight = torch.randn(DROP_IN_ROWS, dim)
-    batches = _bag_batches(DROP_IN_ROWS, DROP_IN_BATCH, length)
-    trial = Trial([_pooled(weight, batches[0][0], length)], tolerance=1e-5)
-    for name, bag in (("deeprec", _our_bag), (TORCH_BAG, _torch_bag)):
-        run = no_grad(partial(bag, weight))
-        trial.add(name, rotating(run, batches), lambda run=run: [run(batches[0])])
-    return trial
-
-
-def _drop_in_backward(dim: int, length: int, sparse: bool) -> Trial:
-    weight = torch.randn(DROP_IN_ROWS, dim, requires_grad=True)
-    batches = _bag_batches(DROP_IN_ROWS, DROP_IN_BATCH, length)
-    grad = torch.randn(DROP_IN_BATCH, dim)
-    rows, _, inverse = compact(weight.detach(), batches[0][0])
-    trial = Trial([row_grad(grad.repeat_interleave(length, 0), inverse, len(rows))], tolerance=1e-5)
-
-    def enter(name: str, bag: Callable[..., Tensor], coalesce: bool) -> None:
-        def run(batch: tuple[Tensor, Tensor]) -> Tensor:
-            weight.grad = None
-            bag(weight, batch, sparse).backward(grad)
-            return weight.grad.coalesce() if coalesce else weight.grad
-
-        def check() -> list[Tensor]:
-            found = run(batches[0])
-            return [found.coalesce()._values() if sparse else found[rows]]
-
-        trial.add(name, rotating(run, batches), check)
-
-    enter("deeprec", _our_bag, coalesce=False)
-    enter(TORCH_BAG, _torch_bag, coalesce=sparse)
-    if sparse:
-        enter(f"{TORCH_BAG}, gradient not coalesced", _torch_bag, coalesce=False)
-    return trial
-
-
-# One step against the number of rows: bfloat16, 26 columns of ids into one table, one state a row.
-
-
-def _table_size(num_rows: int) -> Trial:
-    weight = torch.full((num_rows, D), 0.01, dtype=torch.bfloat16)
-    batches = [uniform_ids(num_rows, T, B) for _ in range(NUM_BATCHES)]
-    for ids in batches:
-        weight[ids.flatten()] = torch.randn(T * B, D).bfloat16()
-    grad = torch.randn(B, T * D).bfloat16()
-    rows, wide, inverse = compact(weight, batches[0].flatten())
-    by_entry = grad.double().view(B, T, D).transpose(0, 1).reshape(T * B, D)
-    expected = stepped(RowWiseAdagradReference(wide, LR, EPS), row_grad(by_entry, inverse, len(rows)), 1)
-    trial = Trial([expected], tolerance=2**-8)
-    lr, count = torch.tensor(LR, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    update = RowUpdate(ROWWISE_ADAGRAD, [torch.zeros(num_rows)], [], lr, count, [EPS, 0.0, 0.0, 0.0], 0.0, -1)
-
-    def run(ids: Tensor) -> None:
-        embedding_bags([weight], ids, tables=[0] * T, update=update)[0].backward(grad)
-
-    def check() -> list[Tensor]:
-        run(batches[0])
-        return touched([weight], [rows])
-
-    trial.add("deeprec", rotating(run, batches), check)
-    if num_rows <= 10_000_000:
-        trial.add_rival(DENSE_ADAM, lambda: _dense_adam(num_rows, batches, grad, expected, rows, wide))
-    else:
-        trial.missing[DENSE_ADAM] = f"weights, gradient and moments would take {num_rows * D * 16 / 1e9:.0f} GB"
-    return trial
-
-
-def _dense_adam(num_rows: int, batches: list[Tensor], grad: Tensor, expected: Tensor, *_: Any) -> Contender:
-    """What a table costs whose optimizer visits every row; another rule, so it is not compared with the reference."""
-    table = nn.Embedding(num_rows, D)
-    optimizer = torch.optim.Adam(table.parameters(), lr=LR, fused=True)
-
-    def run(ids: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        table(ids.T).view(B, T * D).backward(grad.float())
-        optimizer.step()
-
-    return Contender(DENSE_ADAM, rotating(run, batches), lambda: [expected])
 
 
 def _update_bytes(nnz: int, touched_rows: int, dim: int, state: int) -> int:
@@ -395,74 +305,58 @@ def _update_bytes(nnz: int, touched_rows: int, dim: int, state: int) -> int:
     return nnz * (8 + 3 * 4 * dim) + touched_rows * (2 * 4 * dim + 2 * state)
 
 
-def _table_cases() -> list[Case]:
-    nnz, limit = T * B, Gather(4 * D, T * R, writes=True)
+def _table_cases(device: str) -> list[Case]:
+    size = Tables.on(device)
+    nnz, dim, limit = size.nnz, size.dim, Gather(4 * size.dim, size.all_rows, writes=True)
+    how_large = scale(device, str(size), str(Tables.on("cpu")))
     torch.manual_seed(0)
-    uniform, skewed = (sum(distinct(draw(R, B)) for _ in range(T)) for draw in (uniform_ids, skewed_ids))
-    found = [
-        Case("26 tables, forward", "26 tables forward", _forward_trial, nnz * (8 + 8 * D), limit=limit),
-    ]
+    uniform, skewed = (
+        sum(distinct(draw(size.rows, size.batch)) for _ in range(size.count)) for draw in (uniform_ids, skewed_ids)
+    )
+    build, moved = partial(_forward_trial, size, device), nnz * (8 + 8 * dim)
+    found = [Case("26 tables, forward", "26 tables forward", build, moved, limit=limit, scale=how_large)]
     for name, draw, rows in (("uniform", uniform_ids, uniform), ("skewed", skewed_ids, skewed)):
         found.append(
             Case(
                 f"26 tables, forward + backward + row-wise Adagrad, {name} ids",
                 f"26 tables Adagrad {name}",
-                partial(_adagrad_trial, draw),
-                _update_bytes(nnz, rows, D, 4),
-                flops=nnz * D + 5 * rows * D,
+                partial(_adagrad_trial, size, device, draw),
+                _update_bytes(nnz, rows, dim, 4),
+                flops=nnz * dim + 5 * rows * dim,
                 limit=limit,
+                scale=how_large,
             )
         )
-    size = _update_bytes(nnz, uniform, D, 8 * D)
-    flops = nnz * D + 10 * uniform * D
-    return [*found, Case("26 tables, forward + backward + Adam", "26 tables Adam", _adam_trial, size, flops, limit)]
-
-
-def _pooled_cases(num_rows: int = 1_000_000, length: int = 20) -> list[Case]:
-    found, nnz = [], B * length
-    for dim in (64, 128):
-        limit = Gather(4 * dim, num_rows, writes=False)
-        size = nnz * (8 + 4 * dim) + B * 4 * dim
-        name = f"pooled bags, L {length}, D {dim}, 1M rows"
-        build = partial(_pooled_forward, dim, num_rows, length)
-        found.append(Case(f"{name}, forward", "pooled forward", build, size, nnz * dim, limit))
-        size += nnz * 8 + B * 4 * dim + nnz * (2 * 4 * dim + 8)  # nearly every row is touched once
-        build = partial(_pooled_training, dim, num_rows, length)
-        limit = Gather(4 * dim, num_rows, writes=True)
-        found.append(Case(f"{name}, forward + backward + update", "pooled training", build, size, 7 * nnz * dim, limit))
-    return found
-
-
-def _drop_in_cases() -> list[Case]:
-    found = []
-    for dim, length in itertools.product(DROP_IN_DIMS, DROP_IN_LENGTHS):
-        nnz, out = DROP_IN_BATCH * length, DROP_IN_BATCH * dim * 4
-        forward = nnz * (8 + 4 * dim) + out
-        both = forward + out + nnz * (8 + 4 * dim)
-        name = f"drop-in, D {dim}, L {length}"
-        dense = both + DROP_IN_ROWS * dim * 4
-        for case, build, size in (
-            ("forward", partial(_drop_in_forward, dim, length), forward),
-            ("forward + backward, dense gradient", partial(_drop_in_backward, dim, length, False), dense),
-            ("forward + backward, sparse gradient", partial(_drop_in_backward, dim, length, True), both),
-        ):
-            found.append(Case(f"{name}, {case}", "drop-in", build, size, nnz * dim, effort=0.25))
-    return found
-
-
-def cases() -> list[Case]:
-    """The cases of issue 3 that look up and pool."""
-    nnz = T * B
-    sizes = [
+    found.append(
         Case(
-            f"training step, one table of {rows:,} rows, D 16, bfloat16",
-            "rows of the table",
-            partial(_table_size, rows),
-            nnz * (8 + 3 * 2 * D) + nnz * (2 * 2 * D + 8),
-            flops=6 * nnz * D,
-            limit=Gather(2 * D, rows, writes=True),
-            size=rows,
+            "26 tables, forward + backward + Adam",
+            "26 tables Adam",
+            partial(_adam_trial, size, device),
+            _update_bytes(nnz, uniform, dim, 8 * dim),
+            nnz * dim + 10 * uniform * dim,
+            limit,
+            scale=how_large,
         )
-        for rows in (1_000_000, 10_000_000, 100_000_000)
-    ]
-    return [*_table_cases(), *_pooled_cases(), *sizes, *_drop_in_cases()]
+    )
+    return found
+
+
+def _pooled_cases(device: str, length: int = 20) -> list[Case]:
+    size, found = POOLED[device], []
+    nnz, how_large = size.batch * length, scale(device, str(size), str(POOLED["cpu"]))
+    for dim in (64, 128):
+        limit = Gather(4 * dim, size.rows, writes=False)
+        moved = nnz * (8 + 4 * dim) + size.batch * 4 * dim
+        name = f"pooled bags, L {length}, D {dim}, {size.rows // 10**6}M rows"
+        build = partial(_pooled_forward, dim, size, length, device)
+        found.append(Case(f"{name}, forward", "pooled forward", build, moved, nnz * dim, limit, scale=how_large))
+        moved += nnz * 8 + size.batch * 4 * dim + nnz * (2 * 4 * dim + 8)  # nearly every row is touched once
+        build = partial(_pooled_training, dim, size, length, device)
+        limit, name = Gather(4 * dim, size.rows, writes=True), f"{name}, forward + backward + update"
+        found.append(Case(name, "pooled training", build, moved, 7 * nnz * dim, limit, scale=how_large))
+    return found
+
+
+def cases(device: str = "cpu") -> list[Case]:
+    """The cases of issue 3 that look up and pool."""
+    return [*_table_cases(device), *_pooled_cases(device), *embedding_bag_layer.cases(device)]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bench.harness import COPY, Case, Contender, Target, Trial, rotating
 from bench.rivals import compiled
-from bench.workloads import NUM_BATCHES
+from bench.workloads import NUM_BATCHES, scale
 from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
 
-B = 4096
+BATCH = {"cpu": 4096, "cuda": 65_536}
 SHAPES = ((26, 16), (39, 10), (26, 64))
-EAGER, COMPILED = "torch, eager", "torch.compile"
+EAGER, COMPILED, AUTOTUNED = "torch, eager", "torch.compile", "torch.compile, max-autotune"
 
 TARGETS = (
     *(
@@ -25,6 +25,12 @@ TARGETS = (
         for rival in (COMPILED, EAGER)
     ),
     Target("fm_interaction, forward: bandwidth", "fm_interaction forward", "limit", 0.7),
+    *(
+        Target(f"{name}, {what}", f"{name} {what}", rival, reach, device="cuda")
+        for name in ("fm_interaction", "bi_interaction")
+        for what in ("forward", "forward + backward")
+        for rival, reach in ((COPY, 0.85), (COMPILED, 1.0), (AUTOTUNED, 1.0), (EAGER, 1.0))
+    ),
 )
 
 
@@ -42,25 +48,29 @@ PLAIN = {"fm_interaction": plain_fm_interaction, "bi_interaction": plain_bi_inte
 OURS = {"fm_interaction": fm_interaction, "bi_interaction": bi_interaction}
 
 
-def _contenders(name: str, trial: Trial, enter: Callable[[str, Callable[[Tensor], Tensor]], Contender]) -> Trial:
+def _contenders(
+    name: str, device: str, trial: Trial, enter: Callable[[str, Callable[[Tensor], Tensor]], Contender]
+) -> Trial:
     trial.contenders.append(enter("deeprec", OURS[name]))
     trial.add_rival(COMPILED, lambda: enter(COMPILED, compiled(PLAIN[name])))
     trial.add_rival(EAGER, lambda: enter(EAGER, PLAIN[name]))
+    if device == "cuda":
+        trial.add_rival(AUTOTUNED, lambda: enter(AUTOTUNED, compiled(PLAIN[name], max_autotune=True)))
     return trial
 
 
-def _forward(name: str, num_fields: int, dim: int) -> Trial:
-    batches = [torch.randn(B, num_fields, dim) for _ in range(NUM_BATCHES)]
+def _forward(name: str, device: str, num_fields: int, dim: int) -> Trial:
+    batches = [torch.randn(BATCH[device], num_fields, dim) for _ in range(NUM_BATCHES)]
 
     def enter(who: str, function: Callable[[Tensor], Tensor]) -> Contender:
         return Contender(who, rotating(function, batches), lambda: [function(batches[0])])
 
-    return _contenders(name, Trial([PLAIN[name](batches[0].double())], tolerance=1e-5), enter)
+    return _contenders(name, device, Trial([PLAIN[name](batches[0].double())], tolerance=1e-5), enter)
 
 
-def _backward(name: str, num_fields: int, dim: int) -> Trial:
-    batches = [torch.randn(B, num_fields, dim, requires_grad=True) for _ in range(NUM_BATCHES)]
-    grad = torch.randn(B, *(() if name == "fm_interaction" else (dim,)))
+def _backward(name: str, device: str, num_fields: int, dim: int) -> Trial:
+    batches = [torch.randn(BATCH[device], num_fields, dim, requires_grad=True) for _ in range(NUM_BATCHES)]
+    grad = torch.randn(BATCH[device], *(() if name == "fm_interaction" else (dim,)))
     wide = batches[0].detach().double().requires_grad_()
     PLAIN[name](wide).backward(grad.double())
 
@@ -72,21 +82,22 @@ def _backward(name: str, num_fields: int, dim: int) -> Trial:
 
         return Contender(who, rotating(run, batches), lambda: [run(batches[0])])
 
-    return _contenders(name, Trial([wide.grad], tolerance=1e-5), enter)
+    return _contenders(name, device, Trial([wide.grad], tolerance=1e-5), enter)
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """Both forms, forward and with the gradient, at three shapes."""
-    found = []
+    batch, found = BATCH[device], []
+    how_large = scale(device, f"B {batch:,}", f"B {BATCH['cpu']:,}")
     for name in PLAIN:
         for num_fields, dim in SHAPES:
-            size, label = B * num_fields * dim * 4, f"{name}, B {B}, F {num_fields}, D {dim}"
-            out = B * 4 * (1 if name == "fm_interaction" else dim)
-            flops = 3 * B * num_fields * dim
-            build = partial(_forward, name, num_fields, dim)
-            found.append(Case(f"{label}, forward", f"{name} forward", build, size + out, flops, COPY))
-            build, size = partial(_backward, name, num_fields, dim), 3 * size + 2 * out
-            found.append(
-                Case(f"{label}, forward + backward", f"{name} forward + backward", build, size, 2 * flops, COPY)
-            )
+            size, label = batch * num_fields * dim * 4, f"{name}, B {batch}, F {num_fields}, D {dim}"
+            out = batch * 4 * (1 if name == "fm_interaction" else dim)
+            flops = 3 * batch * num_fields * dim
+            for what, make, moved, times in (
+                ("forward", _forward, size + out, 1),
+                ("forward + backward", _backward, 3 * size + 2 * out, 2),
+            ):
+                build, group = partial(make, name, device, num_fields, dim), f"{name} {what}"
+                found.append(Case(f"{label}, {what}", group, build, moved, times * flops, COPY, scale=how_large))
     return found

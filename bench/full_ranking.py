@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec import data
+from deeprec._hardware import hardware
 from deeprec.contract import Schema
 from deeprec.evaluate import evaluate, protocol
-from deeprec.evaluate.card import hardware
 from deeprec.models import NeuMF
 
 NUM_USERS, NUM_ITEMS, INTERACTIONS = 6040, 3706, 1_000_209

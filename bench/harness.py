@@ -7,17 +7,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import quantiles
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
-from bench.machine import Gather, Limits
+from bench.clocks import CpuClock, GpuTiming, Step, Timing
+from bench.machine import COPY, Gather
+from bench.workloads import NUM_BATCHES
 
 OURS = "deeprec"
-COPY = "copy"  # the limit of work that reads and writes its memory in order
+FRACTIONS = {"limit": "fraction", COPY: "fraction_of_copy"}  # rivals of a target that are rates: the key in a row
 T = TypeVar("T")
 
 
@@ -81,6 +81,8 @@ class Case:
         limit: the access pattern whose measured speed `bytes` is held against, or COPY; None: none applies.
         size: what the group varies, for a chart of curves.
         effort: fraction of the usual time to spend on it, where a group has many cases.
+        scale: how large, where a device gets another size than the CPU: both sizes.
+        turns: batches that take turns; with `bytes` it says whether their rows are cold when they come again.
     """
 
     name: str
@@ -91,15 +93,19 @@ class Case:
     limit: Gather | str | None = None
     size: float | None = None
     effort: float = 1.0
+    scale: str = ""
+    turns: int = NUM_BATCHES
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a group of cases must reach: a ratio to a rival, or with rival "limit" a fraction of the measured limit.
+    """What a group of cases must reach: a ratio to a rival, or a fraction of a measured rate.
 
     Attributes:
+        rival: a contender, "limit" for the case's own limit, or COPY for that of a large copy.
         over: which of the group's cases counts: the worst ("min") or the middle one ("median").
         ours: name of the contender that must reach it.
+        device: where it must be reached, "cpu" or "cuda"; figures of a GPU are those of its own time.
     """
 
     work: str
@@ -108,21 +114,32 @@ class Target:
     reach: float
     over: str = "min"
     ours: str = OURS
+    device: str = "cpu"
+
+
+class Clock(Protocol):
+    """Times contenders on its device; see `bench.clocks`."""
+
+    @property
+    def device(self) -> str:
+        """Where the tensors of a case are made."""
+
+    def time_all(self, contenders: Sequence[Step], seconds: float, rounds: int, moved: float) -> Sequence[Timing]:
+        """All contenders in turn; `moved`: bytes of all batches that take turns."""
+
+    def release(self) -> None:
+        """Called when a case is over."""
+
+
+class Rates(Protocol):
+    """What the memory of the device can do; see `bench.machine.Limits`."""
+
+    def of(self, pattern: Gather | str | None) -> tuple[float | None, str | None]:
+        """Bytes a second and the name of a limit; None where there is none."""
 
 
 class ParityError(Exception):
     """Ours differs from the float64 reference: there is no figure."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one contender: median and quartiles over blocks of runs, and how many blocks."""
-
-    name: str
-    median: float
-    low: float
-    high: float
-    blocks: int
 
 
 def reason_of(error: BaseException) -> str:
@@ -135,6 +152,16 @@ def rotating(run: Callable[[T], Any], batches: Iterable[T]) -> Callable[[], Any]
     """A step that takes the next batch each time, so that rows are as cold as in training."""
     following = itertools.cycle(batches)
     return lambda: run(next(following))
+
+
+def no_grad(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function without the cost of recording a graph."""
+
+    def run(batch: Any) -> Any:
+        with torch.no_grad():
+            return function(batch)
+
+    return run
 
 
 def check_parity(contender: Contender, trial: Trial) -> float:
@@ -152,7 +179,11 @@ def check_parity(contender: Contender, trial: Trial) -> float:
         if got.shape != expected.shape:
             raise ParityError(f"{contender.name}: result {index} is {tuple(got.shape)}, not {tuple(expected.shape)}")
         scale = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-12)
-        error = float((got.detach().double() - expected).abs().max()) / scale if expected.numel() else 0.0
+        error = (
+            float((got.detach().to(expected.device, torch.float64) - expected).abs().max()) / scale
+            if expected.numel()
+            else 0.0
+        )
         if not error <= tolerance:
             raise ParityError(
                 f"{contender.name}: result {index} is off by {error:.1e} of its largest value, allowed {tolerance:.0e}"
@@ -166,32 +197,47 @@ def as_tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def time_all(contenders: Sequence[Contender], seconds: float, rounds: int) -> list[Timing]:
-    """Time every contender in turn, `rounds` times, the first of a round changing: drift hits all alike."""
-    threads = torch.get_num_threads()
-    timers = [Timer("step()", globals={"step": c.step}, num_threads=threads) for c in contenders]
-    taken: list[list[float]] = [[] for _ in contenders]
-    for start in range(rounds):
-        for k in range(len(contenders)):
-            k = (k + start) % len(contenders)
-            contenders[k].step()  # the caches now hold this contender's code and not the last one's
-            taken[k].extend(timers[k].blocked_autorange(min_run_time=seconds / rounds).times)
-    return [_timing(c.name, times) for c, times in zip(contenders, taken, strict=True)]
-
-
-def _timing(name: str, times: list[float]) -> Timing:
-    low, middle, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return Timing(name, middle, low, high, len(times))
-
-
-def run_case(case: Case, limits: Limits, seconds: float, rounds: int) -> dict[str, Any]:
+def run_case(case: Case, limits: Rates, seconds: float, rounds: int, clock: Clock | None = None) -> dict[str, Any]:
     """Parity, then time: the case's part of the result file.
 
+    Args:
+        limits: of the clock's device.
+        clock: of the device on which the case is set up; by default the CPU's.
     Raises:
-        ParityError: one of ours is wrong. A rival that differs is left out and listed with its error.
+        ParityError: one of ours is wrong, or the case cannot be set up here. A rival that differs is left out and
+            listed with its error.
     """
+    clock = clock or CpuClock()
     torch.manual_seed(0)
-    trial = case.build()
+    try:
+        with torch.device(clock.device):  # what a step makes must name its device: the mode would slow it down
+            trial = case.build()
+    except Exception as error:
+        raise ParityError(f"{case.name} could not be set up: {reason_of(error)}") from error
+    errors = _errors(case, trial)
+    limits.of(case.limit)  # before and after: what disturbs the machine lowers a limit, nothing raises it
+    timings = clock.time_all(trial.contenders, case.effort * seconds, rounds, case.bytes * case.turns)
+    limit, label = limits.of(case.limit)
+    copy = limits.of(COPY)[0] if case.bytes and isinstance(timings[0], GpuTiming) else None
+    missing = trial.missing
+    del trial
+    clock.release()
+    return {
+        "case": case.name,
+        "group": case.group,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "size": case.size,
+        "limit": label,
+        "limit_bytes_per_second": limit,
+        "missing": missing,
+        "rows": _rows(case, timings, errors, limit, copy),
+        **({"scale": case.scale} if case.scale else {}),
+    }
+
+
+def _errors(case: Case, trial: Trial) -> dict[str, float]:
+    """The error of every contender; a rival that differs leaves the trial."""
     errors: dict[str, float] = {}
     for contender in list(trial.contenders):
         try:
@@ -201,46 +247,46 @@ def run_case(case: Case, limits: Limits, seconds: float, rounds: int) -> dict[st
                 raise ParityError(f"{case.name}: {reason_of(error)}") from error
             trial.contenders.remove(contender)
             trial.missing[contender.name] = reason_of(error)
-    limits.of(case.limit)  # before and after: what disturbs the machine lowers a limit, nothing raises it
-    timings = time_all(trial.contenders, case.effort * seconds, rounds)
-    limit, label = limits.of(case.limit)
-    ours = next(t.median for t in timings if t.name == OURS)
-    return {
-        "case": case.name,
-        "group": case.group,
-        "bytes": case.bytes,
-        "flops": case.flops,
-        "size": case.size,
-        "limit": label,
-        "limit_bytes_per_second": limit,
-        "missing": trial.missing,
-        "rows": [
-            {
-                **asdict(timing),
-                "error": errors[timing.name],
-                "bytes_per_second": case.bytes / timing.median,
-                "fraction": case.bytes / timing.median / limit if limit else None,
-                "ratio": timing.median / ours,
-            }
-            for timing in timings
-        ],
-    }
+    return errors
+
+
+def _rows(
+    case: Case, timings: Sequence[Timing], errors: dict[str, float], limit: float | None, copy: float | None
+) -> list[dict[str, Any]]:
+    """A row a contender: times, error, rate; of a GPU also the rate as a fraction of a copy's, and the host's ratio."""
+    ours = next(t for t in timings if t.name == OURS)
+    rows = []
+    for timing in timings:
+        rate = case.bytes / timing.median
+        row = {
+            **asdict(timing),
+            "error": errors[timing.name],
+            "bytes_per_second": rate,
+            "fraction": rate / limit if limit else None,
+            "ratio": timing.median / ours.median,
+        }
+        if isinstance(timing, GpuTiming) and isinstance(ours, GpuTiming):
+            row["fraction_of_copy"] = rate / copy if copy else None
+            row["waited_ratio"] = timing.waited / ours.waited
+        rows.append(row)
+    return rows
 
 
 def reached(target: Target, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the cases of a target's group came to; got is None where the rival or the limit is missing."""
-    found = []
+    values = []
     for case in cases:
         rows = {row["name"]: row for row in case["rows"]}
         if case["group"] != target.group or target.ours not in rows:
             continue
-        if target.rival == "limit":
-            value = rows[target.ours]["fraction"]
+        ours = rows[target.ours]
+        if target.rival in FRACTIONS:
+            value = ours.get(FRACTIONS[target.rival])
         else:
-            value = rows[target.rival]["median"] / rows[target.ours]["median"] if target.rival in rows else None
+            value = rows[target.rival]["median"] / ours["median"] if target.rival in rows else None
         if value is not None:
-            found.append(value)
-    got = (min(found) if target.over == "min" else _median(found)) if found else None
+            values.append(value)
+    got = (min(values) if target.over == "min" else _median(values)) if values else None
     return {**asdict(target), "got": got, "reached": None if got is None else got >= target.reach}
 
 

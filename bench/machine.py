@@ -18,14 +18,17 @@ from typing import Any
 
 import torch
 
-from deeprec.evaluate.card import hardware
-from deeprec.kernels._library import cpu_isa
+from deeprec._hardware import hardware
+from deeprec.kernels._library import cpu_isa, cuda_load_error, operators
 
 SOURCE = Path(__file__).with_name("limits.cpp")
 TRAFFIC = 64 << 20  # bytes of rows a measurement reads: well beyond the last cache
 RESULT = 8 << 20  # bytes of the result that the rows are written to, again and again
 DISTANCES = (1, 2, 4, 8, 16, 24, 32)
 PACKAGES = ("torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "triton")
+GPU_PACKAGES = ("fbgemm-gpu", "cut-cross-entropy", "liger-kernel", "faiss-gpu-cu12", "faiss-gpu")
+COPY = "copy"  # the limit of work that reads and writes its memory in order
+ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "pstate")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Gather:
 def versions() -> dict[str, str]:
     """Of Python and of every package whose speed is shown; a missing one is left out."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in PACKAGES + GPU_PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -56,6 +59,36 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Hardware, and the instruction set that our kernels chose."""
     return {**hardware(), "deeprec_kernels": cpu_isa() or "references (nothing compiled)"}
+
+
+def gpu(op: str) -> dict[str, Any]:
+    """The current GPU, settings of its products, and what serves the operators of kernels/OP, or all in use there."""
+    own = [operator for operator in operators() if f".kernels.{op}." in f"{operator.reference.__module__}."]
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "float32_products": torch.get_float32_matmul_precision(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "implementations": {o.name: o.implementation("cuda")[0] for o in own or operators()},
+        "compiled_not_loaded": cuda_load_error(),
+        **_smi(str(properties.uuid)),
+    }
+
+
+def _smi(uuid: str) -> dict[str, str]:
+    """Driver, clocks and power as nvidia-smi reads them now; nothing where it is missing."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    command = [program, "-i", f"GPU-{uuid}", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [word.strip() for word in done.stdout.split(",")]
+    return dict(zip(ASKED, found, strict=True)) if len(found) == len(ASKED) else {}
 
 
 class Limits:
@@ -89,7 +122,7 @@ class Limits:
         target = torch.empty_like(source)
         sizes = (target.data_ptr(), source.data_ptr(), source.numel(), torch.get_num_threads())
         ways = [functools.partial(self._library.copy, *sizes, streaming) for streaming in (0, 1)]
-        return self._keep("copy", 2 * source.numel() / _best([*ways, lambda: target.copy_(source)]))
+        return self._keep(COPY, 2 * source.numel() / _best([*ways, lambda: target.copy_(source)]))
 
     def _keep(self, name: str, value: float) -> float:
         self.measured[name] = max(value, self.measured.get(name, 0.0))

@@ -24,20 +24,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.autoencoders import ADDMM, BATCH, DENSE, DENSE_COMPILED, GATHER, HIDDEN, Rows, layers, movielens, synthetic
+from bench.autoencoders import (
+    ADDMM,
+    DENSE,
+    DENSE_COMPILED,
+    GATHER,
+    HIDDEN,
+    ML_1M,
+    Rows,
+    layers,
+    ml_1m,
+    synthetic,
+    workloads,
+)
 from bench.harness import Case, Contender, Target, Trial
 from bench.machine import machine, versions
 from bench.rivals import compiled
+from bench.workloads import optimizer_of, row_update
 from deeprec.kernels.embedding_bag import RowUpdate
 from deeprec.kernels.masked_autoencoder_loss import DENSE_FROM, masked_autoencoder_loss
 
 LR, EPS = 1e-3, 1e-2  # so large an eps that a gradient of nothing but rounding errors moves no weight
 ADAM = 3
+TORCH_ADAM = partial(torch.optim.Adam, lr=LR, eps=EPS, fused=True)
 TARGETS = (
     Target("I-AutoRec, H 500, ML-1M, B 512: an epoch with Adam", "ML-1M epoch", DENSE_COMPILED, 6.0),
     Target("I-AutoRec, H 500, ML-1M, B 512: an epoch with Adam", "ML-1M epoch", DENSE, 6.0),
     Target("same, 0.5% density, 50k columns", "50k columns", DENSE_COMPILED, 20.0),
     Target("same, 0.5% density, 50k columns", "50k columns", DENSE, 20.0),
+    *(
+        Target(f"I-AutoRec, H 500, {work} with Adam", group, rival, 1.0, device="cuda")
+        for work, group in (("ML-1M's shape: an epoch", "ML-1M epoch"), ("50k columns: two steps", "50k columns"))
+        for rival in (DENSE_COMPILED, DENSE, ADDMM)
+    ),
 )
 Step = Callable[[Rows, Sequence[Tensor]], Tensor]
 
@@ -45,8 +64,7 @@ Step = Callable[[Rows, Sequence[Tensor]], Tensor]
 def adam(weight: Tensor) -> RowUpdate:
     """Adam on the touched rows."""
     first, second = torch.zeros_like(weight), torch.zeros_like(weight)
-    lr, step = torch.tensor(LR, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    return RowUpdate(ADAM, [first], [second], lr, step, [EPS, 0.0, 0.9, 0.999])
+    return row_update(ADAM, [first], [second], LR, [EPS, 0.0, 0.9, 0.999])
 
 
 def our_epoch(batches: Sequence[Rows], parameters: list[Tensor], path: str = "auto") -> Callable[[], Any]:
@@ -58,10 +76,10 @@ def our_epoch(batches: Sequence[Rows], parameters: list[Tensor], path: str = "au
         "update_decoder": adam(decoder),
         "update_decoder_bias": adam(decoder_bias.view(-1, 1)),
     }
-    optimizer = torch.optim.Adam([encoder_bias], lr=LR, eps=EPS, fused=True)
+    optimizer = optimizer_of(TORCH_ADAM, [encoder_bias])
 
     def epoch() -> Tensor:
-        total = torch.zeros(())
+        total = encoder.new_zeros(())
         for rows in batches:
             optimizer.zero_grad(set_to_none=True)
             loss, _ = masked_autoencoder_loss(*rows[:3], *parameters, path=path, **updates)
@@ -103,10 +121,10 @@ def their_epoch(inputs: Sequence[Any], parameters: list[Tensor], loss_of: Callab
     """Forward, backward and torch's fused Adam."""
     for parameter in parameters:
         parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=LR, eps=EPS, fused=True)
+    optimizer = optimizer_of(TORCH_ADAM, parameters)
 
     def epoch() -> Tensor:
-        total = torch.zeros(())
+        total = parameters[0].new_zeros(())
         for given in inputs:
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(*given, parameters)
@@ -156,7 +174,7 @@ def _trial(batches: Callable[[], Sequence[Rows]], rivals: Sequence[str]) -> Tria
         return their_epoch([(rows, rows.rows) for rows in some], mine, gathered_loss)
 
     def addmm(mine: list[Tensor], some: Sequence[Rows]) -> Callable[[], Any]:
-        inputs = [(rows, rows._replace(values=torch.zeros(rows.nnz)).csr(), rows.csr()) for rows in some]
+        inputs = [(rows, rows._replace(values=torch.zeros_like(rows.values)).csr(), rows.csr()) for rows in some]
         return their_epoch(inputs, mine, sampled_loss)
 
     trial.contenders.append(enter("deeprec", lambda mine, some: our_epoch(some, mine)))
@@ -171,32 +189,34 @@ def _trial(batches: Callable[[], Sequence[Rows]], rivals: Sequence[str]) -> Tria
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """The epochs of issue 5; flops are those of the sparse way, five products of nnz x H."""
-    most = (DENSE, DENSE_COMPILED, ADDMM)
-    wide = partial(lambda: [synthetic(50_000, 0.005, seed=seed) for seed in range(2)])
-    flops = 10.0 * HIDDEN
+    most, flops = (DENSE, DENSE_COMPILED, ADDMM), 10.0 * HIDDEN
+    narrow, wide = workloads(device, 2)
     return [
         Case(
             "I-AutoRec, H 500, ML-1M (4.5% dense), B 512: an epoch, forward + backward + Adam",
             "ML-1M epoch",
-            partial(_trial, movielens, most),
+            partial(_trial, partial(ml_1m, device), most),
             0,
-            flops * 1_000_209,
+            flops * ML_1M[2],
+            scale=narrow.scale,
         ),
         Case(
             "the first of its batches alone",
             "ML-1M step",
-            partial(_trial, lambda: movielens()[:1], (*most, GATHER)),
+            partial(_trial, lambda: ml_1m(device)[:1], (*most, GATHER)),
             0,
-            flops * 1_000_209 * BATCH / 3706,
+            flops * narrow.nnz,
+            scale=narrow.scale,
         ),
         Case(
-            "I-AutoRec, H 500, 50k columns, 0.5% dense, B 512: two steps, forward + backward + Adam",
+            f"I-AutoRec, H 500, {wide.name}: two steps, forward + backward + Adam",
             "50k columns",
-            partial(_trial, wide, most),
+            partial(_trial, wide.batches, most),
             0,
-            flops * 2 * BATCH * 250,
+            flops * 2 * wide.nnz,
+            scale=wide.scale,
         ),
     ]
 

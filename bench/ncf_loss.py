@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -14,14 +14,19 @@ from torch.nn import functional as F
 
 from bench.harness import Case, Contender, Target, Trial, rotating
 from bench.rivals import compiled
-from bench.workloads import NUM_BATCHES, distinct
+from bench.workloads import NUM_BATCHES, distinct, scale
 from deeprec.kernels.ncf_loss import ncf_loss
 
 NUM_USERS, NUM_ITEMS, NEGATIVES = 6040, 3706, 4  # MovieLens-1M
 Batch = tuple[Tensor, Tensor, Tensor]
-EAGER, COMPILED = "torch, eager", "torch.compile"
+EAGER, COMPILED, AUTOTUNED = "torch, eager", "torch.compile", "torch.compile, max-autotune"
+GPU_TIMES = 16  # as many positives a batch as on the CPU
 
-TARGETS = tuple(Target("NeuMF's loss and gradients", "ncf_loss", rival, 1.0) for rival in (COMPILED, EAGER))
+TARGETS = tuple(
+    Target("NeuMF's loss and gradients", "ncf_loss", rival, 1.0, device=device)
+    for device, rivals in (("cpu", (COMPILED, EAGER)), ("cuda", (COMPILED, AUTOTUNED, EAGER)))
+    for rival in rivals
+)
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,14 @@ def _gradients(model: NeuMF) -> list[Tensor]:
 def _bfloat16_error(model: NeuMF, batch: Batch, expected: list[Tensor]) -> float:
     """The largest error of PyTorch's own bfloat16 products: what a bfloat16 kernel may err, too."""
     model.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(batch[0].device.type, dtype=torch.bfloat16):
         loss = model.loss(*batch)
     loss.backward()
     found = zip(_gradients(model), expected, strict=True)
     return max(float((got - wide).abs().max() / wide.abs().max()) for got, wide in found)
 
 
-def _trial(shape: Shape) -> Trial:
+def _trial(shape: Shape, device: str) -> Trial:
     model = NeuMF(shape)
     batches = [_draw(shape.groups) for _ in range(NUM_BATCHES)]
     wide = copy.deepcopy(model).double()
@@ -116,6 +121,8 @@ def _trial(shape: Shape) -> Trial:
     trial.contenders.append(enter("deeprec, bfloat16", partial(model.fused_loss, precision="bfloat16"), honest))
     trial.add_rival(COMPILED, lambda: enter(COMPILED, compiled(model.loss)))
     trial.add_rival(EAGER, lambda: enter(EAGER, model.loss))
+    if device == "cuda":
+        trial.add_rival(AUTOTUNED, lambda: enter(AUTOTUNED, compiled(model.loss, max_autotune=True)))
     return trial
 
 
@@ -128,9 +135,12 @@ def _flops(shape: Shape) -> float:
     return 6.0 * (pairs + (distinct(users) + distinct(items)) * shape.embedding * widths[0])
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """NeuMF of the paper's largest size and of a small one, large batches and small ones; compute-bound."""
-    return [
-        Case(f"ncf_loss, {shape.label}", "ncf_loss", partial(_trial, shape), bytes=0.0, flops=_flops(shape))
-        for shape in SHAPES
-    ]
+    found = []
+    for shape in SHAPES:
+        size = shape if device == "cpu" else replace(shape, groups=GPU_TIMES * shape.groups)
+        build, name = partial(_trial, size, device), f"ncf_loss, {size.label}"
+        how_large = scale(device, f"{size.groups:,} positives", f"{shape.groups:,}")
+        found.append(Case(name, "ncf_loss", build, bytes=0.0, flops=_flops(size), scale=how_large))
+    return found

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.autoencoders import ADDMM, DENSE, DENSE_COMPILED, HIDDEN, Rows, movielens, synthetic
-from bench.embedding_bag import no_grad
-from bench.harness import Case, Contender, Target, Trial, rotating
+from bench.autoencoders import ADDMM, DENSE, DENSE_COMPILED, HIDDEN, Rows, workloads
+from bench.harness import Case, Contender, Target, Trial, no_grad, rotating
 from bench.rivals import compiled
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 
@@ -24,6 +23,12 @@ TARGETS = (
     Target("decoder + loss, H 500, ML-1M, B 512: forward", "forward", DENSE_COMPILED, 1.0),
     Target("same, forward + backward, dense gradients", "forward + backward", ADDMM, 1.0),
     Target("same, forward + backward, dense gradients", "forward + backward", DENSE_COMPILED, 1.0),
+    *(
+        Target(f"decoder + loss, H 500, {what}: {group}", group + suffix, rival, 1.0, device="cuda")
+        for what, suffix in (("ML-1M's shape", ""), ("50k columns", ", 50k columns"))
+        for group in ("forward", "forward + backward")
+        for rival in (ADDMM, DENSE_COMPILED)
+    ),
 )
 Loss = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
@@ -95,19 +100,15 @@ def _trial(batches: Callable[[], list[Rows]], is_training: bool) -> Trial:
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """A batch of MovieLens-1M, and one of 50,000 columns."""
-    whole = partial(lambda: list(movielens()[:-1]))  # the last batch is a small one
-    wide = partial(lambda: [synthetic(50_000, 0.005, seed=seed) for seed in range(2)])
     found = []
     for name, group, factor, is_training in (
         ("forward", "forward", 2.0, False),
         ("forward + backward, dense gradients", "forward + backward", 6.0, True),
     ):
-        for what, suffix, batches, nnz in (
-            ("ML-1M, B 512", "", whole, 1_000_209 * 512 / 3706),
-            ("50k columns, 0.5% dense, B 512", ", 50k columns", wide, 512 * 250),
-        ):
-            case = f"decoder + loss, H 500, {what}, {name}"
-            found.append(Case(case, group + suffix, partial(_trial, batches, is_training), 0, factor * nnz * HIDDEN))
+        for work in workloads(device, 2):
+            case, build = f"decoder + loss, H 500, {work.name}, {name}", partial(_trial, work.batches, is_training)
+            flops = factor * work.nnz * HIDDEN
+            found.append(Case(case, group + work.group, build, 0, flops, scale=work.scale))
     return found

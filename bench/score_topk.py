@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.harness import Case, Contender, Target, Trial
-from bench.rivals import compiled
+from bench.rivals import compiled, faiss_topk
+from bench.workloads import scale
 from deeprec.kernels._library import cpu_isa
 from deeprec.kernels.score_topk import DotScorer, NCFScorer, TopK, score_items, score_topk
 
@@ -90,54 +92,77 @@ def check(name: str, got: TopK, expected: Tensor, tolerance: float) -> None:
 
 # Cases of the harness: the dot scorer on all users, the network on a few, since the plain one takes 10 ms a user.
 
-PLAIN_USERS = 64
 DENSE, PAIRS, COMPILED = "torch: matmul, mask, topk", "torch: every pair through the network", "torch.compile of it"
+AUTOTUNED, DENSE_COMPILED, FAISS = "torch.compile of it, max-autotune", "torch.compile: matmul, mask, topk", "faiss-gpu"
+EXACT_BLOCK = 512  # users whose scores are held in float64 at a time
 TARGETS = (
     Target("score_topk, dot product", "dot", DENSE, 1.0),
     Target("score_topk, NeuMF-32", "NeuMF", PAIRS, 1.0),
     Target("score_topk, NeuMF-32", "NeuMF", COMPILED, 1.0),
+    *(Target("score_topk, dot product", "dot", rival, 1.0, device="cuda") for rival in (DENSE, DENSE_COMPILED, FAISS)),
+    *(Target("score_topk, NeuMF-32", "NeuMF", rival, 1.0, device="cuda") for rival in (PAIRS, COMPILED, AUTOTUNED)),
 )
 
 
-def _seen(num_users: int) -> tuple[Tensor, dict[str, Tensor]]:
+class Size(NamedTuple):
+    """Users and items of the dot scorer, users of the network (whose items are always those of MovieLens-1M)."""
+
+    users: int
+    items: int
+    of_network: int
+
+    @classmethod
+    def on(cls, device: str) -> Size:
+        """On a GPU more than its caches hold."""
+        return cls(NUM_USERS, NUM_ITEMS, 64) if device == "cpu" else cls(16_384, 100_000, 512)
+
+
+def _seen(num_users: int, num_items: int = NUM_ITEMS) -> tuple[Tensor, dict[str, Tensor]]:
     """Items met, as a mask [users, N] and as the lists that score_topk takes."""
-    lists = torch.rand(num_users, NUM_ITEMS).argsort(1)[:, :PER_USER].sort(1).values
-    mask = torch.zeros((num_users, NUM_ITEMS), dtype=torch.bool).scatter_(1, lists, True)
+    lists = torch.empty(num_users, PER_USER, dtype=torch.int64)
+    for first in range(0, num_users, EXACT_BLOCK):
+        some = lists[first : first + EXACT_BLOCK]
+        some.copy_(torch.rand(len(some), num_items).argsort(1)[:, :PER_USER].sort(1).values)
+    mask = torch.zeros((num_users, num_items), dtype=torch.bool).scatter_(1, lists, True)
     indptr = torch.arange(num_users + 1) * PER_USER
     return mask, {"seen_indptr": indptr, "seen_indices": lists.int().flatten()}
 
 
-def _dot_trial() -> Trial:
-    users, items = torch.randn(NUM_USERS, 64), torch.randn(NUM_ITEMS, 64)
-    mask, lists = _seen(NUM_USERS)
-    scorer = DotScorer(users, items)
-    exact = (users.double() @ items.double().T).masked_fill_(mask, float("-inf"))
-    trial = Trial([exact.topk(K).values])
+def dense_topk(users: Tensor, items: Tensor, mask: Tensor) -> Tensor:
+    """Every score, then the largest."""
+    return (users @ items.T).masked_fill_(mask, float("-inf")).topk(K).values
 
-    def dense() -> Tensor:
-        return (users @ items.T).masked_fill_(mask, float("-inf")).topk(K).values
 
+def _dot_trial(size: Size, device: str) -> Trial:
+    users, items = torch.randn(size.users, 64), torch.randn(size.items, 64)
+    mask, lists = _seen(size.users, size.items)
+    scorer, wide = DotScorer(users, items), items.double()
+    parts = zip(users.split(EXACT_BLOCK), mask.split(EXACT_BLOCK), strict=True)
+    trial = Trial([torch.cat([dense_topk(some.double(), wide, seen) for some, seen in parts])])
     trial.add("deeprec", lambda: [score_topk(scorer, K, **lists).values])
-    trial.add(DENSE, dense)
+    trial.add_rival(DENSE, lambda: Contender(DENSE, lambda: dense_topk(users, items, mask)))
+    if device == "cuda":
+        whole = compiled(dense_topk)
+        trial.add_rival(DENSE_COMPILED, lambda: Contender(DENSE_COMPILED, lambda: whole(users, items, mask)))
+        trial.add_rival(FAISS, lambda: Contender(FAISS, partial(faiss_topk(items, k=K, **lists), users)))
     return trial
 
 
-def _network_trial() -> Trial:
-    model = PlainNeuMF()
+def _network_trial(size: Size, device: str) -> Trial:
+    model, count = PlainNeuMF(), size.of_network
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    mask, lists = _seen(PLAIN_USERS)
+    mask, lists = _seen(count)
     with torch.no_grad():
         whole = model.scorer()
     scorer = whole._replace(
-        user_hidden=whole.user_hidden[:PLAIN_USERS].contiguous(),
-        user_factors=whole.user_factors[:PLAIN_USERS].contiguous(),
+        user_hidden=whole.user_hidden[:count].contiguous(), user_factors=whole.user_factors[:count].contiguous()
     )
-    pairs = torch.cartesian_prod(torch.arange(PLAIN_USERS), torch.arange(NUM_ITEMS)).unbind(1)
+    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(NUM_ITEMS)).unbind(1)
 
     def best(network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         with torch.no_grad():
-            scores = network(*pairs).view(PLAIN_USERS, NUM_ITEMS)
+            scores = network(*pairs).view(count, NUM_ITEMS)
         return scores.masked_fill(mask, float("-inf")).topk(K).values
 
     expected = best(copy.deepcopy(model).double())
@@ -154,15 +179,32 @@ def _network_trial() -> Trial:
     )
     trial.add_rival(PAIRS, lambda: Contender(PAIRS, lambda: best(model)))
     trial.add_rival(COMPILED, lambda: Contender(COMPILED, partial(best, compiled(model))))
+    if device == "cuda":
+        trial.add_rival(AUTOTUNED, lambda: Contender(AUTOTUNED, partial(best, compiled(model, max_autotune=True))))
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """Both scorers; compute-bound, so flops are shown."""
-    network = 2.0 * PLAIN_USERS * NUM_ITEMS * (128 * 64 + 64 * 32 + 32 + FACTORS)
+    size, on_cpu = Size.on(device), Size.on("cpu")
+    network = 2.0 * size.of_network * NUM_ITEMS * (128 * 64 + 64 * 32 + 32 + FACTORS)
     return [
-        Case(f"dot, D 64, {NUM_USERS:,} users", "dot", _dot_trial, 0.0, 2.0 * 64 * NUM_USERS * NUM_ITEMS),
-        Case(f"NeuMF-32 256-128-64-32, {PLAIN_USERS} users", "NeuMF", _network_trial, 0.0, network),
+        Case(
+            f"dot, D 64, {size.users:,} users",
+            "dot",
+            partial(_dot_trial, size, device),
+            0.0,
+            2.0 * 64 * size.users * size.items,
+            scale=scale(device, f"{size.items:,} items", f"{on_cpu.users:,} users, {on_cpu.items:,} items"),
+        ),
+        Case(
+            f"NeuMF-32 256-128-64-32, {size.of_network} users",
+            "NeuMF",
+            partial(_network_trial, size, device),
+            0.0,
+            network,
+            scale=scale(device, f"{size.of_network} users", f"{on_cpu.of_network}"),
+        ),
     ]
 
 

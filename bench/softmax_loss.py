@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from bench.harness import Case, Contender, Target, Trial
 from bench.machine import machine, versions
-from bench.rivals import compiled
-from deeprec.kernels.sample_negatives import AliasTable, alias_table, sample_negatives
+from bench.rivals import compiled, linear_losses
+from bench.workloads import scale
+from deeprec.kernels.sample_negatives import alias_table, sample_negatives
 from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
 
 EAGER, COMPILED, CHUNKED = "F.cross_entropy", "torch.compile", "chunks with checkpoints"
@@ -39,6 +40,16 @@ TARGETS = (
     Target("in-batch softmax, forward + backward", IN_BATCH, EAGER, 1.0),
     Target("100 negatives a row, drawn uniformly", UNIFORM, GATHER, 1.0),
     Target("100 negatives a row, drawn by popularity", POPULAR, GATHER, 1.0),
+    *(
+        Target(work, group, rival, 1.0, device="cuda")
+        for work, group, rivals in (
+            ("softmax over 100k items", CATALOGUE, (EAGER, COMPILED, CHUNKED, *linear_losses("cuda"))),
+            ("in-batch softmax", IN_BATCH, (EAGER, COMPILED)),
+            ("100 negatives a row, drawn uniformly", UNIFORM, (GATHER,)),
+            ("100 negatives a row, drawn by popularity", POPULAR, (GATHER,)),
+        )
+        for rival in rivals
+    ),
 )
 SHAPES = (
     (CATALOGUE, 1024, 100_000, 64),
@@ -48,6 +59,7 @@ SHAPES = (
     (IN_BATCH, 1024, 1024, 64),
     (IN_BATCH, 8192, 8192, 128),
 )
+DRAWN = {"cpu": (1024, 100_000), "cuda": (16_384, 100_000)}  # rows and items where negatives are drawn
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -73,10 +85,14 @@ def chunked(queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 
 
 def _inputs(batch: int, num_items: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, items and targets on torch's default device, the same for all."""
     draw = torch.Generator().manual_seed(0)
-    queries = torch.randn(batch, dim, generator=draw).requires_grad_()
-    items = (torch.randn(num_items, dim, generator=draw) * dim**-0.5).requires_grad_()
-    return queries, items, torch.randint(num_items, (batch,), generator=draw)
+    with torch.device("cpu"):
+        queries = torch.randn(batch, dim, generator=draw)
+        items = torch.randn(num_items, dim, generator=draw) * dim**-0.5
+        targets = torch.randint(num_items, (batch,), generator=draw)
+    queries, items = (torch.as_tensor(x).requires_grad_() for x in (queries, items))
+    return queries, items, torch.as_tensor(targets)
 
 
 def _step(loss_of: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
@@ -97,19 +113,21 @@ def _exact(inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
     return [total, of_queries, of_items]
 
 
-def _trial(batch: int, num_items: int, dim: int) -> Trial:
+def _trial(batch: int, num_items: int, dim: int, device: str) -> Trial:
     inputs = _inputs(batch, num_items, dim)
     trial = Trial(_exact(inputs), tolerance=1e-4)
     trial.add("deeprec", partial(_step, ours, inputs))
-    for name, loss_of in ((EAGER, lambda: plain), (CHUNKED, lambda: chunked), (COMPILED, lambda: compiled(plain))):
+    rivals = {EAGER: lambda: plain, CHUNKED: lambda: chunked, COMPILED: lambda: compiled(plain)}
+    for name, loss_of in {**rivals, **linear_losses(device)}.items():
         trial.add_rival(name, lambda name=name, loss_of=loss_of: Contender(name, partial(_step, loss_of(), inputs)))
     return trial
 
 
-def _drawn_trial(popularity: AliasTable | None) -> Trial:
+def _drawn_trial(batch: int, num_items: int, by_popularity: bool) -> Trial:
     """Negatives of each row's own, without correction: drawn in the kernel, or first and then gathered."""
-    queries, items, targets = inputs = _inputs(1024, 100_000, 64)
-    nobody = torch.zeros(1024, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    queries, items, targets = inputs = _inputs(batch, num_items, 64)
+    popularity = alias_table(1 / torch.arange(1.0, num_items + 1), 0.75) if by_popularity else None
+    nobody = torch.zeros(batch, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
 
     def drawn(q: Tensor, v: Tensor, at: Tensor) -> Tensor:
         return sampled_softmax_loss(q, v, at, NUM_NEGATIVES, seed=1, popularity=popularity, use_log_q=False)
@@ -132,28 +150,31 @@ def _drawn_trial(popularity: AliasTable | None) -> Trial:
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """The catalogue at the sizes that a two-tower model trains with, the batch against itself, and drawn negatives."""
-    entries = 1024 * (1 + NUM_NEGATIVES)
-    table = alias_table(1 / torch.arange(1.0, 100_001), 0.75)
+    rows, of_items = DRAWN[device]
+    entries = rows * (1 + NUM_NEGATIVES)
     drawn = [
         Case(
-            f"{NUM_NEGATIVES} negatives {group}, B 1024, N 100000, D 64, forward + backward",
+            f"{NUM_NEGATIVES} negatives {group}, B {rows}, N {of_items}, D 64, forward + backward",
             group,
-            partial(_drawn_trial, popularity),
+            partial(_drawn_trial, rows, of_items, group == POPULAR),
             3 * entries * 64 * 4,  # every row twice, and its gradient once
             6 * entries * 64,
+            scale=scale(device, f"B {rows}", f"B {DRAWN['cpu'][0]}"),
+            turns=1,
         )
-        for group, popularity in ((UNIFORM, None), (POPULAR, table))
+        for group in (UNIFORM, POPULAR)
     ]
     return drawn + [
         Case(
             f"{group}, B {batch}, N {num_items}, D {dim}, forward + backward",
             group,
-            partial(_trial, batch, num_items, dim),
+            partial(_trial, batch, num_items, dim, device),
             8 * dim * (batch + num_items),  # queries, items and their gradients, once
             6 * batch * num_items * dim,  # a product forwards, two backwards
             effort=0.25 if batch * num_items > 200_000_000 else 1.0,
+            turns=1,
         )
         for group, batch, num_items, dim in SHAPES
     ]

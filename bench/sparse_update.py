@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from bench.harness import Case, Contender, Target, Trial, rotating
-from bench.machine import Gather
-from bench.workloads import NUM_BATCHES, distinct, touched, uniform_ids
+from bench.machine import COPY, Gather
+from bench.workloads import NUM_BATCHES, Tables, distinct, optimizer_of, scale, touched, uniform_ids
 from deeprec.kernels.sparse_update import reference
 from deeprec.train import optim
 
-T, R, D, B = 26, 100_000, 16, 4096
 LR, EPS, L1 = 0.05, 1e-8, 0.1
 ADAM_EPS = 1e-12  # so small that torch's SparseAdam, which does not bias-correct it, computes the same
 PARITY_STEPS = 2
@@ -30,6 +29,17 @@ TARGETS = (
     Target("Adagrad, 26 tables: step", "adagrad", "torch.optim.Adagrad", 1.0),
     Target("Adam, 26 tables: step", "adam", "torch.optim.SparseAdam", 1.0),
     Target("Adam, 26 tables: step", "adam", DENSE_ADAM, 1.0),
+    *(
+        Target(f"{group}, 26 tables: step", group, rival, reach, device="cuda")
+        for group, rivals in (
+            ("sgd", ("torch.optim.SGD",)),
+            ("adagrad", ("torch.optim.Adagrad",)),
+            ("row-wise-adagrad", ()),
+            ("ftrl", ()),
+            ("adam", ("torch.optim.SparseAdam", DENSE_ADAM)),
+        )
+        for rival, reach in ((COPY, 0.6), *((rival, 1.0) for rival in rivals))
+    ),
 )
 
 
@@ -37,16 +47,17 @@ TARGETS = (
 class Gradients:
     """Coalesced gradients of every table, batch by batch: rows [U] and values [U, D]."""
 
+    size: Tables
     weights: list[Tensor]
     batches: list[list[tuple[Tensor, Tensor]]]
 
     @classmethod
-    def draw(cls) -> Gradients:
+    def draw(cls, size: Tables) -> Gradients:
         batches = []
         for _ in range(NUM_BATCHES):
-            rows = [uniform_ids(R, B).unique() for _ in range(T)]
-            batches.append([(some, torch.randn(len(some), D)) for some in rows])
-        return cls([torch.randn(R, D) * 0.1 for _ in range(T)], batches)
+            rows = [uniform_ids(size.rows, size.batch).unique() for _ in range(size.count)]
+            batches.append([(some, torch.randn(len(some), size.dim)) for some in rows])
+        return cls(size, [torch.randn(size.rows, size.dim) * 0.1 for _ in range(size.count)], batches)
 
     def expected(self, step: Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, int], None]) -> list[Tensor]:
         """Rows of the first batch after two steps of the reference in float64."""
@@ -61,7 +72,7 @@ class Gradients:
 
     def enter(self, name: str, make: Callable[[Sequence[Tensor]], Any], *, dense: bool = False) -> Contender:
         weights = [weight.clone().requires_grad_() for weight in self.weights]
-        optimizer = make(weights)
+        optimizer = optimizer_of(make, weights)
         # A dense optimizer visits all rows whichever the gradient holds: two batches say as much as eight.
         batches = [self._grads(batch, dense) for batch in self.batches[: 2 if dense else NUM_BATCHES]]
 
@@ -79,10 +90,10 @@ class Gradients:
 
         return Contender(name, rotating(run, batches), check)
 
-    @staticmethod
-    def _grads(batch: list[tuple[Tensor, Tensor]], dense: bool) -> list[Tensor]:
+    def _grads(self, batch: list[tuple[Tensor, Tensor]], dense: bool) -> list[Tensor]:
+        shape = (self.size.rows, self.size.dim)
         sparse = [
-            torch.sparse_coo_tensor(r.unsqueeze(0), v, (R, D), is_coalesced=True, check_invariants=False)
+            torch.sparse_coo_tensor(r.unsqueeze(0), v, shape, is_coalesced=True, check_invariants=False)
             for r, v in batch
         ]
         return [grad.to_dense() for grad in sparse] if dense else sparse
@@ -113,20 +124,23 @@ def _ftrl(weight: Tensor, state: dict[str, Tensor], rows: Tensor, grad: Tensor, 
 
 
 def _trial(
+    size: Tables,
     step: Callable[[Tensor, dict[str, Tensor], Tensor, Tensor, int], None],
     contenders: Sequence[tuple[str, Callable[[Sequence[Tensor]], Any], bool]],
 ) -> Trial:
-    gradients = Gradients.draw()
+    gradients = Gradients.draw(size)
     trial = Trial(gradients.expected(step), tolerance=2e-5)
     for name, make, dense in contenders:
         trial.contenders.append(gradients.enter(name, make, dense=dense))
     return trial
 
 
-def cases() -> list[Case]:
+def cases(device: str = "cpu") -> list[Case]:
     """One for each rule; Adam with its dense-equivalent mode."""
+    size = Tables.on(device)
+    dim = size.dim
     torch.manual_seed(0)
-    rows = T * distinct(uniform_ids(R, B))
+    rows = size.count * distinct(uniform_ids(size.rows, size.batch))
     adagrad, adam = {"lr": LR, "eps": EPS}, {"lr": LR, "eps": ADAM_EPS}
     rules = (
         (
@@ -139,7 +153,7 @@ def cases() -> list[Case]:
         (
             "adagrad",
             _adagrad,
-            4 * D,
+            4 * dim,
             6,
             [
                 ("deeprec", partial(optim.Adagrad, **adagrad)),
@@ -147,11 +161,11 @@ def cases() -> list[Case]:
             ],
         ),
         ("row-wise adagrad", _rowwise_adagrad, 4, 5, [("deeprec", partial(optim.RowWiseAdagrad, **adagrad))]),
-        ("ftrl", _ftrl, 8 * D, 14, [("deeprec", partial(optim.FTRL, lr=LR, l1=L1))]),
+        ("ftrl", _ftrl, 8 * dim, 14, [("deeprec", partial(optim.FTRL, lr=LR, l1=L1))]),
         (
             "adam",
             _adam,
-            8 * D,
+            8 * dim,
             12,
             [
                 ("deeprec", partial(optim.Adam, **adam)),
@@ -163,12 +177,13 @@ def cases() -> list[Case]:
     )
     return [
         Case(
-            f"{name}, 26 tables x 100k x 16, {rows:,} rows touched",
+            f"{name}, 26 tables x {size.rows // 1000}k x 16, {rows:,} rows touched",
             name.replace(" ", "-"),
-            partial(_trial, step, [(who, make, who == DENSE_ADAM) for who, make in contenders]),
-            bytes=rows * (8 + 4 * D + 2 * 4 * D + 2 * state),
-            flops=flops * rows * D,
-            limit=Gather(4 * D, T * R, writes=True),
+            partial(_trial, size, step, [(who, make, who == DENSE_ADAM) for who, make in contenders]),
+            bytes=rows * (8 + 4 * dim + 2 * 4 * dim + 2 * state),
+            flops=flops * rows * dim,
+            limit=Gather(4 * dim, size.all_rows, writes=True),
+            scale=scale(device, str(size), str(Tables.on("cpu"))),
         )
         for name, step, state, flops, contenders in rules
     ]

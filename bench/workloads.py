@@ -3,12 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag import RowUpdate
+
 NUM_BATCHES = 8  # taken in turn, so that the rows a step reads have left the caches since the last time
+
+
+class Tables(NamedTuple):
+    """Tables of one shape, and how many samples a batch has.
+
+    Attributes:
+        rows: of each table.
+        batch: B.
+        count: tables, one id a table in each sample.
+        dim: D.
+    """
+
+    rows: int
+    batch: int
+    count: int = 26
+    dim: int = 16
+
+    @classmethod
+    def on(cls, device: str) -> Tables:
+        """As click models have them; on a GPU far beyond its L2 cache, with a batch of more than a launch's time."""
+        return cls(100_000, 4096) if device == "cpu" else cls(500_000, 65_536)
+
+    @property
+    def nnz(self) -> int:
+        """Ids of a batch."""
+        return self.count * self.batch
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all tables together."""
+        return self.count * self.rows
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows a table, B {self.batch:,}"
+
+
+def scale(device: str, here: str, on_cpu: str) -> str:
+    """What a case says of its size on a device where it is not the CPU's; "" on the CPU."""
+    return "" if device == "cpu" else f"{here}; on the CPU {on_cpu}"
+
+
+def row_update(
+    rule: int, first: Sequence[Tensor], second: Sequence[Tensor], lr: float, options: Sequence[float]
+) -> RowUpdate:
+    """An optimizer's step inside the backward pass; its two numbers are where `RowUpdate` wants them."""
+    rate = torch.tensor(lr, dtype=torch.float64, device="cpu")
+    count = torch.zeros((), dtype=torch.int64, device="cpu")
+    return RowUpdate(rule, list(first), list(second), rate, count, list(options))
+
+
+def optimizer_of(make: Callable[[Sequence[Tensor]], Any], weights: Sequence[Tensor]) -> Any:
+    """An optimizer as users make it: with the default device of torch, on which some count their steps."""
+    with torch.device("cpu"):
+        return make(weights)
 
 
 def uniform_ids(num_rows: int, *shape: int) -> Tensor:

@@ -45,7 +45,8 @@ def report() -> dict[str, Any]:
         triton: installed, interpreter, reason.
         operators: name -> {schema, cpu: {implementation, reason}, cuda: {implementation, reason}}; reason is "" where
             the best implementation there is serves.
-        data: searched (folders), sets: name -> {title, interactions, folder: None where the files are not found}.
+        data: searched (folders), sets: name -> {title, interactions, folder: None where the files are not found}, and
+            reason: why no data can be read here, "" where it can.
     """
     return {
         "deeprec": deeprec.__version__,
@@ -133,13 +134,15 @@ def _operators() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
-    from deeprec import data
-
+    try:
+        from deeprec import data
+    except ModuleNotFoundError as error:  # kernels and layers need torch and numpy alone, and so does this report
+        return {"searched": [], "sets": {}, "reason": f"{error.name} is not installed; {install_command()}"}
     sets = {}
     for entry in data.list_datasets():
         folder = data.find(entry.name)
         sets[entry.name] = {"title": entry.title, "interactions": entry.rows, "folder": str(folder) if folder else None}
-    return {"searched": [str(path) for path in data.search_dirs()], "sets": sets}
+    return {"searched": [str(path) for path in data.search_dirs()], "sets": sets, "reason": ""}
 
 
 def render(facts: dict[str, Any]) -> RenderableType:
@@ -199,6 +202,8 @@ def _reason_lines(facts: dict[str, Any]) -> list[RenderableType]:
 def _data_tables(facts: dict[str, Any]) -> list[RenderableType]:
     from deeprec.cli.console import table, text
 
+    if facts["data"]["reason"]:
+        return [text(f"data: {facts['data']['reason']}")]
     rows = table("data set", "interactions", "found in", title="Data sets", numbers=("interactions",))
     for name, row in facts["data"]["sets"].items():
         place = (row["folder"], "green") if row["folder"] else ("not found", "yellow")

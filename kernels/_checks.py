@@ -37,6 +37,11 @@ def check_index(function: str, name: str, given: Tensor) -> None:
         raise TypeError(f"{function}: {name} must be int32 or int64, got {given.dtype}")
 
 
+def outside(ids: Tensor, count: int) -> Tensor:
+    """Where ids are not in [0, count); a count beyond what their dtype holds would wrap around in a comparison."""
+    return (ids < 0) | (ids > min(count - 1, torch.iinfo(ids.dtype).max))
+
+
 def check_offsets(function: str, ids: Tensor, offsets: Tensor | None) -> None:
     """Raise ValueError unless offsets ascend from 0 to the number of ids."""
     if offsets is None:
@@ -95,7 +100,7 @@ def check_rows(function: str, indptr: Tensor, indices: Tensor, batch: int, num_c
         return
     is_whole = int(indptr[0]) == 0 and int(indptr[-1]) == nnz and not bool((indptr[1:] < indptr[:-1]).any())
     require(is_whole, function, f"indptr must ascend from 0 to the number of indices ({nnz})", indptr.tolist()[:8])
-    bad = (indices < 0) | (indices >= num_columns)
+    bad = outside(indices, num_columns)
     if nnz and bool(bad.any()):
         position = int(bad.to(torch.uint8).argmax())
         raise IndexError(

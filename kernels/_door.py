@@ -97,6 +97,22 @@ def launcher(op: str, name: str) -> Callable[..., Any]:
     return start
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(function: str, device: torch.device, reason: str, remedy: str) -> None:
+    """Raise RuntimeError where a CUDA graph is being captured; for what waits for the GPU.
+
+    Args:
+        reason: why, e.g. "it waits for the GPU to count the rows".
+        remedy: what to do instead.
+    """
+    if is_capturing(device):
+        raise RuntimeError(f"{function}: cannot be captured in a CUDA graph: {reason}; {remedy}")
+
+
 def _check_of(op: str, name: str) -> Callable[..., None] | None:
     path = f"deeprec.kernels.{op}.checks"
     if importlib.util.find_spec(path) is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import deeprec.kernels
 from deeprec.kernels._compile_cases import CompileCase
+from deeprec.kernels._gpu_races import unguarded, without_barriers
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -71,6 +72,8 @@ def compile_case(index: int, target: str, with_loads: bool = False) -> dict[str,
         return {**row, "error": f"{type(error).__name__}: {error}"[:2000]}
     row["shared_bytes"] = compiled.metadata.shared
     row["num_warps"] = compiled.metadata.num_warps
+    row["unguarded"] = unguarded(compiled.asm["ttir"])
+    row["needs_barriers"] = bool(unguarded(without_barriers(compiled.asm["ttir"])))
     if "cubin" in compiled.asm:
         return {**row, **nvidia(compiled.asm["cubin"], with_loads)}
     return {**row, **amd(compiled.asm["amdgcn"])}

@@ -27,12 +27,17 @@ _fragment = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 @dataclass
 class Operator:
-    """One operator and where its implementations come from."""
+    """One operator and where its implementations come from.
+
+    Attributes:
+        triton: the folder of kernels/ with its Triton launcher, whether there is a GPU or not; "" without one.
+    """
 
     name: str
     schema: str
     reference: Callable[..., Any]
     python_kernels: dict[str, str] = field(default_factory=dict)  # device -> "triton"
+    triton: str = ""
 
     def implementation(self, device: str) -> tuple[str, str]:
         """What serves `device` ("cpu" or "cuda"), and why nothing better does ("" where the best one serves)."""
@@ -128,8 +133,9 @@ def implement(name: str, device: str, kernel: Callable[..., Any], kind: str = "t
 
 def implement_triton(op: str, names: tuple[str, ...]) -> None:
     """Register launchers of kernels/<op>/triton_kernels.py, by name, for CUDA and ROCm; imported at the first call."""
-    if has_triton() and (torch.version.cuda or torch.version.hip):
-        for name in names:
+    for name in names:
+        _operators[name].triton = op
+        if has_triton() and (torch.version.cuda or torch.version.hip):
             implement(name, "cuda", launcher(op, name))
 
 

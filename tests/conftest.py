@@ -5,16 +5,19 @@ Under pytest-xdist (`make pytest`) it also says which tests stay together in one
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
-settings.register_profile("default", derandomize=True, deadline=None)
-settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+if importlib.util.find_spec("hypothesis"):  # the tests in gpu/ also run where only torch, numpy and pytest are
+    from hypothesis import settings
+
+    settings.register_profile("default", derandomize=True, deadline=None)
+    settings.register_profile("sanitize", derandomize=True, deadline=None, max_examples=10)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A file's tests stay together, so that what they share is made once. These folders and files share more than that,
 TOGETHER = {
@@ -30,13 +33,14 @@ FIRST = (*APART, "proofs", "serve")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a GPU, torch sees none")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         items.sort(key=_turn)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Here rather than by a mark on each, so that the summary has one line for them all.
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, torch sees none")
 
 
 @pytest.hookimpl(optionalhook=True)

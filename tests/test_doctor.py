@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -47,3 +48,14 @@ def test_tables_name_every_operator(facts):
     text = console.file.getvalue()
     assert all(name in text for name in facts["operators"])
     assert facts["versions"]["torch"] in text
+
+
+def test_report_and_tables_come_without_polars(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "deeprec.data", None)  # as where importing it fails
+    monkeypatch.delattr("deeprec.data", raising=False)
+    facts = doctor.report()
+    assert "not installed" in facts["data"]["reason"]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(doctor.render(facts))
+    assert "fm_interaction" in console.file.getvalue()
+    assert "not installed" in console.file.getvalue()

@@ -222,6 +222,25 @@ def test_kernels_and_layers_import_torch_and_numpy_only(package: str) -> None:
     assert not brought & forbidden
 
 
+def test_optimizers_import_torch_and_numpy_only() -> None:
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("polars", "safetensors", "yaml", "typer", "rich", "matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Absent())
+import deeprec, torch
+optim = deeprec.train.optim
+weight = torch.nn.Parameter(torch.ones(4, 2))
+torch.nn.functional.embedding(torch.tensor([1, 1]), weight, sparse=True).sum().backward()
+optim.SGD([weight], lr=1.0).step()
+assert weight[:2].tolist() == [[1.0, 1.0], [-1.0, -1.0]], weight
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_import_opens_no_connection_and_starts_no_program() -> None:
     code = """
 import sys

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deeprec.evaluate.card import Card, compare, hardware, read_card, summarise, versions
+from deeprec._hardware import hardware
+from deeprec.evaluate.card import Card, compare, read_card, summarise, versions
 from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.evaluator import evaluate, figures, rank
 from deeprec.evaluate.metrics import METRICS

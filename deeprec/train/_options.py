@@ -20,7 +20,9 @@ class Shared(TypedDict, total=False):
         maximize: go up instead of down: the gradient is negated before anything else, as in torch.
         max_grad_norm, stochastic_rounding, seed: see `deeprec.train.optim`.
         foreach, fused: torch's, about its speed alone: taken, kept for torch, and not used.
-        capturable, differentiable: torch's; False.
+        capturable: keep learning rate and count of steps of the tables that are updated in the backward pass on their
+            device, for CUDA graphs (kernels/README.md says of what); set the rate by `group["lr"].fill_(...)`.
+        differentiable: torch's; False.
     """
 
     maximize: bool
@@ -118,7 +120,7 @@ OPTIONS: dict[str, Option] = {
     "eps": Option("a finite number > 0", _is_positive),
     "max_grad_norm": Option("None or a finite number > 0", lambda value: value is None or _is_positive(value)),
     "seed": Option("an integer in [0, 2^63)", lambda value: isinstance(value, int) and 0 <= value < 2**63),
-    "capturable": _UNSUPPORTED,
+    "capturable": _SWITCH,
     "differentiable": _UNSUPPORTED,
     "dampening": Option("a finite number", lambda value: is_at_least(value, -math.inf), absent=0.0),
     "betas": Option("two numbers in [0, 1)", _are_betas),

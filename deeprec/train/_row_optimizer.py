@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from deeprec.kernels import sparse_update  # noqa: F401  (declares the operators that are called by name)
+from deeprec.kernels._door import refuse_capture
 from deeprec.kernels.embedding_bag import mark_changed
 from deeprec.kernels.sparse_update.reference import rounding_seed
 from deeprec.train._dense_step import (
@@ -116,6 +117,10 @@ class RowOptimizer(Optimizer):
         """`step()` without hooks and the profiler's mark, which cost the training of a small model some per cent."""
         for group in self.param_groups:
             by_row, dense = self._gradients(group)
+            for param in (*(grad.param for grad in by_row), *dense):
+                reason = "the learning rate and the count of steps are on the host, and a graph would repeat them"
+                remedy = "take the step of tables in the backward pass with capturable=True, others by torch.optim"
+                refuse_capture(f"{type(self).__name__}.step", param.device, reason, remedy)
             if by_row:
                 self.update_rows(by_row, group)
             if dense:

@@ -103,11 +103,18 @@ class RowStep:
             return
         steps = {state["step"] for state in states}
         require(len(steps) == 1, owner, "tables that are updated together must be at one step", sorted(steps))
+        device = self._device_of_numbers(group)
+        if self.step.device != device:
+            self.step = self.step.to(device)
         self.step.fill_(steps.pop())
         for state in states:
             state["step"] = self.step
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu")
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device=device)
         self.first, self.second = self.optimizer.row_states(states)
+
+    def _device_of_numbers(self, group: dict[str, Any]) -> torch.device:
+        """Where the learning rate and the count of steps are."""
+        return self.params[0].device if group["capturable"] else torch.device("cpu")
 
     def _options(self, group: dict[str, Any]) -> list[float] | None:
         return None if group["maximize"] or not self.is_flat else self.optimizer.rule_options(group)
@@ -116,8 +123,9 @@ class RowStep:
         """What `embedding_bags` takes as `update`, by the options that the parameter group has now."""
         group = self.optimizer.param_groups[self.group]
         options = self._options(group)
+        is_elsewhere = options is not None and self.step.device != self._device_of_numbers(group)
         needs_state = options is not None and self.optimizer.RULE == 0 and options[2] and not self.first
-        if not self.is_ready or self.is_fused != (options is not None) or needs_state:
+        if not self.is_ready or self.is_fused != (options is not None) or needs_state or is_elsewhere:
             self.bind()
             group = self.optimizer.param_groups[self.group]
             options = self._options(group)
@@ -130,7 +138,7 @@ class RowStep:
             return self.take
         lr = group["lr"]
         if not isinstance(lr, Tensor):
-            lr = torch.tensor(lr, dtype=torch.float64)
+            lr = torch.tensor(lr, dtype=torch.float64, device=self.step.device)
         return RowUpdate(
             self.optimizer.RULE,
             self.first,

@@ -37,7 +37,7 @@ from deeprec.evaluate.tasks import (
     joined_rows,
 )
 from deeprec.train.callbacks import Progress
-from deeprec.train.fit import FitResult, fit
+from deeprec.train.fitting import FitResult, fit
 from deeprec.train.identity import START
 
 

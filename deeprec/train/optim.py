@@ -17,7 +17,10 @@ rule and the options that were saved. (RowWiseAdagrad's sums by row are of no us
 
 All take:
     maximize: go up instead of down.
-    foreach, fused: torch's, about its speed alone: taken and not used. capturable, differentiable: False only.
+    foreach, fused: torch's, about its speed alone: taken and not used. differentiable: False only.
+    capturable: tables that are updated in the backward pass keep learning rate and count of steps on their device, and
+        a CUDA graph of that pass goes on counting; the rate is set by `group["lr"].fill_(rate)`, as torch's schedulers
+        do. `step()` itself cannot be captured, and says so.
 and for parameters with sparse gradients:
     max_grad_norm: the gradients of a group's tables together are scaled down to this norm (over their touched rows);
         None: as they are. `clip_grad_norm_` clips sparse and dense gradients together.

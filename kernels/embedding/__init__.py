@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deeprec.kernels import _library
 from deeprec.kernels._autograd import differentiable, gradient_of, is_transformed, sparse_rows
+from deeprec.kernels._checks import outside
 from deeprec.kernels.embedding.reference import (
     embedding_grad_reference,
     embedding_plan_reference,
@@ -84,7 +85,7 @@ _library.implement_triton("embedding", ("embedding", "embedding_grad"))  # embed
 def _raise_out_of_range(function: str, ids: Tensor, num_embeddings: int, name: str, error: Exception) -> None:
     """Turn the operator's error into an IndexError that names the table, when an id is what was wrong."""
     flat = ids.flatten()
-    bad = (flat < 0) | (flat >= num_embeddings)
+    bad = outside(flat, num_embeddings)
     if not bool(bad.any()):
         raise error
     position = int(bad.to(torch.uint8).argmax())

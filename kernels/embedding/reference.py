@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_float, check_index, require
+from deeprec.kernels._checks import check_float, check_index, outside, require
 from deeprec.kernels.sums import add_rows
 
 
@@ -19,7 +19,7 @@ def _check_ids(function: str, ids: Tensor, num_embeddings: int) -> None:
 def _check_range(function: str, ids: Tensor, num_embeddings: int) -> None:
     if ids.numel() == 0:
         return
-    bad = ((ids < 0) | (ids >= num_embeddings)).flatten()
+    bad = outside(ids, num_embeddings).flatten()
     if bool(bad.any()):
         position = int(bad.to(torch.uint8).argmax())
         value = int(ids.flatten()[position])
@@ -44,7 +44,7 @@ def embedding_reference(weight: Tensor, ids: Tensor) -> Tensor:
     require(weight.dim() == 2, "embedding", "weight must be [R, D]", weight)
     _check_ids("embedding", ids, weight.shape[0])
     if ids.device.type != "cpu":
-        low_enough = ids.numel() == 0 or ((ids >= 0) & (ids < weight.shape[0])).all()
+        low_enough = ids.numel() == 0 or ~outside(ids, weight.shape[0]).any()
         torch._assert_async(torch.as_tensor(low_enough), "embedding: ids must be in [0, num_embeddings)")
     return weight.index_select(0, ids.flatten().to(torch.int64)).reshape(*ids.shape, weight.shape[1])
 

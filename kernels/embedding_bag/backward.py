@@ -19,8 +19,9 @@ class Step(NamedTuple):
 
     Attributes:
         rule: 0 SGD, 1 Adagrad, 2 row-wise Adagrad, 3 Adam, 4 FTRL-proximal.
-        lr: learning rate, one float64 on the CPU.
-        step: steps taken so far, one int64 on the CPU; counted up by the update.
+        lr: learning rate, one float64.
+        step: steps taken so far, one int64; counted up by the update. Both on the CPU, or both on the device of the
+            tables, where nobody looks at their values.
         options: eps, weight_decay, beta1 (rule 0: momentum), beta2; rule 4: beta, 0, l1, l2.
         max_norm: > 0: the gradient of all tables together is scaled down to this norm.
         seed: of the stochastic rounding of bfloat16 tables; -1: round to nearest.

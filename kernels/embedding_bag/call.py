@@ -22,8 +22,9 @@ class RowUpdate(NamedTuple):
         first: one state a table: momentum (rule 0; may be empty), sum of squares [R, D] or [R] (rules 1, 4; 2),
             first moment (rule 3); float32 (float64 for float64 tables).
         second: second moments (rule 3), FTRL's linear terms (rule 4), else empty.
-        lr: learning rate, one float64 on the CPU; a tensor, so that a schedule does not recompile the graph.
-        step: steps taken so far, one int64 on the CPU; counted up by the update.
+        lr: learning rate, one float64; a tensor, so that a schedule does not recompile the graph.
+        step: steps taken so far, one int64; counted up by the update. Both on the CPU, or both on the device of the
+            tables: then nobody looks at their values, and a CUDA graph of the update reads them each time it runs.
         options: eps, weight_decay, beta1 (rule 0: momentum), beta2; rule 4: beta, 0, l1, l2.
         max_norm: the gradient of all tables together is scaled down to this norm; 0: as it is.
         seed: of the stochastic rounding of bfloat16 tables; -1: round to nearest.

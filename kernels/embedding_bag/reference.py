@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_entries, check_layout, require
+from deeprec.kernels._checks import check_entries, outside, require
 from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import (
     ADAGRAD,
@@ -25,9 +25,9 @@ from deeprec.kernels.embedding_bag.checks import (
     ROWWISE_ADAGRAD,
     SGD,
     SUM,
+    check_backward,
     check_call,
-    check_grads,
-    check_plan,
+    check_plan_call,
     check_update,
     is_pooled,
     num_bags,
@@ -89,7 +89,7 @@ def features_of(
 def check_ids(function: str, features: Sequence[Feature], sizes: Sequence[int], tables: Sequence[int]) -> None:
     """Raise IndexError for the first entry out of range."""
     for feature, table in zip(features, tables, strict=True):
-        bad = (feature.ids < 0) | (feature.ids >= sizes[table])
+        bad = outside(feature.ids, sizes[table])
         if feature.ids.numel() and bool(bad.any()):
             position = int(bad.to(torch.uint8).argmax())
             raise IndexError(
@@ -218,9 +218,7 @@ def embedding_bags_plan_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Stable sort of the entries by (table, row), padding left out, and run-length encoding."""
     nothing = [0] * len(tables)
-    for size in num_embeddings:
-        require(size >= 0, "embedding_bags_plan", "num_embeddings must be >= 0", size)
-    check_layout("embedding_bags_plan", ids, offsets, tables, padding, len(num_embeddings))
+    check_plan_call(ids, offsets, num_embeddings, tables, padding)
     features = features_of(ids, offsets, [0] * len(num_embeddings), tables, nothing, padding)
     check_ids("embedding_bags_plan", features, num_embeddings, tables)
     position = torch.int32 if ids.numel() < 2**31 else torch.int64
@@ -286,9 +284,7 @@ def _wide_grads(function: str, weights: Sequence[Tensor], given: BagsBackward) -
     """As embedding_bags_grad_reference, the values not yet rounded to the dtype of the tables."""
     grad, sequence_grads, argmax, ids, offsets, per_sample_weights, *_ = given
     tables, modes, padding = given.tables, given.modes, given.padding
-    check_call(function, weights, ids, offsets, per_sample_weights, tables, modes, padding)
-    check_grads(function, weights, given)
-    check_plan(function, weights, ids, offsets, tables, given.plan)
+    check_backward(function, weights, given)
     wide = wide_dtype(weights[0].dtype)
     dims = [w.shape[1] for w in weights]
     features = features_of(ids, offsets, dims, tables, modes, padding)

@@ -1,4 +1,4 @@
-"""Launchers of the gradients and updates of embedding_bags: checks, lines of tables and features, the order of stages.
+"""Launchers of the gradients and updates of embedding_bags: lines of tables and features, the order of stages.
 
 The kernels are in triton_grad.py.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeprec.kernels._door import refuse_capture
 from deeprec.kernels.embedding_bag.backward import BagsBackward, Step
 from deeprec.kernels.embedding_bag.checks import MAX, MEAN, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_grad import (
@@ -29,22 +30,21 @@ from deeprec.kernels.embedding_bag.triton_rows import PIECES, find_pieces, group
 from deeprec.kernels.embedding_bag.triton_stages import (
     Entries,
     RowPass,
-    check_update,
     empty_grads,
+    refuse_capture_of_grads,
     store_grads,
     take_step,
 )
-from deeprec.kernels.embedding_bag.triton_tables import constant, is_aligned, rows_adjacent, sent
+from deeprec.kernels.embedding_bag.triton_tables import constant, flat_plan, is_aligned, rows_adjacent, sent
 
 
 def _pass(
-    op: str,
     weights: Sequence[Tensor],
     given: BagsBackward,
     first: Sequence[Tensor] = (),
     second: Sequence[Tensor] = (),
 ) -> RowPass:
-    """Check the shapes, describe features and tables, sum the pieces of long rows."""
+    """Describe features and tables, sum the pieces of long rows."""
     grad, sequence_grads, argmax, ids, offsets, per_sample_weights, *_ = given
     tables, modes, padding, plan = given.tables, given.modes, given.padding, given.plan
     device, dtype = ids.device, weights[0].dtype
@@ -54,11 +54,6 @@ def _pass(
     for table, mode in zip(tables, modes, strict=True):
         columns.append(width if is_pooled(mode, offsets) else -1)
         width += weights[table].shape[1] if columns[-1] >= 0 else 0
-    if grad.shape != (batch, width) or grad.dtype != dtype:
-        raise RuntimeError(
-            f"{op}: grad must be [{batch}, {width}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}; it is that of "
-            "the pooled rows"
-        )
     grad, argmax = rows_adjacent(grad), argmax.contiguous()
     is_even = grad.data_ptr() % 16 == 0 and (batch <= 1 or grad.stride(0) % elements == 0)
     own = [g.contiguous() for g in sequence_grads]
@@ -84,7 +79,7 @@ def _pass(
     if entries & MEANS.value:
         assert offsets is not None
         has_padding = any(pad >= 0 and mode == MEAN for pad, mode in zip(padding, modes, strict=True))
-        inverse = inverse_lengths(features, ids, offsets.contiguous(), batch, has_padding, wide)
+        inverse = inverse_lengths(features, ids.contiguous(), offsets.contiguous(), batch, has_padding, wide)
     scale, scale_grad = inverse, None
     if per_sample_weights is not None:
         entries |= SCALE.value
@@ -126,10 +121,10 @@ def embedding_bags_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
     Args:
         args: the fields of `BagsBackward`.
     """
-    op, given = "embedding_bags_grad", BagsBackward(*args)
+    op, given = "embedding_bags_grad", flat_plan(BagsBackward(*args))
     weights = [rows_adjacent(w) for w in weights]
-    outs = empty_grads(weights, given.table_starts)
-    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, given), outs)
+    outs = empty_grads(op, weights, given.table_starts)
+    return store_grads(op, _entries(given), functools.partial(_pass, weights, given), outs)
 
 
 def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -139,11 +134,12 @@ def embedding_bags_dense_grad(weights: Sequence[Tensor], *args: Any) -> list[Ten
         args: the fields of `BagsBackward` but for the plan.
     """
     op, (ids, offsets), (tables, _, padding, _) = "embedding_bags_dense_grad", args[3:5], args[6:]
+    refuse_capture_of_grads(op, weights[0].device)
     weights = [rows_adjacent(w) for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = BagsBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, given), outs, is_dense=True)
+    return store_grads(op, _entries(given), functools.partial(_pass, weights, given), outs, is_dense=True)
 
 
 def embedding_bags_update_(
@@ -154,7 +150,9 @@ def embedding_bags_update_(
     Args:
         args: the fields of `BagsBackward`, then those of `Step`.
     """
-    op, given, step = "embedding_bags_update_", BagsBackward(*args[:-6]), Step(*args[-6:])
-    check_update(op, weights, first, second, step.rule)
-    start = functools.partial(_pass, op, weights, given, first, second)
+    op, given, step = "embedding_bags_update_", flat_plan(BagsBackward(*args[:-6])), Step(*args[-6:])
+    if given.sequence_grads:
+        reason = "where the gradients of unpooled features lie changes with every call"
+        refuse_capture(op, weights[0].device, reason, "pool them, or leave this layer out of the graph")
+    start = functools.partial(_pass, weights, given, first, second)
     return take_step(op, _entries(given), start, weights[0], bool(first), step)

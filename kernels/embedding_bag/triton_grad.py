@@ -176,12 +176,13 @@ def _bags_rows_kernel(
     argmax_stride,
     seed_low,
     seed_high,
+    count,  # [] the number of the step, where it is counted on the device
     STAGE: tl.constexpr,
     ENTRIES: tl.constexpr,
     RULE: tl.constexpr,
     IS_DENSE: tl.constexpr,  # STORE: whole tables rather than the touched rows
     IS_ONE_BLOCK: tl.constexpr,  # D <= BLOCK_D
-    IS_STOCHASTIC: tl.constexpr,
+    ROUNDING: tl.constexpr,
     ACC: tl.constexpr,
     VEC: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -205,7 +206,7 @@ def _bags_rows_kernel(
         start = tl.load(line + COLUMN, mask=is_row, other=0)
     weight = rows_at(line, row, is_row, grad, VEC > 1)
     place = (table, line, row, dim)
-    step_of = (scalars, seed_low, seed_high)
+    step_of = (scalars, seed_low, seed_high, count)
     source = (features, order, bags, offsets, grad, argmax, scale, inverse, scale_grad)
     source += (batch, grad_stride, argmax_stride)
     entry_rows = (begin, end, dim, number, start)
@@ -228,6 +229,7 @@ def _bags_rows_kernel(
             g = clipped_with_decay(g, w, scalars)
             total_squares += tl.sum(g * g, 1)
         sums += mean_square(total_squares, dim, ACC)
+        tl.debug_barrier()  # all threads have read the rows, which are written from here on
     for block in range(0, blocks):
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
@@ -254,7 +256,7 @@ def _bags_rows_kernel(
             if RULE == ROWWISE and IS_ONE_BLOCK:
                 sums += mean_square(tl.sum(g * g, 1), dim, ACC)
             at = weight + column[None, :]
-            apply_rule(g, w, at, place, sums, column, in_row, step_of, RULE, IS_STOCHASTIC, ACC, VEC > 1)
+            apply_rule(g, w, at, place, sums, column, in_row, step_of, RULE, ROUNDING, ACC, VEC > 1)
     if STAGE == NORM:
         tl.store(squares + u, total_squares, mask=dim > 0)
     if STAGE == UPDATE and RULE == ROWWISE:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels._door import launch
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.checks import MAX, NONE, SUM, is_pooled, num_bags
 from deeprec.kernels.embedding_bag.triton_backward import (
     embedding_bags_dense_grad,
@@ -337,6 +337,8 @@ def embedding_bags(
     out = [pooled, argmax]
     bounds = [0, ids.shape[0]]
     if sequences and len(tables) > 1:
+        reason = "the lengths of unpooled features are in the offsets, for which it waits"
+        refuse_capture("embedding_bags", ids.device, reason, "pool them, or look each up in a call of its own")
         bounds = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
     for feature in sequences:
         own = ids[bounds[feature.number] : bounds[feature.number + 1]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deeprec.kernels._checks import check_offsets
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels._door import launch
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.checks import SUM, num_bags
 from deeprec.kernels.embedding_bag.reference import check_ids, embedding_bags_plan_reference, features_of
 from deeprec.kernels.embedding_bag.triton_tables import (
@@ -118,6 +118,8 @@ def embedding_bags_plan(
     batch, nnz, device = num_bags(ids, offsets, len(tables)), ids.numel(), ids.device
     if nnz == 0 or batch == 0:
         return embedding_bags_plan_reference(ids, offsets, num_embeddings, tables, padding)
+    reason, remedy = "it waits for the GPU to count the rows", "make the plan before the capture and give it as plan="
+    refuse_capture("embedding_bags_plan", device, reason, remedy)
     starts = [0, *itertools.accumulate(num_embeddings)]
     position = torch.int32 if nnz < 2**31 else torch.int64
     key_type = torch.int32 if starts[-1] < 2**31 else torch.int64

@@ -43,7 +43,9 @@ _FTRL, MOMENTUM = tl.constexpr(FTRL), tl.constexpr(5)
 
 _SGD = tl.constexpr(SGD)
 # Places of the hyperparameters.
-_LR, _EPS, _DECAY, _BETA1, _REST1, _BETA2, _REST2, _STEP_SIZE, _SCALE, FACTOR = (tl.constexpr(i) for i in range(10))
+LR, _EPS, _DECAY, _BETA1, _REST1, _BETA2, _REST2, STEP_SIZE, SCALE, FACTOR = (tl.constexpr(i) for i in range(10))
+# How weights are rounded: to the nearest, at random by a seed, or by a seed and the count of steps on the device.
+NEAREST, BY_SEED, BY_STEP = (tl.constexpr(i) for i in range(3))
 SHORT = tl.constexpr(64)
 # Arguments that change from batch to batch: each variant of them would be a compilation.
 CHANGING = ("num_rows", "steps", "batch", *SEEDS)
@@ -216,17 +218,17 @@ def apply_rule(
     sums,  # [R] the new state of row-wise Adagrad
     column,  # [C]
     mask,  # [R, C]
-    step_of,  # hyperparameters, halves of the rounding seed
+    step_of,  # hyperparameters, halves of the rounding seed, the count of steps
     RULE: tl.constexpr,
-    IS_STOCHASTIC: tl.constexpr,
+    ROUNDING: tl.constexpr,
     ACC: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
     """One step of RULE; states are [rows, dim] in ACC, but for row-wise Adagrad's, which the caller stores."""
     table, line, row, dim = rows
-    scalars, seed_low, seed_high = step_of
+    scalars, seed_low, seed_high, count = step_of
     place = row[:, None] * dim[:, None] + column[None, :]
-    lr = tl.load(scalars + _LR)
+    lr = tl.load(scalars + LR)
     if RULE != _SGD and RULE != ROWWISE:
         first = _state_rows(line + FIRST, row, dim, scalars, ALIGNED) + column[None, :]
     if RULE == MOMENTUM:
@@ -246,8 +248,8 @@ def apply_rule(
         v = tl.load(scalars + _BETA2) * v + tl.load(scalars + _REST2) * g * g
         tl.store(first, m, mask=mask)
         tl.store(second, v, mask=mask)
-        scale = tl.load(scalars + _SCALE)
-        step = tl.load(scalars + _STEP_SIZE) * m / (tl.sqrt(v) * scale + tl.load(scalars + _EPS))
+        scale = tl.load(scalars + SCALE)
+        step = tl.load(scalars + STEP_SIZE) * m / (tl.sqrt(v) * scale + tl.load(scalars + _EPS))
     elif RULE == _FTRL:
         second = _state_rows(line + SECOND, row, dim, scalars, ALIGNED) + column[None, :]
         l1, l2, beta = tl.load(scalars + _BETA1), tl.load(scalars + _BETA2), tl.load(scalars + _EPS)
@@ -255,15 +257,17 @@ def apply_rule(
     else:
         step = lr * g
     low, high = seed_low, seed_high
-    if IS_STOCHASTIC:
+    if ROUNDING != NEAREST:
         base = (seed_high.to(tl.int64) << 32) | (seed_low.to(tl.int64) & 0xFFFFFFFF)
-        # `rounding_seed` of the reference: the product wraps around 64 bits
+        # `rounding_seed` of the reference: the products wrap around 64 bits
+        if ROUNDING == BY_STEP:
+            base += tl.load(count) * -7046029254386353131
         salt = (base + table.to(tl.int64) * -4658895280553007687) & 0x7FFFFFFFFFFFFFFF
         low = (salt & 0xFFFFFFFF).to(tl.int32)[:, None]
         high = (salt >> 32).to(tl.int32)[:, None]
     if RULE != _FTRL:
         new = w - step
-    store_weight(weight, new.to(ACC), place, mask, low, high, IS_STOCHASTIC)
+    store_weight(weight, new.to(ACC), place, mask, low, high, ROUNDING != NEAREST)
 
 
 @triton.jit

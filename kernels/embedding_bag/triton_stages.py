@@ -12,78 +12,97 @@ import triton.language as tl
 from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
-from deeprec.kernels._door import launch
+from deeprec.kernels._door import launch, refuse_capture
 from deeprec.kernels.embedding_bag.backward import Plan, Step
-from deeprec.kernels.embedding_bag.checks import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD, SGD
+from deeprec.kernels.embedding_bag.checks import ADAM, SGD
 from deeprec.kernels.embedding_bag.triton_rows import (
+    BY_SEED,
+    BY_STEP,
     FACTOR,
+    LR,
     MAX_REGISTERS,
     MOMENTUM,
+    NEAREST,
     NORM,
     PIECES,
+    SCALE,
+    STEP_SIZE,
     STORE,
     UPDATE,
     Group,
     Pieces,
     warps_of,
 )
-from deeprec.kernels.embedding_bag.triton_tables import acc_of, block_of, registers, rows_of_tile, sent
-from deeprec.kernels.sparse_update.checks import check_options
+from deeprec.kernels.embedding_bag.triton_tables import (
+    acc_of,
+    block_of,
+    constant_numbers,
+    registers,
+    rows_of_tile,
+    sent,
+)
+from deeprec.kernels.sparse_update.checks import wide_dtype
 from deeprec.kernels.sparse_update.triton_kernels import SEEDS
+from deeprec.kernels.sparse_update.triton_rows import seed_halves
 
 
 class Rule(NamedTuple):
-    """An optimizer's step for the kernels: the rule, its numbers on the device, the halves of the rounding seed."""
+    """An optimizer's step for the kernels.
+
+    Attributes:
+        number: of the rule.
+        scalars: its numbers on the device.
+        seeds: halves of the rounding seed as int32.
+        rounding: NEAREST, BY_SEED, or BY_STEP: by the seed and the step in `count`.
+        count: [] int64, the number of the step, where it is counted on the device.
+    """
 
     number: int
     scalars: Tensor
     seeds: tuple[int, int]
-    is_stochastic: bool
+    rounding: int
+    count: Tensor | None
 
 
-def check_update(
-    op: str, weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], rule: int
-) -> None:
-    """What the CPU's update asks of tables and states."""
-    wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    if rule not in (SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL):
-        raise RuntimeError(
-            f"{op}: rule must be 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad), 3 (Adam) or 4 (FTRL), got {rule}"
-        )
-    counts = (len(weights) if rule != SGD or first else 0, len(weights) if rule in (ADAM, FTRL) else 0)
-    if (len(first), len(second)) != counts:
-        raise RuntimeError(
-            f"{op}: this rule needs other states for {len(weights)} tables, got {len(first)} and {len(second)}"
-        )
-    for name, states in (("first", first), ("second", second)):
-        for weight, state in zip(weights, states, strict=False):
-            shape = weight.shape[:1] if rule == ROWWISE_ADAGRAD else weight.shape
-            if state.numel() != shape.numel() or state.dtype != wide or not state.is_contiguous():
-                raise RuntimeError(
-                    f"{op}: the {name} state must be contiguous {tuple(shape)} in {wide}, got {tuple(state.shape)} in "
-                    f"{state.dtype}"
-                )
-    for weight in weights:
-        if not weight.is_contiguous():
-            raise RuntimeError(f"{op}: weights must be contiguous [R, D]")
+def is_on_device(given: Step) -> bool:
+    """Whether learning rate and count of steps are on the device, and are read there alone."""
+    return given.step.device.type != "cpu"
 
 
-def rule_of(op: str, weight: Tensor, has_first: bool, given: Step) -> Rule:
-    """The step after `given.step`; nothing is counted yet."""
-    rule, seed = given.rule, given.seed
-    count, rate = int(given.step) + 1, float(given.lr)
-    check_options(op, rule, rate, count, given.options)
+def rule_of(weight: Tensor, has_first: bool, given: Step) -> Rule:
+    """The step after `given.step`, which is counted."""
+    number = MOMENTUM.value if given.rule == SGD and has_first else given.rule
+    is_stochastic = given.seed >= 0 and weight.dtype == torch.bfloat16
+    given.step.add_(1)
+    if is_on_device(given):
+        rounding = BY_STEP.value if is_stochastic else NEAREST.value
+        return Rule(number, _scalars_on(weight, given), seed_halves(given.seed), rounding, given.step)
+    count, rate = int(given.step), float(given.lr)
     eps, decay, beta1, beta2 = given.options
     size, scale = rate, 1.0
-    if rule == ADAM:
+    if given.rule == ADAM:
         size, scale = rate / (1 - beta1**count), (1 - beta2**count) ** -0.5
     numbers = (rate, eps, decay, beta1, 1 - beta1, beta2, 1 - beta2, size, scale, 1.0)
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    salt = (seed + count * 0x9E3779B97F4A7C15) % 2**64 if seed >= 0 else 0
+    salt = (given.seed + count * 0x9E3779B97F4A7C15) % 2**64 if given.seed >= 0 else 0
     low, high = (half - 2**32 if half >= 2**31 else half for half in (salt & 0xFFFFFFFF, salt >> 32))
-    number = MOMENTUM.value if rule == SGD and has_first else rule
-    is_stochastic = seed >= 0 and weight.dtype == torch.bfloat16
-    return Rule(number, sent(numbers, wide, weight.device), (low, high), is_stochastic)
+    rounding = BY_SEED.value if is_stochastic else NEAREST.value
+    return Rule(number, sent(numbers, wide_dtype(weight), weight.device), (low, high), rounding, None)
+
+
+def _scalars_on(weight: Tensor, given: Step) -> Tensor:
+    """The numbers of step `given.step`, from a learning rate and a count that a CUDA graph reads anew each time."""
+    eps, decay, beta1, beta2 = given.options
+    numbers = (0.0, eps, decay, beta1, 1 - beta1, beta2, 1 - beta2, 0.0, 1.0, 1.0)
+    scalars = constant_numbers(numbers, torch.float64, weight.device).clone()
+    rate, count = given.lr.view(1), given.step.view(1).to(torch.float64)
+    scalars[LR.value : LR.value + 1].copy_(rate)
+    size, scale = (scalars[place.value : place.value + 1] for place in (STEP_SIZE, SCALE))
+    if given.rule == ADAM:
+        size.copy_(rate / (1 - beta1**count))
+        scale.copy_((1 - beta2**count).rsqrt())
+    else:
+        size.copy_(rate)
+    return scalars.to(wide_dtype(weight))
 
 
 def set_clip(rule: Rule, squares: Tensor, max_norm: float) -> None:
@@ -175,13 +194,14 @@ class RowPass(NamedTuple):
                 grad_stride=self.grad.stride(0),
                 seed_low=seed_low,
                 seed_high=seed_high,
+                count=rows if rule is None or rule.count is None else rule.count,
                 **self.arguments,
                 STAGE=stage,
                 ENTRIES=entries,
                 RULE=-1 if rule is None else rule.number,
                 IS_DENSE=is_dense,
                 IS_ONE_BLOCK=group.is_one_block,
-                IS_STOCHASTIC=rule is not None and rule.is_stochastic,
+                ROUNDING=NEAREST.value if rule is None else rule.rounding,
                 ACC=acc_of(self.grad),
                 VEC=group.vec,
                 UNROLL=self.kernel.unroll_of(entries),
@@ -218,8 +238,16 @@ class Entries(NamedTuple):
         return torch.zeros_like(self.weights, memory_format=torch.contiguous_format)
 
 
-def empty_grads(tables: Sequence[Tensor], table_starts: Tensor) -> list[Tensor]:
+def refuse_capture_of_grads(op: str, device: torch.device) -> None:
+    """Gradients of tables are no part of a CUDA graph."""
+    reason = "it waits for the GPU to tell the rows of each table"
+    remedy = "take the step in the backward pass (optimizer_in_backward=) by a rule that has a kernel there"
+    refuse_capture(op, device, reason, remedy)
+
+
+def empty_grads(op: str, tables: Sequence[Tensor], table_starts: Tensor) -> list[Tensor]:
     """For the gradients of the touched rows of each table; waits for the GPU. More tables repeat the same rows."""
+    refuse_capture_of_grads(op, table_starts.device)
     counts = [end - begin for begin, end in itertools.pairwise(table_starts.tolist())]
     return [w.new_empty(count, *w.shape[1:]) for w, count in zip(tables, itertools.cycle(counts), strict=False)]
 
@@ -254,12 +282,15 @@ def take_step(
     Returns:
         The gradient of the entries' weights.
     """
+    if not is_on_device(given):
+        reason = "the learning rate and the count of steps are on the host, and a graph would repeat them"
+        remedy = "give the optimizer capturable=True, which keeps both on the GPU"
+        refuse_capture(op, weight.device, reason, remedy)
     if entries.num_rows == 0:
         given.step.add_(1)
         return entries.no_grad(weight)
     rows_pass = start()
-    rule = rule_of(op, weight, has_first, given)
-    given.step.add_(1)
+    rule = rule_of(weight, has_first, given)
     if given.max_norm > 0:
         squares = torch.zeros(entries.num_rows, dtype=rule.scalars.dtype, device=rule.scalars.device)
         rows_pass.run(NORM.value, rule, squares=squares)
@@ -305,6 +336,7 @@ class RowsCase(NamedTuple):
         types = types | dict.fromkeys(("tables", "table_starts", "outs", "rows"), "*i64")
         types |= dict.fromkeys(("row_offsets", "order", "bags", "row_tables", "piece_starts", "ok"), "*i32")
         types |= {"grad": f"*{self.element}"} | dict.fromkeys(("scratch", "scalars", "squares"), f"*{self.wide}")
+        types["count"] = "*i64"
         types |= dict.fromkeys(("num_rows", "steps", "batch", "width", "grad_stride", *SEEDS), "i32")
         constants = {
             "STAGE": self.stage,
@@ -312,7 +344,7 @@ class RowsCase(NamedTuple):
             "RULE": self.rule,
             "IS_DENSE": False,
             "IS_ONE_BLOCK": self.dim <= block_d,
-            "IS_STOCHASTIC": self.element == "bf16" and self.rule >= 0,
+            "ROUNDING": (BY_STEP if self.element == "bf16" and self.rule >= 0 else NEAREST).value,
             "ACC": tl.float64 if self.element == "fp64" else tl.float32,
             "VEC": vec,
             "UNROLL": unroll,

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from deeprec.kernels import _door
+
 # Columns of a feature's line. A padding that no id has: -1.
 ADDRESS, ROWS, STRIDE, DIM, COLUMN, PADDING, MODE, NUMBER = (tl.constexpr(i) for i in range(8))
 FIELDS = tl.constexpr(8)
+
+BackwardT = TypeVar("BackwardT", bound=Any)  # BagsBackward or FMBackward
 
 MAX_BLOCK = 256  # columns of a tile; wider rows are walked in blocks
 _LANES = 64 if torch.version.hip else 32  # threads of a warp
@@ -83,23 +88,34 @@ def acc_of(x: Tensor) -> tl.dtype:
 
 
 @functools.lru_cache(maxsize=1024)
-def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    reason, remedy = "numbers of its tables are not on the GPU yet", "make the same call once before the capture"
+    _door.refuse_capture("deeprec", device, reason, remedy)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 _captured: set[Tensor] = set()  # a CUDA graph replays with their addresses, so they are kept
 
 
-def constant(lines: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Small numbers that recur from call to call, flat int64 on the device; copied the first time only."""
-    out = _constant(tuple(x for line in lines for x in line), device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+def constant_numbers(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that recur from call to call, on the device; copied the first time only, and not to be written to."""
+    out = _constant(tuple(values), dtype, device)
+    if _door.is_capturing(device):
         _captured.add(out)
     return out
 
 
+def constant(lines: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Lines of a matrix that recurs from call to call, flat int64 on the device; see `constant_numbers`."""
+    return constant_numbers([x for line in lines for x in line], torch.int64, device)
+
+
 def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of this call alone on the device, without waiting for it."""
+    """Numbers of this call alone on the device, without waiting for it; not where a CUDA graph is captured.
+
+    A graph would copy them again from memory that is long another call's: callers refuse a capture before.
+    """
+    assert not _door.is_capturing(device)
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
@@ -107,3 +123,10 @@ def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> T
 def new_flag(device: torch.device) -> Tensor:
     """[1] int32, 1: nothing is wrong yet."""
     return torch.ones(1, dtype=torch.int32, device=device)
+
+
+def flat_plan(given: BackwardT) -> BackwardT:
+    """A backward pass with the parts of its plan, which are contiguous, in one dimension."""
+    parts = ("rows", "row_offsets", "order", "bags", "table_starts")
+    flat: BackwardT = given._replace(**{part: getattr(given, part).view(-1) for part in parts})
+    return flat

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_entries, check_layout, check_tables, require
 from deeprec.kernels.embedding_bag.backward import Step
-from deeprec.kernels.embedding_bag.checks import check_plan, check_update, num_bags
+from deeprec.kernels.embedding_bag.checks import check_update, num_bags
 from deeprec.kernels.embedding_bag.reference import (
     Feature,
     check_ids,
@@ -22,6 +21,7 @@ from deeprec.kernels.embedding_bag.reference import (
     wide_dtype,
 )
 from deeprec.kernels.embedding_fm.backward import FMBackward
+from deeprec.kernels.embedding_fm.checks import check_backward, check_call
 from deeprec.kernels.sums import add_rows
 
 
@@ -41,46 +41,6 @@ class _Entries(NamedTuple):
     w: Tensor | None
 
 
-def _check(
-    function: str,
-    weights: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    ids: Tensor,
-    offsets: Tensor | None,
-    values: Tensor | None,
-    tables: Sequence[int],
-    padding: Sequence[int],
-) -> None:
-    check_tables(function, weights)
-    check_layout(function, ids, offsets, tables, padding, len(weights))
-    first = weights[0]
-    require(first.shape[1] >= 1, function, "weights must have at least one column", first)
-    for weight in weights:
-        require(weight.shape[1] == first.shape[1], function, f"weights must be of one D ({first.shape[1]})", weight)
-    count = len(weights)
-    require(len(linear) in (0, count), function, f"linear must be empty or have {count} tables", len(linear))
-    for weight, mine in zip(weights, linear, strict=False):
-        rows = weight.shape[0]
-        has_shape = mine.shape in ((rows,), (rows, 1)) and mine.dtype == first.dtype
-        require(has_shape, function, f"linear must be [{rows}] or [{rows}, 1] of {first.dtype}", mine)
-    check_entries(function, "values", values, ids, first.dtype)
-
-
-def _check_grads(function: str, weights: Sequence[Tensor], given: FMBackward) -> None:
-    grad, sums, embeddings_grad, ids, offsets, *_ = given
-    num_features = len(given.tables)
-    batch = num_bags(ids, offsets, num_features)
-    dtype, wide, dim = weights[0].dtype, wide_dtype(weights[0].dtype), weights[0].shape[1]
-    requirement = f"grad must be [{batch}] of {dtype}"
-    require(grad.shape == (batch,) and grad.dtype == dtype, function, requirement, grad)
-    requirement = f"sums must be the second result of embedding_fm, [{batch}, {dim}] of {wide}"
-    require(sums.shape == (batch, dim) and sums.dtype == wide, function, requirement, sums)
-    if embeddings_grad is not None:
-        shape = (batch, num_features, dim)
-        has_shape = embeddings_grad.shape == shape and embeddings_grad.dtype == dtype
-        require(has_shape, function, f"embeddings_grad must be {list(shape)} of {dtype}", embeddings_grad)
-
-
 def _entries(
     function: str,
     weights: Sequence[Tensor],
@@ -91,7 +51,7 @@ def _entries(
     tables: Sequence[int],
     padding: Sequence[int],
 ) -> list[_Entries]:
-    _check(function, weights, linear, ids, offsets, values, tables, padding)
+    check_call(function, weights, linear, ids, offsets, values, tables, padding)
     wide = wide_dtype(weights[0].dtype)
     nothing = [0] * len(tables)
     features = features_of(ids, offsets, [w.shape[1] for w in weights], tables, nothing, padding)
@@ -148,9 +108,7 @@ def embedding_fm_grad_reference(weights: Sequence[Tensor], linear: Sequence[Tens
     function, given, wide = "embedding_fm_grad", FMBackward(*args), wide_dtype(weights[0].dtype)
     grad, sums, embeddings_grad, ids, offsets, values, *_ = given
     tables, padding, plan = given.tables, given.padding, given.plan
-    _check(function, weights, linear, ids, offsets, values, tables, padding)
-    _check_grads(function, weights, given)
-    check_plan(function, weights, ids, offsets, tables, plan)
+    check_backward(function, weights, linear, given)
     touched = touched_rows(given.rows, given.table_starts)
     grads = [w.new_zeros(r.shape[0], w.shape[1], dtype=wide) for w, r in zip(weights, touched, strict=True)]
     linear_grads = [w.new_zeros(r.shape[0], dtype=wide) for w, r in zip(linear, touched, strict=False)]
@@ -190,7 +148,7 @@ def embedding_fm_dense_grad_reference(weights: Sequence[Tensor], linear: Sequenc
         args: the fields of `FMBackward` but for the plan.
     """
     (ids, offsets, values), (tables, padding, _) = args[3:6], args[6:]
-    _check("embedding_fm_dense_grad", weights, linear, ids, offsets, values, tables, padding)
+    check_call("embedding_fm_dense_grad", weights, linear, ids, offsets, values, tables, padding)
     sizes = [w.shape[0] for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, sizes, tables, padding)
     *grads, values_grad = torch.ops.deeprec.embedding_fm_grad(weights, linear, *args[:6], *plan, *args[6:])

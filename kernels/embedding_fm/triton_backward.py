@@ -1,4 +1,4 @@
-"""Launchers of the gradients and updates of embedding_fm: checks, lines of the tables, the order of stages.
+"""Launchers of the gradients and updates of embedding_fm: lines of the tables, the order of stages.
 
 The kernel is in triton_grad.py.
 """
@@ -19,33 +19,28 @@ from deeprec.kernels.embedding_bag.triton_rows import PIECES, find_pieces, group
 from deeprec.kernels.embedding_bag.triton_stages import (
     Entries,
     RowPass,
-    check_update,
     empty_grads,
+    refuse_capture_of_grads,
     store_grads,
     take_step,
 )
-from deeprec.kernels.embedding_bag.triton_tables import is_aligned, rows_adjacent
+from deeprec.kernels.embedding_bag.triton_tables import flat_plan, is_aligned, rows_adjacent
 from deeprec.kernels.embedding_fm.backward import FMBackward
 from deeprec.kernels.embedding_fm.triton_grad import BAGS, EMBEDDINGS, FM_ROWS, LINEAR, VALUES, VALUES_GRAD
 
 
 def _pass(
-    op: str,
     weights: Sequence[Tensor],
     linear: Sequence[Tensor],
     given: FMBackward,
     first: Sequence[Tensor] = (),
     second: Sequence[Tensor] = (),
 ) -> RowPass:
-    """Check the shapes, describe the tables, sum the pieces of long rows."""
+    """Describe the tables, sum the pieces of long rows."""
     grad, sums, embeddings_grad, ids, offsets, values, *_ = given
     tables, plan = given.tables, given.plan
     dtype, dim, batch = weights[0].dtype, weights[0].shape[1], num_bags(ids, offsets, len(tables))
     wide, elements = wide_dtype(dtype), 16 // weights[0].element_size()
-    if grad.shape != (batch,) or grad.dtype != dtype:
-        raise RuntimeError(f"{op}: grad must be [{batch}] in {dtype}, got {tuple(grad.shape)} in {grad.dtype}")
-    if sums.shape != (batch, dim) or sums.dtype != wide:
-        raise RuntimeError(f"{op}: sums must be the second result of embedding_fm, [{batch}, {dim}] in {wide}")
     sums = sums.contiguous()
     nothing = sums.new_empty(0)
     entries = (BAGS.value if offsets is not None else 0) | (LINEAR.value if linear else 0)
@@ -99,10 +94,10 @@ def embedding_fm_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args
     Args:
         args: the fields of `FMBackward`.
     """
-    op, given = "embedding_fm_grad", FMBackward(*args)
+    op, given = "embedding_fm_grad", flat_plan(FMBackward(*args))
     weights = [rows_adjacent(w) for w in weights]
-    outs = empty_grads([*weights, *linear], given.table_starts)
-    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, linear, given), outs)
+    outs = empty_grads(op, [*weights, *linear], given.table_starts)
+    return store_grads(op, _entries(given), functools.partial(_pass, weights, linear, given), outs)
 
 
 def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor], *args: Any) -> list[Tensor]:
@@ -112,11 +107,12 @@ def embedding_fm_dense_grad(weights: Sequence[Tensor], linear: Sequence[Tensor],
         args: the fields of `FMBackward` but for the plan.
     """
     op, (ids, offsets), (tables, padding, _) = "embedding_fm_dense_grad", args[3:5], args[6:]
+    refuse_capture_of_grads(op, weights[0].device)
     weights = [rows_adjacent(w) for w in weights]
     plan = torch.ops.deeprec.embedding_bags_plan(ids, offsets, [w.shape[0] for w in weights], tables, padding)
     given = FMBackward(*args[:6], *plan, *args[6:])
     outs = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in [*weights, *linear]]
-    return store_grads(op, _entries(given), functools.partial(_pass, op, weights, linear, given), outs, is_dense=True)
+    return store_grads(op, _entries(given), functools.partial(_pass, weights, linear, given), outs, is_dense=True)
 
 
 def embedding_fm_update_(
@@ -131,7 +127,6 @@ def embedding_fm_update_(
     Args:
         args: the fields of `FMBackward`, then those of `Step`.
     """
-    op, given, step = "embedding_fm_update_", FMBackward(*args[:-6]), Step(*args[-6:])
-    check_update(op, [*weights, *linear], first, second, step.rule)
-    start = functools.partial(_pass, op, weights, linear, given, first, second)
+    op, given, step = "embedding_fm_update_", flat_plan(FMBackward(*args[:-6])), Step(*args[-6:])
+    start = functools.partial(_pass, weights, linear, given, first, second)
     return take_step(op, _entries(given), start, weights[0], bool(first), step)

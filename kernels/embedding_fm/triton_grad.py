@@ -163,12 +163,13 @@ def _embedding_fm_rows_kernel(
     e_field_stride,
     seed_low,
     seed_high,
+    count,  # [] the number of the step, where it is counted on the device
     STAGE: tl.constexpr,
     ENTRIES: tl.constexpr,
     RULE: tl.constexpr,
     IS_DENSE: tl.constexpr,  # STORE: whole tables rather than the touched rows
     IS_ONE_BLOCK: tl.constexpr,  # D <= BLOCK_D
-    IS_STOCHASTIC: tl.constexpr,
+    ROUNDING: tl.constexpr,
     ACC: tl.constexpr,
     VEC: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -187,7 +188,7 @@ def _embedding_fm_rows_kernel(
     row = tl.load(rows + u, mask=is_row, other=0).to(tl.int64)
     weight = rows_at(line, row, is_row, grad, VEC > 1)
     place = (table, line, row, dim)
-    step_of = (scalars, seed_low, seed_high)
+    step_of = (scalars, seed_low, seed_high, count)
     one = is_row.to(tl.int64)
     w = tl.zeros([BLOCK_R], ACC)
     if LINEAR & ENTRIES:
@@ -222,6 +223,7 @@ def _embedding_fm_rows_kernel(
             g = clipped_with_decay(g - curve[:, None] * v, v, scalars)
             total_squares += tl.sum(g * g, 1)
         new_sums += mean_square(total_squares, dim, ACC)
+        tl.debug_barrier()  # all threads have read the rows, which are written from here on
     for block in range(0, blocks):
         column = block * BLOCK_D + tl.arange(0, BLOCK_D)
         in_row = column[None, :] < dim[:, None]
@@ -256,13 +258,14 @@ def _embedding_fm_rows_kernel(
             if RULE == ROWWISE and IS_ONE_BLOCK:
                 new_sums += mean_square(tl.sum(g * g, 1), dim, ACC)
             at = weight + column[None, :]
-            apply_rule(g, v, at, place, new_sums, column, in_row, step_of, RULE, IS_STOCHASTIC, ACC, VEC > 1)
+            apply_rule(g, v, at, place, new_sums, column, in_row, step_of, RULE, ROUNDING, ACC, VEC > 1)
     if STAGE == NORM:
         if LINEAR & ENTRIES:
             total_squares += slope * slope
         tl.store(squares + u, total_squares, mask=is_row)
+    if STAGE == UPDATE and (RULE == ROWWISE or LINEAR & ENTRIES):
+        tl.debug_barrier()  # all threads of a row have read its old state and its linear weight
     if STAGE == UPDATE and RULE == ROWWISE:
-        tl.debug_barrier()  # all threads of a row have read its old state
         tl.store(state, new_sums, mask=is_row)
     if STAGE == UPDATE and LINEAR & ENTRIES:
         h = clipped_with_decay(slope, w, scalars)
@@ -272,7 +275,7 @@ def _embedding_fm_rows_kernel(
         place = (table + num_tables, linear_line, row, one)
         at, column, mask = linear[:, None], tl.arange(0, 1), is_row[:, None]
         h, w = h[:, None], w[:, None]
-        apply_rule(h, w, at, place, new_sums, column, mask, step_of, RULE, IS_STOCHASTIC, ACC, False)
+        apply_rule(h, w, at, place, new_sums, column, mask, step_of, RULE, ROUNDING, ACC, False)
         if RULE == ROWWISE:
             tl.debug_barrier()
             tl.store(state, new_sums, mask=is_row)

@@ -41,7 +41,7 @@ class _Facts:
         batch = ids.shape[1] if offsets is None else (offsets.shape[0] - 1) // max(len(tables), 1)
         self.bag = torch.arange(nnz, device=device)
         if offsets is not None:
-            self.bag = torch.searchsorted(offsets, self.bag.to(offsets.dtype), right=True) - 1
+            self.bag = torch.searchsorted(offsets.contiguous(), self.bag.to(offsets.dtype), right=True) - 1
         self.feature = (self.bag // max(batch, 1)).clamp(0, max(len(tables) - 1, 0))
         self.place = self.order.long().clamp(0, max(nnz - 1, 0))
         count, entries = self.rows.shape[0], self.order.shape[0]

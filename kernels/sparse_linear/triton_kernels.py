@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from deeprec.kernels.embedding_bag.triton_kernels import embedding_bags
 from deeprec.kernels.sampled_linear_loss import ONE_TABLE
 
 
@@ -12,7 +12,7 @@ def sparse_linear(
     indptr: Tensor, indices: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None, activation: int
 ) -> Tensor:
     """Rows are bags, their values the weights of its entries."""
-    out: Tensor = torch.ops.deeprec.embedding_bags([weight], indices, indptr, values, *ONE_TABLE)[0]
+    out = embedding_bags([weight], indices, indptr, values, *ONE_TABLE)[0]
     if bias is not None:
         out += bias
     if activation == 1:

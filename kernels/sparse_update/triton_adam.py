@@ -20,7 +20,7 @@ from deeprec.kernels.sparse_update.triton_rows import SEEDS, case_in_order, stor
 def _adam_row(
     table,  # weight, exp_avg, exp_avg_sq [R, D], last_step [R] where IS_DENSE, grads [U, D] where HAS_GRAD
     place,  # row of grads and row of the table; grad_stride, dim
-    schedule,  # step_sizes, scales
+    schedule,  # step_sizes, scales; ok [1] where IS_DENSE, set to 0 for a row behind the first of them
     numbers,  # the kernels' arguments from `step` to `weight_decay`
     seeds,
     HAS_GRAD: tl.constexpr,
@@ -33,7 +33,8 @@ def _adam_row(
     """Catch one row up to step - 1 (to step without a gradient), then step `step` of Adam with the gradient."""
     weight, exp_avg, exp_avg_sq, last_step, grads = table
     i, row, grad_stride, dim = place
-    step_sizes, scales = schedule
+    step_sizes, scales, ok = schedule
+    columns = dim
     step, history_start, max_counted, beta1, rest1, beta2, rest2 = numbers[:7]
     root_beta2, log2_beta1, log2_beta2, eps, weight_decay = numbers[7:]
     if IS_DENSE:
@@ -44,9 +45,13 @@ def _adam_row(
         missed = tl.maximum(goal - last, 0)
         if not HAS_DECAY:
             missed = tl.where(last == 0, 0, missed)  # before its first gradient a row stands still
+        is_behind = (missed > 0) & (last < history_start)
+        tl.store(ok, 0, mask=is_behind)
+        missed = tl.where(is_behind, 0, missed)
+        columns = tl.where(is_behind, 0, dim)  # such a row stays as it is
         counted = tl.minimum(missed, max_counted)
         first_missed = last - history_start
-    for begin in range(0, dim, BLOCK_D):
+    for begin in range(0, columns, BLOCK_D):
         column = begin + tl.arange(0, BLOCK_D)
         in_row = column < dim
         w = tl.load(weight + row * dim + column, mask=in_row, other=0.0).to(ACC)
@@ -87,8 +92,9 @@ def _adam_row(
         tl.store(exp_avg + row * dim + column, m, mask=in_row)
         tl.store(exp_avg_sq + row * dim + column, v, mask=in_row)
     if IS_DENSE:
+        tl.debug_barrier()  # all threads of the row have read the step that one of them now replaces
         if HAS_GRAD:
-            tl.store(last_step + row, step)
+            tl.store(last_step + row, step, mask=is_behind == 0)
         else:
             tl.store(last_step + row, tl.where(missed > 0, step, last))
 
@@ -119,6 +125,7 @@ def _adam_update_kernel(
     weight_decay,
     seed_low,
     seed_high,
+    ok,  # [1] int32 where IS_DENSE, set to 0 where a row is behind the history
     HAS_GRAD: tl.constexpr,
     IS_DENSE: tl.constexpr,
     ALL_ROWS: tl.constexpr,
@@ -136,7 +143,7 @@ def _adam_update_kernel(
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     table = (weight, exp_avg, exp_avg_sq, last_step, grads)
     place = (i, row, grad_stride, dim)
-    schedule = (step_sizes, scales)
+    schedule = (step_sizes, scales, ok)
     seeds = (seed_low, seed_high)
     _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
@@ -170,6 +177,7 @@ def _adam_tables_kernel(
     log2_beta2,
     eps,
     weight_decay,
+    ok,
     HAS_DECAY: tl.constexpr,
     ACC: tl.constexpr,
     VEC: tl.constexpr,  # elements by which all rows are aligned
@@ -202,7 +210,7 @@ def _adam_tables_kernel(
     numbers += (root_beta2, log2_beta1, log2_beta2, eps, weight_decay)
     table = (weight, exp_avg, exp_avg_sq, last_step, grads)
     place = (i, row, grad_stride, dim)
-    schedule = (step_sizes, scales)
+    schedule = (step_sizes, scales, ok)
     seeds = (seed, seed)
     _adam_row(table, place, schedule, numbers, seeds, HAS_GRAD, IS_DENSE, HAS_DECAY, IS_STOCHASTIC, ACC, BLOCK_D)
 
@@ -219,7 +227,7 @@ def compile_cases() -> list[CompileCase]:
         state = "fp64" if element == "fp64" else "fp32"
         adam, constants = update_types(element)
         adam |= {"exp_avg": f"*{state}", "exp_avg_sq": f"*{state}", "last_step": "*i32"}
-        adam |= {"step_sizes": f"*{state}", "scales": f"*{state}"}
+        adam |= {"step_sizes": f"*{state}", "scales": f"*{state}", "ok": "*i32"}
         adam |= dict.fromkeys(("step", "history_start", "max_counted"), "i32")
         scalars = "beta1 rest1 beta2 rest2 root_beta2 log2_beta1 log2_beta2 eps weight_decay"
         adam |= dict.fromkeys(scalars.split(), "fp32")

@@ -10,31 +10,46 @@ import torch
 from torch import Tensor
 
 from deeprec.kernels._door import launch
-from deeprec.kernels.embedding_bag.triton_tables import sent
+from deeprec.kernels.embedding_bag.triton_tables import new_flag, sent
 from deeprec.kernels.sparse_update.checks import (
     AdamRule,
     Replay,
-    check_adam,
-    check_replay,
-    check_replayed_step,
 )
 from deeprec.kernels.sparse_update.triton_adam import _adam_tables_kernel, _adam_update_kernel, warps_of
-from deeprec.kernels.sparse_update.triton_rows import check, check_flat, check_tables, types_of
+from deeprec.kernels.sparse_update.triton_rows import types_of
 
 
-def _numbers(weight: Tensor, replay: Replay, rule: AdamRule) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-    """step_sizes and scales of the steps, and the kernels' arguments from `step` to `weight_decay`."""
+class _Schedule(NamedTuple):
+    """The numbers of the steps for a kernel.
+
+    Attributes:
+        step_sizes, scales: of each step.
+        numbers: the kernel's arguments from `step` to `weight_decay`.
+        ok: [1] int32, 1; the kernel sets it to 0 for a row behind the history.
+    """
+
+    step_sizes: Tensor
+    scales: Tensor
+    numbers: tuple[float, ...]
+    ok: Tensor
+
+    def finish(self, op: str) -> None:
+        """Refuse a row behind the history, which the kernel has left as it was, without waiting for the GPU."""
+        torch._assert_async(self.ok, f"{op}: lr_history must begin at the step that the oldest row has reached")
+
+
+def _schedule_of(weight: Tensor, replay: Replay, rule: AdamRule) -> _Schedule:
     (learning_rates, history_start, step), (beta1, beta2, eps, weight_decay) = replay, rule
     state = torch.float64 if weight.dtype == torch.float64 else torch.float32
     steps = torch.arange(history_start + 1, step + 1, dtype=torch.float64, device=weight.device)
-    step_sizes = (learning_rates[: steps.numel()] / (1 - beta1**steps)).to(state)
+    step_sizes = (learning_rates.view(-1)[: steps.numel()] / (1 - beta1**steps)).to(state)
     scales = (1 - beta2**steps).rsqrt().to(state)
     ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else 1.0
     is_endless = ratio > 0.99 or state == torch.float64
     max_counted = 2**31 - 1 if is_endless else 1 if ratio <= 0 else math.ceil(-23.0 / math.log(ratio))
     numbers = (step, history_start, max_counted, beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(beta2))
     logarithms = (math.log2(beta) if beta > 0 else -1e4 for beta in (beta1, beta2))
-    return step_sizes, scales, (*numbers, *logarithms, eps, weight_decay)
+    return _Schedule(step_sizes, scales, (*numbers, *logarithms, eps, weight_decay), new_flag(weight.device))
 
 
 class _Table(NamedTuple):
@@ -55,12 +70,12 @@ class _Table(NamedTuple):
     grads: Tensor | None
 
 
-def _launch_adam(table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) -> None:
+def _launch_adam(op: str, table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) -> None:
     weight, exp_avg, exp_avg_sq, last_step, rows, grads = table
     count = weight.shape[0] if rows is None else rows.numel()
     if count == 0 or replay.step == replay.history_start:
         return
-    step_sizes, scales, numbers = _numbers(weight, replay, rule)
+    schedule = _schedule_of(weight, replay, rule)
     launch(
         _adam_update_kernel,
         (count,),
@@ -70,17 +85,20 @@ def _launch_adam(table: _Table, replay: Replay, rule: AdamRule, seed: int = -1) 
         weight if last_step is None else last_step,
         weight if rows is None else rows,
         weight if grads is None else grads,
-        step_sizes,
-        scales,
+        schedule.step_sizes,
+        schedule.scales,
         0 if grads is None else grads.stride(0),
         weight.shape[1],
-        *numbers,
+        *schedule.numbers,
+        ok=schedule.ok,
         HAS_GRAD=grads is not None,
         IS_DENSE=last_step is not None,
         ALL_ROWS=rows is None,
         HAS_DECAY=rule.weight_decay != 0,
         **types_of(weight, seed),
     )
+    if last_step is not None:
+        schedule.finish(op)
 
 
 def adam_update_(
@@ -92,11 +110,9 @@ def adam_update_(
         args: the fields of `AdamRule`, and perhaps the seed of stochastic rounding.
     """
     rule, seed = AdamRule(*args[:4]), args[4] if len(args) > 4 else -1
-    check_adam("adam_update_", step, lr, rule)
-    grads = check("adam_update_", weight, rows, grads, exp_avg, exp_avg_sq)
     lrs = torch.full((1,), lr, dtype=torch.float64, device=weight.device)
     table = _Table(weight, exp_avg, exp_avg_sq, None, rows, grads)
-    _launch_adam(table, Replay(lrs, step - 1, step), rule, seed)
+    _launch_adam("adam_update_", table, Replay(lrs, step - 1, step), rule, seed)
 
 
 def adam_catch_up_(
@@ -108,14 +124,8 @@ def adam_catch_up_(
         args: the fields of `Replay`, then those of `AdamRule`.
     """
     replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replay("adam_catch_up_", replay, rule)
-    check_flat("adam_catch_up_", [weight], [exp_avg, exp_avg_sq, last_step])
-    unique = None
-    if rows is not None:
-        unique = rows.unique()  # sorted: one program a row, whatever the caller repeats
-        if unique.numel() and bool((unique[0] < 0) | (unique[-1] >= weight.shape[0])):
-            raise RuntimeError(f"adam_catch_up_: rows must be in [0, {weight.shape[0]})")
-    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, unique, None), replay, rule)
+    unique = None if rows is None else rows.unique()  # one program a row, whatever the caller repeats
+    _launch_adam("adam_catch_up_", _Table(weight, exp_avg, exp_avg_sq, last_step, unique, None), replay, rule)
 
 
 def adam_dense_update_(
@@ -133,9 +143,7 @@ def adam_dense_update_(
         args: the fields of `Replay`, then those of `AdamRule`.
     """
     replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replayed_step("adam_dense_update_", replay, rule)
-    grads = check("adam_dense_update_", weight, rows, grads, exp_avg, exp_avg_sq, last_step)
-    _launch_adam(_Table(weight, exp_avg, exp_avg_sq, last_step, rows, grads), replay, rule)
+    _launch_adam("adam_dense_update_", _Table(weight, exp_avg, exp_avg_sq, last_step, rows, grads), replay, rule)
 
 
 def adam_dense_update_tables_(
@@ -153,12 +161,10 @@ def adam_dense_update_tables_(
         args: the fields of `Replay`, then those of `AdamRule`.
     """
     replay, rule = Replay(*args[:3]), AdamRule(*args[3:])
-    check_replayed_step("adam_dense_update_tables_", replay, rule)
-    grads = check_tables("adam_dense_update_tables_", weights, rows, grads, [*exp_avgs, *exp_avg_sqs, *last_steps])
     tables = [t for t in zip(weights, exp_avgs, exp_avg_sqs, last_steps, rows, grads, strict=True) if t[4].numel()]
     if not tables or replay.step == replay.history_start:
         return
-    step_sizes, scales, numbers = _numbers(weights[0], replay, rule)
+    schedule = _schedule_of(weights[0], replay, rule)
     groups: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
     for table in tables:
         key = (types_of(table[0])["BLOCK_D"], *(x.dtype for x in table))
@@ -181,14 +187,16 @@ def adam_dense_update_tables_(
             last_step,
             some_rows,
             some_grads,
-            step_sizes,
-            scales,
+            schedule.step_sizes,
+            schedule.scales,
             len(group),
             len(group).bit_length(),
-            *numbers,
+            *schedule.numbers,
+            schedule.ok,
             HAS_DECAY=rule.weight_decay != 0,
             ACC=types_of(weight)["ACC"],
             VEC=1 if any((*places, *widths)) else elements,
             BLOCK_D=block,
             num_warps=warps_of(block),
         )
+    schedule.finish("adam_dense_update_tables_")

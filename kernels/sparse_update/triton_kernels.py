@@ -15,7 +15,6 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
-from deeprec.kernels.sparse_update.checks import check_eps, check_ftrl, check_momentum, check_rates
 from deeprec.kernels.sparse_update.triton_adam_steps import (
     adam_catch_up_,
     adam_dense_update_,
@@ -25,7 +24,6 @@ from deeprec.kernels.sparse_update.triton_adam_steps import (
 from deeprec.kernels.sparse_update.triton_rows import (
     SEEDS,
     case_in_order,
-    check,
     store_weight,
     types_of,
     update_types,
@@ -144,6 +142,7 @@ def _rowwise_adagrad_update_kernel(
         w, g = load_row(weight + row * dim, grads + i * grad_stride, column, in_row, weight_decay, ACC)
         squares += g * g
     total = tl.load(sums + row) + tl.sum(squares, 0) / dim
+    tl.debug_barrier()  # all threads have read the row and its sum, which are written from here on
     tl.store(sums + row, total)
     scale = lr / (tl.sqrt(total) + eps)
     for begin in range(0, dim, BLOCK_D):
@@ -203,7 +202,6 @@ def _ftrl_update_kernel(
 
 
 def _launch(
-    op: str,
     kernel: Any,
     weight: Tensor,
     states: Sequence[Tensor | None],
@@ -213,8 +211,7 @@ def _launch(
     seed: int,
     **constants: bool,
 ) -> None:
-    """Check, and launch a kernel of a program for each row; in place of a state that is None it gets the weight."""
-    grads = check(op, weight, rows, grads, *states)
+    """A program for each row; in place of a state that is None the kernel gets the weight."""
     if rows.numel():
         launch(
             kernel,
@@ -242,15 +239,12 @@ def sgd_update_(
     rounding_seed: int = -1,
 ) -> None:
     """Launch `_sgd_update_kernel`."""
-    op, numbers, has_momentum = "sgd_update_", (lr, momentum, weight_decay), momentum_buffer is not None
-    check_rates(op, lr, weight_decay)
-    check_momentum(op, momentum)
+    numbers, has_momentum = (lr, momentum, weight_decay), momentum_buffer is not None
     states = (momentum_buffer,)
-    _launch(op, _sgd_update_kernel, weight, states, rows, grads, numbers, rounding_seed, HAS_MOMENTUM=has_momentum)
+    _launch(_sgd_update_kernel, weight, states, rows, grads, numbers, rounding_seed, HAS_MOMENTUM=has_momentum)
 
 
 def _adagrad(
-    op: str,
     kernel: Any,
     weight: Tensor,
     sum: Tensor,
@@ -261,13 +255,11 @@ def _adagrad(
     weight_decay: float,
     rounding_seed: int = -1,
 ) -> None:
-    check_rates(op, lr, weight_decay)
-    check_eps(op, eps)
-    _launch(op, kernel, weight, (sum,), rows, grads, (lr, eps, weight_decay), rounding_seed)
+    _launch(kernel, weight, (sum,), rows, grads, (lr, eps, weight_decay), rounding_seed)
 
 
-adagrad_update_ = functools.partial(_adagrad, "adagrad_update_", _adagrad_update_kernel)
-rowwise_adagrad_update_ = functools.partial(_adagrad, "rowwise_adagrad_update_", _rowwise_adagrad_update_kernel)
+adagrad_update_ = functools.partial(_adagrad, _adagrad_update_kernel)
+rowwise_adagrad_update_ = functools.partial(_adagrad, _rowwise_adagrad_update_kernel)
 
 
 def ftrl_update_(
@@ -284,8 +276,7 @@ def ftrl_update_(
 ) -> None:
     """Launch `_ftrl_update_kernel`."""
     numbers = (lr, l1, l2, beta)
-    check_ftrl("ftrl_update_", *numbers)
-    _launch("ftrl_update_", _ftrl_update_kernel, weight, (sum, linear), rows, grads, numbers, rounding_seed)
+    _launch(_ftrl_update_kernel, weight, (sum, linear), rows, grads, numbers, rounding_seed)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -1,11 +1,10 @@
-"""What the Triton kernels of the row updates share: how a weight is stored, and what is checked before.
+"""What the Triton kernels of the row updates share: how a weight is stored, and the types of their arguments.
 
 Stochastic rounding draws the bits of `round_stochastically` (reference.py), so every device stores the same weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,39 +60,6 @@ def types_of(weight: Tensor, seed: int = -1) -> dict[str, Any]:
         "ACC": tl.float64 if weight.dtype == torch.float64 else tl.float32,
         "BLOCK_D": min(triton.next_power_of_2(max(dim, 16)), 1024),
     }
-
-
-def check_flat(op: str, weights: Sequence[Tensor], states: Iterable[Tensor | None]) -> None:
-    """Weights and states in contiguous memory, as on the CPU."""
-    if not all(weight.is_contiguous() for weight in weights):
-        raise RuntimeError(f"{op}: weight must be contiguous [R, D]")
-    if not all(state is None or state.is_contiguous() for state in states):
-        raise RuntimeError(f"{op}: states must be contiguous")
-
-
-def check(op: str, weight: Tensor, rows: Tensor, grads: Tensor, *states: Tensor | None) -> Tensor:
-    """Memory contiguous, rows ascending and in range, as on the CPU; returns grads with adjacent columns."""
-    return check_tables(op, [weight], [rows], [grads], states)[0]
-
-
-def check_tables(
-    op: str,
-    weights: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    states: Iterable[Tensor | None],
-) -> list[Tensor]:
-    """`check` of several tables, waiting for the GPU once."""
-    check_flat(op, weights, states)
-    filled = [(w.shape[0], r) for w, r in zip(weights, rows, strict=True) if r.numel()]
-    ascending = [(r[1:] > r[:-1]).all() & (r[0] >= 0) & (r[-1] < count) for count, r in filled]
-    if ascending:
-        for (count, _), is_ascending in zip(filled, torch.stack(ascending).tolist(), strict=True):
-            if not is_ascending:
-                raise RuntimeError(
-                    f"{op}: rows must be strictly ascending in [0, {count}); coalesce the gradient with embedding_plan"
-                )
-    return [g if g.shape[1] <= 1 or g.stride(1) == 1 else g.contiguous() for g in grads]
 
 
 def update_types(element: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -48,6 +48,12 @@ def test_red_parity_gives_no_time(harness: ModuleType) -> None:
         _run(harness, ours=1.001)
 
 
+def test_a_case_that_cannot_be_set_up_is_no_end_of_the_others(harness: ModuleType) -> None:
+    case = harness.Case("work", "group", _not_installed, bytes=16.0)
+    with pytest.raises(harness.ParityError, match="work could not be set up: ModuleNotFoundError: No module named"):
+        harness.run_case(case, None, seconds=0.01, rounds=2)
+
+
 def test_nan_is_red(harness: ModuleType) -> None:
     with pytest.raises(harness.ParityError):
         _run(harness, ours=float("nan"))
@@ -84,6 +90,7 @@ def test_target_takes_the_worst_or_the_middle_case(harness: ModuleType, over: st
         "reach": 3.0,
         "over": over,
         "ours": "deeprec",
+        "device": "cpu",
         "got": pytest.approx(got),
         "reached": got >= 3.0,
     }

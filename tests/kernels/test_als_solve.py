@@ -221,12 +221,3 @@ def test_bad_arguments_are_refused() -> None:
             given[1][2] = 9
         with pytest.raises(kind, match=f"als_solve: .*{match}"):
             call(*given, **options)
-
-
-@pytest.mark.gpu
-def test_gpu_kernels_match_the_cpu() -> None:
-    for dim in (5, 64, 200):
-        problem = Problem.make(LENGTHS, 300, dim)
-        for steps in (0, 3):
-            got = ops.als_solve(*problem.to(torch.device("cuda")), steps)
-            close(tuple(each.cpu() for each in got), als_solve_reference(*problem.to(torch.float64), steps))

@@ -585,60 +585,6 @@ def on_gpu(value: Any) -> Any:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(4096, None), (700, 5), (0, 4), (0, None)])
-@pytest.mark.parametrize(("tables", "dim"), [([0, 1, 0], 16), (list(range(26)), 16), ([0], 3), ([0, 1], 300)])
-@pytest.mark.parametrize(("scaled", "pad", "need_embeddings"), [(False, -1, False), (True, 3, True)])
-def test_gpu_matches_float64_reference_twice(
-    tables: list[int], dim: int, shape: Any, dtype: torch.dtype, scaled: bool, pad: int, need_embeddings: bool
-) -> None:
-    """Tables of twenty rows: most rows have more than 64 entries."""
-    b = batch_of(tables, shape, dim, dtype, torch.int32, scaled=scaled, pad=pad)
-    gpu, wide, features = on_gpu(b), b.wide(), (b.tables, b.padding)
-    out = torch.ops.deeprec.embedding_fm(gpu.weights, gpu.linear, *gpu.input(), *features, need_embeddings)
-    want = ref.embedding_fm_reference(wide.weights, wide.linear, *wide.input(), *features, need_embeddings)
-    for got, exact in zip(out, want, strict=True):
-        close(got.cpu(), exact, 4)
-    grad = torch.randn(shape[0]).to(dtype)
-    e = torch.randn(out[2].shape).to(dtype) if need_embeddings else None
-    given = (grad.cuda(), out[1], on_gpu(e), *gpu.input())
-    runs = [
-        torch.ops.deeprec.embedding_fm_grad(gpu.weights, gpu.linear, *given, *gpu.plan(), *features, scaled)
-        for _ in range(2)
-    ]
-    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
-    wide_given = (grad.double(), want[1], None if e is None else e.double(), *wide.input())
-    expected = ref.embedding_fm_grad_reference(wide.weights, wide.linear, *wide_given, *b.plan(), *features, scaled)
-    for got, exact in zip(runs[0], expected, strict=True):
-        close(got.cpu(), exact, 16)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rule", [SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL])
-@pytest.mark.parametrize(("dtype", "seed"), [(torch.float32, -1), (torch.bfloat16, 7)])
-def test_gpu_update_matches_reference_twice(rule: int, dtype: torch.dtype, seed: int) -> None:
-    b = batch_of([0, 1, 0], (600, None), 16, dtype, scaled=True, pad=3, rows=500)
-    _, sums, _ = ref.embedding_fm_reference(b.weights, b.linear, *b.input(), b.tables, b.padding, False)
-    given = (torch.randn(600).to(dtype), sums, None, *b.input(), *b.plan(), b.tables, b.padding)
-    results = []
-    for device in ("cuda", "cuda", "cpu"):
-        torch.manual_seed(3)
-        move = on_gpu if device == "cuda" else (lambda value: value)
-        weights, linear = ([w.clone().to(device) for w in some] for some in (b.weights, b.linear))
-        both = [*weights, *(w.view(-1, 1) for w in linear)]
-        shapes = [w.shape[:1] if rule == ROWWISE_ADAGRAD else w.shape for w in both]
-        first = [torch.rand(shape).to(device) for shape in shapes]
-        second = [torch.rand(w.shape).to(device) for w in both] if rule in (ADAM, FTRL) else []
-        lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
-        rest = (False, rule, lr, step, options_of(rule), 0.5, seed)
-        torch.ops.deeprec.embedding_fm_update_(weights, linear, first, second, *move(given), *rest)
-        results.append([x.cpu() for x in (*both, *first, *second)])
-    for got, again, want in zip(*results, strict=True):
-        assert torch.equal(got, again)
-        close(got.to(dtype), want.to(dtype), 32)
-
-
-@pytest.mark.gpu
 def test_gpu_captures_in_a_cuda_graph() -> None:
     b = on_gpu(batch_of(list(range(26)), (500, None), 16))
 

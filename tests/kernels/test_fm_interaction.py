@@ -257,21 +257,6 @@ def test_every_instruction_set_matches_the_reference(isa: str, tmp_path: Path) -
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gpu_matches_float64_reference(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    x = fields_of(*shape, dtype)
-    wide, on_gpu = x.double(), x.cuda().requires_grad_()
-    for function, reference, _ in OPS.values():
-        out = function(on_gpu)
-        assert_as_accurate(out.cpu(), reference(x), reference(wide), reference(wide.abs()))
-        grad = torch.randn(out.shape).to(dtype)
-        (got,) = torch.autograd.grad(out, on_gpu, grad.cuda())
-        exact = fm_interaction_grad_reference(grad.double(), wide)
-        assert_as_accurate(got.cpu(), fm_interaction_grad_reference(grad, x), exact, grad_terms(grad, wide))
-
-
-@pytest.mark.gpu
 def test_gpu_captures_in_a_cuda_graph() -> None:
     x = fields_of(64, 26, 16).cuda()
     fm_interaction(x)  # Triton compiles on the first call

@@ -286,19 +286,6 @@ print(int((sample_negatives(users, indptr, indices, 50, 7, seed=3) * torch.arang
     assert int(printed.stdout) == int((expected * torch.arange(7000).view(1000, 7)).sum())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gpu_draws_the_numbers_of_the_cpu(weighted: bool) -> None:
-    indptr, indices = random_lists(50, 3706, seed=0, max_fraction=1.0)
-    users = torch.randint(50, (10_000,))
-    table = alias_table(torch.rand(3706)) if weighted else None
-    on_gpu = sample_negatives(
-        users.cuda(), indptr.cuda(), indices.cuda(), 3706, 5, seed=1, popularity=table and table.to("cuda")
-    )
-    assert torch.equal(on_gpu.cpu(), sample_negatives(users, indptr, indices, 3706, 5, seed=1, popularity=table))
-
-
 def test_avoids_the_training_items_of_movielens_1m() -> None:
     root = os.environ.get("DEEPREC_DATA")
     path = Path(root or "") / "ml-1m" / "ratings_rank.dat.gz"

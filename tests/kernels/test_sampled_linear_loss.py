@@ -360,23 +360,3 @@ def test_ten_million_columns_need_no_dense_row() -> None:
         grad = table.grad.coalesce()
         assert torch.equal(grad.indices()[0], rows)
         close(grad.values(), exact.grad, 1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("activation", "loss"), KINDS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("lengths", "dim"), [([3, 0, 64, 1, 1300], 500), ([40] * 700, 33), ([0, 9], 515), ([0], 8)])
-def test_gpu_matches_float64_reference_twice(
-    lengths: list[int], dim: int, dtype: torch.dtype, activation: str, loss: str
-) -> None:
-    problem = Problem.make(lengths, 900, dim, dtype, torch.int64)
-    want, exact_predictions, grads = problem.exact(activation, loss)
-    there = Problem(**{name: value.detach().cuda() for name, value in vars(problem).items()})
-    leaves = [t.requires_grad_() for t in (there.hidden, there.weight, there.bias)]
-    runs = []
-    for _ in range(2):
-        total, predictions = there.ours(activation, loss)
-        runs.append([total.detach(), predictions, *(g.to_dense() for g in torch.autograd.grad(total, leaves))])
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    for got, exact in zip(runs[0], (want, exact_predictions, *grads), strict=True):
-        close(got.cpu(), exact, 3 * TOLERANCE[dtype])

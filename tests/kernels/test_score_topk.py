@@ -339,21 +339,3 @@ def test_masks_the_ratings_of_movielens_1m() -> None:
     assert not seen.gather(1, ids).any()
     expected = score_items_reference(*scorer).masked_fill(seen, float("-inf")).topk(20).values
     torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.gpu
-def test_gpu_kernels_match_the_cpu() -> None:
-    dot, ncf = dot_scorer(50, 3000, 32), full_arguments(ncf_scorer(20, 3000, 32, [128, 64, 32]))
-    ops = torch.ops.deeprec
-
-    def on_gpu(value: object) -> object:
-        if isinstance(value, list):
-            return [part.cuda() for part in value]
-        return value.cuda() if isinstance(value, torch.Tensor) else value
-
-    seen = random_seen(50, 3000)
-    got = ops.score_topk(*map(on_gpu, dot), 10, *map(on_gpu, seen))
-    assert_same_topk([part.cpu() for part in got], ops.score_topk(*dot, 10, *seen), score_items_reference(*dot))  # type: ignore[arg-type]
-    got = ops.score_topk_ncf(*map(on_gpu, ncf), False, 10)
-    scores = score_items_ncf_reference(*ncf)
-    assert_same_topk([part.cpu() for part in got], ops.score_topk_ncf(*ncf, False, 10), scores)  # type: ignore[arg-type]

@@ -217,22 +217,6 @@ def test_tables_in_one_call_equal_one_after_another(name: str, threads: int, dty
         assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_tables_match_those_on_the_cpu(name: str, dtype: torch.dtype) -> None:
-    here, there = uneven_tables(dtype), uneven_tables(dtype)
-    for problem in there:
-        for key, value in vars(problem).items():
-            setattr(problem, key, value.cuda() if isinstance(value, Tensor) else value)
-    TABLES[name](*side_by_side(here, name))
-    TABLES[name](*side_by_side(there, name))
-    for ours, theirs in zip(there, here, strict=True):
-        for got, want in zip(ours.tensors(), theirs.tensors(), strict=True):
-            eps = torch.finfo(want.dtype).eps if want.is_floating_point() else 0.0
-            torch.testing.assert_close(got.cpu(), want, rtol=max(2 * eps, 1e-5), atol=1e-6)
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_one_bad_table_leaves_all_as_they_were(name: str) -> None:
     problems = uneven_tables()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import deeprec.kernels.sparse_update as ops
+from deeprec.kernels._door import launcher
 from deeprec.kernels.embedding_bag.backward import Step
 from deeprec.kernels.embedding_bag.reference import update_rows
 from deeprec.kernels.sparse_update import reference
@@ -74,7 +75,8 @@ def implementation(kind: str, op: str) -> Callable[..., None]:
     if kind == "operator":
         return getattr(ops, op)
     if kind == "triton":
-        function = getattr(pytest.importorskip("deeprec.kernels.sparse_update.triton_kernels"), op)
+        pytest.importorskip("triton")
+        function = launcher("sparse_update", op)
     else:
         function = getattr(reference, f"{op}reference")
     names = [argument.name for argument in getattr(torch.ops.deeprec, op).default._schema.arguments]

@@ -1,6 +1,6 @@
-"""The Triton kernels under the interpreter, on the CPU: each triton_OPERATOR.py here, in a process of its own.
+"""The Triton kernels under the interpreter, on the CPU: each triton_OPERATOR.py here, and the suite of tests/gpu.
 
-In a process, for Triton decides on import whether kernels are interpreted.
+Each in a process of its own, for Triton decides on import whether kernels are interpreted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted(Path(__file__).parent.glob("triton_*.py"))
+HERE = Path(__file__).parent
+FILES = [HERE.parent / "gpu", *sorted(HERE.glob("triton_*.py"))]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -22,8 +23,8 @@ FILES = sorted(Path(__file__).parent.glob("triton_*.py"))
 def test_kernels_match_under_the_interpreter(file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=file.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        cwd=file.parents[2] if file.is_file() else file.parents[1],
         capture_output=True,
         text=True,
     )

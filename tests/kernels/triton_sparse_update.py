@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from deeprec.kernels._door import launcher
 from deeprec.kernels.sparse_update import reference, triton_kernels
 
 _spec = importlib.util.spec_from_file_location("sparse_update_cases", Path(__file__).with_name("test_sparse_update.py"))
@@ -18,15 +20,24 @@ cases = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = cases
 _spec.loader.exec_module(cases)
 
+
+class _Door:
+    """The launchers as a GPU gets them: with their checks."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return launcher("sparse_update", name)
+
+
+DOOR = _Door()
 KERNELS = {
-    "sgd": (triton_kernels.sgd_update_, reference.sgd_update_reference),
-    "momentum": (triton_kernels.sgd_update_, reference.sgd_update_reference),
-    "adagrad": (triton_kernels.adagrad_update_, reference.adagrad_update_reference),
-    "rowwise_adagrad": (triton_kernels.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
-    "adam": (triton_kernels.adam_update_, reference.adam_update_reference),
-    "ftrl": (triton_kernels.ftrl_update_, reference.ftrl_update_reference),
-    "adam_dense": (triton_kernels.adam_dense_update_, reference.adam_dense_update_reference),
-    "catch_up": (triton_kernels.adam_catch_up_, reference.adam_catch_up_reference),
+    "sgd": (DOOR.sgd_update_, reference.sgd_update_reference),
+    "momentum": (DOOR.sgd_update_, reference.sgd_update_reference),
+    "adagrad": (DOOR.adagrad_update_, reference.adagrad_update_reference),
+    "rowwise_adagrad": (DOOR.rowwise_adagrad_update_, reference.rowwise_adagrad_update_reference),
+    "adam": (DOOR.adam_update_, reference.adam_update_reference),
+    "ftrl": (DOOR.ftrl_update_, reference.ftrl_update_reference),
+    "adam_dense": (DOOR.adam_dense_update_, reference.adam_dense_update_reference),
+    "catch_up": (DOOR.adam_catch_up_, reference.adam_catch_up_reference),
 }
 
 
@@ -74,7 +85,7 @@ def test_every_rule_rounds_stochastically(name: str) -> None:
 def test_all_rows_catch_up() -> None:
     ours, want = (cases.Problem(12, 9, torch.float32) for _ in range(2))
     ours.rows = want.rows = None
-    triton_kernels.adam_catch_up_(*ours.arguments("catch_up", 0.0))
+    DOOR.adam_catch_up_(*ours.arguments("catch_up", 0.0))
     reference.adam_catch_up_reference(*want.arguments("catch_up", 0.0))
     torch.testing.assert_close(ours.weight, want.weight, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.last_step, want.last_step)
@@ -99,9 +110,9 @@ def test_tables_in_one_launch_equal_one_after_another(dims: tuple[int, ...], dty
         for problem in problems:
             problem.lr_history = problems[0].lr_history
     for problem in apart:
-        triton_kernels.adam_dense_update_(*problem.arguments("adam_dense", decay))
+        DOOR.adam_dense_update_(*problem.arguments("adam_dense", decay))
     columns = [list(x) for x in zip(*(problem.arguments("adam_dense", decay) for problem in together), strict=True)]
-    triton_kernels.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
+    DOOR.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
     for ours, theirs in zip(together, apart, strict=True):
         assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
 
@@ -112,5 +123,5 @@ def test_a_table_with_rows_out_of_order_is_refused() -> None:
     before = [problem.weight.clone() for problem in problems]
     columns = [list(x) for x in zip(*(problem.arguments("adam_dense", 0.0) for problem in problems), strict=True)]
     with pytest.raises(RuntimeError, match="strictly ascending"):
-        triton_kernels.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
+        DOOR.adam_dense_update_tables_(*columns[:6], *(column[0] for column in columns[6:]))
     assert all(torch.equal(problem.weight, old) for problem, old in zip(problems, before, strict=True))

@@ -1,4 +1,6 @@
-"""Every Triton kernel compiles for the GPUs we name, without one at hand, and keeps its values in registers."""
+"""Every Triton kernel compiles for the GPUs we name, without one at hand, keeps its values in registers, and has a
+barrier wherever a thread would overwrite what another one has yet to read.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Kernels with a number a row that all threads read and one replaces.
+READ_AND_REWRITE = {
+    "_adam_update_kernel",
+    "_adam_tables_kernel",
+    "_rowwise_adagrad_update_kernel",
+    "_bags_rows_kernel",
+    "_embedding_fm_rows_kernel",
+}
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
 
@@ -33,4 +43,8 @@ def test_every_kernel_compiles_without_spills(target: str) -> None:
     assert not failed, f"{target}: {failed}"
     spilled = {row["case"]: row["spill_bytes"] for row in result["cases"] if row["spill_bytes"]}
     assert not spilled, f"{target}: bytes of registers spilled to memory: {spilled}"
+    unguarded = {row["case"]: row["unguarded"] for row in result["cases"] if row["unguarded"]}
+    assert not unguarded, f"{target}: tl.debug_barrier() is missing: {unguarded}"
+    needs_barriers = {row["kernel"] for row in result["cases"] if row["needs_barriers"]}
+    assert needs_barriers >= READ_AND_REWRITE, "the proof no longer sees what their barriers are there for"
     assert not result["kernels_without_case"], "kernels that no CompileCase names; add one to compile_cases()"

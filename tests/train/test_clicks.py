@@ -114,7 +114,7 @@ def test_last_epoch_s_weights_are_not_copied(log: ClickLog, monkeypatch: pytest.
 
 
 def test_checkpoint_of_another_run_is_refused(log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("deeprec.train.fit"), "remove_checkpoint", lambda directory: None)
+    monkeypatch.setattr(importlib.import_module("deeprec.train.fitting"), "remove_checkpoint", lambda directory: None)
     fit(models.LR(epochs=1, batch_size=512), log, out=tmp_path)
     with pytest.raises(ValueError, match=r"interrupted run of other settings: config\.batch_size is 512"):
         fit(models.LR(epochs=1, batch_size=256), log, out=tmp_path, resume=True)

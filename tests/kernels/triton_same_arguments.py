@@ -1,0 +1,61 @@
+"""Triton launchers accept and refuse what references do, and give the same results; run by test_triton.py.
+
+As test_same_arguments.py has it for the compiled kernels, one argument spoiled at a time. Whoever refuses has changed
+nothing. What a GPU finds out only in the kernel, an id out of range, the interpreter finds in the same place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deeprec.kernels import _library
+from deeprec.kernels._door import launcher, launches
+
+_spec = importlib.util.spec_from_file_location("same_arguments", Path(__file__).with_name("test_same_arguments.py"))
+assert _spec is not None
+assert _spec.loader is not None
+same = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = same
+_spec.loader.exec_module(same)
+
+
+def _has_checks(operator: _library.Operator) -> bool:
+    path = f"deeprec.kernels.{operator.triton}.checks"
+    return bool(operator.triton) and importlib.util.find_spec(path) is not None
+
+
+OPERATORS = [operator for operator in _library.operators() if _has_checks(operator)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_reference_and_launcher_agree_on_spoiled_arguments(
+    operator: _library.Operator, samples: dict[str, list[tuple[Any, ...]]]
+) -> None:
+    launch = launcher(operator.triton, operator.name)
+    names = [argument.name for argument in getattr(torch.ops.deeprec, operator.name).default._schema.arguments]
+    launches.clear()
+    count = 0
+    own = samples[operator.name]
+    for sample in own[:: max(1, len(own) - 1)]:  # the first and the last
+        for place, right in enumerate(sample):
+            for how, spoiled in same._spoiled(right):
+                arguments = [*sample[:place], spoiled, *sample[place + 1 :]]
+                mine, refused, after = same._outcome(launch, arguments)
+                other, other_refused, other_after = same._outcome(operator.reference, arguments)
+                case = f"{operator.name}, {names[place]}: {how}: launcher {refused!r}, reference {other_refused!r}"
+                assert (refused is None) == (other_refused is None), case
+                if refused is not None:
+                    assert same._is_close(after, arguments), f"{case}: the launcher changed something first"
+                elif names[place] not in same._MEANINGLESS and same._is_finite(spoiled):
+                    assert same._is_close(mine, other), case
+                    assert same._is_close(after, other_after), f"{case}: left other values behind"
+                count += 1
+    assert count > 20, f"no arguments of {operator.name} were spoiled"
+    assert launches, f"no kernel of {operator.name} was started"
