@@ -94,7 +94,7 @@ def launcher(op: str, name: str, module: str = "triton_kernels") -> Callable[...
         if not parts:
             function = getattr(importlib.import_module(f"deeprec.kernels.{op}.{module}"), name)
             names = [argument.name for argument in getattr(torch.ops.deeprec, name).default._schema.arguments]
-            parts.extend((function, _check_of(op, name), names))
+            parts.extend((function, check_of(op, name), names))
         function, check, names = parts
         device = check_devices(name, names, arguments)
         raise_faults(device)  # at what earlier calls have met by now
@@ -128,7 +128,8 @@ def refuse_capture(function: str, device: torch.device, reason: str, remedy: str
         raise RuntimeError(f"{function}: cannot be captured in a CUDA graph: {reason}; {remedy}")
 
 
-def _check_of(op: str, name: str) -> Callable[..., None] | None:
+def check_of(op: str, name: str) -> Callable[..., None] | None:
+    """What `CHECKS` of kernels/<op>/checks.py has for an operator; None without one."""
     path = f"deeprec.kernels.{op}.checks"
     if importlib.util.find_spec(path) is None:
         return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_float, check_index, kind_of
+from deeprec.kernels._checks import check_float, check_index, kind_of, outside
 from deeprec.kernels._door import refuse_capture
 
 
@@ -308,7 +308,7 @@ def check_adam_catch_up(
 
 
 def _check_places(op: str, rows: Tensor, count: int) -> None:
-    bad = ((rows < 0) | (rows >= count)).nonzero().flatten()
+    bad = outside(rows, count).nonzero().flatten()
     if bad.numel():
         value, position = int(rows[bad[0]]), int(bad[0])
         raise RuntimeError(f"{op}: rows must be in [0, {count}), got {value} at position {position}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from deeprec.kernels.embedding.reference import embedding_plan_reference
 from deeprec.kernels.embedding_bag.checks import ADAM, FTRL, ROWWISE_ADAGRAD
 from deeprec.kernels.embedding_bag.reference import embedding_bags_plan_reference
+from deeprec.kernels.sample_negatives import alias_table
 
 RULE = (0.9, 0.999, 1e-8)  # of Adam
 STEP = 40  # what it has taken
@@ -245,3 +246,26 @@ def ncf_arguments(
         normal(last, seed=10) / max(last, 1) ** 0.5,
         normal(1, seed=11),
     )
+
+
+def softmax_arguments(batch: int, num_items: int, dim: int, dtype: torch.dtype, has_extras: bool = True) -> list[Any]:
+    """Arguments of softmax_loss but for its numbers; extras: bias, log_q, ids (some twice) and seen lists."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    extras: list[Any] = [None] * 6
+    if has_extras:
+        ids = integers(max(2 * num_items // 3, 1), num_items, seed=4)
+        seen = seen_of(batch, num_items)
+        extras = [normal(num_items, dtype=dtype, seed=2), normal(num_items, dtype=wide, seed=3), ids, *seen, None]
+    queries, items = normal(batch, dim, dtype=dtype), normal(num_items, dim, dtype=dtype, seed=1)
+    return [queries, items, integers(num_items, batch, seed=5), *extras]
+
+
+def sampled_softmax_arguments(
+    batch: int, num_items: int, dim: int, dtype: torch.dtype, has_extras: bool = True
+) -> list[Any]:
+    """Arguments of sampled_softmax_loss but for its options: five negatives a row; extras: bias, lists, popularity."""
+    queries, items, targets, bias, _, _, *seen = softmax_arguments(batch, num_items, dim, dtype, has_extras)
+    if has_extras:
+        seen = [*seen_of(batch, num_items, left=1), None]
+    table = tuple(alias_table(normal(num_items, seed=6).abs() + 0.01)) if has_extras else (None, None, None)
+    return [queries, items, targets, bias, *seen, 5, 7, 3, *table]

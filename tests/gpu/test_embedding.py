@@ -48,6 +48,11 @@ def test_a_row_hit_thousands_of_times(count: int, dtype: torch.dtype) -> None:
     check("embedding_grad", normal(count, 12, dtype=dtype), *plan, kernels=[BACKWARD], terms=float(count))
 
 
+@pytest.mark.parametrize("index", INDICES)
+def test_plan_of_a_table_beyond_int32(index: torch.dtype) -> None:
+    check("embedding_plan", torch.tensor([2**31 - 1, 0, 2**31 - 1, 5]).to(index), 2**31)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("rows", "dim", "count"), [(4, 16, 0), (4, 0, 3), (0, 5, 0)])
 def test_nothing_to_do(rows: int, dim: int, count: int, dtype: torch.dtype) -> None:

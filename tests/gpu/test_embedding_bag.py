@@ -78,7 +78,7 @@ def test_any_layout(layout: str, of_ids: str, of_grad: str, dtype: torch.dtype, 
 
 
 @grid(
-    count=[64, 65, *on_gpu(1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=[*FLOATS[:2], *on_gpu(*FLOATS[2:])]
+    count=[65, *on_gpu(64, 1030, 5000, 100_003)], modes=[[SUM], [MEAN, MAX]], dtype=[*FLOATS[:2], *on_gpu(*FLOATS[2:])]
 )
 def test_a_row_hit_thousands_of_times(count: int, modes: list[int], dtype: torch.dtype) -> None:
     """A row of many entries, which is cut into pieces, beside rows of one."""

@@ -15,7 +15,7 @@ from deeprec.kernels.embedding_fm.reference import embedding_fm_reference
 
 FORWARD, ROWS = "_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"
 TABLES = [[0], [0, 0, 1, 0], list(range(11)), *on_gpu(list(range(26)), [1] * 39)]
-DIMS = [16, 5, 1, 260, 1027, *on_gpu(64, 300)]
+DIMS = [16, 5, 1, 260, *on_gpu(64, 300, 1027)]
 SIZES = [(5, None), (4, 3), (1, None), (7, 2), (3, 0), (0, 4), (0, None), *on_gpu((4099, None), (700, 9))]
 
 

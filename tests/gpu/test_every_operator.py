@@ -22,7 +22,9 @@ from gpu_arguments import (
     ncf_arguments,
     network_of,
     problem_of,
+    sampled_softmax_arguments,
     seen_of,
+    softmax_arguments,
     states_of,
     step_of,
     update_call,
@@ -113,6 +115,14 @@ def _of_the_rest() -> Iterator[Call]:
     yield "score_items_ncf", tuple(network), ["_score_topk_ncf_kernel"]
     yield "score_topk_ncf", (*network, 4, *seen), ["_score_topk_ncf_kernel"]
     yield "ncf_loss", (*ncf_arguments((5, 2, 3, (4, 4), [6, 5]), torch.int64), 0.5, False), []
+    given = (*softmax_arguments(7, 9, 5, torch.float32), 2.0, True, 0.1, True, False)
+    stats, ones = OPERATORS["softmax_loss"].reference(*given, False)[1], torch.ones(7)
+    yield "softmax_loss", (*given, True), ["_softmax_part_kernel"]
+    yield "softmax_loss_grad", (*given, stats, ones), ["_softmax_items_grad_kernel"]
+    given = (*sampled_softmax_arguments(7, 40, 5, torch.float32), 2.0, True, True, True)
+    stats = OPERATORS["sampled_softmax_loss"].reference(*given, False)[1]
+    yield "sampled_softmax_loss", (*given, True), []
+    yield "sampled_softmax_slopes", (*given, stats, ones), []
     users, table = integers(3, 9), alias_table(normal(40).abs())
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0), []
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0, *table), []

@@ -6,7 +6,6 @@ nothing. What a GPU finds out only in the kernel, an id out of range, the interp
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 from deeprec.kernels import _library
-from deeprec.kernels._door import launcher, launches
+from deeprec.kernels._door import check_of, launcher, launches
 
 _spec = importlib.util.spec_from_file_location("same_arguments", Path(__file__).with_name("test_same_arguments.py"))
 assert _spec is not None
@@ -26,16 +25,13 @@ sys.modules[_spec.name] = same
 _spec.loader.exec_module(same)
 
 
-def _has_checks(operator: _library.Operator) -> bool:
-    path = f"deeprec.kernels.{operator.triton}.checks"
-    return bool(operator.triton) and importlib.util.find_spec(path) is not None
-
-
 # Of these only what is accepted is compared: per-sample weights beside other modes than "sum" have no meaning, and the
 # interpreter truncates to bfloat16 where hardware rounds.
 _MEANINGLESS = {*same._MEANINGLESS, "modes", "use_bfloat16"}
 _TWO_SAMPLES = ("embedding_bag", "embedding", "fm_interaction")
-OPERATORS = [operator for operator in _library.operators() if _has_checks(operator)]
+OPERATORS = [
+    operator for operator in _library.operators() if operator.triton and check_of(operator.triton, operator.name)
+]
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
