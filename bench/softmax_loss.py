@@ -139,8 +139,8 @@ def _drawn_trial(batch: int, num_items: int, by_popularity: bool) -> Trial:
         is_positive = F.pad(ids == at.unsqueeze(1), (1, 0))  # which the loss leaves out
         return F.cross_entropy(logits.masked_fill(is_positive, -torch.inf), torch.zeros_like(at))
 
-    def dense(found: list[Tensor]) -> list[Tensor]:
-        return [x.to_dense() for x in found]
+    def dense(results: list[Tensor]) -> list[Tensor]:
+        return [x.to_dense() for x in results]
 
     wide = (queries.detach().double().requires_grad_(), items.detach().double().requires_grad_(), targets)
     trial = Trial(dense(_step(gathered, wide)), tolerance=1e-4)
@@ -210,7 +210,7 @@ def added_memory(name: str, batch: int, num_items: int, dim: int) -> int:
 
 def memory(folder: Path) -> dict[str, Any]:
     """Memory of a step of each contender, and the rivals' as multiples of ours."""
-    found: dict[str, Any] = {"machine": machine(), "versions": versions(), "cases": []}
+    report: dict[str, Any] = {"machine": machine(), "versions": versions(), "cases": []}
     for shape in [shape[1:] for shape in SHAPES if shape[0] == CATALOGUE and shape[1] <= 4096]:
         row: dict[str, Any] = dict(zip(("batch", "items", "dim"), shape, strict=True))
         for name in CONTENDERS:
@@ -218,9 +218,9 @@ def memory(folder: Path) -> dict[str, Any]:
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
             row[name] = int(done.stdout.split()[-1]) if done.returncode == 0 else None
         row["ratio"] = {name: row[name] / row["deeprec"] for name in CONTENDERS if row[name] and row["deeprec"]}
-        found["cases"].append(row)
-    (folder / "softmax_loss-memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+        report["cases"].append(row)
+    (folder / "softmax_loss-memory.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
 
 
 def main() -> int:

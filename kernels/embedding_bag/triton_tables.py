@@ -142,14 +142,3 @@ def flat_plan(given: BackwardT) -> BackwardT:
     parts = ("rows", "row_offsets", "order", "bags", "table_starts")
     flat: BackwardT = given._replace(**{part: getattr(given, part).view(-1) for part in parts})
     return flat
-
-
-@triton.jit
-def clear_if(ok, is_bad):
-    """Set the flag ok [1] to 0 where any of is_bad [N] holds."""
-    tl.store(ok + tl.zeros_like(is_bad).to(tl.int32), tl.zeros_like(is_bad).to(tl.int32), mask=is_bad)
-
-
-def new_flag(device: torch.device) -> Tensor:
-    """[1] int32, 1: nothing is wrong yet."""
-    return torch.ones(1, dtype=torch.int32, device=device)

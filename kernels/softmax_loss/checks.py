@@ -106,10 +106,10 @@ def check_arguments(given: SoftmaxArguments) -> None:
     if given.item_ids is not None:
         check_index(_FUNCTION, "item_ids", given.item_ids)
         require(given.item_ids.shape == (num_items,), _FUNCTION, f"item_ids must be [{num_items}]", given.item_ids)
-    for name, some, dtype in (("bias", given.bias, queries.dtype), ("log_q", given.log_q, wide_dtype(queries.dtype))):
-        if some is not None:
-            has_shape = some.shape == (num_items,) and some.dtype == dtype
-            require(has_shape, _FUNCTION, f"{name} must be [{num_items}] of {dtype}", some)
+    for name, tensor, dtype in (("bias", given.bias, queries.dtype), ("log_q", given.log_q, wide_dtype(queries.dtype))):
+        if tensor is not None:
+            has_shape = tensor.shape == (num_items,) and tensor.dtype == dtype
+            require(has_shape, _FUNCTION, f"{name} must be [{num_items}] of {dtype}", tensor)
 
 
 def check_loss_arguments(*args: Any) -> None:
@@ -122,8 +122,10 @@ def check_grad_arguments(*args: Any) -> None:
     given, stats, row_grads = SoftmaxArguments(*args[:-2]), args[-2], args[-1]
     check_arguments(given)
     wide, batch = wide_dtype(given.queries.dtype), given.queries.shape[0]
-    for name, some, shape in (("stats", stats, (3, batch)), ("row_grads", row_grads, (batch,))):
-        require(some.shape == shape and some.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", some)
+    for name, tensor, shape in (("stats", stats, (3, batch)), ("row_grads", row_grads, (batch,))):
+        require(
+            tensor.shape == shape and tensor.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", tensor
+        )
 
 
 CHECKS = {"softmax_loss": check_loss_arguments, "softmax_loss_grad": check_grad_arguments}

@@ -14,6 +14,7 @@ from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives.reference import sample_negatives_reference
 from deeprec.kernels.softmax_loss.checks import check_lists, check_places, entries_of_lists
 from deeprec.kernels.softmax_loss.reference import through_length, unit
+from deeprec.kernels.sums import add_rows
 
 _FUNCTION = "sampled_softmax_loss"
 
@@ -50,11 +51,13 @@ def _check_table(given: SampledSoftmaxArguments, num_items: int) -> None:
     if table == (None, None, None):
         return
     requirement = f"popularity must describe {num_items} items; build it with alias_table(weights)"
-    for some, size in zip(table, (num_items, num_items, num_items + 1), strict=True):
-        require(some is not None and some.shape == (size,), _FUNCTION, requirement, some)
-    for some, dtype in zip(table, (torch.int64, torch.int32, torch.int64), strict=True):
-        if some is not None and some.dtype != dtype:
-            raise TypeError(f"{_FUNCTION}: the tensors of popularity must be int64, int32 and int64, got {some.dtype}")
+    for tensor, size in zip(table, (num_items, num_items, num_items + 1), strict=True):
+        require(tensor is not None and tensor.shape == (size,), _FUNCTION, requirement, tensor)
+    for tensor, dtype in zip(table, (torch.int64, torch.int32, torch.int64), strict=True):
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(
+                f"{_FUNCTION}: the tensors of popularity must be int64, int32 and int64, got {tensor.dtype}"
+            )
     if given.alias is not None and given.alias.device.type == "cpu":
         check_places(_FUNCTION, "alias", given.alias, num_items)
 
@@ -127,7 +130,7 @@ def log_expected(given: SampledSoftmaxArguments, entries: Tensor) -> Tensor:
     left = weights.sum().expand(batch)
     if given.seen_indptr is not None:
         row, ids = entries_of_lists(batch, indptr, indices, given.seen_rows)
-        left = left - torch.zeros(batch, dtype=torch.float64, device=row.device).index_add(0, row, weights[ids])
+        left = left - add_rows(torch.zeros_like(weights[:1]).repeat(batch), row, weights[ids])
     return math.log(max(given.num_negatives, 1)) + weights[entries[:, 1:]].log() - left.log().unsqueeze(1)
 
 
@@ -201,8 +204,10 @@ def sampled_softmax_slopes_reference(*args: Any) -> tuple[Tensor, Tensor]:
     given, stats, row_grads = SampledSoftmaxArguments(*args[:-2]), args[-2], args[-1]
     check_arguments(given)
     wide, batch = wide_dtype(given.queries.dtype), given.queries.shape[0]
-    for name, some, shape in (("stats", stats, (2, batch)), ("row_grads", row_grads, (batch,))):
-        require(some.shape == shape and some.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", some)
+    for name, tensor, shape in (("stats", stats, (2, batch)), ("row_grads", row_grads, (batch,))):
+        require(
+            tensor.shape == shape and tensor.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", tensor
+        )
     entries = entries_of(given)
     slopes = _slopes(sampled_logits(given, entries), stats) * row_grads.unsqueeze(1)
     return entries.reshape(-1).to(torch.int32), slopes.reshape(-1)

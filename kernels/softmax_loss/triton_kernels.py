@@ -8,7 +8,7 @@ by atomics. A width above BLOCK_D is cut into blocks, each of which scores for i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
-from deeprec.kernels.embedding_bag.triton_tables import rows_adjacent
 from deeprec.kernels.faults import claim_of, number_of
 from deeprec.kernels.faults.triton_report import report
-from deeprec.kernels.score_topk.triton_keys import PRECISION, dot
+from deeprec.kernels.score_topk.triton_keys import dot
 from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import (
     softmax_loss_grad_reference,
     softmax_loss_reference,
     through_length,
 )
+from deeprec.kernels.softmax_loss.triton_arguments import inverse_lengths, prepare, shares_of, tile_of
 from deeprec.kernels.softmax_loss.triton_tiles import (
     first_from,
     hidden_in_tile,
@@ -38,9 +38,6 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
 
 __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 
-# Rows, candidates, widths of a product and of a gradient, and warps, so that all stays in registers.
-_FLOAT32, _SIXTEEN_BITS, _HIP = (32, 16, 16, 64, 8), (64, 32, 32, 128, 8), (32, 16, 16, 32, 8)
-_MANY_PROGRAMS, _MOST_SHARES = 512, 32
 _BAD_TARGETS = tl.constexpr(number_of("softmax_loss", "targets"))
 
 
@@ -283,87 +280,6 @@ def _softmax_items_grad_kernel(
         tl.store(bias_grad + at, slope_total, mask=is_item & (tl.program_id(2) == 0))
 
 
-class _Prepared(NamedTuple):
-    """The arguments that both kernels share, in their order, and their constants.
-
-    Attributes:
-        tensors: queries to seen_rows.
-        inverse_queries: [B, 1], one over the length of each query; None for dot products.
-    """
-
-    tensors: tuple[Tensor, ...]
-    inverse_queries: Tensor | None
-    sizes: tuple[int, int, int, int, int]
-    nnz: int
-    constants: dict[str, Any]
-    num_warps: int
-
-
-def _inverse_lengths(x: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-    return torch.where(lengths == 0, 0, 1 / lengths)
-
-
-def _prepare(given: SoftmaxArguments) -> _Prepared:
-    queries, items = rows_adjacent(given.queries), rows_adjacent(given.items)
-    scale = torch.full((queries.shape[0],), given.gamma, device=queries.device)
-    inverse = inverse_queries = None
-    if given.cosine:
-        inverse_queries, inverse = _inverse_lengths(queries), _inverse_lengths(items)
-        scale = scale * inverse_queries
-    shift, log_q = None, None if given.log_q is None else given.log_q.contiguous()
-    if given.bias is not None:
-        shift = given.bias.float() if log_q is None else given.bias.float() - log_q
-    elif log_q is not None:
-        shift = -log_q
-    optional = (
-        inverse,
-        None if shift is None else shift.contiguous(),
-        None if given.correct_positive else log_q,
-        None if given.item_ids is None else given.item_ids.contiguous(),
-        None if given.item_ids is None or given.seen_indptr is None else given.item_ids.argsort(stable=True),
-        *(None if x is None else x.contiguous() for x in (given.seen_indptr, given.seen_indices, given.seen_rows)),
-    )
-    names = ("HAS_INVERSE", "HAS_SHIFT", "HAS_LOG_Q", "HAS_IDS", "", "HAS_SEEN", "", "HAS_ROWS")
-    constants: dict[str, Any] = {name: x is not None for name, x in zip(names, optional, strict=True) if name}
-    tile = _tile(queries.shape[1], queries.dtype == torch.float32, PRECISION)
-    constants |= tile.constants
-    constants["INCLUDE_POSITIVE"] = given.include_positive
-    return _Prepared(
-        (queries, items, given.targets.contiguous(), scale, *(scale if x is None else x for x in optional)),
-        None if inverse_queries is None else inverse_queries.unsqueeze(1),
-        (queries.shape[0], items.shape[0], queries.shape[1], queries.stride(0), items.stride(0)),
-        0 if given.seen_indices is None else given.seen_indices.numel(),
-        constants,
-        tile.num_warps,
-    )
-
-
-class _Tile(NamedTuple):
-    """The constants that follow from width, element type and GPU, and `num_warps`."""
-
-    constants: dict[str, Any]
-    num_warps: int
-
-
-def _tile(dim: int, is_float32: bool, exact: str) -> _Tile:
-    """Rounding the factors of a gradient to TF32 costs less than that of a 16-bit result."""
-    is_hip = exact == "ieee"
-    block_b, block_n, block_k, most, num_warps = _HIP if is_hip else _FLOAT32 if is_float32 else _SIXTEEN_BITS
-    block_d = max(16, min(triton.next_power_of_2(max(dim, 1)), most))
-    constants: dict[str, Any] = {"BLOCK_B": block_b, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    constants |= {"PRECISION": exact, "GRAD_PRECISION": exact if is_float32 or is_hip else "tf32"}
-    return _Tile(constants, num_warps)
-
-
-def _shares(programs: int, size: int, block: int) -> tuple[int, int]:
-    """(shares, size of each): enough programs to fill a GPU, whole blocks each."""
-    blocks = max(1, triton.cdiv(size, block))
-    shares = max(1, min(blocks, _MOST_SHARES, _MANY_PROGRAMS // max(1, programs)))
-    per_share = triton.cdiv(blocks, shares) * block
-    return max(1, triton.cdiv(size, per_share)), per_share
-
-
 def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward kernel without waiting for the GPU; a bad target is a device-side assertion.
 
@@ -374,10 +290,10 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     queries = given.queries
     if queries.dtype == torch.float64 or 0 in (queries.shape[0], given.items.shape[0]):
         return softmax_loss_reference(*args)
-    prepared = _prepare(given)
+    prepared = prepare(given)
     batch, num_items, dim = prepared.sizes[:3]
     is_smooth, blocks = given.smoothing > 0, triton.cdiv(batch, prepared.constants["BLOCK_B"])
-    shares, per_share = _shares(blocks, num_items, prepared.constants["BLOCK_N"])
+    shares, per_share = shares_of(blocks, num_items, prepared.constants["BLOCK_N"])
     maxima, sums, logits = queries.new_zeros(3, shares, batch, dtype=torch.float32)
     counts = queries.new_zeros(shares, batch, dtype=torch.int32)
     positives = queries.new_zeros(batch, dtype=torch.float32)
@@ -413,7 +329,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     grad = (weighted * (factor / total).unsqueeze(2)).sum(0)
     positive = given.items.index_select(0, given.targets.clamp(0, num_items - 1)).float()
     if given.cosine:
-        positive *= _inverse_lengths(positive).unsqueeze(1)
+        positive *= inverse_lengths(positive).unsqueeze(1)
     grad -= (1 - given.smoothing) * positive
     if is_smooth:
         grad -= (given.smoothing / count).unsqueeze(1) * plain.sum(0)
@@ -431,11 +347,11 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
     items = given.items
     if items.dtype == torch.float64 or 0 in (given.queries.shape[0], items.shape[0]):
         return softmax_loss_grad_reference(*args)
-    prepared = _prepare(given)
+    prepared = prepare(given)
     batch, num_items, dim = prepared.sizes[:3]
     blocks = triton.cdiv(num_items, prepared.constants["BLOCK_N"])
     d_blocks = max(1, triton.cdiv(dim, prepared.constants["BLOCK_D"]))
-    shares, per_share = _shares(blocks * d_blocks, batch, prepared.constants["BLOCK_B"])
+    shares, per_share = shares_of(blocks * d_blocks, batch, prepared.constants["BLOCK_B"])
     is_direct = shares == 1 and not given.cosine
     grad = items.new_empty((shares, num_items, dim), dtype=items.dtype if is_direct else torch.float32)
     has_bias = given.bias is not None
@@ -470,7 +386,7 @@ def compile_cases() -> list[CompileCase]:
 
 def _cases(element: str, dim: int, backend: str, exact: str, has_all: bool) -> list[CompileCase]:
     flags = ("HAS_INVERSE", "HAS_SHIFT", "HAS_LOG_Q", "HAS_IDS", "HAS_SEEN", "HAS_ROWS")
-    tile = _tile(dim, element == "fp32", exact)
+    tile = tile_of(dim, element == "fp32", exact)
     shared: dict[str, Any] = dict.fromkeys(flags, has_all) | tile.constants
     shared["INCLUDE_POSITIVE"] = not has_all
     name = f"{element}_d{dim}{'_all' if has_all else ''}"

@@ -191,9 +191,9 @@ def test_log_q_makes_samples_stand_for_the_catalogue() -> None:
     estimates: dict[float, list[float]] = {1.0: [], 0.0: [], -1.0: []}
     for _ in range(3000):
         ids = torch.cat([torch.tensor([positive]), torch.multinomial(chances, size, True, generator=draw)])
-        for sign, found in estimates.items():
+        for sign, values in estimates.items():
             log_q = sign * (size * chances[ids]).log()
-            found.append(denominator(ids, log_q=log_q, item_ids=ids))
+            values.append(denominator(ids, log_q=log_q, item_ids=ids))
     errors = {sign: abs(sum(x) / len(x) / full - 1) for sign, x in estimates.items()}
     assert errors[1.0] < 0.03, errors
     assert errors[0.0] > 0.2, errors
