@@ -1,4 +1,4 @@
-"""The launches that operators make compile for a GPU as Triton would compile them there, with no CPU tensor among them.
+"""The launches that operators make compile for a GPU as Triton would there, hardly spill, and take no tensor of the CPU.
 
 `test_triton_compiles.py` compiles signatures written by hand; these are the real ones: what is 1 or a multiple of 16,
 what stands in for an absent tensor, int32 beside int64. A few of the tests in tests/gpu; `python
@@ -29,7 +29,7 @@ WAITS = {
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
 
-def test_what_operators_launch_compiles_without_spills() -> None:
+def test_what_operators_launch_compiles() -> None:
     out = ROOT / "build" / "proofs" / "launches_sm_90.json"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
