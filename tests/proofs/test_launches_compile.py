@@ -1,4 +1,4 @@
-"""The launches that operators make compile for a GPU as Triton would there, hardly spill, and take no tensor of the CPU.
+"""What operators launch compiles for a GPU as Triton would there, hardly spills, and takes no tensor of the CPU.
 
 `test_triton_compiles.py` compiles signatures written by hand; these are the real ones: what is 1 or a multiple of 16,
 what stands in for an absent tensor, int32 beside int64. A few of the tests in tests/gpu; `python
