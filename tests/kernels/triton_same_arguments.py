@@ -1,7 +1,7 @@
 """Triton launchers accept and refuse what references do, and give the same results; run by test_triton.py.
 
 As test_same_arguments.py has it for the compiled kernels, one argument spoiled at a time. Whoever refuses has changed
-nothing. What a GPU finds out only in the kernel, an id out of range, the interpreter finds in the same place.
+nothing. What a GPU finds out only in the kernel, an id out of range, is asked for after each call.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from deeprec.kernels import _library
 from deeprec.kernels._door import check_of, launcher, launches
+from deeprec.kernels.faults import raise_faults
 
 _spec = importlib.util.spec_from_file_location("same_arguments", Path(__file__).with_name("test_same_arguments.py"))
 assert _spec is not None
@@ -38,7 +39,13 @@ OPERATORS = [
 def test_reference_and_launcher_agree_on_spoiled_arguments(
     operator: _library.Operator, samples: dict[str, list[tuple[Any, ...]]]
 ) -> None:
-    launch = launcher(operator.triton, operator.name)
+    start = launcher(operator.triton, operator.name)
+
+    def launch(*arguments: Any) -> Any:
+        result = start(*arguments)
+        raise_faults()
+        return result
+
     names = [argument.name for argument in getattr(torch.ops.deeprec, operator.name).default._schema.arguments]
     launches.clear()
     count = 0

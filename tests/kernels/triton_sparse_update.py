@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deeprec.kernels._door import launcher
+from deeprec.kernels.faults import raise_faults
 from deeprec.kernels.sparse_update import reference, triton_kernels
 
 _spec = importlib.util.spec_from_file_location("sparse_update_cases", Path(__file__).with_name("test_sparse_update.py"))
@@ -128,7 +129,7 @@ def test_a_table_with_rows_out_of_order_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam_dense", "catch_up"])
-def test_a_row_behind_the_history_is_an_assertion_and_stays(name: str) -> None:
+def test_a_row_behind_the_history_is_a_fault_and_stays(name: str) -> None:
     """Without the checks of the door, which look at the last steps on the CPU: as on a GPU."""
     problem = cases.Problem(12, 9, torch.float32)
     arguments = list(problem.arguments(name, 0.01))
@@ -139,7 +140,8 @@ def test_a_row_behind_the_history_is_an_assertion_and_stays(name: str) -> None:
     problem.last_step[row] = 1
     before = [tensor[row].clone() for tensor in problem.tensors()]
     launch = triton_kernels.adam_dense_update_ if name == "adam_dense" else triton_kernels.adam_catch_up_
-    with pytest.raises(RuntimeError, match="lr_history must begin at the step that the oldest row has reached"):
-        launch(*arguments)
+    launch(*arguments)
+    with pytest.raises(RuntimeError, match="a row reached step 1 only, but lr_history begins after step 3"):
+        raise_faults()
     assert all(torch.equal(tensor[row], old) for tensor, old in zip(problem.tensors(), before, strict=True))
     assert int(problem.last_step.max()) == problem.step
