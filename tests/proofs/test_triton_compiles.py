@@ -23,10 +23,12 @@ READ_AND_REWRITE = {
 }
 # Bytes a thread keeps in memory since these look for bad input as well: an address or two, read where one is reported.
 ALLOWED = {
-    "sm_80": {"als_cg_fp32_i32_d512": 8, "softmax_loss_bf16_d128_all": 8},
+    "sm_80": {"als_cg_fp32_i32_d512": 8},
     "sm_100": {"rows_pieces": 8},
     "gfx942": {"embedding_fm_fwd_all_fp32_d300": 40},
 }
+# All element types for the GPU that is at hand at times and for the other vendor; the rest differ little from the first.
+ALL_TYPES = ("sm_90", "gfx942")
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
 
@@ -36,8 +38,9 @@ def test_every_kernel_compiles_without_spills(target: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-cache")}
     environment["OMP_NUM_THREADS"] = "1"
+    types = [] if target in ALL_TYPES else ["float32"]
     run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compile_triton.py"), target, out],
+        [sys.executable, Path(__file__).with_name("compile_triton.py"), target, out, *types],
         env=environment,
         capture_output=True,
         text=True,
