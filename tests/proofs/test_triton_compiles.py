@@ -27,7 +27,7 @@ ALLOWED = {
     "sm_100": {"rows_pieces": 8},
     "gfx942": {"embedding_fm_fwd_all_fp32_d300": 40},
 }
-# All element types for the GPU that is at hand at times and for the other vendor; the rest differ little from the first.
+# All element types for the GPU at hand at times, and for the other vendor; the rest differ little from the first.
 ALL_TYPES = ("sm_90", "gfx942")
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
