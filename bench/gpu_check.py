@@ -132,11 +132,11 @@ class Place:
             begin = said.tell()
             said.write(f"\n$ {' '.join(command)}\n".encode())
             said.flush()
-            self.running = subprocess.Popen(
-                command, cwd=ROOT, env=child_environment(environment or {}), stdin=subprocess.DEVNULL, stdout=said,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
             try:
+                self.running = subprocess.Popen(
+                    command, cwd=ROOT, env=child_environment(environment or {}), stdin=subprocess.DEVNULL, stdout=said,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
                 status: int | None = self.running.wait(timeout=self.limit)
             except subprocess.TimeoutExpired:
                 status = None
@@ -319,8 +319,7 @@ def main() -> int:
         return 0
 
     def stop(number: int, frame: FrameType | None) -> None:
-        place.end()
-        raise SystemExit(128 + number)
+        raise SystemExit(128 + number)  # `Place.run` ends its process; to wait for it here may meet a lock held below
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)

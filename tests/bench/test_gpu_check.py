@@ -44,7 +44,7 @@ def test_a_run_that_is_ended_goes_on_with_the_step_it_was_in(tmp_path: Path) -> 
         time.sleep(0.05)
     time.sleep(0.3)
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=30)
+    first.communicate(timeout=200)
     assert first.returncode == 128 + signal.SIGTERM
     assert _status(tmp_path, "build") == gpu_check.PASSED
     assert "parity/fm_interaction | **unfinished**" in (tmp_path / "README.md").read_text(encoding="utf-8")
