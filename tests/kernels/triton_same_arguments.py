@@ -30,15 +30,6 @@ _spec.loader.exec_module(same)
 # interpreter truncates to bfloat16 where hardware rounds.
 _MEANINGLESS = {*same._MEANINGLESS, "modes", "use_bfloat16"}
 _TWO_SAMPLES = ("embedding_bag", "embedding", "fm_interaction")
-# Of these, whose kernels take the interpreter long, a third of the ways to spoil an argument, other ones each time.
-_THIRDS = {
-    "adam_dense_update_tables_",
-    "embedding_bags_dense_grad",
-    "embedding_bags_grad",
-    "embedding_bags_update_",
-    "embedding_fm_update_",
-    "score_topk_ncf",
-}
 OPERATORS = [
     operator for operator in _library.operators() if operator.triton and check_of(operator.triton, operator.name)
 ]
@@ -62,8 +53,8 @@ def test_reference_and_launcher_agree_on_spoiled_arguments(
     # The last has most of what there is; where the interpreter is quick, or that one has no entries, the first as well.
     for sample in own[:1] + own[-1:] if operator.triton in _TWO_SAMPLES else own[-1:]:
         for place, right in enumerate(sample):
-            ways = list(same._spoiled(right))
-            for how, spoiled in ways[place % 3 :: 3] if operator.name in _THIRDS else ways:
+            # The interpreter is slow: a third of the ways to spoil an argument, other ones for the next argument.
+            for how, spoiled in list(same._spoiled(right))[place % 3 :: 3]:
                 arguments = [*sample[:place], spoiled, *sample[place + 1 :]]
                 mine, refused, after = same._outcome(launch, arguments)
                 other, other_refused, other_after = same._outcome(operator.reference, arguments)
@@ -75,5 +66,5 @@ def test_reference_and_launcher_agree_on_spoiled_arguments(
                     assert same._is_close(mine, other), case
                     assert same._is_close(after, other_after), f"{case}: left other values behind"
                 count += 1
-    assert count > 20, f"no arguments of {operator.name} were spoiled"
+    assert count > 6, f"no arguments of {operator.name} were spoiled"
     assert launches, f"no kernel of {operator.name} was started"
