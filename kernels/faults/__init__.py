@@ -65,6 +65,14 @@ _KNOWN: dict[tuple[str, str], _Check] = {
     ("softmax_loss", "targets"): _Check(
         IndexError, "targets must be in [0, {bound}), got {value} at position {position}"
     ),
+    ("softmax_loss", "seen_rows"): _Check(
+        IndexError, "seen_rows must be in [0, {bound}), got {value} at position {position}"
+    ),
+    ("softmax_loss", "seen_indptr"): _Check(
+        ValueError,
+        "seen_indptr must ascend from 0 to the number of seen_indices, {bound}, got {value} and {other} in row "
+        "{position}",
+    ),
     ("score_topk", "seen_rows"): _Check(
         IndexError, "seen_rows must lie in [0, {bound}), got {value} at position {position}"
     ),

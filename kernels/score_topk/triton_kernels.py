@@ -18,6 +18,8 @@ from deeprec.kernels._door import launch
 from deeprec.kernels.faults import claim_of
 from deeprec.kernels.score_topk.reference import score_topk_reference
 from deeprec.kernels.score_topk.triton_keys import (
+    BAD_INDPTR,
+    BAD_ROWS,
     MAX_K,
     NO_ITEM,
     PRECISION,
@@ -66,8 +68,9 @@ def _score_topk_dot_kernel(
     is_user = rows < num_users
     if HAS_SEEN:
         first, length = seen_lists(
-            claim, seen_indptr, seen_rows, rows.to(tl.int64), is_user, num_lists, num_seen, HAS_ROWS
-        )
+            claim, seen_indptr, seen_rows, rows.to(tl.int64), is_user, num_lists, num_seen,
+            HAS_ROWS, BAD_ROWS, BAD_INDPTR,
+        )  # fmt: skip
         span = tl.max(length)
     best = tl.full((BLOCK_B, KP), NO_ITEM, tl.int64)
     begin = split * per_split

@@ -27,7 +27,7 @@ _WIDEN = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # Products of float32. NVIDIA has them on CUDA cores only, where a tile wants 6 KB a thread (spilled); three TF32
 # products of split operands are as exact to within a few units in the last place, and stay in registers.
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
-_BAD_ROWS, _BAD_INDPTR = (tl.constexpr(number_of("score_topk", x)) for x in ("seen_rows", "seen_indptr"))
+BAD_ROWS, BAD_INDPTR = (tl.constexpr(number_of("score_topk", x)) for x in ("seen_rows", "seen_indptr"))
 _MANY_PROGRAMS = 1024  # several for each multiprocessor of today's GPUs
 
 
@@ -77,17 +77,31 @@ def merge(best, keys, KP: tl.constexpr):
 
 
 @triton.jit
-def seen_lists(claim, seen_indptr, seen_rows, users, is_user, num_lists, num_seen, HAS_ROWS: tl.constexpr):
-    """Where the seen items of users [N] begin, and how many; none for a list that lies elsewhere, which is reported."""
+def seen_lists(
+    claim,
+    seen_indptr,
+    seen_rows,
+    users,
+    is_user,
+    num_lists,
+    num_seen,
+    HAS_ROWS: tl.constexpr,
+    BAD_ROWS: tl.constexpr,
+    BAD_INDPTR: tl.constexpr,
+):
+    """Where the seen items of users [N] begin, and how many; none for a list that lies elsewhere, which is reported.
+
+    BAD_ROWS, BAD_INDPTR: the numbers of the operator's checks.
+    """
     lists = users
     if HAS_ROWS:
         lists = tl.load(seen_rows + users, mask=is_user, other=0)
     is_known = (lists >= 0) & (lists < num_lists)
-    report(claim, _BAD_ROWS, is_user & (is_known == 0), lists, users, num_lists, 0)
+    report(claim, BAD_ROWS, is_user & (is_known == 0), lists, users, num_lists, 0)
     first = tl.load(seen_indptr + lists, mask=is_user & is_known, other=0)
     last = tl.load(seen_indptr + lists + 1, mask=is_user & is_known, other=0)
     is_inside = (first >= 0) & (first <= last) & (last <= num_seen)
-    report(claim, _BAD_INDPTR, is_inside == 0, first, lists, num_seen, last)
+    report(claim, BAD_INDPTR, is_inside == 0, first, lists, num_seen, last)
     return tl.where(is_inside, first, 0), tl.where(is_inside, last - first, 0).to(tl.int32)
 
 

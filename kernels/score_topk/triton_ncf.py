@@ -20,6 +20,8 @@ from deeprec.kernels.faults import claim_of
 from deeprec.kernels.score_topk.checks import Network, TopKOptions
 from deeprec.kernels.score_topk.reference import score_items_ncf_reference, score_topk_ncf_reference
 from deeprec.kernels.score_topk.triton_keys import (
+    BAD_INDPTR,
+    BAD_ROWS,
     MAX_K,
     NO_ITEM,
     PRECISION,
@@ -112,7 +114,9 @@ def _score_topk_ncf_kernel(
         g = tl.load(user_factors + user * num_factors + factors, mask=factors < num_factors, other=0.0).to(tl.float32)
     if HAS_SEEN:
         it = tl.arange(0, 1)
-        firsts, lengths = seen_lists(claim, seen_indptr, seen_rows, user + it, it == 0, num_lists, num_seen, HAS_ROWS)
+        firsts, lengths = seen_lists(
+            claim, seen_indptr, seen_rows, user + it, it == 0, num_lists, num_seen, HAS_ROWS, BAD_ROWS, BAD_INDPTR
+        )
         first, length = tl.sum(firsts, 0), tl.sum(lengths, 0)
     if not DENSE:
         best = tl.full((1, KP), NO_ITEM, tl.int64)

@@ -23,13 +23,13 @@ class Prepared(NamedTuple):
     Attributes:
         tensors: queries to seen_rows.
         sizes: batch, num_items, dim, and the strides of queries and items.
-        nnz: the entries of all lists of known positives.
+        lists: how many lists of known positives there are, and the entries of all.
         num_warps: of a program.
     """
 
     tensors: tuple[Tensor, ...]
     sizes: tuple[int, int, int, int, int]
-    nnz: int
+    lists: tuple[int, int]
     constants: dict[str, Any]
     num_warps: int
 
@@ -69,7 +69,7 @@ def prepare(given: SoftmaxArguments) -> Prepared:
     return Prepared(
         (queries, items, given.targets.contiguous(), scale, *(scale if x is None else x for x in optional)),
         (queries.shape[0], items.shape[0], queries.shape[1], queries.stride(0), items.stride(0)),
-        0 if given.seen_indices is None else given.seen_indices.numel(),
+        (0, 0) if given.seen_indptr is None else (given.seen_indptr.numel() - 1, given.seen_indices.numel()),
         constants,
         tile.num_warps,
     )

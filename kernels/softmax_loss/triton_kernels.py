@@ -19,7 +19,7 @@ from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
 from deeprec.kernels.faults import claim_of, number_of
 from deeprec.kernels.faults.triton_report import report
-from deeprec.kernels.score_topk.triton_keys import dot
+from deeprec.kernels.score_topk.triton_keys import dot, seen_lists
 from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import (
     softmax_loss_grad_reference,
@@ -32,13 +32,14 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
     hidden_in_tile,
     logits_of_tile,
     places_of_tile,
-    seen_lists,
     targets_of,
 )
 
 __all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
 
-_BAD_TARGETS = tl.constexpr(number_of("softmax_loss", "targets"))
+_BAD_TARGETS, _BAD_ROWS, _BAD_INDPTR = (
+    tl.constexpr(number_of("softmax_loss", name)) for name in ("targets", "seen_rows", "seen_indptr")
+)
 
 
 @triton.jit
@@ -69,6 +70,7 @@ def _softmax_part_kernel(
     query_stride,
     item_stride,
     per_share,
+    num_lists,
     nnz,
     HAS_INVERSE: tl.constexpr,
     HAS_SHIFT: tl.constexpr,
@@ -106,7 +108,11 @@ def _softmax_part_kernel(
     seen_end = seen_at
     if HAS_SEEN:
         _, first_id = places_of_tile(item_ids, order, begin, begin < stop, HAS_IDS, HAS_SEEN)
-        seen_at, seen_end = seen_lists(seen_indptr, seen_rows, rows, is_row, nnz, HAS_ROWS)
+        seen_at, length = seen_lists(
+            claim, seen_indptr, seen_rows, rows.to(tl.int64), is_row, num_lists, nnz,
+            HAS_ROWS, _BAD_ROWS, _BAD_INDPTR,
+        )  # fmt: skip
+        seen_end = seen_at + length
         seen_at = first_from(seen_indices, seen_at, seen_end, first_id)
 
     column = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -193,12 +199,14 @@ def _softmax_items_grad_kernel(
     row_grads,  # [batch]
     items_grad,  # [shares, num_items, dim]
     bias_grad,  # [shares, num_items]; anything without HAS_BIAS
+    claim,  # [2]
     batch,
     num_items,
     dim,
     query_stride,
     item_stride,
     per_share,
+    num_lists,
     nnz,
     smoothing,
     HAS_INVERSE: tl.constexpr,
@@ -242,7 +250,11 @@ def _softmax_items_grad_kernel(
         seen_end = seen_at
         if HAS_SEEN:
             _, first_id = places_of_tile(item_ids, order, start, start < num_items, HAS_IDS, HAS_SEEN)
-            seen_at, seen_end = seen_lists(seen_indptr, seen_rows, rows, is_row, nnz, HAS_ROWS)
+            seen_at, length = seen_lists(
+                claim, seen_indptr, seen_rows, rows.to(tl.int64), is_row, num_lists, nnz,
+                HAS_ROWS, _BAD_ROWS, _BAD_INDPTR,
+            )  # fmt: skip
+            seen_end = seen_at + length
             seen_at = first_from(seen_indices, seen_at, seen_end, first_id)
         is_target = is_item[None, :] & (places[None, :] == target[:, None])
         hidden, seen_at = hidden_in_tile(
@@ -281,7 +293,7 @@ def _softmax_items_grad_kernel(
 
 
 def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel without waiting for the GPU; a bad target is a device-side assertion.
+    """Launch the forward kernel without waiting for the GPU; a bad target or list is a fault.
 
     Args:
         args: the fields of `SoftmaxArguments`, then need_grad. float64 is served by the reference.
@@ -305,7 +317,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         (blocks, shares, d_blocks),
         *prepared.tensors,
         *(maxima, sums, logits, counts, positives, weighted, plain, claim_of(queries.device)),
-        *(*prepared.sizes, per_share, prepared.nnz),
+        *(*prepared.sizes, per_share, *prepared.lists),
         IS_SMOOTH=is_smooth,
         NEED_GRAD=need_grad,
         **prepared.constants,
@@ -338,7 +350,7 @@ def softmax_loss(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel without waiting for the GPU; a bad target is a device-side assertion.
+    """Launch the backward kernel without waiting for the GPU; a bad target or list is a fault.
 
     Args:
         args: the fields of `SoftmaxArguments`, then stats and row_grads. float64 is served by the reference.
@@ -360,8 +372,8 @@ def softmax_loss_grad(*args: Any) -> tuple[Tensor, Tensor]:
         _softmax_items_grad_kernel,
         (blocks, shares, d_blocks),
         *prepared.tensors,
-        *(stats.contiguous(), row_grads.contiguous(), grad, bias_grad),
-        *(*prepared.sizes, per_share, prepared.nnz, given.smoothing),
+        *(stats.contiguous(), row_grads.contiguous(), grad, bias_grad, claim_of(items.device)),
+        *(*prepared.sizes, per_share, *prepared.lists, given.smoothing),
         HAS_BIAS=has_bias,
         **prepared.constants,
         num_warps=prepared.num_warps,
@@ -405,7 +417,7 @@ def _cases(element: str, dim: int, backend: str, exact: str, has_all: bool) -> l
             "order": "*i64",
         }
         types |= {"seen_indptr": "*i64", "seen_indices": "*i32", "seen_rows": "*i64", "counts": "*i32", "claim": "*i64"}
-        sizes = ("batch", "num_items", "dim", "query_stride", "item_stride", "per_share", "nnz")
+        sizes = ("batch", "num_items", "dim", "query_stride", "item_stride", "per_share", "num_lists", "nnz")
         types |= dict.fromkeys(sizes, "i32") | {"smoothing": "fp32", "items_grad": f"*{element}"}
         types |= dict.fromkeys(constants, "constexpr")
         signature = {key: types[key] for key in kernel.arg_names}

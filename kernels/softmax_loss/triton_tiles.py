@@ -64,18 +64,6 @@ def logits_of_tile(
 
 
 @triton.jit
-def seen_lists(seen_indptr, seen_rows, rows, is_row, nnz, HAS_ROWS: tl.constexpr):
-    """Begin and end of each row's list of known positives, inside [0, nnz]."""
-    lists = rows.to(tl.int64)
-    if HAS_ROWS:
-        lists = tl.load(seen_rows + rows, mask=is_row, other=0)
-    begin = tl.load(seen_indptr + lists, mask=is_row, other=0)
-    end = tl.load(seen_indptr + lists + 1, mask=is_row, other=0)
-    begin = tl.minimum(tl.maximum(begin, 0), nnz)
-    return begin, tl.minimum(tl.maximum(end, begin), nnz)
-
-
-@triton.jit
 def first_from(seen_indices, begin, end, place):
     """Where in each row's ascending list [begin, end) the first id is `place` or more."""
     low, high = begin, end

@@ -25,11 +25,13 @@ from deeprec.kernels.embedding_fm import triton_kernels as fm
 from deeprec.kernels.faults.triton_report import start_report
 from deeprec.kernels.sampled_linear_loss import triton_kernels as sampled
 from deeprec.kernels.score_topk import triton_kernels as topk
+from deeprec.kernels.softmax_loss import triton_kernels as softmax
 from deeprec.kernels.sparse_update import triton_kernels as updates
 
 CPU = torch.device("cpu")
 _TABLES = [torch.randn(7, 4), torch.randn(5, 300)]
 _SEEN = (torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0], dtype=torch.int32))
+_TARGETS, _FAR = torch.tensor([5, 0, 2]), torch.tensor([0, 3, 1])
 _LINES = (torch.tensor([0, 2, 2, 5]), torch.tensor([1, 4, 0, 1, 3]))
 _NETWORK = (torch.randn(3, 4), torch.randn(6, 4), torch.randn(3, 2), torch.randn(6, 2), [], [], torch.randn(6), None)
 
@@ -58,6 +60,12 @@ def als_call(indptr: Tensor, indices: Tensor, steps: int, ridge: float = 0.5) ->
 
 def sampled_call(indptr: Tensor, indices: Tensor) -> tuple[Any, ...]:
     return torch.randn(3, 4), torch.randn(5, 4), None, indptr, indices, torch.randn(5), None, 0, 0, True
+
+
+def softmax_call(targets: Tensor, *seen: Tensor) -> tuple[Any, ...]:
+    indptr, indices, rows = (*seen, None)[:3] if seen else (None, None, None)
+    given = (torch.randn(3, 4), torch.randn(6, 4), targets, None, None, None, indptr, indices, rows)
+    return *given, 1.0, False, 0.0, True, False
 
 
 def bags_call(ids: Tensor, offsets: Tensor | None, modes: list[int]) -> tuple[Any, ...]:
@@ -204,6 +212,27 @@ CASES += [
         RuntimeError,
         "a row reached step 1 only, but lr_history begins after step 8",
     ),
+]
+CASES += [
+    ("softmax_loss", launch, (*softmax_call(*given), *more), error, words)
+    for launch, more in (
+        (softmax.softmax_loss, (True,)),
+        (softmax.softmax_loss_grad, (torch.ones(3, 3), torch.ones(3))),
+    )
+    for given, error, words in (
+        (
+            (_TARGETS, *_SEEN, torch.tensor([0, 3, 1])),
+            IndexError,
+            r"seen_rows must be in \[0, 3\), got 3 at position 1",
+        ),
+        (
+            (_TARGETS, spoiled(_SEEN[0], 3, 4), _SEEN[1]),
+            ValueError,
+            "from 0 to the number of seen_indices, 3, got 2 and 4 in row 2",
+        ),
+        ((spoiled(_TARGETS, 1, 6),), IndexError, r"targets must be in \[0, 6\), got 6 at position 1"),
+    )
+    if launch is softmax.softmax_loss or len(given) > 1  # the backward pass trusts the targets that the other reported
 ]
 CASES += [
     ("als_solve", als.als_solve, als_call(*call, steps), error, words)
