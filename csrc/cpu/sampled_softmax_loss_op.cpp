@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "softmax_inputs.h"
 #include "tensor.h"
 
 namespace deeprec {
@@ -27,37 +28,21 @@ struct SampledArguments {
 };
 
 // A job and what it points to.
-class SampledCall {
+class SampledCall : public SoftmaxInputs {
  public:
   SampledSoftmaxJob job{};
-  ScalarType dtype, wide;
-  int64_t wide_bytes, num_entries;
+  int64_t num_entries;
 
-  explicit SampledCall(const SampledArguments& given) : dtype(given.queries.scalar_type()) {
-    job.element = element_of(kOp, dtype);
-    wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    wide_bytes = dtype == ScalarType::Double ? 8 : 4;
-    DEEPREC_CHECK(given.queries.dim() == 2 && given.queries.is_cpu(), "ValueError: ", kOp,
-                  ": queries must be [B, D] on the CPU");
-    job.batch = given.queries.size(0);
-    job.dim = given.queries.size(1);
-    DEEPREC_CHECK(given.items.dim() == 2 && given.items.size(1) == job.dim && given.items.scalar_type() == dtype &&
-                      given.items.is_cpu(),
-                  "ValueError: ", kOp, ": items must be [N, ", job.dim, "] in the dtype of queries");
-    job.num_items = given.items.size(0);
-    DEEPREC_CHECK(given.gamma > 0 && given.gamma <= std::numeric_limits<double>::max(), "ValueError: ", kOp,
-                  ": gamma must be a finite number > 0, got ", given.gamma);
+  explicit SampledCall(const SampledArguments& given) : SoftmaxInputs(kOp, given.queries) {
+    take_vectors(job, given.queries, given.items, given.gamma);
     DEEPREC_CHECK(job.num_items > 0 && job.num_items < (int64_t{1} << 31) && given.num_negatives >= 0 &&
                       given.num_negatives < (int64_t{1} << 31) && given.offset >= 0,
                   "ValueError: ", kOp, ": N must be in [1, 2^31), num_negatives in [0, 2^31) and offset >= 0, got ",
                   job.num_items, ", ", given.num_negatives, " and ", given.offset);
-    job.queries = rows_adjacent(given.queries, job.query_stride);
-    job.items = rows_adjacent(given.items, job.item_stride);
-    job.gamma = given.gamma;
     job.is_cosine = given.cosine;
     job.include_positive = given.include_positive;
     num_entries = 1 + given.num_negatives;
-    take_targets(given.targets);
+    take_targets(job, given.targets);
     if (given.bias) {
       DEEPREC_CHECK(given.bias->dim() == 1 && given.bias->size(0) == job.num_items &&
                         given.bias->scalar_type() == dtype && given.bias->is_cpu(),
@@ -97,38 +82,10 @@ class SampledCall {
   }
 
  private:
-  std::vector<Tensor> owned_;
-  std::vector<int64_t> targets_;
   std::vector<int32_t> rows_;
   std::vector<uint8_t> is_exhausted_;
   std::vector<double> log_chance64_, log_scale64_;
   std::vector<float> log_chance32_, log_scale32_;
-
-  const void* keep(const Tensor& t) {
-    owned_.push_back(as_contiguous(t));
-    return owned_.back().data_ptr();
-  }
-
-  const void* rows_adjacent(const Tensor& t, int64_t& stride) {
-    owned_.push_back(t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t));
-    stride = owned_.back().stride(0);
-    return owned_.back().data_ptr();
-  }
-
-  void take_targets(const Tensor& targets) {
-    DEEPREC_CHECK(is_index(targets.scalar_type()), "TypeError: ", kOp, ": targets must be int32 or int64");
-    DEEPREC_CHECK(targets.dim() == 1 && targets.size(0) == job.batch && targets.is_cpu(), "ValueError: ", kOp,
-                  ": targets must be [", job.batch, "] on the CPU");
-    const void* data = keep(targets);
-    const bool is_wide = targets.scalar_type() == ScalarType::Long;
-    for (int64_t b = 0; b < job.batch; ++b) {
-      const int64_t target = is_wide ? static_cast<const int64_t*>(data)[b] : static_cast<const int32_t*>(data)[b];
-      DEEPREC_CHECK(target >= 0 && target < job.num_items, "IndexError: ", kOp, ": targets must be in [0, ",
-                    job.num_items, "), got ", target, " at position ", b);
-      targets_.push_back(target);
-    }
-    job.targets = targets_.data();
-  }
 
   void take_table(const SampledArguments& given) {
     if (!given.threshold && !given.alias && !given.cumulative) {
@@ -155,54 +112,18 @@ class SampledCall {
   }
 
   void take_seen(const SampledArguments& given) {
-    DEEPREC_CHECK(
-        given.seen_indptr.has_value() == given.seen_indices.has_value() && (given.seen_indptr || !given.seen_rows),
-        "ValueError: ", kOp, ": give seen_indptr and seen_indices together");
+    const SeenLists seen = take_lists(job.batch, given.seen_indptr, given.seen_indices, given.seen_rows, job.num_items);
     rows_.assign(static_cast<size_t>(job.batch), 0);
-    job.draw.source.indptr = kNoLists;
-    if (!given.seen_indptr) {
-      return;
-    }
-    const Tensor &indptr = *given.seen_indptr, &indices = *given.seen_indices;
-    DEEPREC_CHECK(indptr.scalar_type() == ScalarType::Long && indices.scalar_type() == ScalarType::Int,
-                  "TypeError: ", kOp, ": seen_indptr must be int64 and seen_indices int32");
-    DEEPREC_CHECK(indptr.dim() == 1 && indices.dim() == 1 && indptr.is_cpu() && indices.is_cpu() && indptr.size(0) > 0,
-                  "ValueError: ", kOp, ": seen_indptr must be [rows + 1] and seen_indices [nnz] on the CPU");
-    const int64_t* bounds = static_cast<const int64_t*>(keep(indptr));
-    const int32_t* ids = static_cast<const int32_t*>(keep(indices));
-    const int64_t* rows = nullptr;
-    const int64_t lists = indptr.size(0) - 1, nnz = indices.numel();
-    if (given.seen_rows) {
-      DEEPREC_CHECK(given.seen_rows->scalar_type() == ScalarType::Long, "TypeError: ", kOp,
-                    ": seen_rows must be int64");
-      DEEPREC_CHECK(given.seen_rows->dim() == 1 && given.seen_rows->size(0) == job.batch, "ValueError: ", kOp,
-                    ": seen_rows must be [", job.batch, "]");
-      rows = static_cast<const int64_t*>(keep(*given.seen_rows));
-    } else {
-      DEEPREC_CHECK(lists == job.batch, "ValueError: ", kOp, ": seen_indptr must be [", job.batch + 1, "], got [",
-                    lists + 1, "]");
-    }
-    for (int64_t b = 0; b < job.batch; ++b) {
-      const int64_t row = rows ? rows[b] : b;
-      DEEPREC_CHECK(row >= 0 && row < lists && row < (int64_t{1} << 31), "IndexError: ", kOp,
-                    ": seen_rows must be in [0, ", lists, "), got ", row, " at position ", b);
-      const int64_t begin = bounds[row], end = bounds[row + 1];
-      DEEPREC_CHECK(0 <= begin && begin <= end && end <= nnz, "ValueError: ", kOp,
-                    ": seen_indptr must ascend from 0 to the number of seen_indices, ", nnz, ", got ", begin, " and ",
-                    end, " for row ", row);
-      for (int64_t p = begin; p < end; ++p) {
-        DEEPREC_CHECK(ids[p] >= 0 && ids[p] < job.num_items, "IndexError: ", kOp, ": seen_indices must be in [0, ",
-                      job.num_items, "), got ", ids[p], " at position ", p);
-        DEEPREC_CHECK(p == begin || ids[p - 1] < ids[p], "ValueError: ", kOp,
-                      ": seen_indices must ascend without repeats within a row, got ", ids[p], " after ", ids[p - 1],
-                      " at position ", p);
-      }
-      DEEPREC_CHECK(end - begin < job.num_items, "ValueError: ", kOp, ": row ", b, " knows all ", job.num_items,
-                    " items, so there is no negative; leave the row out");
+    job.draw.source.indptr = seen.indptr ? seen.indptr : kNoLists;
+    job.draw.source.indices = seen.indices;
+    for (int64_t b = 0; seen.indptr && b < job.batch; ++b) {
+      const int64_t row = seen.row(b);
+      DEEPREC_CHECK(row < (int64_t{1} << 31), "IndexError: ", kOp, ": seen_rows must be in [0, 2^31), got ", row,
+                    " at position ", b);
+      DEEPREC_CHECK(seen.indptr[row + 1] - seen.indptr[row] < job.num_items, "ValueError: ", kOp, ": row ", b,
+                    " knows all ", job.num_items, " items, so there is no negative; leave the row out");
       rows_[static_cast<size_t>(b)] = static_cast<int32_t>(row);
     }
-    job.draw.source.indptr = bounds;
-    job.draw.source.indices = ids;
   }
 
   // log(S p_j / sum of the chances that row b has left) as log_chance[j] + log_scale[b].

@@ -10,6 +10,7 @@
 #include <optional>
 #include <tuple>
 
+#include "softmax_inputs.h"
 #include "tensor.h"
 
 namespace deeprec {
@@ -51,36 +52,22 @@ struct Arguments {
 };
 
 // A job and what it points to.
-class Call {
+class Call : public SoftmaxInputs {
  public:
   SoftmaxJob job{};
-  ScalarType dtype, wide;
-  int64_t wide_bytes;
 
-  explicit Call(const Arguments& given) : dtype(given.queries.scalar_type()) {
-    job.element = element_of(kOp, dtype);
-    wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    wide_bytes = dtype == ScalarType::Double ? 8 : 4;
-    DEEPREC_CHECK(given.queries.dim() == 2 && given.queries.is_cpu(), "ValueError: ", kOp,
-                  ": queries must be [B, D] on the CPU");
-    job.batch = given.queries.size(0);
-    job.dim = given.queries.size(1);
-    DEEPREC_CHECK(given.items.dim() == 2 && given.items.size(1) == job.dim && given.items.scalar_type() == dtype &&
-                      given.items.is_cpu(),
-                  "ValueError: ", kOp, ": items must be [N, ", job.dim, "] in the dtype of queries");
-    job.num_items = given.items.size(0);
-    job.queries = rows_adjacent(given.queries, job.query_stride);
-    job.items = rows_adjacent(given.items, job.item_stride);
-    DEEPREC_CHECK(given.gamma > 0 && given.gamma <= std::numeric_limits<double>::max(), "ValueError: ", kOp,
-                  ": gamma must be a finite number > 0, got ", given.gamma);
+  explicit Call(const Arguments& given) : SoftmaxInputs(kOp, given.queries) {
+    take_vectors(job, given.queries, given.items, given.gamma);
     DEEPREC_CHECK(given.smoothing >= 0 && given.smoothing < 1, "ValueError: ", kOp,
                   ": label_smoothing must be in [0, 1), got ", given.smoothing);
-    job.gamma = given.gamma;
     job.smoothing = given.smoothing;
     job.is_cosine = given.cosine;
     job.include_positive = given.include_positive;
-    take_targets(given.targets);
-    take_seen(given);
+    take_targets(job, given.targets);
+    const SeenLists seen = take_lists(job.batch, given.seen_indptr, given.seen_indices, given.seen_rows, -1);
+    job.seen_indptr = seen.indptr;
+    job.seen_indices = seen.indices;
+    job.seen_rows = seen.rows;
     sort_candidates(given.item_ids);
     wide == ScalarType::Double ? take_shifts<double>(given) : take_shifts<float>(given);
     packed_.emplace(job.batch * softmax_stride(job.dim) * wide_bytes);
@@ -93,84 +80,8 @@ class Call {
   }
 
  private:
-  std::vector<Tensor> owned_;
-  std::vector<int64_t> targets_, order_, ids_, same_begin_, same_end_;
+  std::vector<int64_t> order_, ids_, same_begin_, same_end_;
   std::optional<Buffer> shift_, positive_shift_, packed_, inverse_;
-
-  const void* keep(const Tensor& t) {
-    owned_.push_back(as_contiguous(t));
-    return owned_.back().data_ptr();
-  }
-
-  const void* rows_adjacent(const Tensor& t, int64_t& stride) {
-    owned_.push_back(t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t));
-    stride = owned_.back().stride(0);
-    return owned_.back().data_ptr();
-  }
-
-  // int64 numbers of a tensor of int32 or int64.
-  std::vector<int64_t> numbers(const char* name, const Tensor& t, int64_t count) {
-    DEEPREC_CHECK(is_index(t.scalar_type()), "TypeError: ", kOp, ": ", name, " must be int32 or int64");
-    DEEPREC_CHECK(t.dim() == 1 && t.size(0) == count && t.is_cpu(), "ValueError: ", kOp, ": ", name, " must be [",
-                  count, "] on the CPU");
-    const void* data = keep(t);
-    std::vector<int64_t> out(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) {
-      out[static_cast<size_t>(i)] = t.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(data)[i]
-                                                                        : static_cast<const int32_t*>(data)[i];
-    }
-    return out;
-  }
-
-  void take_targets(const Tensor& targets) {
-    targets_ = numbers("targets", targets, job.batch);
-    for (size_t b = 0; b < targets_.size(); ++b) {
-      DEEPREC_CHECK(targets_[b] >= 0 && targets_[b] < job.num_items, "IndexError: ", kOp, ": targets must be in [0, ",
-                    job.num_items, "), got ", targets_[b], " at position ", b);
-    }
-    job.targets = targets_.data();
-  }
-
-  void take_seen(const Arguments& given) {
-    DEEPREC_CHECK(
-        given.seen_indptr.has_value() == given.seen_indices.has_value() && (given.seen_indptr || !given.seen_rows),
-        "ValueError: ", kOp, ": give seen_indptr and seen_indices together");
-    if (!given.seen_indptr) {
-      return;
-    }
-    const Tensor &indptr = *given.seen_indptr, &indices = *given.seen_indices;
-    DEEPREC_CHECK(indptr.scalar_type() == ScalarType::Long && indices.scalar_type() == ScalarType::Int,
-                  "TypeError: ", kOp, ": seen_indptr must be int64 and seen_indices int32");
-    DEEPREC_CHECK(indptr.dim() == 1 && indices.dim() == 1 && indptr.is_cpu() && indices.is_cpu() && indptr.size(0) > 0,
-                  "ValueError: ", kOp, ": seen_indptr must be [rows + 1] and seen_indices [nnz] on the CPU");
-    job.seen_indptr = static_cast<const int64_t*>(keep(indptr));
-    job.seen_indices = static_cast<const int32_t*>(keep(indices));
-    const int64_t lists = indptr.size(0) - 1, nnz = indices.numel();
-    if (given.seen_rows) {
-      const Tensor& rows = *given.seen_rows;
-      DEEPREC_CHECK(rows.scalar_type() == ScalarType::Long, "TypeError: ", kOp, ": seen_rows must be int64");
-      DEEPREC_CHECK(rows.dim() == 1 && rows.size(0) == job.batch && rows.is_cpu(), "ValueError: ", kOp,
-                    ": seen_rows must be [", job.batch, "] on the CPU");
-      job.seen_rows = static_cast<const int64_t*>(keep(rows));
-    } else {
-      DEEPREC_CHECK(lists == job.batch, "ValueError: ", kOp, ": seen_indptr must be [", job.batch + 1, "], got [",
-                    lists + 1, "]");
-    }
-    for (int64_t b = 0; b < job.batch; ++b) {
-      const int64_t row = job.seen_rows ? job.seen_rows[b] : b;
-      DEEPREC_CHECK(row >= 0 && row < lists, "IndexError: ", kOp, ": seen_rows must be in [0, ", lists, "), got ", row,
-                    " at position ", b);
-      const int64_t begin = job.seen_indptr[row], end = job.seen_indptr[row + 1];
-      DEEPREC_CHECK(0 <= begin && begin <= end && end <= nnz, "ValueError: ", kOp,
-                    ": seen_indptr must ascend from 0 to the number of seen_indices, ", nnz, ", got ", begin, " and ",
-                    end, " for row ", row);
-      for (int64_t p = begin + 1; p < end; ++p) {
-        DEEPREC_CHECK(job.seen_indices[p - 1] < job.seen_indices[p], "ValueError: ", kOp,
-                      ": seen_indices must ascend without repeats within a row, got ", job.seen_indices[p], " after ",
-                      job.seen_indices[p - 1], " at position ", p);
-      }
-    }
-  }
 
   // The working order, and the targets in it.
   void sort_candidates(const std::optional<Tensor>& item_ids) {
