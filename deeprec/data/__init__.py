@@ -13,6 +13,7 @@ from deeprec.data.columns.kinds import Audio, Bag, Categorical, Cross, Image, Nu
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
 from deeprec.data.columns.table import EncodedTable
+from deeprec.data.columns.terms import Terms
 from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.domains import Domains
 from deeprec.data.interactions.encoded import EncodedTables, encode_tables
@@ -57,6 +58,7 @@ __all__ = [
     "Split",
     "SyntheticInteractions",
     "SyntheticTruth",
+    "Terms",
     "Text",
     "UnknownIdError",
     "Vector",
