@@ -28,6 +28,7 @@ from deeprec.data.interactions.splits import (
     sampled_negatives,
     time_holdout,
 )
+from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.sources import open_source
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
@@ -49,6 +50,7 @@ __all__ = [
     "EncodedTables",
     "Encoder",
     "FeatureSchema",
+    "Folksonomy",
     "IdMap",
     "Image",
     "Interactions",

@@ -406,4 +406,4 @@ def joined_rows(first: Interactions, second: Interactions) -> Interactions:
         left, right = getattr(first, column), getattr(second, column)
         return None if left is None else np.concatenate([left, right])
 
-    return replace(first, **{column: both(column) for column in ("users", "items", "ratings", "order")})
+    return replace(first, **{column: both(column) for column in first.row_columns})
