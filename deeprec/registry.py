@@ -36,6 +36,7 @@ _MODELS = {
     "popularity": "deeprec.models.popularity:Popularity",
     "slim": "deeprec.models.slim:SLIM",
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
+    "tag-cosine": "deeprec.models.tag_cosine:TagCosine",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 

@@ -140,6 +140,11 @@ class Interactions:
         taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
         return replace(self, **taken, official=None)
 
+    def of_pairs(self, users: Int32Array, items: Int32Array) -> Interactions:
+        """Rows [n] of which nothing else is known, with the same id maps."""
+        unknown: dict[str, Any] = {"ratings": None, "order": None, "order_kind": None, "official": None}
+        return replace(self, users=users, items=items, **unknown)
+
     def canonical(self) -> Interactions:
         """The same interactions, in an order that does not depend on that of the file.
 

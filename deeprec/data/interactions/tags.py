@@ -66,6 +66,11 @@ class Folksonomy(Interactions):
         pairs = np.unique(self.pair_keys(), return_inverse=True)[1].astype(np.int64)
         return pairs * (self.num_tags + 1) + self.tags + 1
 
+    def of_pairs(self, users: Int32Array, items: Int32Array) -> Folksonomy:
+        """As of `Interactions`, without a tag."""
+        unknown: dict[str, Any] = {"ratings": None, "order": None, "order_kind": None, "official": None}
+        return replace(self, users=users, items=items, tags=np.full(len(users), -1, dtype=np.int32), **unknown)
+
     def canonical(self) -> Folksonomy:
         """As of `Interactions`; tags ascend too, and the rows of a user, an item and a time."""
         tag_ids, new_tags = self.tag_ids.ascending()
