@@ -34,12 +34,23 @@ class TermBatch(NamedTuple):
 
 
 class SparseRows(Protocol):
-    """Arrays of NumPy as `deeprec.data.columns.terms.Terms` has them."""
+    """Arrays of NumPy as `deeprec.data.Terms` has them."""
 
-    offsets: Any
-    ids: Any
-    weights: Any
-    values: Any
+    @property
+    def offsets(self) -> Any:
+        """[n + 1]."""
+
+    @property
+    def ids(self) -> Any:
+        """[nnz]."""
+
+    @property
+    def weights(self) -> Any:
+        """[nnz]."""
+
+    @property
+    def values(self) -> Any:
+        """[n, v]."""
 
 
 class TermRows:

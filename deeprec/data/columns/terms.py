@@ -157,13 +157,24 @@ class Terms:
         return cls.of_entries(items, users, None, train.num_items, train.num_users)
 
     @classmethod
-    def of_table(cls, table: EncodedTable, columns: Sequence[str] | None = None, weighting: str = "count") -> Terms:
+    def of_table(
+        cls,
+        table: EncodedTable,
+        columns: Sequence[str] | None = None,
+        weighting: str = "count",
+        idf: Floats | None = None,
+    ) -> Terms:
         """The rows of a table, `of_rows` with its encoder."""
-        return cls.of_rows(table.encoder, table.rows, columns, weighting)
+        return cls.of_rows(table.encoder, table.rows, columns, weighting, idf)
 
     @classmethod
     def of_rows(
-        cls, encoder: Encoder, rows: Encoded, columns: Sequence[str] | None = None, weighting: str = "count"
+        cls,
+        encoder: Encoder,
+        rows: Encoded,
+        columns: Sequence[str] | None = None,
+        weighting: str = "count",
+        idf: Floats | None = None,
     ) -> Terms:
         """Encoded rows, the columns in the order of the encoder's inputs, each with a range of terms of its own.
 
@@ -173,12 +184,18 @@ class Terms:
 
         Args:
             columns: names of the inputs to take; None: all.
-            weighting: of each column of bags, sequences or tokens alone, see `weighted`; "tf-idf" counts the rows that
-                are given, so weight the rows of serving by `weighted` with the idf of training instead.
+            weighting: of each column of bags, sequences or tokens alone, see `weighted`.
+            idf: for "tf-idf", [size]: `idf` of the counts of train rows; None: of the rows that are given.
         Raises:
-            ValueError: a name that is no input; text or media that is kept as it is.
+            ValueError: a name that is no input; text or media that is kept as it is; an idf of another size.
         """
-        parts = [part if is_one else part.weighted(weighting) for part, is_one in _columns(encoder, rows, columns)]
+        parts, start = [], 0
+        for part, is_one in _columns(encoder, rows, columns):
+            own = None if idf is None else idf[start : start + part.size]
+            parts.append(part if is_one else part.weighted(weighting, own))
+            start += part.size
+        if idf is not None and len(idf) != start:
+            raise ValueError(f"Terms.of_rows: idf must be [{start}], got {list(idf.shape)}; take that of train rows")
         return joined(*parts) if parts else cls.of_entries([], [], None, len(rows), 0)
 
     # -- changed ------------------------------------------------------------------------------------------------------
@@ -304,7 +321,8 @@ def _columns(encoder: Encoder, rows: Encoded, columns: Sequence[str] | None) -> 
         if field.name in taken:
             entries = np.flatnonzero(rows.ids[:, at] >= _first_id(encoder, field.name))
             parts.append((Terms.of_entries(entries, rows.ids[entries, at], None, n, field.size), True))
-    bags: list[BagField | SequenceField] = [bag for bag in (*inputs.bags, *inputs.sequences) if bag.name in taken]
+    every: tuple[BagField | SequenceField, ...] = (*inputs.bags, *inputs.sequences)
+    bags = [bag for bag in every if bag.name in taken]
     parts += [(_terms_of(rows.bags[bag.name], bag.size, _first_id(encoder, bag.name)), False) for bag in bags]
     numbers = [at for at, name in enumerate(inputs.numerics) if name in taken]
     for vector in inputs.vectors:

@@ -1,0 +1,242 @@
+"""Two towers: the loss by every kind of negatives, corrections in expectation, histories without the positive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import deeprec
+from deeprec import models
+from deeprec.batches.towers import APART, TowerBatches
+from deeprec.data import Bag, Categorical, DataSchema, FeatureSchema, Interactions, Numeric, Text, from_frame
+from deeprec.data import with_features as add_tables
+
+USERS, ITEMS = 30, 40
+SCHEMA = DataSchema(
+    users=FeatureSchema((Categorical("group"), Numeric("age")), label=None),
+    items=FeatureSchema((Bag("tags"), Text("title")), label=None),
+)
+
+
+def interactions(rows: int = 260, seed: int = 0) -> Interactions:
+    draw = np.random.default_rng(seed)
+    users = draw.integers(0, USERS, rows)
+    items = draw.integers(0, ITEMS // 2, (2, rows)).min(0) + ITEMS // 2 * (users % 2)  # low ones more often
+    frame = pl.DataFrame({"user_id": users, "item_id": items})
+    every = pl.DataFrame({"item_id": np.arange(ITEMS)}).select(
+        user_id=pl.col("item_id") // (ITEMS // 2), item_id="item_id"
+    )
+    frame = pl.concat([frame, every]).unique(maintain_order=True)
+    frame = frame.with_columns(timestamp=pl.int_range(len(frame)))
+    return from_frame(frame, timestamp="timestamp").canonical()
+
+
+def with_tables(data: Interactions) -> Interactions:
+    users, items = data.user_ids.values.to_list(), data.item_ids.values.to_list()
+    return add_tables(
+        data,
+        users=pl.DataFrame({"user_id": users, "group": [f"g{u % 2}" for u in users], "age": [20.0 + u for u in users]}),
+        items=pl.DataFrame(
+            {
+                "item_id": items,
+                "tags": [[f"t{i // (ITEMS // 2)}", f"x{i % 3}"] for i in items],
+                "title": [f"film number {i}" for i in items],
+            }
+        ),
+    )
+
+
+def ready(data: Interactions, **options: Any) -> tuple[Any, Any]:
+    model = models.create("dssm", **{"factors": 6, "batch_size": 32, **options})
+    if model.features_taken():
+        model.task_for(data, "full", SCHEMA)
+    model.build(model.schema_for(data), torch.Generator().manual_seed(1))
+    return model, model.batches(data, 3)
+
+
+def dense_users(model: Any, data: Interactions, users: Tensor, without: Tensor) -> Tensor:
+    """Vectors of users by dense products, the histories made anew without the positives."""
+    offsets, items = data.csr()
+    rows = []
+    for user, item in zip(users.tolist(), without.tolist(), strict=True):
+        met = [i for i in items[offsets[user] : offsets[user + 1]] if i != item]
+        n = max(1, len(met))
+        weight = {"mean": 1 / n, "sqrt": n**-0.5, "sum": 1.0}[model.config.pooling]
+        x = torch.zeros(model.user_tower.size)
+        x[torch.tensor(met, dtype=torch.long) + model.schema.user_terms] = weight
+        if "id" in model.config.user_inputs:
+            x[user] = 1
+        rows.append(x)
+    return torch.stack(rows) @ model.user_tower.terms + model.user_tower.bias
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum"])
+def test_a_history_lacks_the_positive(pooling: str) -> None:
+    data = interactions()
+    model, batches = ready(data, pooling=pooling, user_inputs=("id", "history"))
+    batch = next(iter(batches.epoch(0)))
+    rows = model._without(model._rows_of_epoch(0), batch.users, batch.items)
+    torch.testing.assert_close(model.embed_users(rows), dense_users(model, data, batch.users, batch.items))
+
+
+def test_a_drawn_history_is_the_whole_one_in_expectation() -> None:
+    data = interactions()
+    model, batches = ready(data, history_length=4, pooling="sqrt")
+    batch = next(iter(batches.epoch(0)))
+    total = torch.zeros(32, 6)
+    for epoch in range(400):
+        rows = model._without(model._rows_of_epoch(epoch), batch.users, batch.items)
+        assert rows.offsets.diff().max() <= 4
+        total += model.embed_users(rows).detach()
+    expected = dense_users(model, data, batch.users, batch.items)
+    # Rows whose draw was the positive alone have no history: a little shorter, so the tolerance.
+    assert (total / 400 - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def expected_loss(model: Any, data: Interactions, batch: Any) -> Tensor:
+    config = model.config
+    users = model.embed_users(model._without(model._rows_of_epoch(0), batch.users, batch.items))
+    items = model.embed_items(torch.arange(ITEMS))
+    if config.similarity == "cosine":
+        users, items = F.normalize(users), F.normalize(items)
+    scores = config.gamma * users @ items.T
+    offsets, seen = data.csr()
+    losses = []
+    for row, (user, item) in enumerate(zip(batch.users.tolist(), batch.items.tolist(), strict=True)):
+        met = set(seen[offsets[user] : offsets[user + 1]].tolist()) if config.mask_known else set()
+        if batch.negatives is not None:
+            against = batch.candidates[batch.negatives[row]].tolist()
+        elif batch.candidates is None:
+            against = list(range(ITEMS))
+        else:
+            against = batch.candidates.tolist()
+        terms = [scores[row, item]] if config.include_positive else []
+        for other in against:
+            if other == item or (other in met and batch.negatives is None):
+                continue
+            place = None if batch.candidates is None else batch.candidates.tolist().index(other)
+            shift = 0.0 if batch.log_q is None else float(batch.log_q[place])
+            terms.append(scores[row, other] - shift)
+        losses.append(torch.stack(terms).logsumexp(0) - scores[row, item])
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"negatives": "in-batch"},
+        {"negatives": "in-batch", "log_q": "none", "mask_known": False},
+        {"negatives": "sampled", "num_negatives": 9, "alpha": 0.5},
+        {"negatives": "sampled", "num_negatives": 9, "log_q": "none", "similarity": "cosine", "gamma": 7.0},
+        {"negatives": "mixed", "num_negatives": 9},
+        {"negatives": "row", "num_negatives": 3, "similarity": "cosine", "gamma": 10.0},
+        {"negatives": "row", "num_negatives": 3, "include_positive": False},
+        {"negatives": "full"},
+        {"negatives": "full", "similarity": "cosine", "gamma": 5.0, "include_positive": False},
+        {"negatives": "full", "layers": (8,), "item_inputs": ("id", "features"), "weighting": "tf-idf"},
+    ],
+)
+def test_the_loss_is_its_formula(options: dict[str, Any]) -> None:
+    data = with_tables(interactions())
+    model, batches = ready(data, **options)
+    batch = next(iter(batches.epoch(0)))
+    loss, expected = model.loss(batch), expected_loss(model, data, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    parameters = list(model.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+        strict=True,
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["in-batch", "sampled", "mixed"])
+def test_the_correction_is_the_probability_of_being_a_candidate(kind: str) -> None:
+    data = interactions()
+    batches = TowerBatches(data, batch_size=16, negatives=kind, num_negatives=8, alpha=0.7, has_log_q=True, seed=5)
+    times, chance, count = np.zeros(ITEMS), np.zeros(ITEMS), 0
+    for epoch in range(200):
+        for batch in batches.epoch(epoch):
+            if len(batch) == 16:
+                drawn = batch.log_q < APART
+                times[batch.candidates[drawn]] += 1
+                chance[batch.candidates[drawn]] = batch.log_q[drawn].exp()
+                count += 1
+    assert (np.abs(times / count - chance) < 0.03).all()
+    assert chance.max() > 2 * chance.min()
+
+
+def test_batches_do_not_depend_on_where_an_epoch_begins() -> None:
+    _, batches = ready(interactions(), negatives="mixed", num_negatives=5)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, skip=3))
+    assert len(rest) == len(whole) - 3 == len(batches) - 3
+    for one, other in zip(whole[3:], rest, strict=True):
+        assert torch.equal(one.candidates, other.candidates)
+        assert torch.equal(one.users, other.users)
+    assert not torch.equal(next(iter(batches.epoch(3))).users, whole[0].users)
+
+
+def test_terms_of_no_training_row_are_zero() -> None:
+    data = interactions()
+    train = data.take(data.items != 3)
+    model, _ = ready(data)
+    model.batches(train, 0)
+    assert not model.item_tower.terms[3].any()
+    assert not model.user_tower.terms[3].any()
+    assert model.item_tower.terms[4].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"user_inputs": ("ids",)}, "user_inputs must be one or more of id, history, features"),
+        ({"item_inputs": ()}, "item_inputs must be one or more of id, features"),
+        ({"gamma": 0}, "gamma must be > 0, got 0.0; 10 is usual with cosines"),
+        ({"negatives": "sampled", "log_q": "all"}, "log_q 'all' needs positives that are candidates"),
+        ({"alpha": 0.5}, "alpha has no effect here"),
+        ({"negatives": "full", "log_q": "none"}, "log_q has no effect here"),
+        ({"layers": (0,)}, "layers must be widths >= 1"),
+        ({"user_inputs": ("id",), "pooling": "sum"}, "pooling has no effect here"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.create("dssm", **options)
+
+
+def test_columns_need_a_schema_and_a_table() -> None:
+    data = interactions()
+    with pytest.raises(ValueError, match="columns of items are an input, so a schema must say what they mean"):
+        models.create("dssm", item_inputs=("features",)).fit(with_tables(data), protocol="full")
+    with pytest.raises(ValueError, match="the data must have a table of its 40 items, got none"):
+        models.create("dssm", item_inputs=("features",)).fit(data, protocol="full", schema=SCHEMA)
+    with pytest.raises(TypeError, match="schema must be a DataSchema"):
+        models.create("dssm").fit(data, protocol="full", schema=SCHEMA.items)
+
+
+def test_a_model_of_columns_comes_back_from_its_folder(tmp_path: Any) -> None:
+    data = with_tables(interactions())
+    inputs = {"user_inputs": ("history", "features"), "item_inputs": ("features",)}
+    model = models.create("dssm", factors=6, layers=(8,), epochs=2, weighting="tf-idf", **inputs)
+    model.fit(data, protocol="full", schema=SCHEMA, seed=1)
+    model.save(tmp_path / "model")
+    again = deeprec.load(tmp_path / "model")
+    assert again.recommend([0, 1], 5).equals(model.recommend([0, 1], 5))
+    assert again.recommend_for_history([3, 4], 5).equals(model.recommend_for_history([3, 4], 5))
+    assert again.item_encoder.inputs == model.item_encoder.inputs
+
+
+def test_two_groups_are_told_apart() -> None:
+    data = interactions()
+    model = models.create("dssm", factors=8, epochs=8, lr=0.02, batch_size=32).fit(data, protocol="full", seed=1)
+    listed = model.recommend(list(range(2, USERS, 2)), 3)["item_id"].to_numpy()
+    assert (listed < ITEMS // 2).mean() > 0.9
