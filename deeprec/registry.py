@@ -24,6 +24,7 @@ _MODELS = {
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "dnn": "deeprec.models.dnn:DNN",
+    "dspr": "deeprec.models.dspr:DSPR",
     "dssm": "deeprec.models.dssm:DSSM",
     "ease": "deeprec.models.ease:EASE",
     "fm": "deeprec.models.fm:FM",

@@ -1,15 +1,51 @@
-"""What the models of tags share: profiles of users and items, also of data without tags."""
+"""What the models of tags share: profiles of users and items, also of data without tags, and users known by tags."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
-from deeprec.data import Folksonomy, Interactions, Terms
+from deeprec.data import Folksonomy, IdMap, Interactions, Terms
 from deeprec.data.interactions.tags import Side
+from deeprec.models.base import Recommender
+from deeprec.serve.recommend_for_tags import recommend_for_tags
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _log = logging.getLogger("deeprec")
+
+
+class TagRecommender(Recommender):
+    """Base of the models that know users and items by their tags.
+
+    Attributes:
+        tag_ids: the tags, by the columns of the profiles; None: the data had none, and each item was its own tag.
+    """
+
+    reads_tags: ClassVar[bool] = True
+    keeps: ClassVar[tuple[str, ...]] = (*Recommender.keeps, "tag_ids")
+    tag_ids: IdMap | None = None
+
+    def tag_rows(self, terms: Terms) -> tuple[Tensor, ...]:
+        """The state of new users with these counts of tags, [b, num_tags]."""
+        raise NotImplementedError
+
+    def recommend_for_tags(
+        self, tags: Mapping[Any, float] | Iterable[Any], k: int = 10, *, allow: Any = None, deny: Any = None
+    ) -> pl.DataFrame:
+        """The k best items for a user who used these tags: how often each, or a list; see
+        `deeprec.serve.recommend_for_tags`."""
+        return recommend_for_tags(self, tags, k, allow=allow, deny=deny)
+
+
+def tags_of(data: Interactions) -> IdMap | None:
+    """The map of the tags; None for data without."""
+    return data.tag_ids if isinstance(data, Folksonomy) else None
 
 
 def profiles(data: Interactions, side: Side) -> Terms:
@@ -35,6 +71,6 @@ def num_tags(model: str, data: Interactions) -> int:
     return data.num_tags
 
 
-def has_rows(data: Interactions, side: Side) -> np.ndarray:
-    """Which users or items have a row, [n] bool."""
-    return (data.user_counts() if side == "user" else data.item_counts()) > 0
+def fitted_idf(train: Interactions) -> np.ndarray:
+    """Factors of tags by the items with a training row, [num_tags], float32."""
+    return profiles(train, "item").idf(train.item_counts() > 0)

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from deeprec.config import GRADIENT_OPTIONS, TrainConfig, one_of
 from deeprec.contract import SIMILAR_ITEMS, Schema, check_rows
-from deeprec.data import Interactions
+from deeprec.data import Interactions, Terms
 from deeprec.data.columns.terms import WEIGHTINGS
+from deeprec.device import to_device
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.kernels.sums import add_rows
-from deeprec.models._tags import has_rows, num_tags, profiles
-from deeprec.models.base import Recommender
+from deeprec.models._tags import TagRecommender, fitted_idf, num_tags, profiles, tags_of
 from deeprec.models.history import pair_scores
 from deeprec.nn.scoring import BlockScorer, owners_of, rows_of
 
@@ -46,7 +46,7 @@ class TagCosineConfig(TrainConfig):
         one_of(self, "weighting", WEIGHTINGS)
 
 
-class TagCosine(Recommender):
+class TagCosine(TagRecommender):
     """score(u, i) = cos(x_u, x_i), x the weighted counts of tags; 0 for a user or an item without tags.
 
     A state is offsets [b + 1] on the CPU, tags [nnz] and their weights [nnz].
@@ -54,12 +54,15 @@ class TagCosine(Recommender):
 
     name = "tag-cosine"
     config_class: ClassVar[type[TrainConfig]] = TagCosineConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = TagRecommender.capabilities | {SIMILAR_ITEMS}
     trains_by_gradient: ClassVar[bool] = False
     trains_on_whole_rows: ClassVar[bool] = True
-    reads_tags: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset()
     config: TagCosineConfig
+    item_offsets: Tensor
+    item_tags: Tensor
+    item_weights: Tensor
+    idf: Tensor
 
     def schema_for(self, data: Interactions) -> Schema:
         """Sizes, with the number of tags as that of features.
@@ -74,20 +77,29 @@ class TagCosine(Recommender):
             self.register_buffer(f"{side}_offsets", torch.zeros(count + 1, dtype=torch.int64))
             self.register_buffer(f"{side}_tags", torch.zeros(0, dtype=torch.int32))
             self.register_buffer(f"{side}_weights", torch.zeros(0))
+        has_idf = self.config.weighting == "tf-idf"
+        self.register_buffer("idf", torch.zeros((schema.num_features or schema.num_items) * has_idf))
 
     @property
     def _num_tags(self) -> int:
-        schema = self.require_built()
+        schema: Schema = self.require_built()
         return schema.num_features or schema.num_items
 
     def fit_directly(self, train: Interactions) -> None:
         """The profiles of the training rows, each of length 1; idf by the items that have a row."""
         kind, device = self.config.weighting, self.device
-        idf = profiles(train, "item").idf(has_rows(train, "item")) if kind == "tf-idf" else None
-        for side in _SIDES:
-            terms = profiles(train, side).weighted(kind, idf).weighted("l2")
+        self.tag_ids = tags_of(train)
+        if kind == "tf-idf":
+            self.idf.copy_(torch.from_numpy(fitted_idf(train)))
+        for side in ("user", "item"):
+            terms = self._weighted(profiles(train, side))
             for name, values in (("offsets", terms.offsets), ("tags", terms.ids), ("weights", terms.weights)):
                 setattr(self, f"{side}_{name}", torch.from_numpy(values.copy()).to(device))
+
+    def _weighted(self, counts: Terms) -> Terms:
+        """Of length 1."""
+        kind = self.config.weighting
+        return counts.weighted(kind, self.idf.cpu().numpy() if kind == "tf-idf" else None).weighted("l2")
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the lengths of the profiles are those of the file.
@@ -100,7 +112,8 @@ class TagCosine(Recommender):
             names = [f"{side}_{name}" for name in ("offsets", "tags", "weights")]
             if not set(names) <= set(state_dict):
                 continue
-            check_rows(*(state_dict[name].cpu().numpy() for name in names[:2]), count, self._num_tags)
+            offsets, tags = (state_dict[name].cpu().numpy() for name in names[:2])
+            check_rows(offsets, tags, count, self._num_tags)
             for name in names[1:]:
                 setattr(self, name, torch.empty_like(state_dict[name], device=self.device))
         return super().load_state_dict(state_dict, strict, assign)
@@ -116,6 +129,12 @@ class TagCosine(Recommender):
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
         bounds, tags, weights = self._entries("item", items)
         return bounds[offsets], tags, weights
+
+    def tag_rows(self, terms: Terms) -> tuple[Tensor, ...]:
+        """Profiles of users with these counts of tags."""
+        terms = self._weighted(terms)
+        tags, weights = (to_device(torch.from_numpy(part), self.device) for part in (terms.ids, terms.weights))
+        return torch.from_numpy(terms.offsets), tags, weights
 
     def _entries(self, side: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The profiles of these rows [b]: offsets [b + 1] on the CPU, tags and weights [nnz]."""

@@ -12,6 +12,7 @@ from deeprec.serve.recommend import (
     similar_items,
 )
 from deeprec.serve.recommend_file import recommend_file
+from deeprec.serve.recommend_for_tags import recommend_for_tags
 
 __all__ = [
     "fold_in",
@@ -23,6 +24,7 @@ __all__ = [
     "recommend",
     "recommend_file",
     "recommend_for_history",
+    "recommend_for_tags",
     "save",
     "score",
     "similar_items",

@@ -49,9 +49,18 @@ _REMEDY = "restore it or train the model anew"
 _ENCODER = "encoder"
 _TABLE_ENCODERS = ("user_encoder", "item_encoder")
 _WEIGHTS, _SEEN, _USERS, _ITEMS = "model.safetensors", "seen.safetensors", "users.parquet", "items.parquet"
+_TAGS = "tags.parquet"
 _OF_ENCODER = tuple(f"{_ENCODER}/{name}" for name in ENCODER_FILES)
 _OF_TABLES = {each: tuple(f"{each}/{name}" for name in ENCODER_FILES) for each in _TABLE_ENCODERS}
-_FILES = (_WEIGHTS, _SEEN, _USERS, _ITEMS, *_OF_ENCODER, *(name for names in _OF_TABLES.values() for name in names))
+_FILES = (
+    _WEIGHTS,
+    _SEEN,
+    _USERS,
+    _ITEMS,
+    _TAGS,
+    *_OF_ENCODER,
+    *(name for names in _OF_TABLES.values() for name in names),
+)
 _CONFIG = "config.json"
 
 
@@ -90,6 +99,7 @@ _KEPT = {
     "user_ids": _Kept((_USERS,)),
     "item_ids": _Kept((_ITEMS,)),
     "seen": _Kept((_SEEN,), is_optional=True),
+    "tag_ids": _Kept((_TAGS,), since=2, is_optional=True),
     "encoder": _Kept(_OF_ENCODER, since=2),
     **{each: _Kept(files, since=2, is_optional=True) for each, files in _OF_TABLES.items()},
 }
@@ -211,6 +221,9 @@ def _read_kept(folder: Path, name: str, contents: dict[str, bytes], sizes: Any) 
     (file,) = _KEPT[name].files
     if name == "seen":
         return _seen(folder / file, contents[file], sizes) if file in contents else None
+    if name == "tag_ids":
+        count = getattr(sizes, "item_terms", 0) or sizes.num_features
+        return _id_map(folder / file, contents[file], "tag", count) if file in contents else None
     count = sizes.num_users if name == "user_ids" else sizes.num_items
     return _id_map(folder / file, contents[file], name.removesuffix("_ids"), count)
 
