@@ -27,7 +27,7 @@ from deeprec.data import Folksonomy, Interactions, Terms
 from deeprec.data.interactions.tags import Side
 from deeprec.device import to_device
 from deeprec.evaluate.tasks import InteractionTask
-from deeprec.kernels.sums import sum_rows
+from deeprec.kernels.sums import add_rows
 from deeprec.models._tags import TagRecommender, fitted_idf, num_tags, profiles, tags_of
 from deeprec.models._tower_config import TowerConfig
 from deeprec.models._tower_model import TowerModel, TowerSizes
@@ -194,8 +194,9 @@ class DSPR(TagRecommender, TowerModel):
     @torch.no_grad()
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
         """The sum of the vectors of the items, as they are scored."""
-        owners = owners_of(offsets, items.device)
-        return (self._scored(sum_rows(self._vectors()[1][items], owners, len(offsets) - 1)),)
+        vectors = self._vectors()[1][items]
+        sums = vectors.new_zeros(len(offsets) - 1, vectors.shape[1])
+        return (self._scored(add_rows(sums, owners_of(offsets, items.device), vectors)),)
 
     @torch.no_grad()
     def tag_rows(self, terms: Terms) -> tuple[Tensor, ...]:

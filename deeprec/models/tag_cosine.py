@@ -149,15 +149,15 @@ class TagCosine(TagRecommender):
 
         def scores(start: int, end: int) -> Tensor:
             part = slice(int(offsets[start]), int(offsets[end]))
-            users = self._dense(offsets[start : end + 1], tags[part], weights[part])
+            owners = owners_of(offsets[start : end + 1], tags.device)
+            users = self._dense(owners, end - start, tags[part], weights[part])
             by_item = sparse_linear(self.item_offsets, self.item_tags.long(), self.item_weights, users)
             return by_item.T.contiguous()
 
         return BlockScorer(len(offsets) - 1, num_items, tags.device, scores)
 
-    def _dense(self, offsets: Tensor, tags: Tensor, weights: Tensor) -> Tensor:
-        """Profiles of length 1, a column each, [num_tags, b]; offsets on the CPU."""
-        count, owners = len(offsets) - 1, owners_of(offsets, tags.device)
+    def _dense(self, owners: Tensor, count: int, tags: Tensor, weights: Tensor) -> Tensor:
+        """Profiles of length 1, a column each, [num_tags, count], of entries with the number of their column."""
         sums = weights.new_zeros(self._num_tags * count)
         add_rows(sums, tags.long() * count + owners, weights)
         return F.normalize(sums.view(self._num_tags, count), dim=0, eps=torch.finfo(sums.dtype).tiny)
@@ -171,4 +171,6 @@ class TagCosine(TagRecommender):
                 f"{count * self._num_tags * 4 / 2**30:.1f} GiB, the limit is {_MOST_VECTOR_VALUES * 4 / 2**30:.0f}; "
                 "read item_offsets, item_tags and item_weights of the model"
             )
-        return self._dense(self.item_offsets.cpu(), self.item_tags, self.item_weights).T.contiguous()
+        every = torch.arange(count, device=self.device)
+        owners = torch.repeat_interleave(every, self.item_offsets.diff(), output_size=len(self.item_tags))
+        return self._dense(owners, count, self.item_tags, self.item_weights).T.contiguous()
