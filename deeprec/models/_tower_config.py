@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from deeprec.batches.towers import LOG_Q, NEGATIVES
+from deeprec.batches.user_rows import POOLINGS
 from deeprec.config import Only, TrainConfig, at_least, one_of
 from deeprec.data.columns.terms import WEIGHTINGS
 from deeprec.nn.mlp import ACTIVATIONS
 
 USER_INPUTS = ("id", "history", "features")
 ITEM_INPUTS = ("id", "features")
-POOLINGS = ("mean", "sqrt", "sum")
 SIMILARITIES = ("dot", "cosine")
 
 _DRAWS = ("sampled", "mixed", "row")

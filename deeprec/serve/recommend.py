@@ -67,7 +67,7 @@ def recommend(
         block = users[at : at + _USERS_A_BLOCK]
         lists = model.topk(_there(model, block[block >= 0]).long(), k, seen, **filters)
         blocks.append(lists if popular is None else _filled(block >= 0, lists, popular))
-    places, ranked = _ranked(blocks, k, items_map, "item_id")
+    places, ranked = ranked_columns(blocks, k, items_map, "item_id")
     columns = [ids.gather(places).alias("user_id"), *ranked]
     if popular is not None:
         columns.append(pl.Series("fallback", users[places] < 0, dtype=pl.Boolean))
@@ -148,7 +148,7 @@ def recommend_for_history(
     scorer = model.scorer(model.encode(_asked(history, rated)))
     met = np.unique(history).astype(np.int32)
     lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
-    _, ranked = _ranked([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
+    _, ranked = ranked_columns([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
 
 
@@ -249,7 +249,7 @@ def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     if len(codes):
         own = torch.arange(len(codes) + 1, device=vectors.device), _there(model, codes)
         blocks.append(topk(DotScorer(vectors[own[1].long()], vectors), k, seen=own))
-    places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
+    places, ranked = ranked_columns(blocks, k, items_map, "similar_item_id")
     return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
 
 
@@ -275,7 +275,7 @@ def score(model: AnyModel, pairs: Any) -> np.ndarray:
     return result
 
 
-def _ranked(
+def ranked_columns(
     blocks: Sequence[tuple[Tensor, Tensor]], k: int, items_map: IdMap, column: str
 ) -> tuple[NDArray[np.int64], list[pl.Series]]:
     """Top-k blocks as long columns without empty places (-1): which list each row is of; rank, `column` and score."""
