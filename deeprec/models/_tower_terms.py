@@ -48,6 +48,7 @@ class TowerTerms(Recommender):
     `user_idf` and `item_idf`, factors of the terms of columns.
 
     Attributes:
+        columns: what the columns of users and items mean; None: they are not told.
         user_encoder, item_encoder: of the columns; None where a tower reads none.
     """
 
@@ -68,7 +69,7 @@ class TowerTerms(Recommender):
 
     def __init__(self, schema: Schema | None = None, *args: Any, **options: Any) -> None:
         super().__init__(None, *args, **options)
-        self._columns: DataSchema | None = None
+        self.columns: DataSchema | None = None
         self._tables = EncodedTables(None, None)
         self.user_encoder: Encoder | None = None
         self.item_encoder: Encoder | None = None
@@ -119,7 +120,7 @@ class TowerTerms(Recommender):
                     f"{self.name}: schema must be a DataSchema, with the columns of users and items, got "
                     f"{type(schema).__name__}; pass DataSchema(users=..., items=...)"
                 )
-            self._columns = schema
+            self.columns = schema
         return super().task_for(data, protocol)
 
     def features_taken(self) -> tuple[str, ...]:
@@ -148,12 +149,12 @@ class TowerTerms(Recommender):
         """The columns that the towers read, and their encoders."""
         parts = [name.partition("_")[0] + "s" for name in self.features_taken()]
         for part in parts:
-            if getattr(self._columns, part, None) is None:
+            if getattr(self.columns, part, None) is None:
                 raise ValueError(
                     f"{self.name}: columns of {part} are an input, so a schema must say what they mean, got none; pass "
                     f"schema=DataSchema({part}=FeatureSchema(...)) to fit, or drop 'features' from the inputs"
                 )
-        taken = {part: getattr(self._columns, part) for part in parts}
+        taken = {part: getattr(self.columns, part) for part in parts}
         self._tables = encode_tables(data, DataSchema(**taken)) if taken else EncodedTables(None, None)
         self.user_encoder, self.item_encoder = (None if each is None else each.encoder for each in self._tables)
 
