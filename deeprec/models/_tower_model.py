@@ -25,7 +25,7 @@ from deeprec.kernels.softmax_loss import softmax_loss
 from deeprec.kernels.sums import take
 from deeprec.models._tower_items import add_items
 from deeprec.models._tower_terms import TowerSizes, TowerTerms
-from deeprec.nn.scoring import DotScorer
+from deeprec.nn.scoring import DotScorer, topk
 from deeprec.nn.tower import TermBatch, TermRows, Tower
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TowerModel(TowerTerms):
     """score(u, i) = s(f(x_u), g(x_i)), trained by the softmax of gamma s over candidates."""
 
     name = "towers"
+    hard_items: Tensor
 
     # -- what a subclass may say otherwise -----------------------------------------------------------------------------
 
@@ -67,6 +68,8 @@ class TowerModel(TowerTerms):
 
     def _build(self, schema: TowerSizes, generator: torch.Generator | None) -> None:
         super()._build(schema, generator)
+        pool = min(self.config.hard_pool, schema.num_items) if self.config.hard_negatives else 0
+        self.register_buffer("hard_items", torch.full((schema.num_users, pool), -1, dtype=torch.int32))
         self._user_rows: UserRows | None = None
         self._item_rows: TermRows | None = None
         self._known: tuple[Tensor, Tensor] | None = None
@@ -98,9 +101,11 @@ class TowerModel(TowerTerms):
             alpha=config.alpha,
             has_log_q=config.log_q != "none",
             seed=seed,
+            num_hard=config.hard_negatives,
+            mine=self._mine,
         )
         self._known = None
-        if config.mask_known:
+        if config.mask_known or config.hard_negatives:
             self._known = to_device(batches.seen_offsets, self.device), to_device(batches.seen, self.device)
         return batches
 
@@ -120,6 +125,22 @@ class TowerModel(TowerTerms):
         for tower, is_used in used.items():
             tower.terms.mul_(to_device(is_used.to(tower.terms.dtype).unsqueeze(1), self.device))
 
+    @torch.no_grad()
+    def _mine(self, epoch: int, has_begun: bool) -> Tensor | None:
+        """The best items of each user that they have not met, [num_users, M] on the CPU; none before the second epoch.
+
+        They are a buffer, so that a run that is resumed within an epoch goes on with those of its beginning.
+        """
+        if not epoch:
+            return None
+        if not has_begun:
+            users, items = self._vectors()
+            for start in range(0, len(users), _ROWS_A_BLOCK):
+                rows = torch.arange(start, min(start + _ROWS_A_BLOCK, len(users)), device=self.device)
+                best = topk(DotScorer(users[rows], items), self.hard_items.shape[1], seen=self._known, seen_rows=rows)
+                self.hard_items[start : start + len(rows)] = best.ids.to(torch.int32)
+        return self.hard_items.cpu()
+
     def loss(self, batch: TowerBatch) -> Tensor:
         """Mean over the pairs of -log softmax of the positive among the candidates."""
         config = self.config
@@ -132,7 +153,7 @@ class TowerModel(TowerTerms):
         if batch.negatives is not None:
             return self._loss_of_rows(users, items, batch)
         there: dict[str, Any] = {} if batch.candidates is None else {"item_ids": to_device(candidates, self.device)}
-        if self._known is not None:
+        if config.mask_known and self._known is not None:
             there |= {"seen_indptr": self._known[0], "seen_indices": self._known[1]}
             there["seen_rows"] = to_device(batch.users, self.device)
         loss: Tensor = softmax_loss(
@@ -156,6 +177,8 @@ class TowerModel(TowerTerms):
         places = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         chosen = take(items, 0, to_device(places.reshape(-1), self.device)).view(*places.shape, -1)
         scores = self.config.gamma * (chosen @ users.unsqueeze(2)).squeeze(2)
+        is_same = F.pad(places[:, 1:] == places[:, :1], (1, 0))  # the positive in place of a hard negative
+        scores = scores.masked_fill(to_device(is_same, self.device), -torch.inf)
         against = scores if self.config.include_positive else scores[:, 1:]
         return (against.logsumexp(1) - scores[:, 0]).mean()
 

@@ -185,6 +185,29 @@ def test_batches_do_not_depend_on_where_an_epoch_begins() -> None:
     assert not torch.equal(next(iter(batches.epoch(3))).users, whole[0].users)
 
 
+@pytest.mark.parametrize("negatives", ["row", "mixed", "sampled"])
+def test_hard_negatives_are_the_best_that_a_user_has_not_met(negatives: str) -> None:
+    data = interactions()
+    options = {"negatives": negatives, "num_negatives": 2, "hard_negatives": 3, "hard_pool": 5, "mask_known": False}
+    model, batches = ready(data, **options)
+    plain = next(iter(batches.epoch(0)))
+    assert plain.negatives is None or plain.negatives.shape == (32, 2)
+    model.eval()
+    best = model.topk(torch.arange(USERS), 5, deeprec.contract.Seen(*data.csr())).ids
+    for batch in batches.epoch(1):
+        if negatives == "row":
+            hard = batch.candidates[batch.negatives[:, 2:]]
+            assert hard.shape[1] == 3
+            assert (hard.unsqueeze(2) == best[batch.users].unsqueeze(1)).any(2).all()
+        else:
+            is_certain = batch.log_q == 0
+            assert is_certain.sum() >= 3
+            assert set(batch.candidates[is_certain].tolist()) <= set(best[batch.users].flatten().tolist())
+    again = [batch.candidates for batch in batches.epoch(1, skip=2)]
+    assert torch.equal(again[0], list(batches.epoch(1))[2].candidates)
+    assert torch.isfinite(model.loss(batch))
+
+
 def test_terms_of_no_training_row_are_zero() -> None:
     data = interactions()
     train = data.take(data.items != 3)
@@ -204,6 +227,8 @@ def test_terms_of_no_training_row_are_zero() -> None:
         ({"negatives": "sampled", "log_q": "all"}, "log_q 'all' needs positives that are candidates"),
         ({"alpha": 0.5}, "alpha has no effect here"),
         ({"negatives": "full", "log_q": "none"}, "log_q has no effect here"),
+        ({"negatives": "full", "hard_negatives": 1}, "hard_negatives has no effect here"),
+        ({"hard_pool": 7}, "hard_pool has no effect here"),
         ({"layers": (0,)}, "layers must be widths >= 1"),
         ({"user_inputs": ("id",), "pooling": "sum"}, "pooling has no effect here"),
     ],
