@@ -115,12 +115,7 @@ class TowerTerms(Recommender):
             schema: what the columns of its tables of users and items mean, a `DataSchema`.
         """
         if schema is not None:
-            if not isinstance(schema, DataSchema):
-                raise TypeError(
-                    f"{self.name}: schema must be a DataSchema, with the columns of users and items, got "
-                    f"{type(schema).__name__}; pass DataSchema(users=..., items=...)"
-                )
-            self.columns = schema
+            self.columns = require_data_schema(self.name, schema)
         return super().task_for(data, protocol)
 
     def features_taken(self) -> tuple[str, ...]:
@@ -232,3 +227,13 @@ class TowerTerms(Recommender):
     def _user_size(self, sizes: TowerSizes) -> int:
         """Terms of a user with those of the history."""
         return sizes.user_terms + (sizes.num_items - sizes.added_items) * self.reads_items
+
+
+def require_data_schema(model: str, schema: Any) -> DataSchema:
+    """The schema of the columns of users and items; TypeError for anything else."""
+    if not isinstance(schema, DataSchema):
+        raise TypeError(
+            f"{model}: schema must be a DataSchema, with the columns of users and items, got {type(schema).__name__}; "
+            "pass DataSchema(users=..., items=...)"
+        )
+    return schema
