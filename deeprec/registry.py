@@ -18,6 +18,7 @@ _MODELS = {
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bias": "deeprec.models.bias:Bias",
+    "bm25": "deeprec.models.text_baselines:BM25",
     "bpr": "deeprec.models.bpr:BPR",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
@@ -39,6 +40,7 @@ _MODELS = {
     "slim": "deeprec.models.slim:SLIM",
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",
+    "tf-idf": "deeprec.models.text_baselines:TFIDF",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,10 @@ class TowerBatches:
         alpha: >= 0.
         has_log_q: whether batches bring the correction.
         seed: of shuffling and drawing.
+        num_hard: items of those that `mine` gives drawn for each pair, which stand beside the others: for the row with
+            "row", for all rows otherwise, without a correction, for they are there for certain.
+        mine: of an epoch, and whether it has begun already, gives items for each user that are no positives of theirs,
+            [num_users, M], -1 where there are fewer; None: there are none in this epoch.
     """
 
     def __init__(
@@ -81,9 +85,12 @@ class TowerBatches:
         alpha: float,
         has_log_q: bool,
         seed: int,
+        num_hard: int = 0,
+        mine: Callable[[int, bool], Tensor | None] | None = None,
     ) -> None:
         self.batch_size, self.kind, self.num_negatives, self.seed = batch_size, negatives, num_negatives, seed
         self.num_items, self.has_log_q = train.num_items, has_log_q
+        self.num_hard, self.mine = num_hard, mine if num_hard else None
         self._users, self._items = (torch.from_numpy(x.astype(np.int64)) for x in (train.users, train.items))
         counts = train.item_counts()
         self.shares: NDArray[np.float64] = counts / max(1, counts.sum())
@@ -110,11 +117,22 @@ class TowerBatches:
             int(seed) for seed in np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
         )
         order = torch.randperm(len(self._users), generator=torch.Generator().manual_seed(order_seed))
+        pool = None if self.mine is None else self.mine(number, skip > 0)
         for step, rows in enumerate(order.split(self.batch_size)):
             if step >= skip:
-                yield self._batch(number, step, self._users[rows], self._items[rows], draw_seed)
+                users, items = self._users[rows], self._items[rows]
+                hard = self._hard(pool, users, items, (draw_seed, step))
+                yield self._batch(number, step, users, items, hard, draw_seed)
 
-    def _batch(self, epoch: int, step: int, users: Tensor, items: Tensor, seed: int) -> TowerBatch:
+    def _hard(self, pool: Tensor | None, users: Tensor, items: Tensor, seed: tuple[int, int]) -> Tensor:
+        """Items of the pool for each row, [b, n]; the positive, which stands against nothing, where there are none."""
+        if pool is None or not pool.shape[1]:
+            return items.new_empty(len(items), 0)
+        places = np.random.default_rng(seed).integers(0, pool.shape[1], (len(items), self.num_hard))
+        hard = pool[users].gather(1, torch.from_numpy(places)).long()
+        return torch.where(hard < 0, items.unsqueeze(1), hard)
+
+    def _batch(self, epoch: int, step: int, users: Tensor, items: Tensor, hard: Tensor, seed: int) -> TowerBatch:
         if self.kind == "full":
             return TowerBatch(epoch, users, items, None, items, None, None)
         if self.kind == "row":
@@ -128,12 +146,13 @@ class TowerBatches:
                 offset=step * self.batch_size,
                 popularity=self.popularity,
             )
+            negatives = torch.cat([negatives, hard], 1)
             candidates, places = torch.unique(torch.cat([items, negatives.reshape(-1)]), return_inverse=True)
             targets, others = places[: len(items)], places[len(items) :].view(negatives.shape)
             return TowerBatch(epoch, users, items, candidates, targets, None, others)
         drawn = items[:0] if self.kind == "in-batch" else self._drawn(step, seed)
-        candidates, places = torch.unique(torch.cat([items, drawn]), return_inverse=True)
-        log_q = self._log_q(candidates, len(items), drawn)
+        candidates, places = torch.unique(torch.cat([items, drawn, hard.reshape(-1)]), return_inverse=True)
+        log_q = self._log_q(candidates, len(items), drawn, hard)
         return TowerBatch(epoch, users, items, candidates, places[: len(items)], log_q, None)
 
     def _drawn(self, step: int, seed: int) -> Tensor:
@@ -150,7 +169,7 @@ class TowerBatches:
         )
         return drawn[0]
 
-    def _log_q(self, candidates: Tensor, rows: int, drawn: Tensor) -> Tensor | None:
+    def _log_q(self, candidates: Tensor, rows: int, drawn: Tensor, hard: Tensor) -> Tensor | None:
         if self.kind != "sampled" and not self.has_log_q:
             return None
         here = candidates.numpy()
@@ -163,4 +182,5 @@ class TowerBatches:
             log_q = np.log(-np.expm1(missed)) if self.has_log_q else np.zeros(len(here))
         if self.kind == "sampled":
             log_q[~np.isin(here, drawn.numpy())] = APART
+        log_q[np.isin(here, hard.numpy())] = 0.0
         return torch.from_numpy(log_q.astype(np.float32))

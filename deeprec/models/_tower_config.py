@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from deeprec.batches.towers import LOG_Q, NEGATIVES
+from deeprec.batches.user_rows import POOLINGS
 from deeprec.config import Only, TrainConfig, at_least, one_of
 from deeprec.data.columns.terms import WEIGHTINGS
 from deeprec.nn.mlp import ACTIVATIONS
 
 USER_INPUTS = ("id", "history", "features")
 ITEM_INPUTS = ("id", "features")
-POOLINGS = ("mean", "sqrt", "sum")
 SIMILARITIES = ("dot", "cosine")
 
 _DRAWS = ("sampled", "mixed", "row")
@@ -42,6 +42,9 @@ class TowerConfig(TrainConfig):
     alpha: items are drawn by popularity^alpha, 0 for uniformly.
     log_q: "none"; "negatives" corrects the logits of candidates for how often they are drawn, so that the sum is in
         expectation that over the catalogue; "all" that of the positive too, as Yi et al. 2019 print it.
+    hard_negatives: items drawn for each pair out of the `hard_pool` that the model ranks best among those that the user
+        has not met, ranked anew every epoch from the second on, >= 0.
+    hard_pool: >= 1.
     mask_known: whether items that a user is known to have met are left out of the candidates.
     include_positive: whether the denominator holds the positive; False as DSPR prints it.
     batch_size: pairs a step, >= 1.
@@ -54,6 +57,8 @@ class TowerConfig(TrainConfig):
             f"negatives of {', '.join(_DRAWS)}",
             lambda config: config.negatives in _DRAWS,
         ),
+        Only(("hard_negatives",), "negatives other than full", lambda config: config.negatives != "full"),
+        Only(("hard_pool",), "hard_negatives > 0", lambda config: config.hard_negatives > 0),
         Only(
             ("log_q",),
             "negatives of in-batch, sampled or mixed",
@@ -82,6 +87,8 @@ class TowerConfig(TrainConfig):
     num_negatives: int = 1000
     alpha: float = 0.0
     log_q: str = "negatives"
+    hard_negatives: int = 0
+    hard_pool: int = 100
     mask_known: bool = True
     include_positive: bool = True
     epochs: int = 20
@@ -102,6 +109,8 @@ class TowerConfig(TrainConfig):
             at_least(self, name, 1)
         at_least(self, "history_length", 0)
         at_least(self, "fan_in", 0)
+        at_least(self, "hard_negatives", 0)
+        at_least(self, "hard_pool", 1)
         at_least(self, "alpha", 0)
         if not self.gamma > 0:
             raise ValueError(f"{owner}: gamma must be > 0, got {self.gamma}; 10 is usual with cosines, 1 without")

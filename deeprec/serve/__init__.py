@@ -1,5 +1,6 @@
 """Serving: recommendations from trained models."""
 
+from deeprec.serve.features import recommend_for_features
 from deeprec.serve.folder import load, save
 from deeprec.serve.predict import predict_file, predict_pairs_file
 from deeprec.serve.recommend import (
@@ -23,6 +24,7 @@ __all__ = [
     "predict_pairs_file",
     "recommend",
     "recommend_file",
+    "recommend_for_features",
     "recommend_for_history",
     "recommend_for_tags",
     "save",

@@ -81,7 +81,7 @@ def test_a_history_lacks_the_positive(pooling: str) -> None:
     data = interactions()
     model, batches = ready(data, pooling=pooling, user_inputs=("id", "history"))
     batch = next(iter(batches.epoch(0)))
-    rows = model._without(model._rows_of_epoch(0), batch.users, batch.items)
+    rows = model._user_rows.without(0, batch.users, batch.items)
     torch.testing.assert_close(model.embed_users(rows), dense_users(model, data, batch.users, batch.items))
 
 
@@ -91,7 +91,7 @@ def test_a_drawn_history_is_the_whole_one_in_expectation() -> None:
     batch = next(iter(batches.epoch(0)))
     total = torch.zeros(32, 6)
     for epoch in range(400):
-        rows = model._without(model._rows_of_epoch(epoch), batch.users, batch.items)
+        rows = model._user_rows.without(epoch, batch.users, batch.items)
         assert rows.offsets.diff().max() <= 4
         total += model.embed_users(rows).detach()
     expected = dense_users(model, data, batch.users, batch.items)
@@ -101,7 +101,7 @@ def test_a_drawn_history_is_the_whole_one_in_expectation() -> None:
 
 def expected_loss(model: Any, data: Interactions, batch: Any) -> Tensor:
     config = model.config
-    users = model.embed_users(model._without(model._rows_of_epoch(0), batch.users, batch.items))
+    users = model.embed_users(model._user_rows.without(0, batch.users, batch.items))
     items = model.embed_items(torch.arange(ITEMS))
     if config.similarity == "cosine":
         users, items = F.normalize(users), F.normalize(items)
@@ -185,6 +185,29 @@ def test_batches_do_not_depend_on_where_an_epoch_begins() -> None:
     assert not torch.equal(next(iter(batches.epoch(3))).users, whole[0].users)
 
 
+@pytest.mark.parametrize("negatives", ["row", "mixed", "sampled"])
+def test_hard_negatives_are_the_best_that_a_user_has_not_met(negatives: str) -> None:
+    data = interactions()
+    options = {"negatives": negatives, "num_negatives": 2, "hard_negatives": 3, "hard_pool": 5, "mask_known": False}
+    model, batches = ready(data, **options)
+    plain = next(iter(batches.epoch(0)))
+    assert plain.negatives is None or plain.negatives.shape == (32, 2)
+    model.eval()
+    best = model.topk(torch.arange(USERS), 5, deeprec.contract.Seen(*data.csr())).ids
+    for batch in batches.epoch(1):
+        if negatives == "row":
+            hard = batch.candidates[batch.negatives[:, 2:]]
+            assert hard.shape[1] == 3
+            assert (hard.unsqueeze(2) == best[batch.users].unsqueeze(1)).any(2).all()
+        else:
+            is_certain = batch.log_q == 0
+            assert is_certain.sum() >= 3
+            assert set(batch.candidates[is_certain].tolist()) <= set(best[batch.users].flatten().tolist())
+    again = [batch.candidates for batch in batches.epoch(1, skip=2)]
+    assert torch.equal(again[0], list(batches.epoch(1))[2].candidates)
+    assert torch.isfinite(model.loss(batch))
+
+
 def test_terms_of_no_training_row_are_zero() -> None:
     data = interactions()
     train = data.take(data.items != 3)
@@ -204,6 +227,8 @@ def test_terms_of_no_training_row_are_zero() -> None:
         ({"negatives": "sampled", "log_q": "all"}, "log_q 'all' needs positives that are candidates"),
         ({"alpha": 0.5}, "alpha has no effect here"),
         ({"negatives": "full", "log_q": "none"}, "log_q has no effect here"),
+        ({"negatives": "full", "hard_negatives": 1}, "hard_negatives has no effect here"),
+        ({"hard_pool": 7}, "hard_pool has no effect here"),
         ({"layers": (0,)}, "layers must be widths >= 1"),
         ({"user_inputs": ("id",), "pooling": "sum"}, "pooling has no effect here"),
     ],
@@ -240,3 +265,75 @@ def test_two_groups_are_told_apart() -> None:
     model = models.create("dssm", factors=8, epochs=8, lr=0.02, batch_size=32).fit(data, protocol="full", seed=1)
     listed = model.recommend(list(range(2, USERS, 2)), 3)["item_id"].to_numpy()
     assert (listed < ITEMS // 2).mean() > 0.9
+
+
+def test_columns_alone_serve_new_users_and_items(tmp_path: Any) -> None:
+    data = with_tables(interactions())
+    inputs = {"user_inputs": ("history", "features"), "item_inputs": ("features",)}
+    model = models.create("dssm", factors=6, epochs=8, lr=0.02, batch_size=32, **inputs)
+    model.fit(data, protocol="full", schema=SCHEMA, seed=1)
+    new = pl.DataFrame({"user_id": ["x", "y"], "group": ["g0", "g1"], "age": [30.0, 31.0]})
+    listed = model.recommend_for_features(new, 5)
+    halves = (listed["item_id"].to_numpy() < ITEMS // 2).reshape(2, 5).mean(1)
+    assert listed["user_id"].to_list() == ["x"] * 5 + ["y"] * 5
+    assert halves[0] > 0.7 > 0.3 > halves[1]
+    met = model.recommend_for_features(new.drop("user_id"), 5, histories=[[0, 2], []])
+    assert met.columns[0] == "row"
+    assert not {0, 2} & set(met.filter(row=0)["item_id"].to_list())
+    assert met.filter(row=1)["score"].to_list() == listed.filter(user_id="y")["score"].to_list()
+    before = model.recommend([0, 1], 5)
+    model.add_items(
+        pl.DataFrame({"item_id": [100, 101], "tags": [["t0", "x1"], ["t1"]], "title": ["film number", "film"]})
+    )
+    model.save(tmp_path / "model")
+    again = deeprec.load(tmp_path / "model")
+    for one in (model, again):
+        assert one.score([(0, 100), (0, 1)]).tolist() == model.score([(0, 100), (0, 1)]).tolist()
+        assert one.recommend([0, 1], 5, deny=[100, 101]).equals(before)
+        assert one.recommend([0], 2, allow=[100, 101])["item_id"].to_list() == [100, 101]
+        assert len(one.recommend_for_history([100, 101], 5)) == 5
+    again.add_items(pl.DataFrame({"item_id": [102], "tags": [["x2"]], "title": [""]}))
+    assert again.schema.num_items == ITEMS + 3
+
+
+def test_what_columns_cannot_serve_is_said() -> None:
+    data = with_tables(interactions())
+    model = models.create("dssm", factors=6, epochs=1).fit(data, protocol="full")
+    with pytest.raises(ValueError, match="users are served from their columns where user_inputs has 'features'"):
+        model.recommend_for_features(pl.DataFrame({"group": ["g0"]}))
+    with pytest.raises(ValueError, match="train it with 'features' in item_inputs"):
+        model.add_items(pl.DataFrame({"item_id": [100]}))
+    model = models.create("dssm", user_inputs=("features",), item_inputs=("features",), factors=6, epochs=1)
+    model.fit(data, protocol="full", schema=SCHEMA)
+    table = pl.DataFrame({"group": ["g0"], "age": [1.0]})
+    with pytest.raises(ValueError, match="histories need 'history' in user_inputs"):
+        model.recommend_for_features(table, histories=[[1]])
+    with pytest.raises(ValueError, match="one list of items for each of the 1 users, got 2"):
+        model.recommend_for_features(table, histories=[[], []])
+    with pytest.raises(ValueError, match="age"):
+        model.recommend_for_features(table.drop("age"))
+    with pytest.raises(TypeError, match="users must be a polars or pandas frame, got list"):
+        model.recommend_for_features([1])
+    with pytest.raises(ValueError, match="every item_id must be new and there once, got 2 rows with 1 new ones"):
+        model.add_items(pl.DataFrame({"item_id": [1, 100], "tags": [["a"], ["b"]], "title": ["", ""]}))
+    with pytest.raises(ValueError, match="must have a column item_id"):
+        model.add_items(table)
+    assert model.schema.num_items == ITEMS
+
+
+def test_fit_more_keeps_ids_and_histories_where_they_were() -> None:
+    old = interactions()
+    model = models.create("dssm", factors=6, epochs=3, user_inputs=("id", "history"), batch_size=32)
+    model.fit(old, protocol="full", seed=1)
+    users, items = model.user_tower.terms.detach().clone(), model.item_tower.terms.detach().clone()
+    later = pl.DataFrame({"user_id": [50, 50, 50, 51, 51, 51], "item_id": [1, 60, 3, 60, 5, 7], "timestamp": range(6)})
+    model.fit_more(later, epochs=1, lr=1e-9)
+    known = old.num_users
+    assert model.schema.num_users == known + 2
+    torch.testing.assert_close(model.user_tower.terms[:known], users[:known], atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.user_tower.terms[known + 2 : known + 2 + ITEMS], users[known:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.item_tower.terms[:ITEMS], items, atol=1e-6, rtol=0)
+    columns = models.create("dssm", item_inputs=("features",), factors=6, epochs=1)
+    columns.fit(with_tables(old), protocol="full", schema=SCHEMA)
+    with pytest.raises(ValueError, match="do not go on with other encoders"):
+        columns.fit_more(with_tables(old))

@@ -138,6 +138,7 @@ def from_table(
     if tags is not None:
         stripped, repairs["tags_with_blanks_stripped"] = stripped_ids(tags.alias("tag"))
         tags = normalise_ids(stripped)
+        repairs["rows_without_a_tag"] = tags.null_count()
     bad = np.zeros(table.height, dtype=np.bool_)
     for role, column in raw.items():
         wrong = column.is_null().to_numpy()
@@ -209,8 +210,7 @@ def build(
     }
     if tags is not None:
         columns |= _tag_columns(to_series(tags, "tag"), tag_ids, len(user_series))
-    counted = {**(repairs or {}), "rows_without_a_tag": 0 if tags is None else int((columns["tags"] < 0).sum())}
-    columns["repairs"] = {kind: count for kind, count in counted.items() if count}
+    columns["repairs"] = {kind: count for kind, count in (repairs or {}).items() if count}
     data = Interactions(**columns) if tags is None else Folksonomy(**columns)
     if duplicates != "keep":
         keep = _latest_of_duplicates(data)
