@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deeprec.batches.towers import TowerBatches
 from deeprec.config import one_of
-from deeprec.contract import Schema
+from deeprec.contract import SIMILAR_ITEMS, Schema
 from deeprec.data import Folksonomy, Interactions, Terms
 from deeprec.data.interactions.tags import Side
 from deeprec.device import to_device
@@ -30,7 +30,8 @@ from deeprec.evaluate.tasks import InteractionTask
 from deeprec.kernels.sums import add_rows
 from deeprec.models._tags import TagRecommender, fitted_idf, num_tags, profiles, tags_of
 from deeprec.models._tower_config import TowerConfig
-from deeprec.models._tower_model import TowerModel, TowerSizes
+from deeprec.models._tower_model import TowerModel
+from deeprec.models._tower_terms import TowerSizes
 from deeprec.nn.scoring import owners_of
 from deeprec.nn.tower import TermBatch, TermRows, Tower
 
@@ -77,6 +78,7 @@ class DSPR(TagRecommender, TowerModel):
 
     name = "dspr"
     config_class: ClassVar[type[TowerConfig]] = DSPRConfig
+    capabilities: ClassVar[frozenset[str]] = TagRecommender.capabilities | {SIMILAR_ITEMS}
     takes: ClassVar[frozenset[str]] = TagRecommender.takes
     config: DSPRConfig
     tower: Tower
@@ -118,10 +120,6 @@ class DSPR(TagRecommender, TowerModel):
     def item_terms(self, data: Interactions) -> Terms:
         """Weighted counts of the tags that each item was given."""
         return self._weighted_profiles(data, "item")
-
-    def unknown_user_terms(self, count: int) -> Terms:
-        """Profiles without tags."""
-        return Terms.of_entries([], [], None, count, self.require_built().user_terms)
 
     def _weighted_profiles(self, data: Interactions, side: Side) -> Terms:
         return self._weighted_counts(profiles(data if self._assignments is None else self._assignments, side))
@@ -175,6 +173,10 @@ class DSPR(TagRecommender, TowerModel):
                 moved[name][to_device(places, target.device)] = weights[name].to(target.device)
         super().begin_from(moved, data)
 
+    def add_items(self, items: Any) -> Self:
+        """Refused: what is new of a folksonomy are assignments, which `fit_more` takes with all others."""
+        raise ValueError("dspr: add_items: items come with assignments of tags; call fit_more with all rows")
+
     # -- vectors -------------------------------------------------------------------------------------------------------
 
     def embed_users(self, batch: TermBatch) -> Tensor:
@@ -189,7 +191,7 @@ class DSPR(TagRecommender, TowerModel):
     def _readers(self, users_met: Tensor, items_met: Tensor) -> list[tuple[Tower, TermRows, Tensor]]:
         assert self._user_rows is not None
         assert self._item_rows is not None
-        return [(self.tower, self._user_rows, users_met), (self.tower, self._item_rows, items_met)]
+        return [(self.tower, self._user_rows.whole, users_met), (self.tower, self._item_rows, items_met)]
 
     @torch.no_grad()
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
