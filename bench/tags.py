@@ -72,7 +72,9 @@ SETTINGS = {
     "delicious-80-5-15": Setting(
         "Delicious, the rule of the paper: 80/5/15 of the assignments",
         "A pair of user and bookmark may be in training and test, by different tags, and is ranked. These are the "
-        "271,417 triples of the published training part, as the rest has no tags at hand; the paper has 339,744.",
+        "271,417 triples of the published training part, as the rest has no tags at hand; the paper has 339,744. Of the "
+        "assignments held out, 91 % are of a pair that is in training too: what is measured is mostly whether a model "
+        "finds again what the user has, and the plain list of that is the last line of ours.",
         "delicious-tags",
         {"min_tag_uses": 1},
         {},
@@ -99,7 +101,8 @@ SETTINGS = {
     ),
     "lastfm-80-5-15": Setting(
         "Last.fm, the rule of the paper: 80/5/15 of the assignments",
-        "All triples with tags used five times or more; pairs of training are tested and ranked.",
+        "All triples with tags used five times or more; pairs of training are tested and ranked, and 80 % of the "
+        "assignments held out are of such a pair.",
         "lastfm-2k",
         {"min_tag_uses": 5},
         {},
@@ -129,10 +132,10 @@ CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
     "tag-cosine": tuple({"weighting": each, "refit": False} for each in ("count", "log", "binary", "tf-idf")),
     "dspr": (
         {"gamma": 10.0},
-        {"gamma": 20.0},
+        {"gamma": 5.0, **_MIXED},
         {"gamma": 10.0, **_MIXED},
-        {"gamma": 20.0, **_MIXED},
-        {"gamma": 20.0, **_MIXED, "weighting": "l2"},
+        {"gamma": 10.0, **_MIXED, "weighting": "l2"},
+        {"gamma": 10.0, **_MIXED, "lr": 0.0003},
     ),
     "dspr-printed": (_PRINTED,),
 }
@@ -299,9 +302,17 @@ def _options(name: str) -> str:
     for model in CANDIDATES:
         cards = cards_of(name, model)
         if cards and len(CANDIDATES[model]) > 1:
-            keys = sorted({key for options in CANDIDATES[model] for key in options})
+            given = CANDIDATES[model]
+            keys = sorted({key for options in given for key in options if len({str(o.get(key)) for o in given}) > 1})
             lines.append(f"{model}: " + ", ".join(f"{key}={cards[0]['config'][key]}" for key in keys))
     return "Chosen on validation: " + "; ".join(lines) + "." if lines else ""
+
+
+_REMAINS = """What remains beside the paper: its rows hold the tags of all 97,351 pairs, ours those of the 77,881 whose \
+tags are published with the split. Its simple methods are clusterings of tags (CCF, ACF, CCS, 0.8 to 2.0 % P@10); the \
+cosine of plain profiles with logarithms of counts, chosen on validation, has several times as much under the same rule, \
+so that DSPR is ahead by less than the factor of seven that the paper prints. Where new pairs alone are asked for, tags \
+say little and who tagged what says more: there item-KNN, which knows no tags, is the one to beat."""
 
 
 def page() -> str:
@@ -320,6 +331,8 @@ def page() -> str:
         "over seeds, which also cut the rows anew where the split is drawn. The cards lie in `tags`; "
         "`python -m bench.tags` makes them, and goes on where it was broken off.",
     ]
+    if any(means for _, means in parts.values()):
+        text += [_REMAINS]
     for name, (rows, means) in parts.items():
         if means:
             text += [f"## {SETTINGS[name].title}", SETTINGS[name].what, rows, _options(name)]

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.columns.terms import Terms
@@ -81,6 +82,11 @@ class Folksonomy(Interactions):
 
     def _last_keys(self) -> tuple[NDArray[Any], ...]:
         return (self.tags, self.items)
+
+    def to_frame(self) -> pl.DataFrame:
+        """As of `Interactions`, with tag, missing where a row has none."""
+        places = pl.Series(self.tags.astype(np.int64))
+        return super().to_frame().with_columns(tag=self.tag_ids.values.gather(places.set(places < 0, None)))
 
     def tag_counts(self) -> Int64Array:
         """Rows of each tag, int64 [num_tags]."""

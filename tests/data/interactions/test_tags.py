@@ -29,9 +29,7 @@ def folksonomy(**options: object) -> Folksonomy:
 
 def triples(part: Folksonomy) -> list[tuple[object, ...]]:
     """Rows with the ids and tags that the data came with."""
-    tags = [None if tag < 0 else part.tag_ids.values[int(tag)] for tag in part.tags]
-    frame = part.to_frame()
-    return list(zip(frame["user_id"].to_list(), frame["item_id"].to_list(), tags, strict=True))
+    return part.to_frame().select("user_id", "item_id", "tag").rows()
 
 
 def test_rows_are_the_assignments() -> None:

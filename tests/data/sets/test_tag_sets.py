@@ -38,9 +38,8 @@ def test_a_published_split_has_the_ids_and_names_of_its_source(tmp_path: Path) -
     assert bookmarks.item_ids.values.to_list() == [7, 9, 11]
     split = data.official(bookmarks)
     assert split.train.tags.tolist() == [0, 1, 2]
-    assert split.validation.to_frame().rows() == [(32, 7)]
-    assert split.test.to_frame().rows() == [(8, 11)]
-    assert split.test.tags.tolist() == [-1]
+    assert split.validation.to_frame().rows() == [(32, 7, None)]
+    assert split.test.to_frame().rows() == [(8, 11, None)]
 
 
 def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
