@@ -72,8 +72,8 @@ SETTINGS = {
     "delicious-80-5-15": Setting(
         "Delicious, the rule of the paper: 80/5/15 of the assignments",
         "A pair of user and bookmark may be in training and test, by different tags, and is ranked. These are the "
-        "271,417 triples of the published training part, as the rest has no tags at hand; the paper has 339,744. 91 % of "
-        "the assignments held out are of a pair that is in training too: what is measured is mostly whether a model "
+        "271,417 triples of the published training part, as the rest has no tags at hand; the paper has 339,744. Of "
+        "all assignments held out 91 % are of a pair that is in training: what is measured is mostly whether a model "
         "finds again what the user has, and the plain list of that is the last line of ours.",
         "delicious-tags",
         {"min_tag_uses": 1},
@@ -309,10 +309,10 @@ def _options(name: str) -> str:
 
 
 _REMAINS = (
-    "What remains beside the paper: its rows hold the tags of all 97,351 pairs, ours those of the 77,881 whose tags are "
-    "published with the split. Its simple methods are clusterings of tags (CCF, ACF, CCS: P@10 of 0.8 to 2.0 %); the "
-    "cosine of plain profiles, its weighting chosen on validation, has several times as much under the same rule, so "
-    "that no model can be ahead of it by the factor of seven that the paper prints."
+    "What remains beside the paper: its rows hold the tags of all 97,351 pairs, ours those of the 77,881 whose tags "
+    "are published with the split. Its simple methods are clusterings of tags (CCF, ACF, CCS: P@10 of 0.8 to 2.0 %); "
+    "the cosine of plain profiles, its weighting chosen on validation, has several times as much under the same rule, "
+    "so that no model can be ahead of it by the factor of seven that the paper prints."
 )
 
 
