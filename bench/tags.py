@@ -274,7 +274,7 @@ def verdict(name: str, means: Mapping[str, Mapping[str, float]]) -> str:
 
 def table(name: str) -> tuple[str, dict[str, dict[str, float]]]:
     """The table of a setting in percent, and the mean figures of each model."""
-    head = ["model", "runs", *FIGURES.values(), "seconds a run"]
+    head = ["model", "runs", *FIGURES.values()]
     rows, means = [], {}
     for model in MODELS:
         cards = cards_of(name, model)
@@ -283,10 +283,9 @@ def table(name: str) -> tuple[str, dict[str, dict[str, float]]]:
         values = {key: [card["metrics"][key] for card in cards] for key in FIGURES}
         means[model] = {key: statistics.mean(each) for key, each in values.items()}
         cells = [_spread([100 * value for value in each]) for each in values.values()]
-        seconds = statistics.median(card["seconds"] for card in cards)
-        rows.append([LABELS.get(model, model), str(len(cards)), *cells, f"{seconds:.0f}"])
+        rows.append([LABELS.get(model, model), str(len(cards)), *cells])
     if SETTINGS[name].beside_paper:
-        rows += [[label, "-", *(f"{value:g}" for value in values), "-", "-"] for label, values in PAPER.items()]
+        rows += [[label, "-", *(f"{value:g}" for value in values), "-"] for label, values in PAPER.items()]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines), means
 
