@@ -3,12 +3,14 @@
 Paper: Xu, Chen, Lukasiewicz, Miao, Meng 2016, "Tag-Aware Personalized Recommendation Using a Deep-Semantic Similarity
 Model with Negative Sampling" (CIKM), sections 3 and 4.
 As printed: weighting="count", gamma=1, include_positive=False, mask_known=False, positives="assignments",
-optimizer="sgd"; negatives="full" is the loss without sampling.
+optimizer="sgd", negatives="sampled", num_negatives=127, batch_size=128, log_q="none"; negatives="full" is the loss
+without sampling.
 Deviations: the denominator holds the positive, gamma sharpens the softmax of cosines, which is nearly flat without it,
 counts are weighted, Adam learns, and initial weights are uniform (Glorot, Bengio 2010), where the paper has a normal
-distribution of unnamed width. The items drawn for a step serve all its rows, and an item that a user is known to have
-met is none of theirs. A vector of zeros, as of a profile without tags before the first step, has cosine 0 with all. A
-new user has the sum of the vectors of their items. Data without tags is taken as if each item were its own tag.
+distribution of unnamed width. The items drawn for a step serve all its rows, the positives of the other rows are
+negatives too, corrected for how often they come, and an item that a user is known to have met is none of theirs. A
+vector of zeros, as of a profile without tags before the first step, has cosine 0 with all. A new user has the sum of
+the vectors of their items. Data without tags is taken as if each item were its own tag.
 """
 
 from __future__ import annotations
@@ -61,11 +63,11 @@ class DSPRConfig(TowerConfig):
     fan_in: int = 30
     similarity: str = "cosine"
     gamma: float = 10.0
-    negatives: str = "sampled"
-    num_negatives: int = 127
-    log_q: str = "none"
+    negatives: str = "mixed"
+    num_negatives: int = 512
+    log_q: str = "negatives"
     epochs: int = 20
-    batch_size: int = 128
+    batch_size: int = 512
     lr: float = 0.001
 
     def __post_init__(self) -> None:

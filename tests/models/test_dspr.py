@@ -70,6 +70,7 @@ def test_loss_is_the_softmax_of_cosines_over_the_candidates(negatives: str, incl
     data = folksonomy()
     options = {"negatives": negatives, "include_positive": include_positive, "mask_known": False, "gamma": 3.0}
     options |= {} if negatives == "full" else {"num_negatives": 7}
+    options |= {"log_q": "none"} if negatives == "sampled" else {}
     model = built(data, weighting="count", batch_size=16, **options)
     batch = next(iter(model.batches(data, seed=1).epoch(1)))
     u, v = (F.normalize(dense_vectors(model, counts(data, side))) for side in ("user", "item"))
