@@ -65,6 +65,13 @@ class UserRows:
         met = Terms(offsets, items, weights, np.empty((len(offsets) - 1, 0), np.float32), self.num_items)
         return TermRows(joined(self.static, met), self.device)
 
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        self.device = device
+        self.whole.move(device)
+        if self._drawn is not None:
+            self._drawn[1].move(device)
+
     def of_epoch(self, epoch: int) -> TermRows:
         """The rows with what is drawn of the histories for an epoch; their weights are made by `without`."""
         if self.histories is None or not self.length:

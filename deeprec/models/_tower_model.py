@@ -39,23 +39,26 @@ class TowerModel(TowerTerms):
 
     name = "towers"
     hard_items: Tensor
+    _user_rows: UserRows | None = None
+    _item_rows: TermRows | None = None
+    _known: tuple[Tensor, Tensor] | None = None
+    _is_stale = False
 
     # -- what a subclass may say otherwise -----------------------------------------------------------------------------
 
     def embed_users(self, batch: TermBatch) -> Tensor:
         """Vectors [b, D] of rows of users' terms, the history's last."""
-        vectors: Tensor = self.user_tower(batch)
+        vectors: Tensor = self.user_tower(typed(batch, self.user_tower))
         return vectors
 
     def embed_items(self, items: Tensor) -> Tensor:
         """Vectors [n, D] of items (internal ids on the CPU) while the terms of the training data are at hand."""
         assert self._item_rows is not None
-        vectors: Tensor = self.item_tower(self._item_rows.batch(items))
-        return vectors
+        return self.embed_new_items(self._item_rows.batch(items))
 
     def embed_new_items(self, batch: TermBatch) -> Tensor:
         """Vectors [b, D] of rows of `new_item_terms`."""
-        vectors: Tensor = self.item_tower(batch)
+        vectors: Tensor = self.item_tower(typed(batch, self.item_tower))
         return vectors
 
     def _readers(self, users_met: Tensor, items_met: Tensor) -> list[tuple[Tower, TermRows, Tensor]]:
@@ -70,9 +73,7 @@ class TowerModel(TowerTerms):
         super()._build(schema, generator)
         pool = min(self.config.hard_pool, schema.num_items) if self.config.hard_negatives else 0
         self.register_buffer("hard_items", torch.full((schema.num_users, pool), -1, dtype=torch.int32))
-        self._user_rows: UserRows | None = None
-        self._item_rows: TermRows | None = None
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._user_rows = self._item_rows = self._known = None
         self._is_stale = False
         self.register_state_dict_pre_hook(refresh_vectors)  # type: ignore[no-untyped-call]
 
@@ -235,6 +236,16 @@ class TowerModel(TowerTerms):
         self._is_stale = self._user_rows is not None
         return result
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        result: Self = super()._apply(fn, recurse)
+        if self._user_rows is not None and self._user_rows.device != self.device:
+            assert self._item_rows is not None
+            self._user_rows.move(self.device)
+            self._item_rows.move(self.device)
+            if self._known is not None:
+                self._known = to_device(self._known[0], self.device), to_device(self._known[1], self.device)
+        return result
+
     @torch.inference_mode(False)
     def _vectors(self) -> tuple[Tensor, Tensor]:
         """Of users and items, up to date."""
@@ -306,6 +317,12 @@ class TowerModel(TowerTerms):
     def item_vectors(self) -> Tensor:
         self.require_built()
         return self._vectors()[1]
+
+
+def typed(batch: TermBatch, tower: Tower) -> TermBatch:
+    """The batch in the dtype of a tower."""
+    dtype = tower.terms.dtype
+    return batch._replace(weights=batch.weights.to(dtype), values=batch.values.to(dtype))
 
 
 def refresh_vectors(module: Any, *_: Any) -> None:

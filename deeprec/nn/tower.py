@@ -77,6 +77,11 @@ class TermRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        for name in ("offsets", "ids", "weights", "values"):
+            setattr(self, name, to_device(getattr(self, name), device))
+
     def whole(self) -> TermBatch:
         """All rows, not copied."""
         return TermBatch(self.offsets, self.ids, self.weights, self.values)

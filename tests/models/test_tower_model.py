@@ -337,3 +337,13 @@ def test_fit_more_keeps_ids_and_histories_where_they_were() -> None:
     columns.fit(with_tables(old), protocol="full", schema=SCHEMA)
     with pytest.raises(ValueError, match="do not go on with other encoders"):
         columns.fit_more(with_tables(old))
+
+
+def test_rows_follow_the_model_to_another_type() -> None:
+    data = interactions()
+    model, batches = ready(data, layers=(5,))
+    batch = next(iter(batches.epoch(0)))
+    wide = model.double()
+    assert wide.loss(batch).dtype == torch.float64
+    rows = wide.history_rows(torch.tensor([0, 2, 2]), torch.tensor([1, 5]))[0]
+    assert rows.dtype == torch.float64
