@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from deeprec.data.columns.rows import join
 from deeprec.nn.tower import TermRows
@@ -13,6 +14,7 @@ from deeprec.serve.features import require_table
 from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
+    from deeprec.data import IdMap
     from deeprec.models._tower_model import TowerModel
 
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def add_items(model: TowerModel, items: Any) -> TowerModel:
     """See `TowerModel.add_items`."""
-    sizes, frame = model.require_built(), require_table("add_items", "items", items)
+    model.require_built()
+    frame = require_table("add_items", "items", items)
     if model.item_encoder is None or model.item_ids is None:
         raise ValueError(
             f"add_items: {model.name} makes vectors of new items from their columns, got item_inputs "
@@ -41,10 +44,14 @@ def add_items(model: TowerModel, items: Any) -> TowerModel:
     vectors = model._scored(
         model.embed_new_items(TermRows(model.new_item_terms(len(frame), rows), model.device).whole())
     )
-    model.vectors_of_items = torch.cat([model.item_vectors(), vectors])
-    model.schema = dataclasses.replace(
-        sizes, num_items=sizes.num_items + len(frame), added_items=sizes.added_items + len(frame)
-    )
-    model.item_ids = grown
-    model.forget_training()
+    append_items(model, grown, vectors)
     return model
+
+
+def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:
+    """Let the last ids of a map that has grown have these vectors, as they are scored."""
+    sizes, count = model.require_built(), len(vectors)
+    model.vectors_of_items = torch.cat([model.item_vectors(), vectors])
+    model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)
+    model.item_ids = item_ids
+    model.forget_training()

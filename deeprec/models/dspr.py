@@ -30,6 +30,7 @@ from deeprec.data.interactions.tags import Side
 from deeprec.device import to_device
 from deeprec.evaluate.tasks import InteractionTask
 from deeprec.kernels.sums import add_rows
+from deeprec.models._tag_items import add_tagged_items
 from deeprec.models._tags import TagRecommender, fitted_idf, num_tags, profiles, tags_of
 from deeprec.models._tower_config import TowerConfig
 from deeprec.models._tower_model import TowerModel
@@ -176,8 +177,17 @@ class DSPR(TagRecommender, TowerModel):
         super().begin_from(moved, data)
 
     def add_items(self, items: Any) -> Self:
-        """Refused: what is new of a folksonomy are assignments, which `fit_more` takes with all others."""
-        raise ValueError("dspr: add_items: items come with assignments of tags; call fit_more with all rows")
+        """Items that came after the training, with vectors from their tags: they are recommended from now on.
+
+        Args:
+            items: frame with item_id, none of them known, and tag, a row each time that an item was given a tag.
+        Returns:
+            the model; `save` keeps them.
+        Raises:
+            ValueError: a model of data without tags, a column that is missing, a known item, an unknown tag.
+        """
+        add_tagged_items(self, items)
+        return self
 
     # -- vectors -------------------------------------------------------------------------------------------------------
 

@@ -219,3 +219,38 @@ def test_later_tags_find_their_rows_by_name() -> None:
         model.fit_more(fewer)
     with pytest.raises(ValueError, match="the data must have tags, as the model's did"):
         model.fit_more(later.pairs())
+
+
+def test_items_that_come_later_have_a_vector_by_their_tags(tmp_path) -> None:
+    data = folksonomy()
+    model = DSPR(**TINY, epochs=1).fit(data, protocol="dspr")
+    rows = pl.DataFrame({"item_id": [700, 700, 701, 700], "tag": ["t1", "t2", "t5", "t1"]})
+    expected = [
+        F.normalize(dense_vectors(model, one), dim=1) for one in tags_as_counts(model, [[(1, 2), (2, 1)], [(5, 1)]])
+    ]
+    model.add_items(rows)
+    assert len(model.item_ids) == data.num_items + 2
+    torch.testing.assert_close(model.item_vectors()[-2:].double(), torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert set(model.recommend([1], k=99, allow=[700, 701])["item_id"]) == {700, 701}
+    model.save(tmp_path / "model")
+    assert deeprec.load(tmp_path / "model").recommend([1], k=99).equals(model.recommend([1], k=99))
+    for frame, message in (
+        (rows, "every item_id must be new, got 700, which is known"),
+        (rows.rename({"tag": "label"}), "must have a column tag, got item_id, label"),
+        (rows.with_columns(item_id=pl.lit(5000), tag=pl.lit("new")), "'new'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.add_items(frame)
+    with pytest.raises(ValueError, match="fitted on data without tags"):
+        DSPR(**TINY, epochs=1).fit(data.pairs()).add_items(rows)
+
+
+def tags_as_counts(model: DSPR, items: list[list[tuple[int, int]]]) -> list[np.ndarray]:
+    """Profiles [1, num_tags] of items with these (number of the name, count)."""
+    profiles = []
+    for tags in items:
+        row = np.zeros((1, len(model.tag_ids)))
+        for number, count in tags:
+            row[0, int(model.tag_ids.encode([f"t{number}"])[0])] = count
+        profiles.append(row)
+    return profiles
