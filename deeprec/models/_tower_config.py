@@ -44,7 +44,7 @@ class TowerConfig(TrainConfig):
         expectation that over the catalogue; "all" that of the positive too, as Yi et al. 2019 print it.
     hard_negatives: items drawn for each pair out of the `hard_pool` that the model ranks best among those that the user
         has not met, ranked anew every epoch from the second on, >= 0.
-    hard_pool: >= 1.
+    hard_pool: size of that pool, >= 1.
     mask_known: whether items that a user is known to have met are left out of the candidates.
     include_positive: whether the denominator holds the positive; False as DSPR prints it.
     batch_size: pairs a step, >= 1.

@@ -16,9 +16,11 @@ Where not to use it: with a few interactions an item and without columns EASE an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deeprec.config import ByData
 from deeprec.models._tower_config import TowerConfig
 from deeprec.models._tower_model import TowerModel
 
@@ -26,6 +28,15 @@ from deeprec.models._tower_model import TowerModel
 @dataclass(frozen=True)
 class DSSMConfig(TowerConfig):
     """Attributes: those of `TowerConfig`."""
+
+    by_data: ClassVar[Mapping[str, ByData]] = {
+        "batch_size": ByData(
+            lambda facts, config: min(1024, max(64, facts.rows // 100)),
+            "100 steps an epoch, from 64 to 1024 pairs each",
+        )
+    }
+
+    epochs: int = 30
 
 
 class DSSM(TowerModel):
