@@ -141,7 +141,10 @@ def exact_searches(items: Tensor, k: int, threads: int) -> dict[str, Callable[[]
 
     def by_implicit() -> Callable[[Tensor], Tensor]:
         from implicit.cpu.topk import topk
+        from threadpoolctl import ThreadpoolController
 
+        # It splits the users among threads of its own, and asks for a BLAS with one.
+        ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
         return lambda users: torch.from_numpy(topk(vectors, users.numpy(), k, num_threads=threads)[1])
 
     return {"faiss, flat": by_faiss, "usearch, exact": by_usearch, "implicit, topk": by_implicit}

@@ -223,7 +223,9 @@ def _scan_cases() -> list[Case]:
         build = partial(_scan_trial, num_items, dim, num_users)
         cases.append(Case(name, SCAN, build, read, flops, size=num_items, effort=0.5, turns=1))
         if is_limit:
-            cases.append(Case(f"{name}, beside a read", f"{SCAN} at the limit", build, read, flops, effort=0.5, turns=1))
+            cases.append(
+                Case(f"{name}, beside a read", f"{SCAN} at the limit", build, read, flops, effort=0.5, turns=1)
+            )
     return cases
 
 

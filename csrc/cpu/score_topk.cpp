@@ -308,33 +308,42 @@ int64_t first_seen(const ScoreJob& job, int64_t begin, int64_t end, int64_t item
 }
 
 #if defined(DEEPREC_ISA_avx512)
-// Sums of `kUsers` users and 16 adjacent items: blocks of 16 columns are transposed in registers and used there, in the
-// same order of summation as in a packed tile.
+// Adds columns [0, columns) of 16 adjacent items to the sums of `kUsers` users: the block is transposed in registers and
+// used there, in the same order of summation as in a packed tile.
 template <int kUsers>
-DEEPREC_INLINE void score_direct(const float* users, const float* items, int64_t dim, Vec (&acc)[kUsers][1]) {
-#pragma GCC unroll 4
-  for (int u = 0; u < kUsers; ++u) {
-    acc[u][0] = Vec{};
+DEEPREC_INLINE void add_block(const float* users, const float* items, int64_t dim, int columns, Vec (&acc)[kUsers]) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
+  __m512 block[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) {
+    __builtin_prefetch(items + (r + kAhead) * dim);
+    block[r] = _mm512_maskz_loadu_ps(mask, items + r * dim);
   }
-  for (int64_t d = 0; d < dim; d += 16) {
-    const int64_t columns = dim - d < 16 ? dim - d : 16;
-    const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
-    __m512 block[16];
+  transpose_registers(block);
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) {
-      __builtin_prefetch(items + r * dim + d + kAhead * dim);
-      block[r] = _mm512_maskz_loadu_ps(mask, items + r * dim + d);
-    }
-    transpose_registers(block);
-#pragma GCC unroll 16
-    for (int c = 0; c < 16; ++c) {
-      if (c < columns) {
+  for (int c = 0; c < 16; ++c) {
+    if (c < columns) {
 #pragma GCC unroll 4
-        for (int u = 0; u < kUsers; ++u) {
-          acc[u][0] = acc[u][0] + users[u * dim + d + c] * (Vec)block[c];
-        }
+      for (int u = 0; u < kUsers; ++u) {
+        acc[u] = acc[u] + users[u * dim + c] * (Vec)block[c];
       }
     }
+  }
+}
+
+template <int kUsers>
+DEEPREC_INLINE void score_direct(const float* users, const float* items, int64_t dim, Vec (&acc)[kUsers][1]) {
+  Vec sums[kUsers] = {};
+  int64_t d = 0;
+  for (; d + 16 <= dim; d += 16) {
+    add_block<kUsers>(users + d, items + d, dim, 16, sums);
+  }
+  if (d < dim) {
+    add_block<kUsers>(users + d, items + d, dim, static_cast<int>(dim - d), sums);
+  }
+#pragma GCC unroll 4
+  for (int u = 0; u < kUsers; ++u) {
+    acc[u][0] = sums[u];
   }
 }
 

@@ -24,15 +24,15 @@
 namespace deeprec {
 namespace {
 
-constexpr int64_t kUserBlock = 256;      // a packed tile of items serves this many users of the dot scorer
+constexpr int64_t kUserBlock = 128;      // a packed tile of items serves this many users of the dot scorer
 constexpr int64_t kBlockKeys = 1 << 19;  // candidates of a block of users
-constexpr int64_t kMinChunk = 1024;      // items; fewer are not worth a unit of work of their own
-constexpr int64_t kFewUsers = 8;         // for whom the items are read, rather than scored
-constexpr int64_t kEnoughUnits = 16, kEnoughUnitsOfFew = 64;
+// Each part of a catalogue has candidates of its own for each user: few users afford many short parts.
+constexpr int64_t kMinChunk = 1024, kUsersAChunk = 16;
+constexpr int64_t kFewUsers = 8, kEnoughUnits = 16, kEnoughUnitsOfFew = 64;
 constexpr int64_t kMostPlaces = int64_t{1} << 31;  // of a scan: its candidates are numbered in 32 bits
 
 Tensor as_float(const Tensor& t) {
-  return torch::stable::contiguous(t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
+  return as_contiguous(t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
 }
 
 // The items that may be recommended: all, a list, or a list for each user.
@@ -173,14 +173,14 @@ void add_seen(OwnedJob& owned, const std::optional<Tensor>& indptr, const std::o
   DEEPREC_CHECK(indptr->scalar_type() == ScalarType::Long && indices->scalar_type() == ScalarType::Int &&
                     (!rows || rows->scalar_type() == ScalarType::Long),
                 "TypeError: score_topk: seen_indptr and seen_rows must be int64 and seen_indices int32");
-  owned.kept.push_back(torch::stable::contiguous(*indptr));
+  owned.kept.push_back(as_contiguous(*indptr));
   job.seen_indptr = owned.kept.back().const_data_ptr<int64_t>();
-  owned.kept.push_back(torch::stable::contiguous(*indices));
+  owned.kept.push_back(as_contiguous(*indices));
   job.seen_indices = owned.kept.back().const_data_ptr<int32_t>();
   const int64_t num_rows = indptr->numel() - 1, nnz = indices->numel();
   if (rows) {
     DEEPREC_CHECK(rows->numel() == job.num_users, "ValueError: score_topk: seen_rows must be [", job.num_users, "]");
-    owned.kept.push_back(torch::stable::contiguous(*rows));
+    owned.kept.push_back(as_contiguous(*rows));
     job.seen_rows = owned.kept.back().const_data_ptr<int64_t>();
   } else {
     DEEPREC_CHECK(num_rows == job.num_users, "ValueError: score_topk: seen_indptr must have ", job.num_users + 1,
@@ -207,7 +207,7 @@ void add_allowed(OwnedJob& owned, const std::optional<Tensor>& indptr, const std
   }
   DEEPREC_CHECK(indices->scalar_type() == ScalarType::Int && (!indptr || indptr->scalar_type() == ScalarType::Long),
                 "TypeError: score_topk: allow_indices must be int32 and allow_indptr int64");
-  owned.kept.push_back(torch::stable::contiguous(*indices));
+  owned.kept.push_back(as_contiguous(*indices));
   allowed.indices = owned.kept.back().const_data_ptr<int32_t>();
   const int64_t nnz = indices->numel();
   int64_t rows = 1;
@@ -216,7 +216,7 @@ void add_allowed(OwnedJob& owned, const std::optional<Tensor>& indptr, const std
   if (indptr) {
     DEEPREC_CHECK(indptr->numel() == job.num_users + 1, "ValueError: score_topk: allow_indptr must have ",
                   job.num_users + 1, " entries, got ", indptr->numel());
-    owned.kept.push_back(torch::stable::contiguous(*indptr));
+    owned.kept.push_back(as_contiguous(*indptr));
     bounds = allowed.indptr = owned.kept.back().const_data_ptr<int64_t>();
     rows = job.num_users;
   }
@@ -292,7 +292,8 @@ struct Plan {
     const int64_t blocks = divide_up(job.num_users, widest);
     block = divide_up(job.num_users, std::max<int64_t>(1, blocks));
     const int64_t enough = job.num_users <= kFewUsers ? kEnoughUnitsOfFew : kEnoughUnits;
-    const int64_t least = std::max(kMinChunk, 8 * k);  // of a part, k are ordered and merged
+    // Of each part the k best are put in order and merged.
+    const int64_t least = std::max(kMinChunk * std::max<int64_t>(1, job.num_users / kUsersAChunk), 32 * k);
     const int64_t limit = std::min(enough / std::max<int64_t>(1, blocks), most / least);
     chunks = 1;
     while (2 * chunks <= limit || divide_up(most, chunks) > kMostPlaces) {
@@ -327,9 +328,9 @@ void run(const ScoreJob& job, const Allowed& allowed, const Plan& plan, const Sc
   });
 }
 
-Tensor score_all(const OwnedJob& owned, const Tensor& like) {
+Tensor score_all(const OwnedJob& owned) {
   const ScoreJob& job = owned.job;
-  Tensor out = torch::stable::new_empty(like, {job.num_users, job.num_items}, ScalarType::Float);
+  Tensor out = empty_cpu({job.num_users, job.num_items}, ScalarType::Float);
   if (out.numel() > 0) {
     const Allowed all{nullptr, nullptr, job.num_items};
     run(job, all, Plan(job, all, 0, 0), {out.mutable_data_ptr<float>(), nullptr, nullptr, 0, 0, 0});
@@ -359,11 +360,11 @@ void merge_best(const float* values, const int64_t* ids, int64_t count, int64_t 
   }
 }
 
-std::tuple<Tensor, Tensor> best_of(const OwnedJob& owned, int64_t k, const Tensor& like) {
+std::tuple<Tensor, Tensor> best_of(const OwnedJob& owned, int64_t k) {
   DEEPREC_CHECK(k >= 0 && k < int64_t{1} << 31, "ValueError: score_topk: k must be in [0, 2^31), got ", k);
   const ScoreJob& job = owned.job;
-  Tensor values = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Float);
-  Tensor ids = torch::stable::new_empty(like, {job.num_users, k}, ScalarType::Long);
+  Tensor values = empty_cpu({job.num_users, k}, ScalarType::Float);
+  Tensor ids = empty_cpu({job.num_users, k}, ScalarType::Long);
   if (values.numel() == 0) {
     return {values, ids};
   }
@@ -398,11 +399,11 @@ std::tuple<Tensor, Tensor> score_topk(const Tensor& users, const Tensor& items, 
   OwnedJob owned = dot_job(users, items, item_bias, similarity);
   add_seen(owned, seen_indptr, seen_indices, seen_rows);
   add_allowed(owned, allow_indptr, allow_indices);
-  return best_of(owned, k, users);
+  return best_of(owned, k);
 }
 
 Tensor score_items(const Tensor& users, const Tensor& items, const Optional& item_bias, int64_t similarity) {
-  return score_all(dot_job(users, items, item_bias, similarity), users);
+  return score_all(dot_job(users, items, item_bias, similarity));
 }
 
 std::tuple<Tensor, Tensor> score_topk_ncf(const Tensor& user_hidden, const Tensor& item_hidden,
@@ -416,7 +417,7 @@ std::tuple<Tensor, Tensor> score_topk_ncf(const Tensor& user_hidden, const Tenso
                            use_bfloat16);
   add_seen(owned, seen_indptr, seen_indices, seen_rows);
   add_allowed(owned, allow_indptr, allow_indices);
-  return best_of(owned, k, user_hidden);
+  return best_of(owned, k);
 }
 
 Tensor score_items_ncf(const Tensor& user_hidden, const Tensor& item_hidden, const Tensor& user_factors,
@@ -425,7 +426,7 @@ Tensor score_items_ncf(const Tensor& user_hidden, const Tensor& item_hidden, con
                        bool use_bfloat16) {
   const OwnedJob owned = ncf_job(user_hidden, item_hidden, user_factors, item_factors, weights, biases, out_weight,
                                  out_bias, use_bfloat16);
-  return score_all(owned, user_hidden);
+  return score_all(owned);
 }
 
 }  // namespace

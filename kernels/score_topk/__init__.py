@@ -50,8 +50,8 @@ class DotScorer(NamedTuple):
 class CosineScorer(DotScorer):
     """score(u, i) = users[u] . items[i] / (|users[u]| |items[i]|), 0 where either vector is zero.
 
-    In [-1, 1] but for rounding. Lengths may be anything that float32 holds; a row with NaN or infinity scores NaN. Takes
-    no item_bias.
+    In [-1, 1] but for rounding. Lengths may be anything that float32 holds; a row with NaN or infinity scores NaN.
+    Takes no item_bias.
     """
 
     __slots__ = ()
@@ -337,10 +337,15 @@ _LISTS = (
     "Tensor? seen_indptr=None, Tensor? seen_indices=None, Tensor? seen_rows=None, Tensor? allow_indptr=None, "
     "Tensor? allow_indices=None"
 )
-define("score_items(Tensor users, Tensor items, Tensor? item_bias, int similarity=0) -> Tensor", score_items_reference, _score_items_fake)
+define(
+    "score_items(Tensor users, Tensor items, Tensor? item_bias, int similarity=0) -> Tensor",
+    score_items_reference,
+    _score_items_fake,
+)
 define(f"score_items_ncf({_NETWORK}) -> Tensor", score_items_ncf_reference, _score_items_fake)
 define(
-    f"score_topk(Tensor users, Tensor items, Tensor? item_bias, SymInt k, {_LISTS}, int similarity=0) -> (Tensor, Tensor)",
+    f"score_topk(Tensor users, Tensor items, Tensor? item_bias, SymInt k, {_LISTS}, int similarity=0) "
+    "-> (Tensor, Tensor)",
     score_topk_reference,
     _score_topk_fake,
 )

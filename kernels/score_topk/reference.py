@@ -29,9 +29,7 @@ def unit_rows(rows: Tensor) -> Tensor:
     return torch.where(length == 0.0, 0.0, wide / length).float()
 
 
-def score_items_reference(
-    users: Tensor, items: Tensor, item_bias: Tensor | None = None, similarity: int = 0
-) -> Tensor:
+def score_items_reference(users: Tensor, items: Tensor, item_bias: Tensor | None = None, similarity: int = 0) -> Tensor:
     """users @ items.T + item_bias, or cosine (1), or minus the squared distance (2), [B, N] float32."""
     check_dot(users, items, item_bias, similarity)
     if similarity == SIMILARITIES.index("l2"):
@@ -133,7 +131,7 @@ def _topk_of_blocks(
 def score_topk_reference(
     users: Tensor, items: Tensor, item_bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """The k best of `score_items_reference`, unseen and allowed, by score and then lower id; (-inf, -1) where there are fewer.
+    """The k best of `score_items_reference`, unseen and allowed, by score, then lower id; (-inf, -1) after the last.
 
     Args:
         arguments: the fields of `TopKOptions`.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.kernels.score_topk import CosineScorer, DotScorer, L2Scorer, NCFScorer, score_items, score_topk
+from deeprec.kernels.score_topk.checks import SIMILARITIES
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -314,7 +315,8 @@ def test_cosine_and_distance_match_float64(num_users: int, num_items: int, dim: 
     u, v = users.double(), items.double()
     lengths = (u.norm(dim=1)[:, None] * v.norm(dim=1)).clamp(min=1e-300)
     for kind, exact in ((CosineScorer, u @ v.T / lengths), (L2Scorer, -(u[:, None] - v).square().sum(2))):
-        for scores in (score_items(kind(users, items)), score_items_reference(users, items, None, 1 + (kind is L2Scorer))):
+        similarity = SIMILARITIES.index(kind(users, items).similarity)
+        for scores in (score_items(kind(users, items)), score_items_reference(users, items, None, similarity)):
             torch.testing.assert_close(scores.double(), exact, atol=1e-6, rtol=1e-5)
 
 
@@ -361,7 +363,7 @@ def test_same_bits_for_any_number_of_threads_and_any_batch(precision: str) -> No
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_matches_reference(isa: str) -> None:
-    tests = "test_dot_topk_matches_dense or test_network_topk or test_bfloat16"
+    tests = "topk_matches_dense or test_bfloat16 or bits_of_the_whole or only_allowed or cosine or distance or stable"
     if os.environ.get("DEEPREC_ISA"):
         pytest.skip("already inside the run for one DEEPREC_ISA")
     ran = subprocess.run(
