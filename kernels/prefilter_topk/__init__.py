@@ -10,11 +10,12 @@ from torch import Tensor
 
 from deeprec.kernels._autograd import refuse_derivative
 from deeprec.kernels._errors import translate
-from deeprec.kernels._library import cpu_isa, define
+from deeprec.kernels._library import cpu_isa, define, implement, load_error
 from deeprec.kernels.prefilter_topk.prepared import PreparedItems
 from deeprec.kernels.prefilter_topk.reference import (
     prefilter_pack_reference,
     prefilter_scan_reference,
+    prefilter_topk_reference,
     words_shape,
 )
 from deeprec.kernels.score_topk import TopK
@@ -22,10 +23,11 @@ from deeprec.kernels.score_topk import TopK
 __all__ = ["PreparedItems", "PreparedScorer", "prefilter_topk"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_MIN_ITEMS = 4096  # fewer are scored exactly at once
-_SHARE = 32  # so are all items for a k beyond this part of them
-_FEW_USERS = 4  # more of them pay with vectors of integers or bfloat16 only
-_ALLOWED = 4  # and the allowed ones, where they are less than this part
+# Where the scan pays, by measurement: items, also with more users than few, and as a multiple of k.
+_MIN_ITEMS, _MIN_ITEMS_OF_MANY, _FEW = 4096, 16_384, 16
+_ITEMS_PER_K = 64
+_FEW_PORTABLE = 4  # users, without vectors of small integers or bfloat16
+_ALLOWED_PART = 4  # an allow list of less than this part of the items is scored exactly
 
 
 class PreparedScorer(NamedTuple):
@@ -152,21 +154,22 @@ class _Lists(NamedTuple):
         return lists
 
 
-def _pays(users: Tensor, num_items: int, k: int, lists: _Lists) -> bool:
-    """Whether the scan is there and can be faster than exact scores at once."""
-    if not users.is_cpu or users.numel() == 0 or num_items < _MIN_ITEMS or not 0 < k <= num_items // _SHARE:
+def _pays(users: Tensor, words: Tensor, num_items: int, k: int, lists: _Lists) -> bool:
+    """Whether there is a copy, and its scan can be faster than exact scores at once."""
+    least = _MIN_ITEMS if len(users) <= _FEW else _MIN_ITEMS_OF_MANY
+    if not words.numel() or not len(users) or not k or num_items < max(least, _ITEMS_PER_K * k):
         return False
-    if len(users) > _FEW_USERS and cpu_isa() == "portable":
+    if len(users) > _FEW_PORTABLE and cpu_isa() == "portable":
         return False
     if lists.allow_indices is None:
         return True
     num_lists = 1 if lists.allow_indptr is None else len(users)
-    return lists.allow_indices.numel() * _ALLOWED >= num_items * num_lists
+    return lists.allow_indices.numel() * _ALLOWED_PART >= num_items * num_lists
 
 
-def _prefilter_topk(
+def _scan_and_score(
     users: Tensor,
-    items: Tensor,
+    rows: Tensor,
     item_bias: Tensor | None,
     words: Tensor,
     scales: Tensor,
@@ -174,15 +177,14 @@ def _prefilter_topk(
     k: int,
     *options: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The operator on every device: the scan, and `score_topk` for the users that it does not serve."""
-    lists, exact = _Lists(*options), torch.ops.deeprec.score_topk
-    if not _pays(users, len(items), k, lists):
-        best: tuple[Tensor, Tensor] = exact(users, items, item_bias, k, *lists)
-        return best
-    values, ids, gave_up = torch.ops.deeprec.prefilter_scan(users, items, item_bias, words, scales, bounds, k, *lists)
+    """The operator on a CPU: the scan, and `score_topk` for the users that it does not serve."""
+    lists = _Lists(*options)
+    if not _pays(users, words, len(rows), k, lists):
+        return prefilter_topk_reference(users, rows, item_bias, words, scales, bounds, k, *lists)
+    values, ids, gave_up = torch.ops.deeprec.prefilter_scan(users, rows, item_bias, words, scales, bounds, k, *lists)
     rest = gave_up.nonzero()[:, 0]
     if len(rest):
-        values[rest], ids[rest] = exact(users[rest], items, item_bias, k, *lists.of(rest))
+        values[rest], ids[rest] = torch.ops.deeprec.score_topk(users[rest], rows, item_bias, k, *lists.of(rest))
     return values, ids
 
 
@@ -216,4 +218,6 @@ define(
     _pack_fake,
 )
 define(f"prefilter_scan({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", prefilter_scan_reference, _scan_fake)
-define(f"prefilter_topk({_ARGUMENTS}) -> (Tensor, Tensor)", _prefilter_topk, _topk_fake)
+define(f"prefilter_topk({_ARGUMENTS}) -> (Tensor, Tensor)", prefilter_topk_reference, _topk_fake)
+if not load_error():
+    implement("prefilter_topk", "cpu", _scan_and_score, f"c++ ({cpu_isa()})")

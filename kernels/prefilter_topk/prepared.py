@@ -31,8 +31,8 @@ class PreparedItems:
         self._num_items = num_items
         self._items = items.detach().to(torch.float32, copy=True).contiguous()
         num_tiles = self._num_tiles() if items.is_cpu else 0
-        self._words = torch.empty(words_shape(num_tiles, dim, dtype == "int8"), dtype=_DTYPES[dtype])
-        self._scales, self._bounds = torch.empty(num_tiles, TILE), torch.empty(num_tiles, 2)
+        self._words = self._items.new_empty(words_shape(num_tiles, dim, dtype == "int8"), dtype=_DTYPES[dtype])
+        self._scales, self._bounds = self._items.new_empty(num_tiles, TILE), self._items.new_empty(num_tiles, 2)
         if num_tiles:
             self._words, self._scales, self._bounds = torch.ops.deeprec.prefilter_pack(
                 self._items, None, dtype == "int8"

@@ -72,6 +72,19 @@ def prefilter_pack_reference(items: Tensor, tiles: Tensor | None, is_int8: bool)
     return words, scales.reshape(-1, TILE), bounds.float()
 
 
+def check_copy(rows: Tensor, words: Tensor, scales: Tensor, bounds: Tensor) -> None:
+    """Raise unless a copy has the shapes and dtypes of one of these rows."""
+    if rows.dtype != torch.float32 or scales.dtype != torch.float32 or bounds.dtype != torch.float32:
+        raise TypeError(f"{_OP}: rows, scales and bounds must be float32")
+    require(rows.dim() == 2 and rows.shape[1] <= MAX_DIM, _OP, f"rows must be [N, D], D at most {MAX_DIM}", rows)
+    require(words.dtype in (torch.uint8, torch.bfloat16), _OP, "words must be uint8 or bfloat16", words)
+    num_tiles = -(-rows.shape[0] // TILE)
+    shape = words_shape(num_tiles, rows.shape[1], words.dtype == torch.uint8)
+    require(words.shape == shape, _OP, f"words must be {list(shape)}", words)
+    require(scales.numel() == num_tiles * TILE, _OP, f"scales must be [{num_tiles}, {TILE}]", scales)
+    require(bounds.numel() == num_tiles * 2, _OP, f"bounds must be [{num_tiles}, 2]", bounds)
+
+
 def prefilter_scan_reference(
     users: Tensor,
     rows: Tensor,
@@ -91,16 +104,25 @@ def prefilter_scan_reference(
         values and ids [B, k], and gave_up [B], bool: of users that the bound does not cover. The scan also gives up for
         those for whom it would leave too many items. Their values are -inf and their ids -1.
     """
-    if rows.dtype != torch.float32 or scales.dtype != torch.float32 or bounds.dtype != torch.float32:
-        raise TypeError("prefilter_topk: rows, scales and bounds must be float32")
-    require(rows.dim() == 2 and rows.shape[1] <= MAX_DIM, _OP, f"rows must be [N, D], D at most {MAX_DIM}", rows)
-    require(words.dtype in (torch.uint8, torch.bfloat16), _OP, "words must be uint8 or bfloat16", words)
-    num_tiles = -(-rows.shape[0] // TILE)
-    shape = words_shape(num_tiles, rows.shape[1], words.dtype == torch.uint8)
-    require(words.shape == shape, _OP, f"words must be {list(shape)}", words)
-    require(scales.numel() == num_tiles * TILE, _OP, f"scales must be [{num_tiles}, {TILE}]", scales)
-    require(bounds.numel() == num_tiles * 2, _OP, f"bounds must be [{num_tiles}, 2]", bounds)
+    check_copy(rows, words, scales, bounds)
     values, ids = torch.ops.deeprec.score_topk(users, rows, item_bias, k, *lists)
     wide = users.float().double()
     gave_up = ~((wide.norm(dim=1) <= LARGEST) & (wide.abs() >= SMALLEST).any(1))
     return values.masked_fill(gave_up[:, None], -torch.inf), ids.masked_fill(gave_up[:, None], -1), gave_up
+
+
+def prefilter_topk_reference(
+    users: Tensor,
+    rows: Tensor,
+    item_bias: Tensor | None,
+    words: Tensor,
+    scales: Tensor,
+    bounds: Tensor,
+    k: int,
+    *lists: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The best items by `score_topk`, of which the scan is a faster way where there is a copy."""
+    if words.numel():
+        check_copy(rows, words, scales, bounds)
+    best: tuple[Tensor, Tensor] = torch.ops.deeprec.score_topk(users, rows, item_bias, k, *lists)
+    return best
