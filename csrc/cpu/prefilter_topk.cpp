@@ -54,8 +54,7 @@ constexpr int64_t kTile = kTileItems;
 constexpr float kInfinity = __builtin_inff();
 constexpr double kUnit = 0x1p-24;
 
-// -- the user's side of the bound
-// --------------------------------------------------------------------------------------
+// -- the user's side of the bound --
 
 // A float that is no smaller.
 DEEPREC_INLINE float upwards(double x) { return static_cast<float>(x * kSlack); }
@@ -89,13 +88,15 @@ bool prepare_user(const PrefilterJob& job, const PrefilterScratch& scratch, int6
   const float* row = job.users + user * job.dim;
   const int64_t planes = job.num_planes, per_word = job.is_int8 ? 4 : 2, bits = job.is_int8 ? 8 : 16;
   const int64_t num_steps = (job.dim + per_word - 1) / per_word;
+  uint32_t* words = scratch.planes + slot * planes * num_steps;
+  __builtin_memset(words, 0, static_cast<uint64_t>(planes * num_steps) * sizeof(uint32_t));
+  __builtin_memset(scratch.offsets + slot * planes, 0, static_cast<uint64_t>(planes) * sizeof(int32_t));
+  scratch.steps[slot] = scratch.item_errors[slot] = scratch.user_errors[slot] = 0.0f;
   const RowSize size = size_of(row, job.dim);
   if (!size.is_regular()) {
     return false;
   }
   const float step = !job.is_int8 ? power_above(size.largest) : size.largest / (planes == 2 ? 32512.0f : 127.0f);
-  uint32_t* words = scratch.planes + slot * planes * num_steps;
-  __builtin_memset(words, 0, static_cast<uint64_t>(planes * num_steps) * sizeof(uint32_t));
   int32_t sums[2] = {0, 0};
   double errors = 0.0, sizes[2] = {0.0, 0.0};
   for (int64_t d = 0; d < job.dim; ++d) {
@@ -121,8 +122,7 @@ bool prepare_user(const PrefilterJob& job, const PrefilterScratch& scratch, int6
   return true;
 }
 
-// -- bounds of a tile
-// --------------------------------------------------------------------------------------------------
+// -- bounds of a tile --
 
 // Bit j: not bound[j] < threshold; NaN is below nothing.
 DEEPREC_INLINE uint64_t not_below(Vec bound, float threshold) {
@@ -211,8 +211,7 @@ void bound_items(const PrefilterJob& job, const PrefilterScratch& scratch, int64
   }
 }
 
-// -- exact scores of what is left
-// --------------------------------------------------------------------------------------
+// -- exact scores of what is left --
 
 // The first place from `at` on whose item is `id` or more: steps that double, then halves.
 int64_t first_from(const int32_t* items, int64_t at, int64_t end, int64_t id) {

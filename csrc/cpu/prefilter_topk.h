@@ -107,7 +107,7 @@ DEEPREC_DECLARE(void, prefilter_scan,
                  int64_t tile_end))
 // The k best of the keys in order; (-inf, -1) where there are fewer.
 DEEPREC_DECLARE(void, prefilter_finish, (uint64_t* keys, int64_t count, int64_t k, float* values, int64_t* ids))
-// One tile of the copy from the item rows [first, first + count), count <= 64.
+// One tile of the copy, from `count` <= 64 item rows.
 DEEPREC_DECLARE(void, prefilter_pack,
                 (const float* rows, int64_t count, int64_t dim, bool is_int8, uint32_t* words, float* scales,
                  float* bounds))

@@ -16,7 +16,8 @@ class PreparedItems:
 
     The rows are copied: what is done to the tensor they came from changes nothing here. The copy adds 25% to the memory
     of the rows (int8) or 50% (bfloat16); only a CPU has one, as no other device has the scan. Rows may change between
-    two calls of `prefilter_topk`, not during one.
+    two calls of `prefilter_topk`, not during one. There is no way to delete one: an item_bias of -inf keeps it out of
+    every result at no cost.
 
     For cosine similarity give rows of unit length, of zeros where a vector has no direction.
 
@@ -101,7 +102,7 @@ class PreparedItems:
         self._pack(torch.unique(rows // TILE))
 
     def append(self, items: Tensor) -> None:
-        """Add rows at the end; the first new one has id N.
+        """Add rows at the end; the first new one has id N. Memory grows by a quarter at a time.
 
         Args:
             items: [n, D], as in `of`.
@@ -111,7 +112,7 @@ class PreparedItems:
         _check_rows("append: items", items, self._items.shape[1])
         first, end = self._num_items, self._num_items + len(items)
         if end > len(self._items):
-            self._reserve(max(end, 2 * first))
+            self._reserve(max(end, first + first // 4))
         self._items[first:end] = items.detach().to(self._items.device, torch.float32)
         self._num_items = end
         self._pack(torch.arange(first // TILE, self._num_tiles(), device=self._items.device))
