@@ -129,8 +129,7 @@ def topk(
     if isinstance(scorer, BlockScorer):
         only = _there(allow, device) if isinstance(allow, tuple) else None
         return _by_block(scorer, k, is_candidate, hidden, only)
-    few_denied = isinstance(deny, np.ndarray) and len(deny) * num_users <= num_items
-    if is_candidate is not None and few_denied and not isinstance(allow, np.ndarray):
+    if isinstance(deny, np.ndarray) and not isinstance(allow, np.ndarray) and len(deny) * num_users <= num_items:
         # A few items are hidden as seen ones are: less work than a list of all the others.
         repeated = np.arange(num_users + 1, dtype=np.int64) * len(deny), np.tile(deny, num_users)
         hidden.append(_there(repeated, device))
