@@ -102,7 +102,7 @@ SETS = {
             "text": _schema(_TITLE, Bag("genres")),
             "words": _schema(Text("title", tokens="words"), Bag("genres")),
         },
-        {"history_length": 50, "batch_size": 1024, "lr": 0.003, "epochs": 20, "patience": 3},
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 15, "patience": 2},
     ),
     "citeulike-a": Set(
         "citeulike-a: 204,986 articles in 5,551 libraries, 16,980 articles with tags",
@@ -112,7 +112,7 @@ SETS = {
             "text": _schema(Text("tags", tokens="trigrams")),
             "words": _schema(Text("tags", tokens="words", min_count=3)),
         },
-        {"history_length": 50, "batch_size": 1024, "lr": 0.003, "epochs": 40, "patience": 5},
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 20, "patience": 3},
     ),
 }
 
