@@ -97,7 +97,9 @@ class InteractionSource:
         if request.start is not None:
             return later_task(model, interactions, rule)
         task = InteractionTask(interactions, rule)
-        return task if request.schema is None else model.task_for(task, None, DataSchema.from_yaml(request.schema))
+        if request.schema is not None:  # the model keeps it
+            model.task_for(task, None, DataSchema.from_yaml(request.schema))
+        return task
 
     def announce(self, task: InteractionTask) -> None:
         """Lines about the data and the protocol."""
