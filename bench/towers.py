@@ -102,7 +102,7 @@ SETS = {
             "text": _schema(_TITLE, Bag("genres")),
             "words": _schema(Text("title", tokens="words"), Bag("genres")),
         },
-        {"history_length": 50, "batch_size": 1024, "lr": 0.003, "epochs": 20, "patience": 3},
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 15, "patience": 2},
     ),
     "citeulike-a": Set(
         "citeulike-a: 204,986 articles in 5,551 libraries, 16,980 articles with tags",
@@ -112,7 +112,7 @@ SETS = {
             "text": _schema(Text("tags", tokens="trigrams")),
             "words": _schema(Text("tags", tokens="words", min_count=3)),
         },
-        {"history_length": 50, "batch_size": 1024, "lr": 0.003, "epochs": 40, "patience": 5},
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 20, "patience": 3},
     ),
 }
 
@@ -184,17 +184,21 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
 
 
 class Sayer:
-    """Prints how far a run is, once in ten seconds."""
+    """Prints how far a run is: every epoch, and once in twenty seconds within one."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.last = what, 0.0
+        self.what, self.last = what, time.perf_counter()
 
     def __call__(self, progress: Progress) -> None:
-        """Said at most every ten seconds."""
-        if time.perf_counter() - self.last > 10:
-            self.last = time.perf_counter()
-            share = progress.done / max(1, progress.total)
-            print(f"  {self.what}: epoch {progress.epoch} of {progress.epochs}, {share:.0%}", flush=True)
+        """What `fit` tells."""
+        where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
+        if progress.metrics is not None:
+            print(f"{where}, loss {progress.loss:.3f}, ndcg@20 {progress.metrics['ndcg@20']:.4f}", flush=True)
+        elif time.perf_counter() - self.last > 20:
+            print(f"{where}, {progress.done / max(1, progress.total):.0%}", flush=True)
+        else:
+            return
+        self.last = time.perf_counter()
 
 
 def runs(names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:

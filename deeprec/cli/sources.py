@@ -95,9 +95,12 @@ class InteractionSource:
             interactions = interactions.canonical()
         interactions = folder.with_tables(interactions, request.user_features, request.item_features)
         if request.start is not None:
-            return later_task(model, interactions, rule)
+            later: InteractionTask = later_task(model, interactions, rule)
+            return later
         task = InteractionTask(interactions, rule)
-        return task if request.schema is None else model.task_for(task, None, DataSchema.from_yaml(request.schema))
+        if request.schema is not None:  # the model keeps it
+            model.task_for(task, None, DataSchema.from_yaml(request.schema))
+        return task
 
     def announce(self, task: InteractionTask) -> None:
         """Lines about the data and the protocol."""

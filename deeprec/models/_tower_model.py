@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from deeprec.batches.towers import TowerBatch, TowerBatches
 from deeprec.batches.user_rows import UserRows, rows_of_histories
 from deeprec.data import Interactions, Terms
+from deeprec.data.columns.rows import join
 from deeprec.device import to_device
 from deeprec.kernels.softmax_loss import softmax_loss
+from deeprec.kernels.softmax_loss.reference import unit
 from deeprec.kernels.sums import take
 from deeprec.models._tower_items import add_items
 from deeprec.models._tower_terms import TowerSizes, TowerTerms
@@ -174,7 +176,7 @@ class TowerModel(TowerTerms):
         """Each row by its own few negatives."""
         assert batch.negatives is not None
         if self.config.similarity == "cosine":
-            users, items = self._unit(users), self._unit(items)
+            users, items = unit(users), unit(items)
         places = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         chosen = take(items, 0, to_device(places.reshape(-1), self.device)).view(*places.shape, -1)
         scores = self.config.gamma * (chosen @ users.unsqueeze(2)).squeeze(2)
@@ -205,13 +207,9 @@ class TowerModel(TowerTerms):
 
     # -- vectors -------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _unit(vectors: Tensor) -> Tensor:
-        return F.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
-
     def _scored(self, vectors: Tensor) -> Tensor:
         """Vectors as they are scored."""
-        return self._unit(vectors) if self.config.similarity == "cosine" else vectors
+        return unit(vectors) if self.config.similarity == "cosine" else vectors
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -291,7 +289,8 @@ class TowerModel(TowerTerms):
             raise ValueError(
                 f"{self.name}: histories need 'history' in user_inputs, got {self.config.user_inputs}; leave them out"
             )
-        (rows,) = self.user_encoder.stream(frame) if len(frame) else (self.user_encoder.unknown(0),)
+        parts = list(self.user_encoder.stream(frame)) if len(frame) else [self.user_encoder.unknown(0)]
+        rows = join(parts)
         return (self._of_histories(self.new_user_terms(len(frame), rows), offsets, items),)
 
     def add_items(self, items: Any) -> Self:

@@ -11,7 +11,8 @@ Deviations: the defaults are linear towers over what a user met and the number o
 the positives of the other rows, which rank best where there is nothing to read; layers, columns and the rest are
 options. The paper prints no gamma. Encoders of columns are fitted on all users and items that there are, clicked or
 not; which terms were in a training row decides what is learnt of them.
-Where not to use it: with a few interactions an item and without columns EASE and item-KNN rank better.
+Where not to use it: on dense sets without columns EASE ranks better (a random tenth held out, NDCG@20 of one split:
+ml-100k 0.354 against 0.331, item-KNN 0.306; ml-1m 0.332 against 0.307, item-KNN 0.270).
 """
 
 from __future__ import annotations

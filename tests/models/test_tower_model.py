@@ -347,3 +347,31 @@ def test_rows_follow_the_model_to_another_type() -> None:
     assert wide.loss(batch).dtype == torch.float64
     rows = wide.history_rows(torch.tensor([0, 2, 2]), torch.tensor([1, 5]))[0]
     assert rows.dtype == torch.float64
+
+
+@pytest.mark.parametrize("negatives", ["row", "full", "in-batch"])
+def test_vectors_of_zeros_have_cosine_0_and_no_gradient(negatives: str) -> None:
+    data = interactions()
+    options = {"num_negatives": 3} if negatives == "row" else {}
+    model, batches = ready(data, negatives=negatives, similarity="cosine", gamma=10.0, **options)
+    with torch.no_grad():
+        model.user_tower.terms.zero_()
+    loss = model.loss(next(iter(batches.epoch(0))))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert not model.user_tower.terms.grad.to_dense().any()
+    assert torch.isfinite(model.item_tower.terms.grad.to_dense()).all()
+    assert not model.score_items(torch.tensor([0])).any()
+
+
+def test_batches_of_one_kind_of_item_and_of_one_row_have_no_loss_and_no_gradient() -> None:
+    data = interactions()
+    model, _ = ready(data)
+    same = data.take(data.items == 0)
+    batches = model.batches(same, 0)
+    for batch in batches.epoch(0):
+        loss = model.loss(batch)
+        loss.backward()
+        assert float(loss.detach()) == 0
+    one = model.batches(data.take(np.arange(len(data)) < 1), 0)
+    assert not model.loss(next(iter(one.epoch(0)))).detach().any()
