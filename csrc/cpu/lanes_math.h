@@ -33,7 +33,8 @@ static inline Lanes<float, N> log_one_plus(Lanes<float, N> t) {
   return 2.0f * (s + s * q * y);
 }
 
-// log(x) for normal x > 0: x = m 2^n with m around 1, log m = 2 atanh((m - 1) / (m + 1)), whose argument is at most 0.172.
+// log(x) for normal x > 0: x = m 2^n with m around 1, log m = 2 atanh((m - 1) / (m + 1)), whose argument is at most
+// 0.172.
 template <int N>
 static inline Lanes<float, N> log_positive(Lanes<float, N> x) {
   const auto bits = (Lanes<int32_t, N>)x;

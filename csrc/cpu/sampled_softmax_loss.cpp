@@ -92,7 +92,8 @@ inline void log_all(double* x, int64_t n) {
   }
 }
 
-// The logarithm of each negative's chance into `row.slopes`, which are free until then: of the entries, not of all items.
+// The logarithm of each negative's chance into `row.slopes`, which are free until then: of the entries, not of all
+// items.
 template <class A>
 void read_chances(const SampledSoftmaxJob& job, const Row<A>& row) {
   const int64_t* const cumulative = job.draw.source.cumulative;

@@ -63,7 +63,8 @@ struct SoftmaxParts {
 
 // Elements of one thread's buffers: `TileScratch` of softmax_tile.h, or `PairTile` of softmax_pairs.h.
 inline constexpr int64_t softmax_scratch_size(int64_t dim, bool has_pairs) {
-  const int64_t stride = softmax_stride(dim), of_pairs = kSoftmaxTile * stride * 3 / 2 + kSoftmaxTile * kSoftmaxRows / 2;
+  const int64_t stride = softmax_stride(dim),
+                of_pairs = kSoftmaxTile * stride * 3 / 2 + kSoftmaxTile * kSoftmaxRows / 2;
   return 2 * kSoftmaxTile * stride + stride * kSoftmaxTileStride + 3 * kSoftmaxTile + stride +
          kSoftmaxRows * kSoftmaxTileStride + (has_pairs ? of_pairs : 0);
 }

@@ -1,7 +1,7 @@
-// Candidates in bfloat16 for softmax_loss: products of pairs, two bfloat16 of consecutive k in a word, summed in float32
-// (tile_gemm.h). Vectors stay as they were given, so that logits are those of exact products; lengths and gamma meet the
-// sums. Shares and slopes are rounded to bfloat16 before they weigh vectors, as they are by torch's own softmax in
-// bfloat16.
+// Candidates in bfloat16 for softmax_loss: products of pairs, two bfloat16 of consecutive k in a word, summed in
+// float32 (tile_gemm.h). Vectors stay as they were given, so that logits are those of exact products; lengths and gamma
+// meet the sums. Shares and slopes are rounded to bfloat16 before they weigh vectors, as they are by torch's own
+// softmax in bfloat16.
 #pragma once
 
 #include "softmax_tile.h"

@@ -72,11 +72,13 @@ inline void add_product(const double* a, int64_t a_row, int64_t a_step, const do
 }
 
 // Logits [rows, kTileStride] of packed queries and a tile of n candidates (a multiple of kPad).
-inline void products(const float* q, int64_t ldq, const TileScratch<float>& tile, int64_t rows, int64_t n, int64_t dim) {
+inline void products(const float* q, int64_t ldq, const TileScratch<float>& tile, int64_t rows, int64_t n,
+                     int64_t dim) {
   gemm<float>(q, ldq, 1, tile.steps, kTileStride, rows, n, dim, Store<false>{tile.logits, kTileStride, tile.shift});
 }
 
-inline void products(const double* q, int64_t ldq, const TileScratch<double>& tile, int64_t rows, int64_t n, int64_t dim) {
+inline void products(const double* q, int64_t ldq, const TileScratch<double>& tile, int64_t rows, int64_t n,
+                     int64_t dim) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       tile.logits[i * kTileStride + j] = tile.shift[j];
