@@ -19,10 +19,9 @@ from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding_bag import GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import AliasTable
-from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
+from deeprec.kernels.softmax_loss.checks import SampledSoftmaxArguments, SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import losses_of, softmax_loss_grad_reference, softmax_loss_reference
 from deeprec.kernels.softmax_loss.sampled import Training, sampled_row_losses, table_of
-from deeprec.kernels.softmax_loss.sampled_reference import SampledSoftmaxArguments
 
 __all__ = ["REDUCTIONS", "SIMILARITIES", "sampled_softmax_loss", "softmax_loss"]
 

@@ -31,9 +31,9 @@ from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import AliasTable
 from deeprec.kernels.sampled_linear_loss import column_grads, dense_column_grads, has_sparse_grad, plan_of, take_step
+from deeprec.kernels.softmax_loss.checks import SampledSoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import through_length, unit
 from deeprec.kernels.softmax_loss.sampled_reference import (
-    SampledSoftmaxArguments,
     entries_of,
     sampled_losses,
     sampled_softmax_loss_reference,
@@ -75,6 +75,7 @@ _library.define(
     sampled_softmax_slopes_reference,
     _slopes_fake,
 )
+_library.implement_triton("softmax_loss", ("sampled_softmax_loss", "sampled_softmax_slopes"))
 
 
 class Training(NamedTuple):
