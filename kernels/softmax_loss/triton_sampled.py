@@ -171,7 +171,8 @@ def _sampled_softmax_kernel(
             if HAS_TABLE:
                 above = tl.load(cumulative + ids + 1, mask=is_entry, other=1)
                 weight = (above - tl.load(cumulative + ids, mask=is_entry, other=0)).to(tl.float32)
-            z -= tl.where(is_entry & (e > 0), tl.log(size * (weight / left)), 0.0)
+            expected = tl.where(weight < 0.0, float("nan"), size * (weight / left))  # a damaged table is not hidden
+            z -= tl.where(is_entry & (e > 0), tl.log(expected), 0.0)
         is_counted = is_entry & (e > 0) & (ids != target)
         if INCLUDE_POSITIVE:
             is_counted = is_counted | is_first
@@ -200,7 +201,7 @@ def _sampled_softmax_kernel(
                 acc = acc * factor + tl.sum((share * inverse)[:, None] * v.to(tl.float32), 0)
     if IS_BACKWARD == 0:
         is_live = is_known & (num_counted > 0)
-        base = tl.where(is_live, top, 0.0)
+        base = tl.where(total == total, tl.where(is_live, top, 0.0), total)  # NaN stays, which maxima leave out
         log_sum = tl.where(is_live, tl.log(total), float("-inf"))
         is_writer = (tl.program_id(1) == 0) & (place >= 0)
         tl.store(losses + place, tl.where(is_live, log_sum - (z_positive - base), 0.0), mask=is_writer)
