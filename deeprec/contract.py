@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the names of the models are read from here without torch
 # What a model can be asked for; a model names what it can in `capabilities`.
 RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"
 SIMILAR_ITEMS, NEW_USERS, NEW_ITEMS = "similar_items", "new_users", "new_items"
+RETRIEVES = "retrieves"
 CAPABILITIES: dict[str, str] = {
     RECOMMENDS: "recommends items to a user",
     RATES: "predicts ratings",
@@ -28,6 +29,7 @@ CAPABILITIES: dict[str, str] = {
     SIMILAR_ITEMS: "knows similar items",
     NEW_USERS: "serves users that it never saw, from what they did",
     NEW_ITEMS: "rates items that it never saw, from what users gave them",
+    RETRIEVES: "scores by a dot product with item vectors, which an index can hold",
 }
 
 

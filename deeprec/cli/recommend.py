@@ -60,6 +60,9 @@ def recommend(
         list[str] | None,
         typer.Option("--deny", help="Items that may not come: ITEM,ITEM,... or a file; repeat it for more."),
     ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Ask the index that `deeprec index DIR` wrote: fast, nearly the same.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
@@ -85,6 +88,7 @@ def recommend(
     filters: dict[str, Any] = {
         "allow": _items("allow", allow, model.item_ids),
         "deny": _items("deny", deny, model.item_ids),
+        "approximate": approximate,
     }
     if history:
         liked = parse_ids(_words(history), model.item_ids)

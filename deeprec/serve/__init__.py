@@ -1,6 +1,8 @@
 """Serving: recommendations from trained models."""
 
 from deeprec.serve.folder import load, save
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.index_recall import RecallReport
 from deeprec.serve.predict import predict_file, predict_pairs_file
 from deeprec.serve.recommend import (
     fold_in,
@@ -14,6 +16,8 @@ from deeprec.serve.recommend import (
 from deeprec.serve.recommend_file import recommend_file
 
 __all__ = [
+    "ItemIndex",
+    "RecallReport",
     "fold_in",
     "load",
     "predict_file",

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec._suggest import did_you_mean
-from deeprec.contract import AnyModel, Queries
+from deeprec.contract import AnyModel, Queries, Seen
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
 from deeprec.nn.scoring import DotScorer, KeptLists, TopK, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.index_models import dot_side, require_index_of
 from deeprec.surroundings import served
 
 UNKNOWN = ("raise", "popularity", "skip")  # what becomes of users whom the model does not know
@@ -34,6 +36,7 @@ def recommend(
     allow: Any = None,
     deny: Any = None,
     unknown: str = "raise",
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best items for each user.
 
@@ -46,12 +49,14 @@ def recommend(
         unknown: what becomes of users whom the model does not know: "raise" an error; "popularity" gives them the
             items with the most interactions in the data the model was fitted on, their number as the score; "skip"
             leaves them out.
+        index: one of this model, which then answers: with items that were added to it, without those that were deleted
+            from it, and, where it is approximate, with nearly all of the best items. None: the model itself.
     Returns:
         user_id, rank (from 1), item_id, score; fewer than k rows for a user to whom fewer items are left. With
         unknown="popularity" also fallback, true in the rows of users whom the model does not know.
     Raises:
         ValueError: an unknown user, where `unknown` says so (one with a history: `recommend_for_history`), or item, or
-            k < 1; or popularity of a model that keeps no interactions.
+            k < 1; popularity of a model that keeps no interactions; or an index of another model.
         TypeError: ids of another type than the data's, a k that is no whole number, or no flag.
     """
     name = "recommend"
@@ -65,13 +70,37 @@ def recommend(
     blocks: list[TopK] = []
     for at in range(0, len(users), _USERS_A_BLOCK):
         block = users[at : at + _USERS_A_BLOCK]
-        lists = model.topk(_there(model, block[block >= 0]).long(), k, seen, **filters)
+        asked = _there(model, block[block >= 0]).long()
+        if index is None:
+            lists = model.topk(asked, k, seen, **filters)
+        else:
+            lists = _by_index(model, index, Queries(asked), k, seen, block[block >= 0], **filters)
         blocks.append(lists if popular is None else _filled(block >= 0, lists, popular))
-    places, ranked = _ranked(blocks, k, items_map, "item_id")
+    places, ranked = _ranked(blocks, k, items_map if index is None else index.ids, "item_id")
     columns = [ids.gather(places).alias("user_id"), *ranked]
     if popular is not None:
         columns.append(pl.Series("fallback", users[places] < 0, dtype=pl.Boolean))
     return pl.DataFrame(columns)
+
+
+def _by_index(
+    model: AnyModel,
+    index: ItemIndex,
+    queries: Queries,
+    k: int,
+    seen: Seen | None,
+    rows: NDArray[np.int32],
+    allow: NDArray[np.int32] | None,
+    deny: NDArray[np.int32] | None,
+) -> TopK:
+    """Lists [b, k] on the CPU by an index of the model; `rows` [b] are those of `seen`."""
+    side = dot_side(model, model.scorer(model.encode(queries)))
+    require_index_of(model, index, side.scorer)
+    lists = None if seen is None else (torch.from_numpy(seen.offsets), torch.from_numpy(seen.items))
+    users, of = side.scorer.users.detach(), torch.from_numpy(rows)
+    values, items = index.topk(users, k, seen=lists, seen_rows=of, allow=allow, deny=deny)
+    scores = side.finish(to_device(values, users.device)).cpu()
+    return TopK(torch.where(items < 0, -torch.inf, scores), items)
 
 
 def asked_users(function: str, user_ids: Any, users_map: IdMap, unknown: str) -> tuple[pl.Series, NDArray[np.int32]]:
@@ -114,7 +143,14 @@ def _filled(is_known: NDArray[np.bool_], known: TopK, popular: TopK) -> TopK:
 
 @served
 def recommend_for_history(
-    model: AnyModel, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
+    model: AnyModel,
+    item_ids: Any,
+    k: int = 10,
+    *,
+    ratings: Any = None,
+    allow: Any = None,
+    deny: Any = None,
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
@@ -129,6 +165,7 @@ def recommend_for_history(
             them to the range of the training ratings.
         allow: external ids of the only items that may come; None: all.
         deny: external ids of items that may not come; they win over `allow`.
+        index: as of `recommend`.
     Returns:
         rank (from 1), item_id, score; fewer than k rows where fewer items are left.
     Raises:
@@ -145,8 +182,12 @@ def recommend_for_history(
     else:
         history, rated = _rated(name, "item_ids", item_ids, ratings, items_map)
     only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
-    scorer = model.scorer(model.encode(_asked(history, rated)))
     met = np.unique(history).astype(np.int32)
+    if index is not None:
+        seen = Seen(np.array([0, len(met)], dtype=np.int64), met)
+        best = _by_index(model, index, _asked(history, rated), k, seen, np.zeros(1, np.int32), only, never)
+        return pl.DataFrame(_ranked([best], k, index.ids, "item_id")[1])
+    scorer = model.scorer(model.encode(_asked(history, rated)))
     lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
     _, ranked = _ranked([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
