@@ -333,8 +333,14 @@ class ItemIndex:
     # -- told --------------------------------------------------------------------------------------------------------
 
     @computed
-    def recall_report(self) -> RecallReport:
-        """Recall against the exact scan and the time of a query, measured anew after changes of the index."""
+    def recall_report(self, *, anew: bool = False) -> RecallReport:
+        """Recall against the exact scan and the time of a query; after changes it is that of the breadth in use.
+
+        Args:
+            anew: measure all breadths again, on this machine, and choose one.
+        """
+        if anew:
+            return self._measure()
         return self._report or self._measure(keep_breadth=True)
 
     def _measure(self, *, keep_breadth: bool = False) -> RecallReport:
