@@ -115,6 +115,41 @@ def faiss_topk(items: Tensor, seen_indptr: Tensor, seen_indices: Tensor, k: int)
     return best
 
 
+def exact_searches(items: Tensor, k: int, threads: int) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
+    """Makers of exact searches on the CPU by other packages: the k largest dot products [B, k] of users [B, D].
+
+    Each in its exact form, float32, with `threads` threads; whatever it prepares once is prepared by its maker.
+    """
+    vectors = items.numpy()
+
+    def by_faiss() -> Callable[[Tensor], Tensor]:
+        import faiss
+
+        faiss.omp_set_num_threads(threads)
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        return lambda users: torch.from_numpy(index.search(users.numpy(), k)[0])
+
+    def by_usearch() -> Callable[[Tensor], Tensor]:
+        from usearch.index import MetricKind, search
+
+        def best(users: Tensor) -> Tensor:
+            matches = search(vectors, users.numpy(), k, MetricKind.IP, exact=True, threads=threads)
+            return 1.0 - torch.from_numpy(matches.distances).view(len(users), k)
+
+        return best
+
+    def by_implicit() -> Callable[[Tensor], Tensor]:
+        from implicit.cpu.topk import topk
+        from threadpoolctl import ThreadpoolController
+
+        # It splits the users among threads of its own, and asks for a BLAS with one.
+        ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
+        return lambda users: torch.from_numpy(topk(vectors, users.numpy(), k, num_threads=threads)[1])
+
+    return {"faiss, flat": by_faiss, "usearch, exact": by_usearch, "implicit, topk": by_implicit}
+
+
 def torchrec_tables(weights: Sequence[Tensor]) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Any]]:
     """TorchRec's EmbeddingBagCollection, a feature a table: its forward pass, and ids [T, B] as it wants them."""
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor

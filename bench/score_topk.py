@@ -1,5 +1,9 @@
 """Top 10 of 3,706 items (MovieLens-1M's size): `python -m bench score_topk`, or `python -m bench.score_topk [--plain]`.
 
+On the CPU also the exact search for 1 and 256 queries among 6,000 to a million vectors, beside torch.matmul + topk and,
+where they are installed, faiss-cpu, usearch and implicit, each in its exact form and with as many threads; one read of
+all vectors stands beside them as the limit of a single query. `python -m bench.score_topk --scan` prints these alone.
+
 The dot scorer stands beside torch.matmul + topk; the NCF network (NeuMF-32: GMF 32, layers 256-128-64-32) beside every
 pair sent through the plain network in blocks, all 22.4 million of them (with --plain: about a minute on an idle
 machine). CPU seconds stand beside the wall clock: on a busy machine they are the figure to trust.
@@ -19,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.harness import Case, Contender, Target, Trial
-from bench.rivals import compiled, faiss_topk
+from bench.harness import Case, Contender, Target, Trial, check_parity
+from bench.rivals import compiled, exact_searches, faiss_topk
 from bench.workloads import scale
 from deeprec.kernels._library import cpu_isa
 from deeprec.kernels.score_topk import DotScorer, NCFScorer, TopK, score_items, score_topk
@@ -95,7 +99,12 @@ def check(name: str, got: TopK, expected: Tensor, tolerance: float) -> None:
 DENSE, PAIRS, COMPILED = "torch: matmul, mask, topk", "torch: every pair through the network", "torch.compile of it"
 AUTOTUNED, DENSE_COMPILED, FAISS = "torch.compile of it, max-autotune", "torch.compile: matmul, mask, topk", "faiss-gpu"
 EXACT_BLOCK = 512  # users whose scores are held in float64 at a time
+SCAN, READ, MATMUL = "exact search", "one read of the vectors", "torch: matmul, topk"
+SEARCHES = ("faiss, flat", "usearch, exact", "implicit, topk")
+SCANS = tuple(itertools.product((6_000, 100_000, 1_000_000), (64, 128), (1, 256)))  # items, D, queries
 TARGETS = (
+    *(Target(f"score_topk, {SCAN}", SCAN, rival, 1.0) for rival in (MATMUL, *SEARCHES)),
+    Target(f"score_topk, {SCAN}: one query, 1,000,000 x 64", f"{SCAN} at the limit", READ, 1 / 1.5),
     Target("score_topk, dot product", "dot", DENSE, 1.0),
     Target("score_topk, NeuMF-32", "NeuMF", PAIRS, 1.0),
     Target("score_topk, NeuMF-32", "NeuMF", COMPILED, 1.0),
@@ -184,11 +193,49 @@ def _network_trial(size: Size, device: str) -> Trial:
     return trial
 
 
+def _best_scores(users: Tensor, items: Tensor) -> Tensor:
+    """In float64, a part of the items at a time."""
+    wide = users.double()
+    best = [(wide @ part.double().T).topk(min(K, len(part))).values for part in items.split(50_000)]
+    return torch.cat(best, 1).topk(K).values
+
+
+def _scan_trial(num_items: int, dim: int, num_users: int) -> Trial:
+    users, items = torch.randn(num_users, dim), torch.randn(num_items, dim)
+    scorer, threads = DotScorer(users, items), torch.get_num_threads()
+    expected = _best_scores(users, items)
+    trial = Trial([expected])
+    trial.add("deeprec", lambda: [score_topk(scorer, K).values])
+    trial.add(MATMUL, lambda: [(users @ items.T).topk(K).values])
+    for name, make in exact_searches(items, K, threads).items():
+        trial.add_rival(name, lambda name=name, make=make: Contender(name, partial(make(), users)))
+    if num_users == 1:
+        trial.add(READ, items.sum, lambda: [expected])
+    return trial
+
+
+def _scan_cases() -> list[Case]:
+    cases = []
+    for num_items, dim, num_users in SCANS:
+        is_limit = (num_items, dim, num_users) == (1_000_000, 64, 1)
+        name = f"{num_users} of {num_items:,} x {dim}"
+        flops, read = 2.0 * num_users * num_items * dim, 4.0 * num_items * dim
+        build = partial(_scan_trial, num_items, dim, num_users)
+        cases.append(Case(name, SCAN, build, read, flops, size=num_items, effort=0.5, turns=1))
+        if is_limit:
+            cases.append(
+                Case(f"{name}, beside a read", f"{SCAN} at the limit", build, read, flops, effort=0.5, turns=1)
+            )
+    return cases
+
+
 def cases(device: str = "cpu") -> list[Case]:
-    """Both scorers; compute-bound, so flops are shown."""
+    """Both scorers; compute-bound, so flops are shown. On the CPU the exact search, too."""
     size, on_cpu = Size.on(device), Size.on("cpu")
+    scans = _scan_cases() if device == "cpu" else []
     network = 2.0 * size.of_network * NUM_ITEMS * (128 * 64 + 64 * 32 + 32 + FACTORS)
     return [
+        *scans,
         Case(
             f"dot, D 64, {size.users:,} users",
             "dot",
@@ -208,8 +255,26 @@ def cases(device: str = "cpu") -> list[Case]:
     ]
 
 
+def print_scans() -> None:
+    """Each exact search in milliseconds, the least of its runs, contender after contender and again."""
+    for case in _scan_cases():
+        trial = case.build()
+        for contender in trial.contenders:
+            check_parity(contender, trial)
+        rounds = 15 if case.flops < 1e10 else 5
+        least = {contender.name: float("inf") for contender in trial.contenders}
+        for _, contender in itertools.product(range(rounds), trial.contenders):
+            start = time.perf_counter()
+            contender.step()
+            least[contender.name] = min(least[contender.name], time.perf_counter() - start)
+        times = ", ".join(f"{name} {1e3 * seconds:.3f}" for name, seconds in least.items())
+        print(f"{case.name}: {times} ms; missing: {trial.missing or 'none'}", flush=True)
+
+
 @torch.inference_mode()
 def main() -> None:
+    if "--scan" in sys.argv:
+        return print_scans()
     torch.manual_seed(0)
     seen = torch.zeros((NUM_USERS, NUM_ITEMS), dtype=torch.bool)
     lists = torch.rand(NUM_USERS, NUM_ITEMS).argsort(1)[:, :PER_USER].sort(1).values

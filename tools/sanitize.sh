@@ -29,7 +29,8 @@ preload="$asan $("$compiler" -print-file-name=libubsan.so) $("$compiler" -print-
 # Sizes that no memory has are an error of ours to raise, not the sanitizer's.
 export PYTHONPATH=$tree ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1
-export HYPOTHESIS_PROFILE=sanitize
+# Fewer examples, and tests that reach C++ by new ways alone (tests/kernels/conftest.py): the others ran before.
+export HYPOTHESIS_PROFILE=sanitize DEEPREC_TESTS=sanitize
 pytest=$(command -v pytest)
 cd $build
 LD_PRELOAD=$preload python -c '

@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "score_dot.h"
 
 namespace deeprec {
 
-constexpr int64_t kTileItems = 64;   // items scored together; their packed rows stay in the first-level cache
 constexpr int64_t kScoreUsers = 48;  // users scored before their scores are looked at
 
 struct ScoreLayer {
@@ -17,8 +17,12 @@ struct ScoreLayer {
   int64_t in, out;
 };
 
+enum class Similarity : int64_t { dot = 0, cosine = 1, l2 = 2 };
+
 // score = item_bias[i] + bias + sum_d user_factors[u, d] item_factors[i, d]
 //         + hidden_weight . x_L,   x_1 = relu(user_hidden[u] + item_hidden[i]),   x_{l+1} = relu(W_l x_l + b_l)
+// cosine: user_factors have unit length or are zero, and the sum is divided by the item's length (zero where that is).
+// l2: - sum_d (user_factors[u, d] - item_factors[i, d])^2.
 struct ScoreJob {
   int64_t num_users, num_items, num_factors, num_hidden, num_layers;
   const float* user_factors;   // [B, D]; for the network already times the output weights
@@ -30,38 +34,45 @@ struct ScoreJob {
   const float* hidden_weight;  // [H_L]
   float bias;
   bool use_bfloat16;
+  Similarity similarity;
   const int64_t* seen_indptr;  // null: nothing is masked
   const int32_t* seen_indices;
   const int64_t* seen_rows;  // null: row b for user b
+};
+
+// What one call of score_block covers: these users, and of the items in order, or of the list `ids` if there is one,
+// those at the places [begin, end).
+struct ScoreRange {
+  int64_t user_begin, user_end, begin, end;
+  const int32_t* ids;
 };
 
 // Buffers of one thread.
 struct ScoreScratch {
   float* item_factors;    // [D, kTileItems]
   float* item_hidden;     // [H1, kTileItems]
+  float* item_scale;      // [kTileItems]
   float* item_bias;       // [kTileItems]
   float* activations[2];  // [widest, kTileItems]
   float* scores;          // [kScoreUsers, kTileItems]
-  int64_t* seen_at;       // [users of a block]
-  int64_t* counts;        // [users of a block]
+  void* candidates;       // [users of a block] of kCandidateBytes
+  uint64_t* keys;         // [users of a block, capacity]
 };
 
-// Where the scores of a block go: `dense` [B, num_items] when not null, else the best k of [item_begin, item_end)
-// at values and ids + user * stride.
+constexpr int64_t kCandidateBytes = 40;
+
+// Where the scores of a block go: `dense` [B, num_items] when not null, else the best k of a range at values and ids +
+// user * stride. `capacity` > k: candidates held before the k best of them are chosen.
 struct ScoreSink {
   float* dense;
   float* values;
   int64_t* ids;
-  int64_t k, stride;
+  int64_t k, stride, capacity;
 };
 
 }  // namespace deeprec
 
 DEEPREC_DECLARE(void, score_block,
                 (const ::deeprec::ScoreJob& job, const ::deeprec::ScoreScratch& scratch,
-                 const ::deeprec::ScoreSink& sink, int64_t user_begin, int64_t user_end, int64_t item_begin,
-                 int64_t item_end))
-DEEPREC_DECLARE(void, merge_best,
-                (const float* values, const int64_t* ids, int64_t count, float* best_values, int64_t* best_ids,
-                 int64_t k))
+                 const ::deeprec::ScoreSink& sink, const ::deeprec::ScoreRange& range))
 DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, int64_t columns, uint32_t* packed))

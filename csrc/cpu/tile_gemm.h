@@ -241,13 +241,104 @@ inline void pack(const float* w, int64_t ldw, int64_t k, int64_t n, uint32_t* ou
   }
 }
 
+#if defined(DEEPREC_ISA_avx512)
+// maskz: GCC 12 warns about the undefined source of the plain intrinsics.
+DEEPREC_INLINE __m512 low_of(__m512 a, __m512 b) { return _mm512_maskz_unpacklo_ps(0xffff, a, b); }
+DEEPREC_INLINE __m512 high_of(__m512 a, __m512 b) { return _mm512_maskz_unpackhi_ps(0xffff, a, b); }
+DEEPREC_INLINE __m512 low_pairs(__m512 a, __m512 b) {
+  return (__m512)_mm512_maskz_unpacklo_pd(0xff, (__m512d)a, (__m512d)b);
+}
+DEEPREC_INLINE __m512 high_pairs(__m512 a, __m512 b) {
+  return (__m512)_mm512_maskz_unpackhi_pd(0xff, (__m512d)a, (__m512d)b);
+}
+DEEPREC_INLINE __m512 even_quarters(__m512 a, __m512 b) { return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88); }
+DEEPREC_INLINE __m512 odd_quarters(__m512 a, __m512 b) { return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd); }
+
+// 16 columns of 16 rows that are in registers: row r becomes column r.
+DEEPREC_INLINE void transpose_registers(__m512 (&a)[16]) {
+  __m512 b[16];
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = low_of(a[r], a[r + 1]);
+    b[r + 1] = high_of(a[r], a[r + 1]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {  // quarter q of a[r + c] then holds column 4 q + c of rows r to r + 3
+    a[r] = low_pairs(b[r], b[r + 2]);
+    a[r + 1] = high_pairs(b[r], b[r + 2]);
+    a[r + 2] = low_pairs(b[r + 1], b[r + 3]);
+    a[r + 3] = high_pairs(b[r + 1], b[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    b[c] = even_quarters(a[c], a[4 + c]);
+    b[4 + c] = odd_quarters(a[c], a[4 + c]);
+    b[8 + c] = even_quarters(a[8 + c], a[12 + c]);
+    b[12 + c] = odd_quarters(a[8 + c], a[12 + c]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    a[c] = even_quarters(b[c], b[8 + c]);
+    a[4 + c] = even_quarters(b[4 + c], b[12 + c]);
+    a[8 + c] = odd_quarters(b[c], b[8 + c]);
+    a[12 + c] = odd_quarters(b[4 + c], b[12 + c]);
+  }
+}
+
+// `columns` <= 16 columns from `from` on of up to 16 rows, transposed in registers: out[c, 0..16).
+DEEPREC_INLINE void transpose_block(const float* const* rows, int64_t count, int64_t from, int64_t columns, float* out,
+                                    int64_t ldo) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
+  __m512 a[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) {
+    a[r] = r < count ? _mm512_maskz_loadu_ps(mask, rows[r] + from) : _mm512_setzero_ps();
+  }
+  transpose_registers(a);
+#pragma GCC unroll 16
+  for (int c = 0; c < 16; ++c) {
+    if (c < columns) {
+      _mm512_storeu_ps(out + c * ldo, a[c]);
+    }
+  }
+}
+#else
+DEEPREC_INLINE void transpose_block(const float* const* rows, int64_t count, int64_t from, int64_t columns, float* out,
+                                    int64_t ldo) {
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t r = 0; r < 16; ++r) {
+      out[c * ldo + r] = r < count ? rows[r][from + c] : 0.0f;
+    }
+  }
+}
+#endif
+
+// out[d, 0..16) = rows[0..16)[d] of up to 16 rows of `k` columns, wherever they lie; zero from `count` on.
+inline void transpose_rows(const float* const* rows, int64_t count, int64_t k, float* out, int64_t ldo) {
+  int64_t d = 0;
+  for (; count == 16 && d + 16 <= k; d += 16) {
+    transpose_block(rows, 16, d, 16, out + d * ldo, ldo);
+  }
+  for (; d < k; d += 16) {
+    transpose_block(rows, count, d, k - d < 16 ? k - d : 16, out + d * ldo, ldo);
+  }
+}
+
 // Right operand of C = A W^T from W [n, k] (torch.nn.Linear): out [steps<T>(k), ldo], columns n..padded(n) zero.
-// Blocks of 16 rows x 16 words go through a small buffer, so that reads and writes are both contiguous.
+// Blocks of 16 rows x 16 words of bfloat16 go through a small buffer, so that reads and writes are both contiguous.
 template <class T>
 inline void pack_transposed(const float* w, int64_t ldw, int64_t n, int64_t k, T* out, int64_t ldo) {
   T block[16 * 16];
   for (int64_t j = 0; j < n; j += 16) {
     const int64_t rows = n - j < 16 ? n - j : 16;
+    if constexpr (kPerWord<T> == 1) {
+      const float* from[16];
+      for (int64_t r = 0; r < rows; ++r) {
+        from[r] = w + (j + r) * ldw;
+      }
+      transpose_rows(from, rows, k, out + j, ldo);
+      continue;
+    }
     for (int64_t s = 0; s < steps<T>(k); s += 16) {
       const int64_t left = steps<T>(k) - s, words = left < 16 ? left : 16;
       const int64_t remaining = k - s * kPerWord<T>;

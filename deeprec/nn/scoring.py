@@ -2,7 +2,7 @@
 
 A model makes a scorer of those who ask: their side of the score, and that of all items. Most are a dot product or the
 network of NCF, whose kernels never hold users x items scores; what no kernel knows gives its scores a block of users at
-a time. The dot product is also what an index of nearest vectors takes.
+a time. The dot product, the cosine and the distance are also what an index of nearest vectors takes.
 
 Everywhere, among equal scores the lower item index comes first, and NaN and -inf are never returned.
 """
@@ -20,14 +20,16 @@ from torch.nn import functional as F
 
 from deeprec.device import to_device
 from deeprec.kernels import score_topk as kernel
-from deeprec.kernels.score_topk import DotScorer, NCFScorer, TopK
+from deeprec.kernels.score_topk import CosineScorer, DotScorer, L2Scorer, NCFScorer, TopK
 
 __all__ = [
     "AnyScorer",
     "BlockScorer",
+    "CosineScorer",
     "DotScorer",
     "ItemFilter",
     "KeptLists",
+    "L2Scorer",
     "Lists",
     "MappedScorer",
     "NCFScorer",
@@ -42,10 +44,12 @@ __all__ = [
 ]
 
 _SCORES_A_BLOCK = 1 << 22
-_NO_ITEM = 2**31 - 1  # behind every catalogue: an entry that hides nothing
+_NO_ITEM = 2**31 - 1  # behind every catalogue
 
 # Compressed rows: offsets [R + 1], int64, and items [nnz]; row r is items[offsets[r]:offsets[r + 1]].
 Lists: TypeAlias = tuple[Tensor, Tensor]
+# The only items to score, ascending: for all users (no offsets), or for each.
+_Allowed: TypeAlias = tuple[Tensor | None, Tensor] | None
 # Item indices [n] that hold for all users, or compressed rows (offsets, items) with one for each user.
 ItemFilter: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]
 
@@ -122,32 +126,56 @@ def topk(
     if isinstance(deny, tuple):
         hidden.append(_there(deny, device))
     is_candidate = _candidates(allow, deny, num_items)
-    if isinstance(scorer, BlockScorer) or isinstance(allow, tuple):
+    if isinstance(scorer, BlockScorer):
         only = _there(allow, device) if isinstance(allow, tuple) else None
         return _by_block(scorer, k, is_candidate, hidden, only)
-    if isinstance(deny, np.ndarray) and allow is None and len(deny) * num_users <= num_items:
-        # A few items are hidden as seen ones are: less work than a copy of all the others.
+    if isinstance(deny, np.ndarray) and not isinstance(allow, np.ndarray) and len(deny) * num_users <= num_items:
+        # A few items are hidden as seen ones are: less work than a list of all the others.
         repeated = np.arange(num_users + 1, dtype=np.int64) * len(deny), np.tile(deny, num_users)
-        return _fused(scorer, k, _joined([*hidden, _there(repeated, device)], None), None)
-    if is_candidate is None:
-        return _fused(scorer, k, _joined(hidden, None), None)
-    candidates = np.flatnonzero(is_candidate)
-    places = np.full(num_items, _NO_ITEM, dtype=np.int64)
-    places[candidates] = np.arange(len(candidates))
-    lists = _joined(hidden, to_device(torch.from_numpy(places), device)) if hidden else None
-    names = to_device(torch.from_numpy(np.append(candidates, -1)), device)
-    values, ids = _fused(_with_items(scorer, names[:-1]), k, lists, None)
-    return TopK(values, names[ids])  # the last name is that of no item
+        hidden.append(_there(repeated, device))
+        is_candidate = None
+    lists = _joined(hidden) if hidden else None
+    return _fused(scorer, k, lists, None, _listed(allow, is_candidate, device))
 
 
-def _fused(scorer: DotScorer | NCFScorer | MappedScorer, k: int, seen: Lists | None, seen_rows: Tensor | None) -> TopK:
+def _listed(allow: ItemFilter | None, is_candidate: NDArray[np.bool_] | None, device: torch.device) -> _Allowed:
+    """The only items to score: (offsets or None where they hold for all, items), ascending, or None."""
+    if not isinstance(allow, tuple):
+        return None if is_candidate is None else (None, _int32(np.flatnonzero(is_candidate), device))
+    owners = np.repeat(np.arange(len(allow[0]) - 1), np.diff(allow[0]))
+    keys = np.unique(owners << 31 | allow[1])
+    if is_candidate is not None:
+        keys = keys[is_candidate[keys & _NO_ITEM]]
+    offsets = np.searchsorted(keys >> 31, np.arange(len(allow[0])))
+    return to_device(torch.from_numpy(offsets), device), _int32(keys & _NO_ITEM, device)
+
+
+def _int32(items: NDArray[Any], device: torch.device) -> Tensor:
+    return to_device(torch.from_numpy(items.astype(np.int32)), device)
+
+
+def _fused(
+    scorer: DotScorer | NCFScorer | MappedScorer,
+    k: int,
+    seen: Lists | None,
+    seen_rows: Tensor | None,
+    allowed: _Allowed = None,
+) -> TopK:
     """By the kernels."""
     if isinstance(scorer, MappedScorer):
-        values, ids = _fused(scorer.scorer, k, seen, seen_rows)
+        values, ids = _fused(scorer.scorer, k, seen, seen_rows, allowed)
         return TopK(torch.where(ids < 0, -torch.inf, scorer.function(values, scorer.by_user)), ids)
-    if seen is None:
-        return kernel.score_topk(scorer, k)
-    return kernel.score_topk(scorer, k, seen_indptr=seen[0], seen_indices=seen[1], seen_rows=seen_rows)
+    offsets, items = allowed or (None, None)
+    indptr, indices = seen or (None, None)
+    return kernel.score_topk(
+        scorer,
+        k,
+        seen_indptr=indptr,
+        seen_indices=indices,
+        seen_rows=None if seen is None else seen_rows,
+        allow_indices=items,
+        allow_indptr=offsets,
+    )
 
 
 def _by_block(
@@ -236,14 +264,6 @@ def _block(scorer: AnyScorer, start: int, end: int) -> Tensor:
     return kernel.score_items(_replaced(scorer, fields, lambda rows: rows[start:end]))
 
 
-def _with_items(scorer: DotScorer | NCFScorer | MappedScorer, items: Tensor) -> Any:
-    """The scorer of these items alone."""
-    if isinstance(scorer, MappedScorer):
-        return scorer._replace(scorer=_with_items(scorer.scorer, items))
-    fields = ("items", "item_bias") if isinstance(scorer, DotScorer) else ("item_hidden", "item_factors")
-    return _replaced(scorer, fields, lambda rows: rows.index_select(0, items))
-
-
 def _replaced(scorer: Any, fields: tuple[str, ...], change: Callable[[Tensor], Tensor]) -> Any:
     there = {name: getattr(scorer, name) for name in fields}
     return scorer._replace(**{name: change(rows) for name, rows in there.items() if rows is not None})
@@ -324,13 +344,12 @@ def _entries(lists: Lists, start: int, end: int) -> tuple[Tensor, Tensor]:
     return owners_of(offsets[start : end + 1], part.device), part.long()
 
 
-def _joined(lists: list[Lists], places: Tensor | None) -> Lists:
-    """Several lists of the same users as one, ascending, where the items are; items by their `places` [N], if given."""
+def _joined(lists: list[Lists]) -> Lists:
+    """Several lists of the same users as one, ascending, where the items are."""
     offsets = torch.stack([offsets for offsets, _ in lists]).sum(0)
     device = lists[0][1].device
     owners = torch.cat([owners_of(offsets, device) for offsets, _ in lists])
     items = torch.cat([items.long() for _, items in lists])
-    items = items if places is None else places[items]
     order = (owners << 31 | items).sort().values
     return to_device(offsets, device), (order & _NO_ITEM).int()
 

@@ -10,13 +10,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from deeprec._suggest import did_you_mean
 from deeprec.contract import AnyModel, Queries, Seen
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.nn.scoring import DotScorer, KeptLists, TopK, score_items, topk
+from deeprec.nn.scoring import CosineScorer, DotScorer, KeptLists, TopK, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.serve.index import ItemIndex
 from deeprec.serve.index_models import dot_side, require_index_of
@@ -285,11 +284,11 @@ def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     _, items_map = id_maps(model)
     k = min(require_k("similar_items", k), len(items_map))
     codes = codes_of("similar_items", "item_ids", item_ids, items_map)
-    vectors = F.normalize(model.item_vectors().float(), dim=1)
+    vectors = model.item_vectors().float()
     blocks = []
     if len(codes):
         own = torch.arange(len(codes) + 1, device=vectors.device), _there(model, codes)
-        blocks.append(topk(DotScorer(vectors[own[1].long()], vectors), k, seen=own))
+        blocks.append(topk(CosineScorer(vectors[own[1].long()], vectors), k, seen=own))
     places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
     return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
 

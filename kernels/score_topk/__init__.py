@@ -12,6 +12,7 @@ from torch import Tensor
 from deeprec.kernels._autograd import refuse_derivative
 from deeprec.kernels._errors import translate
 from deeprec.kernels._library import define, implement_triton
+from deeprec.kernels.score_topk.checks import SIMILARITIES
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -19,7 +20,7 @@ from deeprec.kernels.score_topk.reference import (
     score_topk_reference,
 )
 
-__all__ = ["DotScorer", "NCFScorer", "TopK", "score_items", "score_topk"]
+__all__ = ["CosineScorer", "DotScorer", "L2Scorer", "NCFScorer", "TopK", "score_items", "score_topk"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,7 +28,8 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 class DotScorer(NamedTuple):
     """score(u, i) = users[u] . items[i] + item_bias[i].
 
-    For cosine similarity give rows of unit length. float32, bfloat16 or float16 in; arithmetic is float32.
+    float32, bfloat16 or float16 in; arithmetic is float32. `CosineScorer` and `L2Scorer` are scorers of the same
+    vectors, and serve wherever this one does.
 
     Attributes:
         users: [B, D], the users to be served.
@@ -38,6 +40,41 @@ class DotScorer(NamedTuple):
     users: Tensor
     items: Tensor
     item_bias: Tensor | None = None
+
+    @property
+    def similarity(self) -> str:
+        """How two vectors are compared: "dot", "cosine" or "l2"."""
+        return "dot"
+
+
+class CosineScorer(DotScorer):
+    """score(u, i) = users[u] . items[i] / (|users[u]| |items[i]|), 0 where either vector is zero.
+
+    In [-1, 1] but for rounding. Lengths may be anything that float32 holds; a row with NaN or infinity scores NaN.
+    Takes no item_bias.
+    """
+
+    __slots__ = ()
+
+    @property
+    def similarity(self) -> str:
+        """ "cosine"."""
+        return "cosine"
+
+
+class L2Scorer(DotScorer):
+    """score(u, i) = - |users[u] - items[i]|^2, the nearest item first.
+
+    The squares of the differences themselves are added up, in float32: nothing cancels, and equal vectors score
+    exactly 0. Takes no item_bias.
+    """
+
+    __slots__ = ()
+
+    @property
+    def similarity(self) -> str:
+        """ "l2"."""
+        return "l2"
 
 
 class NCFScorer(NamedTuple):
@@ -102,7 +139,8 @@ def score_items(scorer: DotScorer | NCFScorer, *, precision: str = "float32") ->
     use_bfloat16 = _use_bfloat16(precision)
     with torch.no_grad():
         if isinstance(scorer, DotScorer):
-            scores: Tensor = _call(torch.ops.deeprec.score_items, *_dot_arguments("score_items", scorer))
+            similarity = SIMILARITIES.index(scorer.similarity)
+            scores: Tensor = _call(torch.ops.deeprec.score_items, *_dot_arguments("score_items", scorer), similarity)
         else:
             arguments = _ncf_arguments("score_items", scorer)
             scores = _call(torch.ops.deeprec.score_items_ncf, *arguments, use_bfloat16)
@@ -116,13 +154,15 @@ def score_topk(
     seen_indptr: Tensor | None = None,
     seen_indices: Tensor | None = None,
     seen_rows: Tensor | None = None,
+    allow_indices: Tensor | None = None,
+    allow_indptr: Tensor | None = None,
     precision: str = "float32",
 ) -> TopK:
-    """The k best unseen items of each user. Users x items scores never exist in memory.
+    """The k best items of each user that are not seen and, where a list is given, allowed.
 
-    Among equal scores the lower item id comes first. NaN and -inf are never recommended. The result does not depend
-    on the number of threads, nor a user's result on the other users of the call. The values are detached: no derivative
-    goes through them.
+    Users x items scores never exist in memory. Among equal scores the lower item id comes first. NaN and -inf are never
+    recommended. On the CPU the result does not depend on the number of threads, nor a user's result, to the last bit,
+    on the other users of the call or on the other items. The values are detached: no derivative goes through them.
 
     Args:
         scorer: what computes a score.
@@ -130,13 +170,16 @@ def score_topk(
         seen_indptr: [R + 1] int64; row r of the lists holds seen_indices[seen_indptr[r] : seen_indptr[r + 1]].
         seen_indices: [nnz] int32, items to leave out, ascending within a row.
         seen_rows: [B] int32 or int64, the row of each user; None means row b for user b (then R = B).
+        allow_indices: [n] int32, the only items that may be returned, ascending, each once; only they are scored.
+        allow_indptr: [B + 1] int64 where each user has items of their own: those of user b are
+            allow_indices[allow_indptr[b] : allow_indptr[b + 1]]. None: allow_indices hold for all users.
         precision: as in `score_items`.
     Returns:
         values [B, k] float32 and ids [B, k] int64; (-inf, -1) after the last candidate.
     Raises:
         TypeError: a dtype other than these, or a k that is no integer.
-        IndexError: seen_rows outside the lists.
-        ValueError: shapes that do not fit, k out of range, an unknown precision.
+        IndexError: seen_rows outside the lists, allow_indices outside the catalogue.
+        ValueError: shapes that do not fit, lists out of order, k out of range, an unknown precision.
         MemoryError: [B, k] does not fit into memory.
         RuntimeError: torch.func or forward mode asks for a derivative.
     """
@@ -146,12 +189,14 @@ def score_topk(
         raise TypeError(f"score_topk: k must be an integer, got {k!r}")
     if not 0 <= k < 2**31:
         raise ValueError(f"score_topk: k must be in [0, 2^31), got {k}")
-    seen = _seen_arguments(seen_indptr, seen_indices, seen_rows)
+    lists = (*_seen_arguments(seen_indptr, seen_indices, seen_rows), *_allow_arguments(allow_indptr, allow_indices))
     with torch.no_grad():
         if isinstance(scorer, DotScorer):
-            return TopK(*_call(torch.ops.deeprec.score_topk, *_dot_arguments("score_topk", scorer), k, *seen))
+            similarity = SIMILARITIES.index(scorer.similarity)
+            vectors = _dot_arguments("score_topk", scorer)
+            return TopK(*_call(torch.ops.deeprec.score_topk, *vectors, k, *lists, similarity))
         arguments = _ncf_arguments("score_topk", scorer)
-        return TopK(*_call(torch.ops.deeprec.score_topk_ncf, *arguments, use_bfloat16, k, *seen))
+        return TopK(*_call(torch.ops.deeprec.score_topk_ncf, *arguments, use_bfloat16, k, *lists))
 
 
 def _call(op: Any, *arguments: Any) -> Any:
@@ -184,6 +229,8 @@ def _dot_arguments(name: str, scorer: DotScorer) -> tuple[Any, ...]:
         )
     if item_bias is not None and item_bias.shape != (items.shape[0],):
         raise ValueError(f"{name}: item_bias must be [{items.shape[0]}], got {tuple(item_bias.shape)}")
+    if item_bias is not None and scorer.similarity != "dot":
+        raise ValueError(f"{name}: item_bias goes with DotScorer only, got one in a {type(scorer).__name__}")
     return users.detach(), items.detach(), None if item_bias is None else item_bias.detach()
 
 
@@ -252,6 +299,19 @@ def _seen_arguments(
     return indptr, indices, None if rows is None else rows.long()
 
 
+def _allow_arguments(indptr: Tensor | None, indices: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    if indices is None:
+        if indptr is not None:
+            raise ValueError("score_topk: give allow_indices with allow_indptr")
+        return None, None
+    if indices.dtype != torch.int32 or (indptr is not None and indptr.dtype != torch.int64):
+        raise TypeError(
+            f"score_topk: allow_indices must be int32 and allow_indptr int64, got {indices.dtype} and "
+            f"{None if indptr is None else indptr.dtype}"
+        )
+    return indptr, indices
+
+
 def _topk_fake(like: Tensor, k: int) -> tuple[Tensor, Tensor]:
     shape = (like.shape[0], k)
     return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
@@ -273,16 +333,24 @@ _NETWORK = (
     "Tensor user_hidden, Tensor item_hidden, Tensor user_factors, Tensor item_factors, Tensor[] weights, "
     "Tensor[] biases, Tensor out_weight, Tensor? out_bias, bool use_bfloat16"
 )
-_SEEN = "Tensor? seen_indptr=None, Tensor? seen_indices=None, Tensor? seen_rows=None"
-define("score_items(Tensor users, Tensor items, Tensor? item_bias) -> Tensor", score_items_reference, _score_items_fake)
+_LISTS = (
+    "Tensor? seen_indptr=None, Tensor? seen_indices=None, Tensor? seen_rows=None, Tensor? allow_indptr=None, "
+    "Tensor? allow_indices=None"
+)
+define(
+    "score_items(Tensor users, Tensor items, Tensor? item_bias, int similarity=0) -> Tensor",
+    score_items_reference,
+    _score_items_fake,
+)
 define(f"score_items_ncf({_NETWORK}) -> Tensor", score_items_ncf_reference, _score_items_fake)
 define(
-    f"score_topk(Tensor users, Tensor items, Tensor? item_bias, SymInt k, {_SEEN}) -> (Tensor, Tensor)",
+    f"score_topk(Tensor users, Tensor items, Tensor? item_bias, SymInt k, {_LISTS}, int similarity=0) "
+    "-> (Tensor, Tensor)",
     score_topk_reference,
     _score_topk_fake,
 )
 define(
-    f"score_topk_ncf({_NETWORK}, SymInt k, {_SEEN}) -> (Tensor, Tensor)",
+    f"score_topk_ncf({_NETWORK}, SymInt k, {_LISTS}) -> (Tensor, Tensor)",
     score_topk_ncf_reference,
     _score_topk_ncf_fake,
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from deeprec.kernels._checks import require
 
 _OP = "score_topk"
+SIMILARITIES = ("dot", "cosine", "l2")  # an operator takes the place of one
 
 
 class Network(NamedTuple):
@@ -42,6 +43,9 @@ class TopKOptions(NamedTuple):
     seen_indptr: Tensor | None = None
     seen_indices: Tensor | None = None
     seen_rows: Tensor | None = None
+    allow_indptr: Tensor | None = None
+    allow_indices: Tensor | None = None
+    similarity: int = 0
 
     @property
     def seen(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -49,14 +53,16 @@ class TopKOptions(NamedTuple):
         return self.seen_indptr, self.seen_indices, self.seen_rows
 
 
-def check_dot(users: Tensor, items: Tensor, item_bias: Tensor | None) -> None:
-    """What the dot scorer asks."""
+def check_dot(users: Tensor, items: Tensor, item_bias: Tensor | None, similarity: int = 0) -> None:
+    """What the scorers of vectors ask."""
     for name, given in (("users", users), ("items", items)):
         require(given.dim() == 2, _OP, f"{name} must have two dimensions", given)
     check_matrix("items", items, items.shape[0], users.shape[1])
     if item_bias is not None:
         count = items.shape[0]
         require(item_bias.numel() == count, _OP, f"item_bias must be [{count}]", item_bias)
+    require(0 <= similarity < len(SIMILARITIES), _OP, "similarity must be 0 (dot), 1 (cosine) or 2 (l2)", similarity)
+    require(not similarity or item_bias is None, _OP, "item_bias goes with similarity 0 (dot) only", similarity)
 
 
 def check_matrix(name: str, given: Tensor, rows: int, columns: int) -> None:
@@ -83,10 +89,15 @@ def check_network(network: Network) -> None:
     require(out_bias is None or out_bias.numel() == 1, _OP, "out_bias must be one value", out_bias)
 
 
-def check_topk(options: TopKOptions, num_users: int) -> None:
+def check_topk(options: TopKOptions, num_users: int, num_items: int) -> None:
     """What the operators of the best items ask beside their scorer."""
-    k, indptr, indices, rows = options
-    require(0 <= k < 2**31, _OP, "k must be in [0, 2^31)", k)
+    require(0 <= options.k < 2**31, _OP, "k must be in [0, 2^31)", options.k)
+    _check_seen_lists(options, num_users)
+    _check_allowed(options, num_users, num_items)
+
+
+def _check_seen_lists(options: TopKOptions, num_users: int) -> None:
+    indptr, indices, rows = options.seen
     if indptr is None:
         return
     if indices is None or not indptr.numel():
@@ -116,15 +127,42 @@ def _check_seen(indptr: Tensor, nnz: int, rows: Tensor | None, num_users: int) -
     require(rises, _OP, f"seen_indptr must rise from 0 to {nnz} (the length of seen_indices)", indptr.tolist()[:8])
 
 
+def _check_allowed(options: TopKOptions, num_users: int, num_items: int) -> None:
+    indptr, indices = options.allow_indptr, options.allow_indices
+    if indices is None:
+        require(indptr is None, _OP, "allow_indptr needs allow_indices beside it", indptr)
+        return
+    for name, given, dtype in (("allow_indices", indices, torch.int32), ("allow_indptr", indptr, torch.int64)):
+        if given is not None and given.dtype != dtype:
+            raise TypeError(f"{_OP}: {name} must be {dtype}, got {given.dtype}")
+    if indptr is not None:
+        require(indptr.numel() == num_users + 1, _OP, f"allow_indptr must have {num_users + 1} entries", indptr)
+    if indices.device.type != "cpu":
+        return
+    indices, nnz = indices.reshape(-1), indices.numel()
+    if bool(((indices < 0) | (indices >= num_items)).any()):
+        raise IndexError(f"{_OP}: allow_indices must lie in [0, {num_items})")
+    bounds = torch.tensor([0, nnz]) if indptr is None else indptr.reshape(-1)
+    rises = bool(((bounds >= 0) & (bounds <= nnz)).all()) and not bool((bounds.diff() < 0).any())
+    require(rises or bounds.numel() < 2, _OP, f"allow_indptr must rise from 0 to {nnz}", bounds.tolist()[:8])
+    begins = torch.zeros(nnz + 1, dtype=torch.bool)
+    begins[bounds] = True
+    place = torch.arange(1, max(nnz, 1))
+    in_rows = ~begins[place] & (place > bounds[0]) & (place < bounds[-1])
+    falls = (indices[1:] <= indices[:-1]) & in_rows
+    require(not bool(falls.any()), _OP, "allow_indices must ascend, each item once", indices.tolist()[:8])
+
+
 def _check_score_topk(users: Tensor, items: Tensor, item_bias: Tensor | None, *options: Any) -> None:
-    check_dot(users, items, item_bias)
-    check_topk(TopKOptions(*options), users.shape[0])
+    given = TopKOptions(*options)
+    check_dot(users, items, item_bias, given.similarity)
+    check_topk(given, users.shape[0], items.shape[0])
 
 
 def _check_score_topk_ncf(*arguments: Any) -> None:
     network = Network(*arguments[:9])
     check_network(network)
-    check_topk(TopKOptions(*arguments[9:]), network.user_hidden.shape[0])
+    check_topk(TopKOptions(*arguments[9:]), network.user_hidden.shape[0], network.item_hidden.shape[0])
 
 
 CHECKS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.kernels.score_topk.checks import (
+    SIMILARITIES,
     Network,
     TopKOptions,
     check_dot,
@@ -21,9 +22,21 @@ _BLOCK_PAIRS = 1 << 22  # scores held at once by the dot scorer
 _BLOCK_HIDDEN = 1 << 24  # activations held at once by the network scorer
 
 
-def score_items_reference(users: Tensor, items: Tensor, item_bias: Tensor | None = None) -> Tensor:
-    """users @ items.T + item_bias, [B, N] float32."""
-    check_dot(users, items, item_bias)
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [n, D] of unit length, float32; a zero row stays one. In float64 no length over- or underflows."""
+    wide = rows.double()
+    length = wide.norm(dim=1, keepdim=True)
+    return torch.where(length == 0.0, 0.0, wide / length).float()
+
+
+def score_items_reference(users: Tensor, items: Tensor, item_bias: Tensor | None = None, similarity: int = 0) -> Tensor:
+    """users @ items.T + item_bias, or cosine (1), or minus the squared distance (2), [B, N] float32."""
+    check_dot(users, items, item_bias, similarity)
+    if similarity == SIMILARITIES.index("l2"):
+        distance = torch.cdist(users.float(), items.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        return -distance.square()
+    if similarity == SIMILARITIES.index("cosine"):
+        return unit_rows(users) @ unit_rows(items).T
     scores = users.float() @ items.float().T
     return scores if item_bias is None else scores + item_bias.float().reshape(-1)
 
@@ -78,6 +91,16 @@ def _seen_mask(first_user: int, num_users: int, num_items: int, seen: tuple[Tens
     return mask
 
 
+def _allowed_mask(first_user: int, num_users: int, num_items: int, options: TopKOptions) -> Tensor:
+    indptr, indices = options.allow_indptr, options.allow_indices
+    assert indices is not None
+    if indptr is not None:
+        return _seen_mask(first_user, num_users, num_items, (indptr, indices, None))
+    mask = torch.zeros(num_items, dtype=torch.bool, device=indices.device)
+    mask[indices.reshape(-1).long()] = True
+    return mask
+
+
 def _topk_of_blocks(
     score: Callable[[int, int], Tensor], users: Tensor, num_items: int, options: TopKOptions
 ) -> tuple[Tensor, Tensor]:
@@ -95,6 +118,8 @@ def _topk_of_blocks(
         scores = torch.where(scores.isnan(), float("-inf"), scores)
         if seen is not None:
             scores = scores.masked_fill(_seen_mask(first, last - first, num_items, seen), float("-inf"))
+        if options.allow_indices is not None:
+            scores = scores.masked_fill(~_allowed_mask(first, last - first, num_items, options), float("-inf"))
         # A stable sort: among equal scores the lower id comes first. torch.topk promises nothing there.
         best, order = scores.sort(dim=1, descending=True, stable=True)
         best, order = best[:, :kept], order[:, :kept]
@@ -106,16 +131,19 @@ def _topk_of_blocks(
 def score_topk_reference(
     users: Tensor, items: Tensor, item_bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """The k best of `score_items_reference`, unseen, by score and then lower id; (-inf, -1) where there are fewer.
+    """The k best of `score_items_reference`, unseen and allowed, by score, then lower id; (-inf, -1) after the last.
 
     Args:
         arguments: the fields of `TopKOptions`.
     """
     options = TopKOptions(*arguments)
-    check_dot(users, items, item_bias)
-    check_topk(options, users.shape[0])
+    check_dot(users, items, item_bias, options.similarity)
+    check_topk(options, users.shape[0], items.shape[0])
     return _topk_of_blocks(
-        lambda first, last: score_items_reference(users[first:last], items, item_bias), users, items.shape[0], options
+        lambda first, last: score_items_reference(users[first:last], items, item_bias, options.similarity),
+        users,
+        items.shape[0],
+        options,
     )
 
 
@@ -127,7 +155,7 @@ def score_topk_ncf_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
     """
     network, options = Network(*arguments[:9]), TopKOptions(*arguments[9:])
     check_network(network)
-    check_topk(options, network.user_hidden.shape[0])
+    check_topk(options, network.user_hidden.shape[0], network.item_hidden.shape[0])
     return _topk_of_blocks(
         lambda first, last: score_items_ncf_reference(*network.of_users(first, last)),
         network.user_hidden,

@@ -6,6 +6,7 @@ The network's is in triton_ncf.py, what both share in triton_keys.py.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,17 +17,20 @@ from torch import Tensor
 from deeprec.kernels._compile_cases import CompileCase
 from deeprec.kernels._door import launch
 from deeprec.kernels.faults import claim_of
-from deeprec.kernels.score_topk.reference import score_topk_reference
+from deeprec.kernels.score_topk.checks import SIMILARITIES, TopKOptions
+from deeprec.kernels.score_topk.reference import score_topk_reference, unit_rows
 from deeprec.kernels.score_topk.triton_keys import (
     BAD_INDPTR,
     BAD_ROWS,
     MAX_K,
     NO_ITEM,
     PRECISION,
+    by_place,
     dot,
     is_seen,
     keys_of,
     merge,
+    named,
     seen_arguments,
     seen_lists,
     splits_of,
@@ -108,19 +112,38 @@ def _score_topk_dot_kernel(
     tl.store(to, best, mask=is_user[:, None])
 
 
-def score_topk(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    k: int,
-    seen_indptr: Tensor | None = None,
-    seen_indices: Tensor | None = None,
-    seen_rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Launcher of `score_topk` for the dot scorer; the reference where k > MAX_K or there is nothing to score."""
+def score_topk(users: Tensor, items: Tensor, item_bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Launcher of `score_topk` for vectors.
+
+    A list of allowed items costs a copy of their rows, and cosine a copy of all rows at unit length. The reference
+    serves k > MAX_K, a list of allowed items for each user, distances, and where there is nothing to score.
+
+    Args:
+        arguments: the fields of `TopKOptions`.
+    """
+    options = TopKOptions(*arguments)
+    num_items, allowed = items.shape[0], options.allow_indices
+    is_served = 0 < options.k <= MAX_K and users.shape[0] > 0 and 0 < num_items < 2**31
+    is_nearest = options.similarity == SIMILARITIES.index("l2")
+    if not is_served or is_nearest or options.allow_indptr is not None or (allowed is not None and not allowed.numel()):
+        return score_topk_reference(users, items, item_bias, *options)
+    seen: Sequence[Tensor | None] = options.seen
+    if allowed is not None:
+        allowed = allowed.reshape(-1).long()
+        items = items.index_select(0, allowed)
+        item_bias = None if item_bias is None else item_bias.reshape(-1).index_select(0, allowed)
+        seen = by_place(seen, allowed, num_items)
+    if options.similarity == SIMILARITIES.index("cosine"):
+        users, items = unit_rows(users), unit_rows(items)
+    values, ids = unpack(_launch_dot(users, items, item_bias, options.k, seen), options.k)
+    return values, ids if allowed is None else named(ids, allowed)
+
+
+def _launch_dot(
+    users: Tensor, items: Tensor, item_bias: Tensor | None, k: int, seen: Sequence[Tensor | None]
+) -> Tensor:
+    """Keys [B, splits * KP] of the best items."""
     num_users, num_items, dim = users.shape[0], items.shape[0], users.shape[1]
-    if not 0 < k <= MAX_K or num_users == 0 or num_items == 0 or num_items >= 2**31:
-        return score_topk_reference(users, items, item_bias, k, seen_indptr, seen_indices, seen_rows)
     if users.dtype != items.dtype or users.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         users, items = users.float(), items.float()
     users, items = users.contiguous(), items.contiguous()
@@ -135,7 +158,7 @@ def score_topk(
         users,
         items,
         item_bias.float().reshape(-1).contiguous() if item_bias is not None else users,
-        *seen_arguments((seen_indptr, seen_indices, seen_rows), users),
+        *seen_arguments(seen, users),
         keys,
         claim_of(users.device),
         num_users,
@@ -143,15 +166,15 @@ def score_topk(
         dim,
         per_split,
         HAS_BIAS=item_bias is not None,
-        HAS_SEEN=seen_indptr is not None,
-        HAS_ROWS=seen_rows is not None,
+        HAS_SEEN=seen[0] is not None,
+        HAS_ROWS=seen[2] is not None,
         BLOCK_B=block_b,
         BLOCK_N=block_n,
         BLOCK_D=32,
         KP=kp,
         PRECISION=PRECISION,
     )
-    return unpack(keys.view(num_users, -1), k)
+    return keys.view(num_users, -1)
 
 
 def compile_cases() -> list[CompileCase]:

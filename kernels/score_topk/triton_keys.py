@@ -111,6 +111,28 @@ def seen_arguments(seen: Sequence[Tensor | None], like: Tensor) -> tuple[Any, ..
     return (*parts, *((0, 0) if seen[0] is None else (parts[0].numel() - 1, parts[1].numel())))
 
 
+def by_place(seen: Sequence[Tensor | None], allowed: Tensor, num_items: int) -> tuple[Tensor | None, ...]:
+    """(seen_indptr, seen_indices, seen_rows) in places of the list `allowed` [n], ascending; waits for nothing.
+
+    An item that is not in the list, or not in the catalogue, gets a place behind it.
+    """
+    indptr, indices, rows = (None if part is None else part.reshape(-1) for part in seen)
+    if indptr is None or indices is None:
+        return None, None, None
+    places = torch.full((num_items + 1,), 2**31 - 1, dtype=torch.int64, device=allowed.device)
+    places[allowed] = torch.arange(len(allowed), device=allowed.device)
+    places[num_items] = 2**31 - 1
+    known = torch.where((indices >= 0) & (indices < num_items), indices, num_items)
+    owners = torch.bucketize(torch.arange(len(indices), device=allowed.device), indptr[1:], right=True)
+    order = (owners << 31 | places[known.long()]).sort().values
+    return indptr, (order & (2**31 - 1)).int(), rows
+
+
+def named(places: Tensor, allowed: Tensor) -> Tensor:
+    """The items at places of a list that is not empty; -1 stays -1."""
+    return torch.where(places < 0, -1, allowed[places.clamp(min=0)])
+
+
 def splits_of(num_programs: int, num_items: int, block_n: int) -> tuple[int, int]:
     """(splits, items a split): enough programs to fill a GPU, whole tiles a split."""
     tiles = triton.cdiv(num_items, block_n)

@@ -25,10 +25,12 @@ from deeprec.kernels.score_topk.triton_keys import (
     MAX_K,
     NO_ITEM,
     PRECISION,
+    by_place,
     dot,
     is_seen,
     keys_of,
     merge,
+    named,
     seen_arguments,
     seen_lists,
     splits_of,
@@ -270,16 +272,32 @@ def score_items_ncf(*arguments: Any) -> Tensor:
 
 
 def score_topk_ncf(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Launcher of `score_topk` for the network; the reference where it does not fit or k > MAX_K.
+    """Launcher of `score_topk` for the network; a list of allowed items costs a copy of their rows.
+
+    The reference serves k > MAX_K, a list of allowed items for each user, and a network that does not fit.
 
     Args:
         arguments: the fields of `Network`, then those of `TopKOptions`.
     """
     network, options = Network(*arguments[:9]), TopKOptions(*arguments[9:])
-    keys = None
-    if 0 < options.k <= MAX_K and network.user_hidden.shape[0] > 0 and 0 < network.item_hidden.shape[0] < 2**31:
-        keys = _launch_ncf(network, triton.next_power_of_2(options.k), options.seen)
-    return unpack(keys, options.k) if keys is not None else score_topk_ncf_reference(*network, *options)
+    num_items, allowed = network.item_hidden.shape[0], options.allow_indices
+    is_served = 0 < options.k <= MAX_K and network.user_hidden.shape[0] > 0 and 0 < num_items < 2**31
+    if not is_served or options.allow_indptr is not None or (allowed is not None and not allowed.numel()):
+        return score_topk_ncf_reference(*network, *options)
+    kept = network
+    seen: Sequence[Tensor | None] = options.seen
+    if allowed is not None:
+        allowed = allowed.reshape(-1).long()
+        kept = network._replace(
+            item_hidden=network.item_hidden.index_select(0, allowed),
+            item_factors=network.item_factors.index_select(0, allowed),
+        )
+        seen = by_place(seen, allowed, num_items)
+    keys = _launch_ncf(kept, triton.next_power_of_2(options.k), seen)
+    if keys is None:
+        return score_topk_ncf_reference(*network, *options)
+    values, ids = unpack(keys, options.k)
+    return values, ids if allowed is None else named(ids, allowed)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -111,9 +111,13 @@ def _of_the_rest() -> Iterator[Call]:
     seen = (*seen_of(3, 40), None)
     yield "score_items", tuple(dot_of(3, 40, 5)), []
     yield "score_topk", (*dot_of(3, 40, 5), 4, *seen), ["_score_topk_dot_kernel"]
+    allowed = (None, torch.tensor([1, 5, 6, 30], dtype=torch.int32))
+    yield "score_topk", (*dot_of(3, 40, 5)[:2], None, 3, *seen, *allowed, 1), ["_score_topk_dot_kernel"]
+    yield "score_topk", (*dot_of(3, 40, 5)[:2], None, 3, *seen, None, None, 2), []
     network = network_of(3, 40, 5, [6, 4])
     yield "score_items_ncf", tuple(network), ["_score_topk_ncf_kernel"]
     yield "score_topk_ncf", (*network, 4, *seen), ["_score_topk_ncf_kernel"]
+    yield "score_topk_ncf", (*network, 3, *seen, *allowed), ["_score_topk_ncf_kernel"]
     yield "ncf_loss", (*ncf_arguments((5, 2, 3, (4, 4), [6, 5]), torch.int64), 0.5, False), []
     given = (*softmax_arguments(7, 9, 5, torch.float32), 2.0, True, 0.1, True, False)
     stats, ones = OPERATORS["softmax_loss"].reference(*given, False)[1], torch.ones(7)

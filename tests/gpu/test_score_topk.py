@@ -166,3 +166,39 @@ def test_dense_scores(shape: tuple[int, int, int], dtype: torch.dtype, layout: s
     users, items, bias = dot_of(*shape, dtype)
     for given in ([users, items, bias], [users, items, None]):
         check("score_items", *(None if x is None else laid_out(x, layout) for x in given), terms=64.0 + shape[2])
+
+
+def scores_of(similarity: int, users: Tensor, items: Tensor) -> Tensor:
+    """In float64."""
+    u, v = users.double(), items.double()
+    if similarity == 2:
+        return -(u[:, None] - v).square().sum(2)
+    return u @ v.T / (u.norm(dim=1)[:, None] * v.norm(dim=1) if similarity else 1.0)
+
+
+@grid(shape=DOTS[:3], dtype=DTYPES, similarity=[0, 1, 2], of=["all", "each", "none"], has_seen=[True, False])
+def test_allowed_items_of_each_similarity(
+    shape: tuple[int, int, int], dtype: torch.dtype, similarity: int, of: str, has_seen: bool
+) -> None:
+    """The operator with lists of allowed items: values of the float64 scores, and items whose scores these are."""
+    num_users, num_items, _ = shape
+    users, items, _ = dot_of(*shape, dtype)
+    seen: Any = (*seen_of(num_users, num_items), None) if has_seen else (None, None, None)
+    indptr, indices = seen_of(num_users, num_items, 0.7)
+    allowed: Any = {"none": (None, None), "each": (indptr, indices), "all": (None, indices[: int(indptr[1])])}[of]
+    scores = scores_of(similarity, users, items)
+    if of != "none":
+        is_in = torch.zeros(num_users, num_items, dtype=torch.bool)
+        for user in range(num_users):
+            row = allowed[1] if of == "all" else indices[indptr[user] : indptr[user + 1]]
+            is_in[user, row.long()] = True
+        scores = scores.masked_fill(~is_in, -torch.inf)
+    kernel = [DOT] if similarity < 2 and of != "each" and (of == "none" or allowed[1].numel()) else []
+    with launched(*(kernel if OPERATORS["score_topk"].implementation("cuda")[0] == "triton" else [])):
+        got = torch.ops.deeprec.score_topk(*moved([users, items, None]), 5, *moved([*seen, *allowed]), similarity)
+    values, ids = expected_of(scores, 5, seen)
+    got_values, got_ids = (x.cpu() for x in got)
+    assert torch.equal(got_ids < 0, ids < 0)
+    torch.testing.assert_close(got_values.double(), values, rtol=1e-5, atol=1e-4)
+    own = scores.gather(1, got_ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+    torch.testing.assert_close(own, got_values.double(), rtol=1e-5, atol=1e-4)

@@ -1,11 +1,14 @@
-"""Valid arguments of every operator, from `opcheck_samples()` in each operator's test file."""
+"""Valid arguments of every operator, from `opcheck_samples()` in each operator's test file; what the sanitizers run."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
+import os
 import pkgutil
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,36 @@ import deeprec.kernels
 for _package in pkgutil.iter_modules(deeprec.kernels.__path__):
     if _package.ispkg:
         importlib.import_module(f"deeprec.kernels.{_package.name}")
+
+# Files and words of names. What these add to the others is PyTorch's own work, which takes long under the sanitizers.
+NOT_SANITIZED = ("test_derivatives.py", "test_door.py", "test_opcheck.py", "test_sums.py")
+NOT_SANITIZED_WORDS = ("compile", "export", "gradcheck", "test_gpu_")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under the sanitizers: tests that reach C++, of each the cases that are the first to show two values together."""
+    if os.environ.get("DEEPREC_TESTS") != "sanitize":
+        return
+    shown: defaultdict[str, set[Any]] = defaultdict(set)
+    chosen, rest = [], []
+    for item in items:
+        is_chosen = item.path.parent != Path(__file__).parent or _is_sanitized(item, shown[item.nodeid.split("[")[0]])
+        (chosen if is_chosen else rest).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=rest)
+
+
+def _is_sanitized(item: pytest.Item, shown: set[Any]) -> bool:
+    if item.path.name in NOT_SANITIZED or any(word in item.name for word in NOT_SANITIZED_WORDS):
+        return False
+    case = getattr(item, "callspec", None)
+    if case is None:
+        return True
+    values = [(name, repr(value)) for name, value in sorted(case.params.items())]
+    pairs = set(itertools.combinations(values, min(2, len(values))))
+    is_new = not pairs <= shown
+    shown |= pairs
+    return is_new
 
 
 @pytest.fixture(scope="session")

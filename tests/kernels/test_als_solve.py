@@ -169,8 +169,8 @@ def test_same_bits_for_any_number_of_threads_and_any_batch(steps: int) -> None:
 
 
 @pytest.mark.skipif(_library.load_error() != "", reason="the compiled kernels are not in use")
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_every_instruction_set_matches_reference(isa: str) -> None:
+@pytest.mark.parametrize("isa", ["portable", "avx2"])  # the best of this machine serves the other tests
+def test_lesser_instruction_sets_match_reference(isa: str) -> None:
     code = (
         "import importlib.util as u, sys, torch\n"
         f"spec = u.spec_from_file_location('cases', {__file__!r})\n"

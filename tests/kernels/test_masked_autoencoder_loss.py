@@ -271,7 +271,8 @@ def test_compiles_in_one_graph(path: str, where: str) -> None:
     call = {"others": problem.ours, "entries": problem.autoencoded, "corrupted": corrupted}[where]
     want = call(path=path, sparse_grad=False)
     want_grads = torch.autograd.grad(want[0], problem.layers)
-    got = torch.compile(partial(call, path=path, sparse_grad=False), fullgraph=True)()
+    backend = "inductor" if where == "others" else "aot_eager"  # a C++ compiler for one of what is traced alike
+    got = torch.compile(partial(call, path=path, sparse_grad=False), fullgraph=True, backend=backend)()
     torch.testing.assert_close(got[0], want[0])
     for some, other in zip(torch.autograd.grad(got[0], problem.layers), want_grads, strict=True):
         torch.testing.assert_close(some, other, rtol=1e-4, atol=1e-5)

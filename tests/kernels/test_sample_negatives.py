@@ -267,8 +267,8 @@ def test_compiles_to_one_graph_for_any_seed() -> None:
         assert torch.equal(draw(users, seed), sample_negatives(users, indptr, indices, 30, 3, seed=seed))
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_every_instruction_set_gives_the_same_numbers(isa: str) -> None:
+@pytest.mark.parametrize("isa", ["portable", "avx2"])  # the best of this machine serves the other tests
+def test_lesser_instruction_sets_give_the_same_numbers(isa: str) -> None:
     code = """
 import torch
 from deeprec.kernels.sample_negatives import sample_negatives

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.kernels.score_topk import DotScorer, NCFScorer, score_items, score_topk
+from deeprec.kernels.score_topk import CosineScorer, DotScorer, L2Scorer, NCFScorer, score_items, score_topk
+from deeprec.kernels.score_topk.checks import SIMILARITIES
 from deeprec.kernels.score_topk.reference import (
     score_items_ncf_reference,
     score_items_reference,
@@ -232,6 +233,117 @@ def test_non_contiguous_inputs_are_read_correctly() -> None:
     )
 
 
+BIT_SHAPES = [(300, 2500, 64), (9, 4200, 65), (300, 70, 1), (3, 1100, 3), (2, 900, 7)]
+
+
+@pytest.mark.parametrize("kind", [DotScorer, CosineScorer, L2Scorer])
+@pytest.mark.parametrize(("num_users", "num_items", "dim"), BIT_SHAPES)
+def test_a_user_alone_gets_the_bits_of_the_whole_batch(
+    kind: type[DotScorer], num_users: int, num_items: int, dim: int
+) -> None:
+    scorer = kind(*dot_scorer(num_users, num_items, dim)[:2])
+    whole, dense = score_topk(scorer, 40), score_items(scorer)
+    assert torch.equal(dense.gather(1, whole.ids.clamp(min=0))[whole.ids >= 0], whole.values[whole.ids >= 0])
+    for user in (0, num_users // 2, num_users - 1):
+        alone = scorer._replace(users=scorer.users[user : user + 1])
+        assert type(alone) is kind
+        assert all(torch.equal(one[0], all_[user]) for one, all_ in zip(score_topk(alone, 40), whole, strict=True))
+        assert torch.equal(score_items(alone)[0], dense[user])
+        # Nor does an item's score depend on the items beside it.
+        part = torch.arange(num_items)[user % 3 :: 7]
+        assert torch.equal(score_items(alone._replace(items=alone.items[part]))[0], dense[user, part])
+
+
+@pytest.mark.parametrize(("num_items", "k"), [(900, 1000), (5000, 1000), (70_000, 1000), (70_000, 33), (40, 0)])
+def test_long_lists_are_those_of_a_stable_sort(num_items: int, k: int) -> None:
+    """Random scores, many equal ones, and those that rise or fall with the id."""
+    rng = torch.Generator().manual_seed(num_items + k)
+    rising = torch.arange(num_items).float()
+    columns = [torch.randn(num_items, generator=rng), torch.randint(0, 50, (num_items,), generator=rng).float()]
+    items = torch.stack([*columns, rising, -rising, torch.zeros(num_items), -(rising - num_items // 2).abs()], 1)
+    users = torch.eye(items.shape[1])
+    seen = random_seen(len(users), num_items, most=0.02)
+    for lists in ({}, {"seen_indptr": seen[0], "seen_indices": seen[1]}):
+        got = score_topk(DotScorer(users, items), k, **lists)
+        expected = score_topk_reference(users, items, None, k, *lists.values())
+        assert torch.equal(got.values, expected[0])
+        assert torch.equal(got.ids, expected[1])
+
+
+def allow_lists(num_users: int, num_items: int, of: str) -> dict[str, Tensor]:
+    indptr, indices = random_seen(num_users, num_items, seed=1)
+    if of == "all":
+        return {"allow_indices": indices[: int(indptr[1])] if num_users else indices}
+    return {"allow_indptr": indptr, "allow_indices": indices}
+
+
+@pytest.mark.parametrize("of", ["all", "each"])
+@pytest.mark.parametrize("kind", [DotScorer, CosineScorer, L2Scorer])
+@pytest.mark.parametrize(("num_users", "num_items", "dim"), [(5, 123, 7), (1, 30, 1), (2, 20_000, 5), (260, 90, 8)])
+def test_only_allowed_and_unseen_items_come(
+    kind: type[DotScorer], num_users: int, num_items: int, dim: int, of: str
+) -> None:
+    scorer = kind(*dot_scorer(num_users, num_items, dim)[:2])
+    seen = random_seen(num_users, num_items)
+    lists = {"seen_indptr": seen[0], "seen_indices": seen[1], **allow_lists(num_users, num_items, of)}
+    values, ids = score_topk(scorer, 20, **lists)
+    dense = score_items(scorer)
+    for user in range(num_users):
+        row = lists["allow_indices"]
+        if of == "each":
+            row = row[lists["allow_indptr"][user] : lists["allow_indptr"][user + 1]]
+        row = row[~torch.isin(row, seen[1][seen[0][user] : seen[0][user + 1]])].long()
+        best = dense[user, row].sort(descending=True, stable=True)
+        count = min(20, len(row))
+        assert torch.equal(values[user, :count], best.values[:count])
+        assert torch.equal(ids[user, :count], row[best.indices[:count]])
+        assert (ids[user, count:] == -1).all()
+
+
+@pytest.mark.parametrize("of", ["all", "each"])
+def test_a_network_scores_allowed_items_alone(of: str) -> None:
+    scorer, seen, lists = ncf_scorer(5, 200, 8, [16, 8]), random_seen(5, 200), allow_lists(5, 200, of)
+    got = score_topk(scorer, 9, seen_indptr=seen[0], seen_indices=seen[1], **lists)
+    arguments = (*full_arguments(scorer), False, 9, *seen, None, lists.get("allow_indptr"), lists["allow_indices"])
+    assert_same_topk(got, score_topk_ncf_reference(*arguments), score_items(scorer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_users", "num_items", "dim"), [(5, 123, 7), (49, 64, 16), (2, 5000, 33), (3, 9, 0)])
+def test_cosine_and_distance_match_float64(num_users: int, num_items: int, dim: int, dtype: torch.dtype) -> None:
+    users, items, _ = dot_scorer(num_users, num_items, dim, dtype=dtype)
+    u, v = users.double(), items.double()
+    lengths = (u.norm(dim=1)[:, None] * v.norm(dim=1)).clamp(min=1e-300)
+    for kind, exact in ((CosineScorer, u @ v.T / lengths), (L2Scorer, -(u[:, None] - v).square().sum(2))):
+        similarity = SIMILARITIES.index(kind(users, items).similarity)
+        for scores in (score_items(kind(users, items)), score_items_reference(users, items, None, similarity)):
+            torch.testing.assert_close(scores.double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_cosine_of_zero_and_of_extreme_vectors() -> None:
+    base = torch.tensor([[3.0, 4.0], [-4.0, 3.0], [0.0, 0.0], [1.0, 0.0]])
+    for length in (1.0, 1e-44, 1e-38, 1e-22, 1e18, 6e37):
+        scores = score_items(CosineScorer(base[:1], base * length))
+        tolerance = 0.2 if length < 1e-40 else 1e-6  # at the end of float32 a vector has a bit or two
+        torch.testing.assert_close(scores, torch.tensor([[1.0, 0.0, 0.0, 0.6]]), atol=tolerance, rtol=0)
+        own = CosineScorer(base * length, base[:2])
+        torch.testing.assert_close(score_items(own)[0], torch.tensor([1.0, 0.0]), atol=tolerance, rtol=0)
+    assert score_items(CosineScorer(torch.zeros(1, 2), base)).tolist() == [[0.0] * 4]
+    spoiled = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [1.0, 1.0]])
+    assert score_topk(CosineScorer(base[:1], spoiled), 3).ids.tolist() == [[2, -1, -1]]
+
+
+def test_distance_of_equal_vectors_is_exactly_zero() -> None:
+    """Where |u|^2 + |v|^2 - 2 u v would keep nothing: vectors of length 1e4 that differ in the last place."""
+    items = torch.randn(500, 33) + 1e4
+    nearest = score_topk(L2Scorer(items[::50], items), 2)
+    assert nearest.ids[:, 0].tolist() == list(range(0, 500, 50))
+    assert (nearest.values[:, 0] == 0).all()
+    moved = items[:1].clone()
+    moved[0, 5] = moved[0, 5].nextafter(torch.tensor(torch.inf))
+    assert score_items(L2Scorer(items[:1], moved)).item() == -float((moved - items[:1]).square().sum())
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_same_bits_for_any_number_of_threads_and_any_batch(precision: str) -> None:
     dot, ncf = dot_scorer(500, 2500, 24), ncf_scorer(70, 2500, 8, [24, 12, 6])
@@ -251,7 +363,7 @@ def test_same_bits_for_any_number_of_threads_and_any_batch(precision: str) -> No
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_matches_reference(isa: str) -> None:
-    tests = "test_dot_topk_matches_dense or test_network_topk or test_bfloat16"
+    tests = "topk_matches_dense or test_bfloat16 or bits_of_the_whole or only_allowed or cosine or distance or stable"
     if os.environ.get("DEEPREC_ISA"):
         pytest.skip("already inside the run for one DEEPREC_ISA")
     ran = subprocess.run(
@@ -268,10 +380,15 @@ def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
     seen = random_seen(5, 40)
     dot = dot_scorer(5, 40, 4)
     ncf = (*full_arguments(ncf_scorer(5, 40, 4, [8, 4])), False)
+    allow = random_seen(5, 40, 1)
     yield "score_items", tuple(dot)
+    yield "score_items", (*dot[:2], None, 1)
     yield "score_topk", (*dot, 3, *seen, None)
+    yield "score_topk", (*dot[:2], None, 3, *seen, None, *allow, 2)
+    yield "score_topk", (*dot, 3, None, None, None, None, torch.tensor([0, 3, 17, 39], dtype=torch.int32))
     yield "score_items_ncf", ncf
     yield "score_topk_ncf", (*ncf, 3, *seen, torch.arange(5))
+    yield "score_topk_ncf", (*ncf, 3, *seen, None, *allow)
 
 
 def test_compiles_to_one_graph() -> None:
@@ -310,6 +427,21 @@ def test_bad_arguments_are_refused() -> None:
         score_items(ncf._replace(weights=[torch.zeros(4, 9)]))
     with pytest.raises(ValueError, match="together"):
         score_topk(dot, 3, seen_indptr=indptr)
+    with pytest.raises(ValueError, match="item_bias goes with DotScorer only"):
+        score_topk(CosineScorer(*dot), 3)
+    with pytest.raises(ValueError, match="give allow_indices with allow_indptr"):
+        score_topk(dot, 3, allow_indptr=indptr)
+    with pytest.raises(TypeError, match="allow_indices must be int32"):
+        score_topk(dot, 3, allow_indices=indices.long())
+    with pytest.raises(IndexError, match=r"allow_indices must lie in \[0, 40\)"):
+        score_topk(dot, 3, allow_indices=torch.tensor([3, 40], dtype=torch.int32))
+    for twice in ([3, 3], [4, 3]):
+        with pytest.raises(ValueError, match="allow_indices must ascend, each item once"):
+            score_topk(dot, 3, allow_indices=torch.tensor(twice, dtype=torch.int32))
+    with pytest.raises(ValueError, match="allow_indptr must have 6 entries"):
+        score_topk(dot, 3, allow_indices=indices, allow_indptr=indptr[:-1])
+    with pytest.raises(ValueError, match="allow_indptr must rise"):
+        score_topk(dot, 3, allow_indices=indices, allow_indptr=indptr + 1000)
     with pytest.raises(TypeError, match="seen_indices int32"):
         score_topk(dot, 3, seen_indptr=indptr, seen_indices=indices.long())
     with pytest.raises(ValueError, match="seen_indptr must have 6 entries"):

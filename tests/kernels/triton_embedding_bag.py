@@ -25,7 +25,8 @@ _spec.loader.exec_module(cases)
 
 COLLECTIONS = [*cases.COLLECTIONS, ([300, 1], [0, 1], [2, 0])]
 SHAPES = [(9, 5), (5, None), (0, 4), (0, None), (3, 0)]  # B, most ids a bag (None: one id a bag, no offsets)
-# Element, index, per-sample weights and padding: each with each other would only take longer.
+# Element, index, per-sample weights and padding. Lookups and gradients take each with each shape, the collections by
+# turns; other turns come in tests/gpu.
 KINDS = [
     (torch.float32, torch.int32, False, 3),
     (torch.float64, torch.int64, True, -1),
@@ -34,12 +35,15 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "index", "scaled", "pad"), KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("collection", COLLECTIONS)
-def test_forward_matches_reference(
-    collection: Any, shape: Any, dtype: torch.dtype, index: torch.dtype, scaled: bool, pad: int
-) -> None:
+def by_turns(shapes: list[Any]) -> list[tuple[Any, ...]]:
+    """Each shape with each of KINDS, and a collection."""
+    places = [(i, j) for i in range(len(shapes)) for j in range(len(KINDS))]
+    return [(COLLECTIONS[(i + j) % len(COLLECTIONS)], shapes[i], KINDS[j]) for i, j in places]
+
+
+@pytest.mark.parametrize(("collection", "shape", "kind"), by_turns(SHAPES))
+def test_forward_matches_reference(collection: Any, shape: Any, kind: tuple[Any, ...]) -> None:
+    dtype, index, scaled, pad = kind
     b = cases.batch_of(collection, shape, dtype, index, scaled=scaled, pad=pad)
     call = (b.ids, b.offsets, b.scale, b.tables, b.modes, b.padding)
     same_as_reference(triton_kernels.embedding_bags(b.weights, *call), b.weights, *call)
@@ -54,22 +58,6 @@ def same_as_reference(got: list[Tensor], weights: list[Tensor], *call: Any) -> N
     want = ref.embedding_bags_reference([w.double() for w in weights], ids, offsets, scale, *features)
     cases.close(got[0], want[0].to(got[0].dtype))
     assert all(torch.equal(x, y) for x, y in zip(got[1:], like[1:], strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("odd", [False, True])
-def test_ids_scale_and_tables_of_any_strides(dtype: torch.dtype, odd: bool) -> None:
-    """ids.T of [B, F] is read in place; tables are parts of wider ones, with odd the columns apart."""
-    wide = [torch.randn(20, 40).to(dtype) for _ in range(3)]
-    weights = [w[:, ::2] if odd else w[:, 3:19] for w in wide]
-    ids, scale = torch.randint(0, 20, (7, 3)), torch.randn(7, 3).to(dtype)
-    call = (ids.T, None, scale.T, [0, 1, 2], [0, 0, 0], [-1, 4, -1])
-    same_as_reference(triton_kernels.embedding_bags(weights, *call), weights, *call)
-    lengths = torch.tensor([0, 2, 0, 3, 3, 0])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    flat = torch.randint(0, 20, (8, 2))[:, 0]
-    call = (flat, offsets, None, [0, 1, 2], [0, 1, 2], [-1, -1, -1])
-    same_as_reference(triton_kernels.embedding_bags(weights, *call), weights, *call)
 
 
 @pytest.mark.parametrize("offsets", [None, torch.tensor([0, 2, 3])])
@@ -102,10 +90,9 @@ def test_offsets_that_do_not_fit_are_named(offsets: list[int], mode: int) -> Non
         triton_kernels.embedding_bags_plan(torch.arange(5), torch.tensor(offsets), [9], [0], [-1])
 
 
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("index", "pad"), [(torch.int32, 3), (torch.int64, -1)])
 @pytest.mark.parametrize("shape", [(9, 5), (41, None), (0, 4), (0, None), (3, 0), (90, 4)])
 @pytest.mark.parametrize("collection", COLLECTIONS)
-@pytest.mark.parametrize("pad", [-1, 3])
 def test_plan_equals_reference(collection: Any, shape: Any, index: torch.dtype, pad: int) -> None:
     b = cases.batch_of(collection, shape, torch.float32, index, pad=pad)
     for ids in [b.ids] if b.ids.dim() == 1 else [b.ids, b.ids.T.contiguous().T]:
@@ -143,12 +130,9 @@ def wide_of(weights: list[Tensor], given: tuple[Any, ...]) -> tuple[list[Tensor]
     return [w.double() for w in weights], wide
 
 
-@pytest.mark.parametrize(("dtype", "index", "scaled", "pad"), KINDS)
-@pytest.mark.parametrize("shape", [(4, 3), (12, None), (0, 4), (3, 0)])
-@pytest.mark.parametrize("collection", COLLECTIONS)
-def test_gradients_match_reference(
-    collection: Any, shape: Any, dtype: torch.dtype, index: torch.dtype, scaled: bool, pad: int
-) -> None:
+@pytest.mark.parametrize(("collection", "shape", "kind"), by_turns([(4, 3), (12, None), (0, 4), (3, 0)]))
+def test_gradients_match_reference(collection: Any, shape: Any, kind: tuple[Any, ...]) -> None:
+    dtype, index, scaled, pad = kind
     b = cases.batch_of(collection, shape, dtype, index, scaled=scaled, pad=pad)
     given, plan = backward_of(b)
     call = (b.tables, b.modes, b.padding, scaled)
@@ -165,8 +149,7 @@ def test_gradients_match_reference(
         assert torch.equal(dense[-1], got[-1])
 
 
-@pytest.mark.parametrize("count", [64, 65, 1030])
-@pytest.mark.parametrize("modes", [[0], [1, 2]])
+@pytest.mark.parametrize(("count", "modes"), [(64, [0]), (64, [1, 2]), (1030, [1, 2])])  # 65: tests/gpu
 def test_rows_of_many_entries_are_cut_into_pieces(count: int, modes: list[int]) -> None:
     """A row with count entries beside rows with one; twice the same bits."""
     lengths = torch.tensor([count - 3, 40, 0, 2] * len(modes))
@@ -185,21 +168,20 @@ def test_rows_of_many_entries_are_cut_into_pieces(count: int, modes: list[int]) 
         assert torch.equal(ours, twice)
 
 
-RULES = [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL]
+RULES = [-1, checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL]
+STEPS = [
+    (torch.float32, (2, 3), 0.5),
+    (torch.float64, (5, None), 0.5),
+    (torch.bfloat16, (3, 2), 0.0),
+    (torch.float16, (5, None), 0.0),
+]
 
 
-@pytest.mark.parametrize("rule", [-1, *RULES])
-@pytest.mark.parametrize(
-    ("dtype", "shape", "max_norm"),
-    [
-        (torch.float32, (2, 3), 0.5),
-        (torch.float64, (5, None), 0.5),
-        (torch.bfloat16, (3, 2), 0.0),
-        (torch.float16, (5, None), 0.0),
-    ],
-)
-def test_update_matches_reference(shape: Any, rule: int, dtype: torch.dtype, max_norm: float) -> None:
+# Each rule in float32, and in another type by turns; other turns are in tests/gpu.
+@pytest.mark.parametrize(("rule", "step"), [(r, STEPS[j]) for i, r in enumerate(RULES) for j in (0, 1 + i % 3)])
+def test_update_matches_reference(rule: int, step: tuple[Any, ...]) -> None:
     """Rule -1: SGD without momentum. Tables narrow, odd and wider than a tile, in one call."""
+    dtype, shape, max_norm = step
     b = cases.batch_of(([16, 260, 3], [0, 1, 2, 0], [0, 1, 2, 3]), shape, dtype, pad=3)
     given, plan = backward_of(b)
     results = []
@@ -207,12 +189,12 @@ def test_update_matches_reference(shape: Any, rule: int, dtype: torch.dtype, max
         weights = [w.clone() for w in b.weights]
         first, second = cases.states_of(weights, max(rule, 0))
         first = [] if rule == -1 else first
-        lr, step = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
+        lr, taken = torch.tensor(0.1, dtype=torch.float64), torch.tensor(3)
         options = cases.options_of(rule)
         options[2] *= rule != -1
-        call = (b.tables, b.modes, b.padding, False, max(rule, 0), lr, step, options, max_norm, -1)
+        call = (b.tables, b.modes, b.padding, False, max(rule, 0), lr, taken, options, max_norm, -1)
         update(weights, first, second, *given, *plan, *call)
-        assert int(step) == 4
+        assert int(taken) == 4
         results.append([*weights, *first, *second])
     assert not torch.equal(results[0][0], b.weights[0])
     for got, want in zip(*results, strict=True):

@@ -24,7 +24,7 @@ cases = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = cases
 _spec.loader.exec_module(cases)
 
-# Element, index, values, linear weights, padding: each with each other would only take longer.
+# Element, index, values, linear weights, padding; each with each shape, the features by turns, others in tests/gpu.
 KINDS = [
     (torch.float32, torch.int32, False, True, 3),
     (torch.float64, torch.int64, True, True, -1),
@@ -72,12 +72,12 @@ def check(b: Any, need_embeddings: bool, grad: Tensor, with_values_grad: bool) -
     assert torch.equal(dense[-1], got[-1])
 
 
-@pytest.mark.parametrize(("dtype", "index", "scaled", "linear", "pad"), KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tables", TABLES, ids=len)
-def test_forward_and_gradients_match_reference(
-    tables: list[int], shape: Any, dtype: torch.dtype, index: torch.dtype, scaled: bool, linear: bool, pad: int
-) -> None:
+TURNS = [(TABLES[(i + j) % 3], SHAPES[i], KINDS[j]) for i in range(len(SHAPES)) for j in range(len(KINDS))]
+
+
+@pytest.mark.parametrize(("tables", "shape", "kind"), TURNS)
+def test_forward_and_gradients_match_reference(tables: list[int], shape: Any, kind: tuple[Any, ...]) -> None:
+    dtype, index, scaled, linear, pad = kind
     dim = {1: 5, 4: 16, 11: 1}[len(tables)]
     b = cases.batch_of(tables, shape, dim, dtype, index, linear=linear, scaled=scaled, pad=pad)
     check(b, len(tables) == 4, torch.randn(shape[0]).to(dtype), scaled)
@@ -89,20 +89,11 @@ def test_rows_wider_than_a_tile(shape: Any) -> None:
     check(b, True, torch.randn(3), True)
 
 
-def test_any_layout() -> None:
-    """ids.T and values.T read in place, columns of the tables apart, an expanded gradient."""
-    b = cases.batch_of([0, 1, 2], (6, None), 8, scaled=True)
-    weights = [torch.randn(w.shape[0], 16)[:, ::2] for w in b.weights]
-    linear = [torch.randn(w.shape[0], 3)[:, 1] for w in b.weights]
-    ids, values = b.ids.T.contiguous().T, b.values.T.contiguous().T
-    check(b._replace(weights=weights, linear=linear, ids=ids, values=values), False, torch.ones(1).expand(6), True)
-
-
-@pytest.mark.parametrize("count", [65, 300])
-def test_rows_of_many_entries_are_cut_into_pieces(count: int) -> None:
-    b = cases.batch_of([0, 0], (count, None), 5, torch.float64, scaled=True)
+def test_rows_of_many_entries_are_cut_into_pieces() -> None:
+    """Of several; of two in tests/gpu."""
+    b = cases.batch_of([0, 0], (300, None), 5, torch.float64, scaled=True)
     b.ids[0] = 7
-    check(b, True, torch.randn(count, dtype=torch.float64), True)
+    check(b, True, torch.randn(300, dtype=torch.float64), True)
 
 
 @pytest.mark.parametrize("rule", [checks.SGD, checks.ADAGRAD, checks.ROWWISE_ADAGRAD, checks.ADAM, checks.FTRL])

@@ -9,6 +9,7 @@ on the CPU is done as ever. A process of its own, because torch takes such a dev
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import tempfile
@@ -39,6 +40,8 @@ from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
 from deeprec.device import device_of
 from deeprec.evaluate import evaluate, protocol
 from deeprec.evaluate.tasks import logits_of_rows
+from deeprec.kernels.embedding import embedding_plan
+from deeprec.models import fold_in
 from deeprec.models.click import ClickBatch
 from deeprec.nn.scoring import BlockScorer
 from deeprec.registry import register
@@ -65,7 +68,6 @@ class Shadow(TorchDispatchMode):
         self.puts: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
         self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
-        self.fakes.cache_enabled = False  # a cached shape would not be asked for again
 
     def __enter__(self) -> Any:
         self.fakes.__enter__()
@@ -148,13 +150,20 @@ class Shadow(TorchDispatchMode):
         self.reads[what or innermost()] += 1
 
 
+@functools.cache
+def module_of(file: str) -> str:
+    """Of a file of deeprec, else nothing."""
+    path = Path(file)
+    if not (path.is_relative_to(ROOT / "deeprec") or path.is_relative_to(ROOT / "kernels")):
+        return ""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def innermost() -> str:
     """The innermost function of deeprec that is at work."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT / "deeprec") or path.is_relative_to(ROOT / "kernels"):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module := module_of(frame.f_code.co_filename):
             return f"{module}.{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
@@ -173,6 +182,7 @@ class OnShadow(TorchFunctionMode):
 
 
 _mode: Shadow
+fold_in._STEPS = 3  # of fitting a new user's row; the hundredth asks for what the third does
 
 
 def _new_dynamic_size(context: Any, **_: Any) -> int:
@@ -349,12 +359,13 @@ def click_serving(name: str) -> dict[str, Any]:
 
 
 def faults() -> dict[str, Any]:
-    """What must be noticed: a tensor of the CPU beside one of the device, a look at a value, sums and writes."""
+    """What must be noticed: a tensor of the CPU beside one of the device, looks at values, sums and writes."""
     there = torch.ones(3, device=SHADOW)
     at = torch.zeros(2, dtype=torch.int64, device=SHADOW)
     return {
         "mixed": measured(lambda: there + torch.ones(3)),
         "look": measured(lambda: bool(there.sum() > 0)),
+        "size": measured(lambda: [embedding_plan(at, 7) for _ in range(2)]),  # each time, not the first alone
         "sum": measured(lambda: there.index_add(0, at, there[:2])),
         "put": measured(lambda: there.index_put((at,), there[:2], accumulate=True)),
         "write": measured(lambda: there.index_copy(0, at, there[:2])),

@@ -120,6 +120,7 @@ def require_budget(name: str, measured: dict[str, Any]) -> None:
 def test_faults_are_noticed(found: dict[str, Any]) -> None:
     assert found["faults"]["mixed"]["error"].startswith("FakeTensorDeviceMismatchError")
     assert found["faults"]["look"]["reads"] == {"elsewhere": 1}
+    assert found["faults"]["size"]["reads"] == {"deeprec.embedding_plan": 2}
     assert found["faults"]["sum"]["sums"] == {"aten.index_add.default in elsewhere": 1}
     assert found["faults"]["put"]["puts"] == {"elsewhere": 1}
     assert found["faults"]["write"]["writes"] == {"elsewhere": 1}
