@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from deeprec._files import sha256_of
 from deeprec._suggest import did_you_mean
 from deeprec.data import IdMap
+from deeprec.data.interactions.ids import to_series
 from deeprec.data.reading.arrays import require_pool
 from deeprec.nn.scoring import TopK
 from deeprec.serve.arguments import codes_of, require_k
@@ -281,6 +282,7 @@ class ItemIndex:
         self._put("ItemIndex.update", ids, vectors, bias, is_known=True)
 
     def _put(self, name: str, ids: Any, vectors: Any, bias: Any, *, is_known: bool) -> None:
+        ids = to_series(ids, "item")
         rows = as_vectors(name, "vectors", vectors, width=self.width, similarity=self.similarity)
         number = None if bias is None else as_bias(name, bias, len(rows))
         items = self._items

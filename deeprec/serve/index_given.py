@@ -36,6 +36,11 @@ def as_share(function: str, recall: Any) -> float:
 
 def of_model(function: str, given: Given, similarity: str, count: int) -> Given:
     """The item side of a model, and at most `count` of its users as queries."""
+    if not hasattr(given.vectors, "capabilities"):
+        raise TypeError(
+            f"{function}: vectors must be [N, D] numbers or a model of deeprec, got {type(given.vectors).__name__}; "
+            "pass the weights of its table"
+        )
     for argument in ("ids", "bias", "queries"):
         if getattr(given, argument) is not None:
             raise ValueError(f"{function}: {argument} must be left out beside a model, which brings it; got one")

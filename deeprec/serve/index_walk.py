@@ -24,6 +24,8 @@ from deeprec.serve.index_items import Items, SeenRows
 from deeprec.serve.index_points import item_points, norms, query_points
 
 _MORE_OUTSIDE = 1024  # items that may come to the block, or labels be left behind, before all is built anew
+# Where the longest vector inside the graph has this much of the length of the longest of all, a block would be in vain.
+_HARDLY_LONGER = 0.95
 _Codes = NDArray[np.int64]
 
 
@@ -70,6 +72,8 @@ class Walk:
         lengths = _lengths(items, codes)
         scanned = int(len(codes) * self.options["scanned"])
         order = np.argsort(-lengths, kind="stable")
+        if scanned and lengths[order[scanned]] > _HARDLY_LONGER * lengths[order[0]]:  # as of cosine
+            scanned = 0
         inside = np.sort(order[scanned:])
         # A little beyond the longest, so that rounding leaves it inside.
         self.largest = (float(lengths[inside].max(initial=0.0)) or 1.0) * (1 + 1e-6)
@@ -152,6 +156,12 @@ class Walk:
         items[~has_direction] = -1
         return items
 
+    def _places(self, items: NDArray[np.int32]) -> _Codes:
+        """Where in the block those of the items [n], ascending, are that it holds."""
+        places = np.searchsorted(self.block, items).clip(max=len(self.block) - 1)
+        held: _Codes = places[self.block[places] == items]
+        return held
+
     def best_of_block(self, queries: Tensor, k: int, mask: NDArray[np.bool_] | None, seen: SeenRows | None) -> _Codes:
         """The k best items [b, k] of the block for queries [b, D] that may be returned, -1 for none."""
         if not len(self.block):
@@ -159,7 +169,7 @@ class Walk:
         allow = None if mask is None else np.flatnonzero(mask[self.block])
         lists = None
         if seen is not None:
-            hidden = [np.flatnonzero(np.isin(self.block, seen.of(query))) for query in range(len(queries))]
+            hidden = [self._places(seen.of(query)) for query in range(len(queries))]
             offsets = np.cumsum([0, *(len(each) for each in hidden)])
             items = np.concatenate([np.empty(0, np.int64), *hidden]).astype(np.int32)
             lists = torch.from_numpy(offsets), torch.from_numpy(items)

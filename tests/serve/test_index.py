@@ -398,6 +398,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ({"vectors": VECTORS[0]}, ValueError, r"vectors must be \[n, D\], got \[12\]"),
         ({"vectors": VECTORS[:0]}, ValueError, "at least one row"),
         ({"vectors": "abc"}, TypeError, "array of numbers"),
+        ({"vectors": torch.nn.Linear(3, 3)}, TypeError, "a model of deeprec, got Linear"),
         (
             {"vectors": VECTORS.masked_fill(VECTORS.eq(VECTORS[7, 3]), torch.nan)},
             ValueError,
