@@ -37,10 +37,12 @@ from deeprec.kernels.embedding.reference import embedding_plan_reference
 from deeprec.kernels.embedding_bag.checks import ADAM, MAX, MEAN, SUM
 from deeprec.kernels.embedding_bag.reference import embedding_bags_reference
 from deeprec.kernels.embedding_fm.reference import embedding_fm_reference
+from deeprec.kernels.prefilter_topk.reference import prefilter_pack_reference
 from deeprec.kernels.sample_negatives import alias_table
 
 Call = tuple[str, tuple[Any, ...], Sequence[str]]  # operator, arguments, kernels that must run
-TOPK = {"score_topk", "score_topk_ncf"}  # test_score_topk.py compares these, where equal scores may change places
+# test_score_topk.py compares these, where equal scores may change places; prefilter_* is served by score_topk there.
+TOPK = {"score_topk", "score_topk_ncf", "prefilter_scan", "prefilter_topk"}
 
 
 def _of_one_table() -> Iterator[Call]:
@@ -111,6 +113,12 @@ def _of_the_rest() -> Iterator[Call]:
     seen = (*seen_of(3, 40), None)
     yield "score_items", tuple(dot_of(3, 40, 5)), []
     yield "score_topk", (*dot_of(3, 40, 5), 4, *seen), ["_score_topk_dot_kernel"]
+    users, items, bias = dot_of(3, 40, 5)
+    for is_int8 in (True, False):
+        yield "prefilter_pack", (items, None, is_int8), []
+        copy = prefilter_pack_reference(items, None, is_int8)
+        yield "prefilter_scan", (users, items, bias, *copy, 4, *seen), []
+        yield "prefilter_topk", (users, items, bias, *copy, 4, *seen), []
     allowed = (None, torch.tensor([1, 5, 6, 30], dtype=torch.int32))
     yield "score_topk", (*dot_of(3, 40, 5)[:2], None, 3, *seen, *allowed, 1), ["_score_topk_dot_kernel"]
     yield "score_topk", (*dot_of(3, 40, 5)[:2], None, 3, *seen, None, None, 2), []
@@ -152,6 +160,13 @@ def test_a_small_call(call: Call) -> None:
         ids = [operator(*moved(list(arguments)))[1].cpu() for _ in range(2)]
         assert torch.equal(ids[0], ids[1])
         assert torch.equal(ids[0], OPERATORS[name].reference(*arguments)[1])
+    elif name == "prefilter_pack":  # its bits are a format: there is no such thing as the same in float64
+        for ours, theirs in zip(
+            torch.ops.deeprec.prefilter_pack(*moved(list(arguments))),
+            OPERATORS[name].reference(*arguments),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=0)
     else:
         check(name, *arguments, kernels=kernels, terms=4000.0 if name == "als_solve" else 512.0)
     started = Counter(_door.launches) - before

@@ -24,6 +24,7 @@ from deeprec.kernels.embedding_fm import embedding_fm
 from deeprec.kernels.fm_interaction import bi_interaction, fm_interaction
 from deeprec.kernels.masked_autoencoder_loss import masked_autoencoder_loss
 from deeprec.kernels.ncf_loss import ncf_loss
+from deeprec.kernels.prefilter_topk import PreparedItems, PreparedScorer, prefilter_topk
 from deeprec.kernels.sample_negatives import alias_table, sample_negatives
 from deeprec.kernels.sampled_linear_loss import csr_plan, sampled_linear_loss
 from deeprec.kernels.score_topk import DotScorer, score_items, score_topk
@@ -54,6 +55,8 @@ def _tensors(given: Tensor) -> Iterator[tuple[str, Any]]:
         yield "by columns", given.t().contiguous().t()
     if given.numel():
         numbers = [-1, 0, 1, 1000, 2**31 - 1] if not given.is_floating_point() else [math.nan, math.inf, -1.0]
+        if given.dtype == torch.uint8:
+            numbers = [0, 1, 255]
         for number in numbers if given.dtype != torch.bool else ():
             spoiled = given.clone(memory_format=torch.contiguous_format)
             spoiled.view(-1)[spoiled.numel() // 2] = number
@@ -89,8 +92,9 @@ def _spoiled(given: Any) -> Iterator[tuple[str, Any]]:
 
 
 # Whose values mean nothing once they are spoiled, so that only acceptance is compared: a plan that does not group the
-# ids, users' lists out of order, a Gram matrix that is none.
+# ids, users' lists out of order, a Gram matrix that is none, a compressed copy that is not that of its rows.
 _MEANINGLESS = {"rows", "row_offsets", "offsets", "order", "bags", "table_starts", "indices", "seen_indices", "gram"}
+_MEANINGLESS |= {"words", "scales", "bounds"}
 
 
 def _outcome(function: Callable[..., Any], arguments: list[Any]) -> tuple[Any, Exception | None, list[Any]]:
@@ -190,6 +194,11 @@ _CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = 
         {"seed": 1, "offset": 0},
     ),
     "score_topk": (score_topk, (DotScorer(_USERS, _ITEMS), 2), {"seen_indptr": _SEEN[0], "seen_indices": _SEEN[1]}),
+    "prefilter_topk": (
+        prefilter_topk,
+        (PreparedScorer(torch.randn(3, 4), PreparedItems.of(torch.randn(5000, 4))), 2),
+        {"seen_indptr": _SEEN[0], "seen_indices": _SEEN[1], "allow_indices": torch.arange(2000, dtype=torch.int32)},
+    ),
     "score_items": (score_items, (DotScorer(_USERS, _ITEMS),), {}),
     "sampled_softmax_loss": (
         sampled_softmax_loss,
