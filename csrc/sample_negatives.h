@@ -97,7 +97,10 @@ DEEPREC_HOST_DEVICE inline int64_t candidate(const NegativeSource& s, uint32_t w
   if (!is_weighted(s)) {
     return column;
   }
-  const int64_t item = static_cast<int64_t>(coin) < s.threshold[column] ? column : s.alias[column];
+  // Without a branch, which the coin would mispredict every other time, to wait for the table.
+  const int64_t heads = -static_cast<int64_t>(static_cast<int64_t>(coin) < s.threshold[column]),
+                other = s.alias[column];
+  const int64_t item = other ^ ((other ^ column) & heads);
   return item < s.num_items ? item : kNoNegative;  // a damaged table names no item beyond the last
 }
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:  # the names of the models are read from here without torch
 RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"
 SIMILAR_ITEMS, NEW_USERS, NEW_ITEMS = "similar_items", "new_users", "new_items"
 RETRIEVES = "retrieves"
+FROM_COLUMNS = "from_columns"
 CAPABILITIES: dict[str, str] = {
     RECOMMENDS: "recommends items to a user",
     RATES: "predicts ratings",
     PREDICTS: "predicts the probability of a click",
     SIMILAR_ITEMS: "knows similar items",
     NEW_USERS: "serves users that it never saw, from what they did",
+    FROM_COLUMNS: "serves users and items that it never saw, from their columns",
     NEW_ITEMS: "rates items that it never saw, from what users gave them",
     RETRIEVES: "scores by a dot product with item vectors, which an index can hold",
 }

@@ -33,4 +33,18 @@ static inline Lanes<float, N> log_one_plus(Lanes<float, N> t) {
   return 2.0f * (s + s * q * y);
 }
 
+// log(x) for normal x > 0: x = m 2^n with m around 1, log m = 2 atanh((m - 1) / (m + 1)), whose argument is at most
+// 0.172.
+template <int N>
+static inline Lanes<float, N> log_positive(Lanes<float, N> x) {
+  const auto bits = (Lanes<int32_t, N>)x;
+  const auto n = (bits - 0x3f3504f3) >> 23;  // of x / sqrt(1/2), rounded down
+  const auto m = (Lanes<float, N>)(bits - (n << 23)), whole = __builtin_convertvector(n, Lanes<float, N>);
+  const auto s = (m - 1.0f) / (m + 1.0f), q = s * s;
+  auto y = q * (1.0f / 9) + 1.0f / 7;
+  y = y * q + 1.0f / 5;
+  y = y * q + 1.0f / 3;
+  return whole * 0.693359375f + (2.0f * (s + s * q * y) - whole * 2.12194440e-4f);
+}
+
 }  // namespace deeprec::DEEPREC_ISA

@@ -32,51 +32,77 @@ void philox_lanes(uint32_t c[4][kLanes], uint32_t key0, uint32_t key1) {
   }
 }
 
-template <class Id, class Seen>
-void sample_rows(const NegativeJob& job, const Seen& is_seen, int64_t begin, int64_t end) {
+// Philox blocks of consecutive groups, row after row.
+struct Batch {
+  alignas(64) uint32_t words[4][kLanes];
+  int64_t rows[kLanes];
+  uint32_t group_of[kLanes];
+  int lanes;
+};
+
+// The next blocks from group `group` of `row` on; both move on. What they need of the alias table is asked for.
+void next_batch(const NegativeJob& job, int64_t groups, int64_t end, int64_t& row, int64_t& group, Batch& batch) {
   const NegativeSource& s = job.source;
-  const Id* users = static_cast<const Id*>(job.users);
-  Id* out = static_cast<Id*>(job.out);
+  auto& words = batch.words;
+  for (batch.lanes = 0; batch.lanes < kLanes && row < end; ++batch.lanes) {
+    const uint64_t example = job.offset + static_cast<uint64_t>(row);
+    words[0][batch.lanes] = static_cast<uint32_t>(example);
+    words[1][batch.lanes] = static_cast<uint32_t>(example >> 32);
+    words[2][batch.lanes] = batch.group_of[batch.lanes] = static_cast<uint32_t>(group);
+    words[3][batch.lanes] = 0;
+    batch.rows[batch.lanes] = row;
+    if (++group == groups) {
+      group = 0;
+      ++row;
+    }
+  }
+  for (int l = batch.lanes; l < kLanes; ++l) {
+    words[0][l] = words[1][l] = words[2][l] = words[3][l] = 0;
+  }
+  philox_lanes(words, s.key0, s.key1);
+  for (int l = 0; is_weighted(s) && l < batch.lanes; ++l) {
+    for (int slot = 0; slot < 4; slot += 2) {
+      const uint64_t column = static_cast<uint64_t>(words[slot][l]) * static_cast<uint64_t>(s.num_items) >> 32;
+      __builtin_prefetch(s.threshold + column);
+      __builtin_prefetch(s.alias + column);
+    }
+  }
+}
+
+template <class Id, class Seen>
+void draw_batch(const NegativeJob& job, const Seen& is_seen, const Batch& batch) {
+  const NegativeSource& s = job.source;
   const int64_t per_block = negatives_per_block(s);
   const int step = is_weighted(s) ? 2 : 1;
+  for (int l = 0; l < batch.lanes; ++l) {
+    const int64_t row = batch.rows[l], user = static_cast<const Id*>(job.users)[row];
+    const int64_t first = batch.group_of[l] * per_block;
+    const int64_t left = job.num_negatives - first;
+    const int count = static_cast<int>(left < per_block ? left : per_block);
+    Id* to = static_cast<Id*>(job.out) + row * job.num_negatives + first;
+    for (int t = 0; t < count; ++t) {
+      const int slot = t * step;
+      int64_t item = candidate(s, batch.words[slot][l], batch.words[(slot + 1) & 3][l]);
+      if (__builtin_expect(item < 0 || is_seen(s, user, item), 0)) {
+        const uint64_t example = job.offset + static_cast<uint64_t>(row);
+        item = retry_negative(s, is_seen, user, example, batch.group_of[l], slot, 1);
+      }
+      to[t] = static_cast<Id>(item);
+    }
+  }
+}
+
+// A batch is drawn while what the next one needs is on its way.
+template <class Id, class Seen>
+void sample_rows(const NegativeJob& job, const Seen& is_seen, int64_t begin, int64_t end) {
+  const int64_t per_block = negatives_per_block(job.source);
   const int64_t groups = (job.num_negatives + per_block - 1) / per_block;
   int64_t row = begin, group = 0;
-  while (row < end) {
-    alignas(64) uint32_t words[4][kLanes];
-    int64_t rows[kLanes];
-    uint32_t group_of[kLanes];
-    int lanes = 0;
-    for (; lanes < kLanes && row < end; ++lanes) {
-      const uint64_t example = job.offset + static_cast<uint64_t>(row);
-      words[0][lanes] = static_cast<uint32_t>(example);
-      words[1][lanes] = static_cast<uint32_t>(example >> 32);
-      words[2][lanes] = group_of[lanes] = static_cast<uint32_t>(group);
-      words[3][lanes] = 0;
-      rows[lanes] = row;
-      if (++group == groups) {
-        group = 0;
-        ++row;
-      }
-    }
-    for (int l = lanes; l < kLanes; ++l) {
-      words[0][l] = words[1][l] = words[2][l] = words[3][l] = 0;
-    }
-    philox_lanes(words, s.key0, s.key1);
-    for (int l = 0; l < lanes; ++l) {
-      const int64_t user = users[rows[l]];
-      const int64_t first = group_of[l] * per_block;
-      const int64_t left = job.num_negatives - first;
-      const int count = static_cast<int>(left < per_block ? left : per_block);
-      Id* to = out + rows[l] * job.num_negatives + first;
-      for (int t = 0; t < count; ++t) {
-        const int slot = t * step;
-        int64_t item = candidate(s, words[slot][l], words[(slot + 1) & 3][l]);
-        if (__builtin_expect(item < 0 || is_seen(s, user, item), 0)) {
-          item = retry_negative(s, is_seen, user, job.offset + static_cast<uint64_t>(rows[l]), group_of[l], slot, 1);
-        }
-        to[t] = static_cast<Id>(item);
-      }
-    }
+  Batch batches[2];
+  next_batch(job, groups, end, row, group, batches[0]);
+  for (int turn = 0; batches[turn].lanes > 0; turn ^= 1) {
+    next_batch(job, groups, end, row, group, batches[turn ^ 1]);
+    draw_batch<Id>(job, is_seen, batches[turn]);
   }
 }
 

@@ -3,6 +3,8 @@
 // them is kept, the backward pass draws them again.
 #include "sampled_softmax_loss.h"
 
+#include "lanes_math.h"
+
 namespace deeprec::DEEPREC_ISA {
 namespace {
 
@@ -14,12 +16,13 @@ using Wide = typename Accumulator<E>::type;
 // Buffers of one thread.
 template <class A>
 struct Row {
-  int32_t* ids;  // [1 + S]
+  int32_t* ids;         // [1 + S]
+  const int32_t* next;  // [S] negatives of the next row, or null where they are not yet drawn
   A *z, *inverse, *slopes, *query, *grad;
   int64_t count;
 
   Row(int32_t* ids_in, void* values, int64_t num_negatives, int64_t dim)
-      : ids(ids_in), z(static_cast<A*>(values)), count(1 + num_negatives) {
+      : ids(ids_in), next(nullptr), z(static_cast<A*>(values)), count(1 + num_negatives) {
     inverse = z + count;
     slopes = inverse + count;
     query = slopes + count;
@@ -71,15 +74,53 @@ A read_query(const SampledSoftmaxJob& job, int64_t b, const Row<A>& row) {
   return inverse;
 }
 
+// x = log x, by vectors, then by ones.
+inline void log_all(float* x, int64_t n) {
+  constexpr int L = kFullLanes<float>;
+  int64_t j = 0;
+  for (; j + L <= n; j += L) {
+    store_lanes<L>(x + j, log_positive<L>(load_lanes<L>(x + j)));
+  }
+  for (; j < n; ++j) {
+    x[j] = __builtin_logf(x[j]);
+  }
+}
+
+inline void log_all(double* x, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    x[j] = __builtin_log(x[j]);
+  }
+}
+
+// The logarithm of each negative's chance into `row.slopes`, which are free until then: of the entries, not of all
+// items.
+template <class A>
+void read_chances(const SampledSoftmaxJob& job, const Row<A>& row) {
+  const int64_t* const cumulative = job.draw.source.cumulative;
+  const double items = static_cast<double>(job.num_items);
+  for (int64_t e = 1; e < row.count; ++e) {
+    const int64_t id = row.ids[e];
+    row.slopes[e] = static_cast<A>(static_cast<double>(cumulative[id + 1] - cumulative[id]) / items);
+  }
+  log_all(row.slopes + 1, row.count - 1);
+}
+
 // Logits of the positive and the negatives; -inf for a negative that is the positive.
 template <class E, class A>
 void score_row(const SampledSoftmaxJob& job, int64_t b, const Row<A>& row) {
   const E* items = static_cast<const E*>(job.items);
-  const A *bias = static_cast<const A*>(job.bias), *log_chance = static_cast<const A*>(job.log_chance);
+  const A* bias = static_cast<const A*>(job.bias);
+  const bool has_chances = job.log_scale && job.draw.source.cumulative;
+  if (has_chances) {
+    read_chances(job, row);
+  }
   const A correction = job.log_scale ? static_cast<const A*>(job.log_scale)[b] : A(0);
   for (int64_t e = 0; e < row.count; ++e) {
     if (e + kAhead < row.count) {
       ask_for(items + row.ids[e + kAhead] * job.item_stride, job.dim);
+    }
+    if (has_chances && row.next && e > 0) {
+      __builtin_prefetch(job.draw.source.cumulative + row.next[e - 1]);
     }
     const int64_t id = row.ids[e];
     const E* item = items + id * job.item_stride;
@@ -87,7 +128,7 @@ void score_row(const SampledSoftmaxJob& job, int64_t b, const Row<A>& row) {
     A z = static_cast<A>(job.gamma) * row.inverse[e] * product(row.query, item, job.dim);
     z += bias ? bias[id] : A(0);
     if (e > 0 && job.log_scale) {
-      z -= correction + (log_chance ? log_chance[id] : A(0));
+      z -= correction + (has_chances ? row.slopes[e] : A(0));
     }
     row.z[e] = e > 0 && id == job.targets[b] ? static_cast<A>(-__builtin_inf()) : z;
   }
@@ -163,16 +204,23 @@ void write_entries(const SampledSoftmaxJob& job, int64_t b, const Row<A>& row) {
 template <class E>
 void rows(const SampledSoftmaxJob& job, int32_t* ids, void* values, int64_t begin, int64_t end) {
   using A = Wide<E>;
-  const Row<A> row(ids, values, job.draw.num_negatives, job.dim);
+  const int64_t num_negatives = job.draw.num_negatives, together = rows_drawn(num_negatives);
+  Row<A> row(ids, values, num_negatives, job.dim);
+  int32_t* const drawn = ids + row.count;
   for (int64_t b = begin; b < end; ++b) {
-    if (row.count > 1) {
+    const int64_t place = (b - begin) % together;
+    if (num_negatives > 0 && place == 0) {
       NegativeJob draw = job.draw;
       draw.users = static_cast<const int32_t*>(draw.users) + b;
       draw.offset += static_cast<uint64_t>(b);
-      draw.out = ids + 1;
-      sample_negatives_rows(draw, 0, 1);
+      draw.out = drawn;
+      sample_negatives_rows(draw, 0, together < end - b ? together : end - b);
     }
     ids[0] = static_cast<int32_t>(job.targets[b]);
+    for (int64_t k = 0; k < num_negatives; ++k) {
+      ids[1 + k] = drawn[place * num_negatives + k];
+    }
+    row.next = place + 1 < together && b + 1 < end ? drawn + (place + 1) * num_negatives : nullptr;
     job.is_exhausted[b] = row.count > 1 && ids[1] == kNoNegative;
     if (job.is_exhausted[b]) {
       continue;

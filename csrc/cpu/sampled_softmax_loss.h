@@ -15,8 +15,7 @@ struct SampledSoftmaxJob {
   const void* items;       // [N, D], rows item_stride apart
   const int64_t* targets;  // [B]
   const void* bias;        // wide [N], or null
-  const void* log_chance;  // wide [N], log of an item's chance; null: uniform
-  const void* log_scale;   // wide [B], with the chance: log of the expected number of draws; null: no correction
+  const void* log_scale;   // wide [B], log of how often an item of chance 1 is expected; null: no correction
   double gamma;
   bool is_cosine, include_positive, need_grad;
   void* losses;           // wide [B]
@@ -30,6 +29,19 @@ struct SampledSoftmaxJob {
 
 }  // namespace deeprec
 
-// `ids`: a buffer [1 + S] of int32; `values`: wide [3 (1 + S) + 2 D].
+namespace deeprec {
+
+// Rows whose negatives are drawn together: enough for whole batches of the generator.
+inline constexpr int64_t rows_drawn(int64_t num_negatives) {
+  return num_negatives >= 1024 ? 1 : 1024 / (num_negatives > 0 ? num_negatives : 1);
+}
+
+inline constexpr int64_t sampled_ids_size(int64_t num_negatives) {
+  return 1 + num_negatives + rows_drawn(num_negatives) * num_negatives;
+}
+
+}  // namespace deeprec
+
+// `ids`: a buffer of sampled_ids_size(S) int32; `values`: wide [3 (1 + S) + 2 D].
 DEEPREC_DECLARE(void, sampled_softmax_rows,
                 (const ::deeprec::SampledSoftmaxJob& job, int32_t* ids, void* values, int64_t begin, int64_t end))

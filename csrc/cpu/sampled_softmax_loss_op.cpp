@@ -60,7 +60,7 @@ class SampledCall : public SoftmaxInputs {
     job.draw.num_negatives = given.num_negatives;
     job.draw.offset = static_cast<uint64_t>(given.offset);
     if (given.use_log_q) {
-      wide == ScalarType::Double ? take_chances<double>() : take_chances<float>();
+      wide == ScalarType::Double ? take_scales(log_scale64_) : take_scales(log_scale32_);
     }
     is_exhausted_.resize(static_cast<size_t>(job.batch));
     job.is_exhausted = is_exhausted_.data();
@@ -70,7 +70,7 @@ class SampledCall : public SoftmaxInputs {
     const auto kernel = DEEPREC_DISPATCH(sampled_softmax_rows);
     const int64_t chunks = threads_for(job.batch * num_entries * (job.dim + 1), kGrain);
     for_each_chunk(chunks, [&](int64_t c) {
-      std::vector<int32_t> ids(static_cast<size_t>(num_entries));
+      std::vector<int32_t> ids(static_cast<size_t>(sampled_ids_size(job.draw.num_negatives)));
       std::vector<char> values(static_cast<size_t>((3 * num_entries + 2 * job.dim) * wide_bytes));
       kernel(job, ids.data(), values.data(), job.batch * c / chunks, job.batch * (c + 1) / chunks);
     });
@@ -84,8 +84,8 @@ class SampledCall : public SoftmaxInputs {
  private:
   std::vector<int32_t> rows_;
   std::vector<uint8_t> is_exhausted_;
-  std::vector<double> log_chance64_, log_scale64_;
-  std::vector<float> log_chance32_, log_scale32_;
+  std::vector<double> log_scale64_;
+  std::vector<float> log_scale32_;
 
   void take_table(const SampledArguments& given) {
     if (!given.threshold && !given.alias && !given.cumulative) {
@@ -126,41 +126,25 @@ class SampledCall : public SoftmaxInputs {
     }
   }
 
-  // log(S p_j / sum of the chances that row b has left) as log_chance[j] + log_scale[b].
+  // log(S / sum of the chances that row b has left), to which the kernel adds log p_j.
   template <class A>
-  void take_chances() {
+  void take_scales(std::vector<A>& log_scale) {
     const NegativeSource& source = job.draw.source;
-    const auto weight = [&source](int64_t j) {
-      return static_cast<double>(source.cumulative[j + 1] - source.cumulative[j]);
-    };
-    std::vector<A>&log_chance = vectors(A()).first, &log_scale = vectors(A()).second;
-    if (source.cumulative) {
-      log_chance.resize(static_cast<size_t>(job.num_items));
-      const int64_t chunks = threads_for(job.num_items, kGrain);
-      for_each_chunk(chunks, [&](int64_t c) {
-        for (int64_t j = job.num_items * c / chunks; j < job.num_items * (c + 1) / chunks; ++j) {
-          const A chance = static_cast<A>(weight(j) / static_cast<double>(job.num_items));
-          log_chance[static_cast<size_t>(j)] = std::log(chance);
-        }
-      });
-      job.log_chance = log_chance.data();
-    }
+    const double num_items = static_cast<double>(job.num_items);
     for (const int32_t row : rows_) {
       const int64_t begin = source.indptr[row], end = source.indptr[row + 1];
-      double left = static_cast<double>(job.num_items - (end - begin));
+      double left = num_items - static_cast<double>(end - begin);
       if (source.cumulative) {
-        left = static_cast<double>(source.cumulative[job.num_items]) / static_cast<double>(job.num_items);
+        left = static_cast<double>(source.cumulative[job.num_items]) / num_items;
         for (int64_t p = begin; p < end; ++p) {
-          left -= weight(source.indices[p]) / static_cast<double>(job.num_items);
+          const int64_t item = source.indices[p];
+          left -= static_cast<double>(source.cumulative[item + 1] - source.cumulative[item]) / num_items;
         }
       }
       log_scale.push_back(static_cast<A>(std::log(static_cast<double>(job.draw.num_negatives)) - std::log(left)));
     }
     job.log_scale = log_scale.data();
   }
-
-  std::pair<std::vector<float>&, std::vector<float>&> vectors(float) { return {log_chance32_, log_scale32_}; }
-  std::pair<std::vector<double>&, std::vector<double>&> vectors(double) { return {log_chance64_, log_scale64_}; }
 };
 
 std::tuple<Tensor, Tensor, Tensor> sampled_softmax_loss(

@@ -3,7 +3,7 @@
 // cache. The forward pass keeps of each row the maximum, the sum, and the sum of the candidates weighted by their
 // exponentials, which is the gradient of the query; the backward pass scores again, a tile of candidates against all
 // rows, so that whoever owns a candidate adds up its gradient alone and in order. Rows x candidates never exist.
-#include "softmax_tile.h"
+#include "softmax_pairs.h"
 
 namespace deeprec::DEEPREC_ISA {
 namespace {
@@ -22,23 +22,6 @@ template <class A>
 void fill(A* to, int64_t n) {
   for (int64_t d = 0; d < n; ++d) {
     to[d] = 0;
-  }
-}
-
-template <class E>
-void pack_queries(const SoftmaxJob& job, int64_t begin, int64_t end) {
-  using A = Wide<E>;
-  const int64_t stride = softmax_stride(job.dim);
-  const E* queries = static_cast<const E*>(job.queries);
-  for (int64_t b = begin; b < end; ++b) {
-    A* to = static_cast<A*>(job.packed) + b * stride;
-    const A inverse = widen_row(queries + b * job.query_stride, job.dim, job.is_cosine, to);
-    if (job.is_cosine) {
-      static_cast<A*>(job.inverse)[b] = inverse;
-    }
-    for (int64_t d = 0; d < job.dim; ++d) {
-      to[d] *= static_cast<A>(job.gamma);
-    }
   }
 }
 
@@ -138,7 +121,7 @@ void walk(const SoftmaxJob& job, const SoftmaxParts& parts, void* memory, int64_
           int64_t chunk, int64_t item_begin, int64_t item_end) {
   using A = Wide<E>;
   const int64_t stride = softmax_stride(job.dim);
-  const TileScratch<A> tile(memory, stride);
+  const typename TileOf<E>::type tile(memory, stride);
   const Partial<A> part(job, parts, chunk, row_begin);
   part.clear(job, row_end - row_begin);
   int64_t seen[kSoftmaxBlock];
@@ -148,7 +131,7 @@ void walk(const SoftmaxJob& job, const SoftmaxParts& parts, void* memory, int64_
   }
   for (int64_t at = item_begin; at < item_end; at += kTile) {
     const int64_t width = item_end - at < kTile ? item_end - at : kTile;
-    pack_tile<E>(job, tile, at, width);
+    pack_tile(job, tile, at, width, E());
     if (job.smoothing > 0) {
       fill(tile.sum, job.dim);
       for (int64_t j = 0; j < width; ++j) {
@@ -157,13 +140,12 @@ void walk(const SoftmaxJob& job, const SoftmaxParts& parts, void* memory, int64_
     }
     for (int64_t row = row_begin; row < row_end; row += kSoftmaxRows) {
       const int64_t rows = row_end - row < kSoftmaxRows ? row_end - row : kSoftmaxRows, slot = row - row_begin;
-      score(static_cast<const A*>(job.packed) + row * stride, stride, tile, rows, padded(width), job.dim);
+      score(job, tile, row, rows, width);
       for (int64_t r = 0; r < rows; ++r) {
         take_row(job, parts, part, tile, row + r, slot + r, at, width, seen[slot + r], tile.logits + r * kTileStride);
       }
       if (job.need_grad) {
-        add_product(tile.logits, kTileStride, 1, tile.rows, stride, rows, padded(job.dim), width,
-                    part.weighted + slot * stride, stride);
+        add_candidates(job, tile, rows, width, part.weighted + slot * stride);
       }
     }
   }
@@ -172,21 +154,19 @@ void walk(const SoftmaxJob& job, const SoftmaxParts& parts, void* memory, int64_
 // The derivative of a row's loss by its query, from the sums of its parts in `grad` (already divided by the sum of
 // exponentials) and `plain`.
 template <class E, class A = Wide<E>>
-void finish_query(const SoftmaxJob& job, int64_t b, const A* plain, A even, A* positive, A* grad) {
+void finish_query(const SoftmaxJob& job, int64_t b, const A* plain, A even, A* vector, A* grad) {
   const E* item = static_cast<const E*>(job.items) + place_of(job, job.targets[b]) * job.item_stride;
-  widen_row(item, job.dim, job.is_cosine, positive);
-  add(grad, positive, static_cast<A>(job.smoothing - 1), job.dim);
+  widen_row(item, job.dim, job.is_cosine, vector);
+  add(grad, vector, static_cast<A>(job.smoothing - 1), job.dim);
   if (plain) {
     add(grad, plain, -even, job.dim);
   }
-  const A gamma = static_cast<A>(job.gamma);
-  const A* packed = static_cast<const A*>(job.packed) + b * softmax_stride(job.dim);
   if (job.is_cosine) {
-    for (int64_t d = 0; d < job.dim; ++d) {
-      positive[d] = packed[d] / gamma;
-    }
-    through_length(positive, static_cast<const A*>(job.inverse)[b], job.dim, grad);
+    const E* query = static_cast<const E*>(job.queries) + b * job.query_stride;
+    const A inverse = widen_row(query, job.dim, true, vector);
+    through_length(vector, inverse, job.dim, grad);
   }
+  const A gamma = static_cast<A>(job.gamma);
   for (int64_t d = 0; d < job.dim; ++d) {
     static_cast<A*>(job.queries_grad)[b * job.dim + d] = gamma * grad[d];
   }
@@ -277,16 +257,15 @@ template <class E>
 void items_grad(const SoftmaxJob& job, void* memory, int64_t item_begin, int64_t item_end) {
   using A = Wide<E>;
   const int64_t stride = softmax_stride(job.dim);
-  const TileScratch<A> tile(memory, stride);
-  const A* packed = static_cast<const A*>(job.packed);
+  const typename TileOf<E>::type tile(memory, stride);
   for (int64_t at = item_begin; at < item_end; at += kTile) {
     const int64_t width = item_end - at < kTile ? item_end - at : kTile;
-    pack_tile<E>(job, tile, at, width);
+    pack_tile(job, tile, at, width, E());
     fill(tile.grads, width * stride);
     fill(tile.bias, kTile);
     for (int64_t row = 0; row < job.batch; row += kSoftmaxRows) {
       const int64_t rows = job.batch - row < kSoftmaxRows ? job.batch - row : kSoftmaxRows;
-      score(packed + row * stride, stride, tile, rows, padded(width), job.dim);
+      score(job, tile, row, rows, width);
       for (int64_t r = 0; r < rows; ++r) {
         A* const z = tile.logits + r * kTileStride;
         const SeenList list(job, row + r);
@@ -296,14 +275,15 @@ void items_grad(const SoftmaxJob& job, void* memory, int64_t item_begin, int64_t
           add(tile.bias, z, A(1), width);
         }
       }
-      add_product(tile.logits, 1, kTileStride, packed + row * stride, stride, width, padded(job.dim), rows, tile.grads,
-                  stride);
+      add_queries(job, tile, row, rows, width);
     }
     for (int64_t j = 0; j < width; ++j) {
       const int64_t place = place_of(job, at + j);
       A* const grad = tile.grads + j * stride;
       if (job.is_cosine) {
-        through_length(tile.rows + j * stride, tile.inverse[j], job.dim, grad);
+        const E* item = static_cast<const E*>(job.items) + place * job.item_stride;
+        const A inverse = widen_row(item, job.dim, true, tile.sum);
+        through_length(tile.sum, inverse, job.dim, grad);
       }
       E* const to = static_cast<E*>(job.items_grad) + place * job.dim;
       for (int64_t d = 0; d < job.dim; ++d) {
@@ -333,7 +313,7 @@ void by_element(Element element, const Run& run) {
 }  // namespace
 
 void softmax_pack(const SoftmaxJob& job, int64_t begin, int64_t end) {
-  by_element(job.element, [&](auto zero) { pack_queries<decltype(zero)>(job, begin, end); });
+  by_element(job.element, [&](auto zero) { pack_queries(job, begin, end, zero); });
 }
 
 void softmax_part(const SoftmaxJob& job, const SoftmaxParts& parts, void* scratch, int64_t row_begin, int64_t row_end,

@@ -37,8 +37,10 @@ struct SoftmaxJob {
   const int64_t* seen_rows;     // null: row b for row b
   double gamma, smoothing;
   bool is_cosine, include_positive, need_grad;
-  void* packed;           // wide [B, softmax_stride(D)]: gamma times the (unit) queries, padded with zeros
-  void* inverse;          // wide [B], one over the length of each query; only for cosines
+  void* packed;           // wide [B, softmax_stride(D)]: gamma times the (unit) queries, padded with zeros; of bfloat16
+                          // uint32 [B, softmax_stride(D)]: the queries, two numbers in a word
+  void* pairs;            // uint32 [B / 2, softmax_stride(D)]: the queries, two rows in a word; only bfloat16
+  void* scale;            // float [B]: gamma, for cosines over the length of the query; only bfloat16
   void* losses;           // wide [B]
   void* stats;            // wide [3, B]: maximum m, log sum exp(z - m), number of candidates
   void* queries_grad;     // wide [B, D] where need_grad
@@ -59,11 +61,12 @@ struct SoftmaxParts {
   void* plain;      // the same without the factor; only with smoothing
 };
 
-// Elements of one thread's buffers: `TileScratch` of softmax_tile.h.
-inline constexpr int64_t softmax_scratch_size(int64_t dim) {
-  const int64_t stride = softmax_stride(dim);
+// Elements of one thread's buffers: `TileScratch` of softmax_tile.h, or `PairTile` of softmax_pairs.h.
+inline constexpr int64_t softmax_scratch_size(int64_t dim, bool has_pairs) {
+  const int64_t stride = softmax_stride(dim),
+                of_pairs = kSoftmaxTile * stride * 3 / 2 + kSoftmaxTile * kSoftmaxRows / 2;
   return 2 * kSoftmaxTile * stride + stride * kSoftmaxTileStride + 3 * kSoftmaxTile + stride +
-         kSoftmaxRows * kSoftmaxTileStride;
+         kSoftmaxRows * kSoftmaxTileStride + (has_pairs ? of_pairs : 0);
 }
 
 }  // namespace deeprec

@@ -55,6 +55,7 @@ struct Arguments {
 class Call : public SoftmaxInputs {
  public:
   SoftmaxJob job{};
+  bool has_pairs;  // of bfloat16
 
   explicit Call(const Arguments& given) : SoftmaxInputs(kOp, given.queries) {
     take_vectors(job, given.queries, given.items, given.gamma);
@@ -71,9 +72,14 @@ class Call : public SoftmaxInputs {
     sort_candidates(given.item_ids);
     wide == ScalarType::Double ? take_shifts<double>(given) : take_shifts<float>(given);
     packed_.emplace(job.batch * softmax_stride(job.dim) * wide_bytes);
-    inverse_.emplace(job.batch * wide_bytes);
     job.packed = packed_->get();
-    job.inverse = inverse_->get();
+    has_pairs = job.element == Element::bf16;
+    if (has_pairs) {
+      pairs_.emplace(divide_up(job.batch, 2) * softmax_stride(job.dim) * 4);
+      scale_.emplace(job.batch * 4);
+      job.pairs = pairs_->get();
+      job.scale = scale_->get();
+    }
     const auto pack = DEEPREC_DISPATCH(softmax_pack);
     const int64_t chunks = threads_for(job.batch * (job.dim + 1), 1 << 15);
     for_each_chunk(chunks, [&](int64_t c) { pack(job, job.batch * c / chunks, job.batch * (c + 1) / chunks); });
@@ -81,7 +87,7 @@ class Call : public SoftmaxInputs {
 
  private:
   std::vector<int64_t> order_, ids_, same_begin_, same_end_;
-  std::optional<Buffer> shift_, positive_shift_, packed_, inverse_;
+  std::optional<Buffer> shift_, positive_shift_, packed_, pairs_, scale_;
 
   // The working order, and the targets in it.
   void sort_candidates(const std::optional<Tensor>& item_ids) {
@@ -154,7 +160,9 @@ class Call : public SoftmaxInputs {
 };
 
 // Chunks of the candidates and blocks of the rows, as units of work.
-void run_forward(const SoftmaxJob& job, int64_t wide_bytes) {
+void run_forward(const Call& call) {
+  const SoftmaxJob& job = call.job;
+  const int64_t wide_bytes = call.wide_bytes;
   const int64_t blocks = divide_up(job.batch, kSoftmaxBlock);
   const int64_t most = std::max<int64_t>(1, job.num_items / kMinChunk);
   const int64_t chunks = std::min(divide_up(kUnits, blocks), most);
@@ -175,7 +183,7 @@ void run_forward(const SoftmaxJob& job, int64_t wide_bytes) {
                            plain.get()};
   const auto part = DEEPREC_DISPATCH(softmax_part);
   torch::stable::parallel_for(0, blocks * chunks, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(softmax_scratch_size(job.dim) * wide_bytes);
+    const Buffer scratch(softmax_scratch_size(job.dim, call.has_pairs) * wide_bytes);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / chunks * kSoftmaxBlock, chunk = unit % chunks;
       part(job, parts, scratch.get(), row, std::min(row + kSoftmaxBlock, job.batch), chunk,
@@ -201,7 +209,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_loss(
   job.stats = stats.data_ptr();
   job.queries_grad = grad.data_ptr();
   if (job.batch > 0) {
-    run_forward(job, call.wide_bytes);
+    run_forward(call);
   }
   return {losses, stats, grad};
 }
@@ -233,7 +241,7 @@ std::tuple<Tensor, Tensor> softmax_loss_grad(const Tensor& queries, const Tensor
   const auto kernel = DEEPREC_DISPATCH(softmax_items_grad);
   const int64_t units = divide_up(job.num_items, kItemsGrain);
   torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(softmax_scratch_size(job.dim) * call.wide_bytes);
+    const Buffer scratch(softmax_scratch_size(job.dim, call.has_pairs) * call.wide_bytes);
     kernel(job, scratch.get(), begin * kItemsGrain, std::min(end * kItemsGrain, job.num_items));
   });
   return {grad, bias_grad};

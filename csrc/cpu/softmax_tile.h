@@ -72,17 +72,30 @@ inline void add_product(const double* a, int64_t a_row, int64_t a_step, const do
 }
 
 // Logits [rows, kTileStride] of packed queries and a tile of n candidates (a multiple of kPad).
-inline void score(const float* q, int64_t ldq, const TileScratch<float>& tile, int64_t rows, int64_t n, int64_t dim) {
+inline void products(const float* q, int64_t ldq, const TileScratch<float>& tile, int64_t rows, int64_t n,
+                     int64_t dim) {
   gemm<float>(q, ldq, 1, tile.steps, kTileStride, rows, n, dim, Store<false>{tile.logits, kTileStride, tile.shift});
 }
 
-inline void score(const double* q, int64_t ldq, const TileScratch<double>& tile, int64_t rows, int64_t n, int64_t dim) {
+inline void products(const double* q, int64_t ldq, const TileScratch<double>& tile, int64_t rows, int64_t n,
+                     int64_t dim) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       tile.logits[i * kTileStride + j] = tile.shift[j];
     }
   }
   add_product(q, ldq, 1, tile.steps, kTileStride, rows, n, dim, tile.logits, kTileStride);
+}
+
+// One over the length of a row, 0 for a row of zeros.
+template <class E>
+typename Accumulator<E>::type inverse_of(const E* row, int64_t dim) {
+  using A = typename Accumulator<E>::type;
+  A square = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    square += widen(row[d]) * widen(row[d]);
+  }
+  return square == 0 ? A(0) : 1 / static_cast<A>(__builtin_sqrt(square));
 }
 
 // One row, widened, and for cosines made a unit vector; returns one over its length, 0 for a row of zeros.
@@ -97,11 +110,7 @@ A widen_row(const E* from, int64_t dim, bool is_cosine, A* to) {
   if (!is_cosine) {
     return 1;
   }
-  A square = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    square += to[d] * to[d];
-  }
-  const A inverse = square == 0 ? A(0) : 1 / static_cast<A>(__builtin_sqrt(square));
+  const A inverse = inverse_of(from, dim);
   for (int64_t d = 0; d < dim; ++d) {
     to[d] *= inverse;
   }
@@ -135,19 +144,61 @@ inline void transpose(const double* rows, int64_t ldr, int64_t width, int64_t di
 DEEPREC_INLINE int64_t place_of(const SoftmaxJob& job, int64_t at) { return job.order ? job.order[at] : at; }
 DEEPREC_INLINE int64_t id_of(const SoftmaxJob& job, int64_t at) { return job.ids ? job.ids[at] : at; }
 
+// What is added to the similarities of a tile; `to` holds padded(width).
+template <class A>
+void copy_shift(const SoftmaxJob& job, A* to, int64_t at, int64_t width) {
+  const A* shift = static_cast<const A*>(job.shift);
+  for (int64_t j = 0; j < padded(width); ++j) {
+    to[j] = shift && j < width ? shift[at + j] : A(0);
+  }
+}
+
+// Tiles of wide numbers; softmax_pairs.h has those of pairs of bfloat16. The element is told by `zero`.
+template <class E>
+void pack_queries(const SoftmaxJob& job, int64_t begin, int64_t end, E zero) {
+  using A = typename Accumulator<E>::type;
+  const E* queries = static_cast<const E*>(job.queries);
+  for (int64_t b = begin; b < end; ++b) {
+    A* const to = static_cast<A*>(job.packed) + b * softmax_stride(job.dim);
+    widen_row(queries + b * job.query_stride, job.dim, job.is_cosine, to);
+    for (int64_t d = 0; d < job.dim; ++d) {
+      to[d] *= static_cast<A>(job.gamma);
+    }
+  }
+}
+
 template <class E, class A>
-void pack_tile(const SoftmaxJob& job, const TileScratch<A>& tile, int64_t at, int64_t width) {
+void pack_tile(const SoftmaxJob& job, const TileScratch<A>& tile, int64_t at, int64_t width, E zero) {
   const int64_t stride = softmax_stride(job.dim);
   const E* items = static_cast<const E*>(job.items);
-  const A* shift = static_cast<const A*>(job.shift);
   for (int64_t j = 0; j < width; ++j) {
     const E* item = items + place_of(job, at + j) * job.item_stride;
-    tile.inverse[j] = widen_row(item, job.dim, job.is_cosine, tile.rows + j * stride);
+    widen_row(item, job.dim, job.is_cosine, tile.rows + j * stride);
   }
   transpose(tile.rows, stride, width, job.dim, tile.steps);
-  for (int64_t j = 0; j < padded(width); ++j) {
-    tile.shift[j] = shift && j < width ? shift[at + j] : A(0);
-  }
+  copy_shift(job, tile.shift, at, width);
+}
+
+// Logits of rows [row, row + rows) and a tile.
+template <class A>
+void score(const SoftmaxJob& job, const TileScratch<A>& tile, int64_t row, int64_t rows, int64_t width) {
+  const int64_t stride = softmax_stride(job.dim);
+  products(static_cast<const A*>(job.packed) + row * stride, stride, tile, rows, padded(width), job.dim);
+}
+
+// to += shares [rows, width], which lie in tile.logits, times the (unit) candidates.
+template <class A>
+void add_candidates(const SoftmaxJob& job, const TileScratch<A>& tile, int64_t rows, int64_t width, A* to) {
+  const int64_t stride = softmax_stride(job.dim);
+  add_product(tile.logits, kTileStride, 1, tile.rows, stride, rows, padded(job.dim), width, to, stride);
+}
+
+// tile.grads += slopes [rows, width]', which lie in tile.logits, times gamma times the (unit) queries.
+template <class A>
+void add_queries(const SoftmaxJob& job, const TileScratch<A>& tile, int64_t row, int64_t rows, int64_t width) {
+  const int64_t stride = softmax_stride(job.dim);
+  add_product(tile.logits, 1, kTileStride, static_cast<const A*>(job.packed) + row * stride, stride, width,
+              padded(job.dim), rows, tile.grads, stride);
 }
 
 // First of ids[begin, end), ascending, that is `id` or more.

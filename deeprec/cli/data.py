@@ -157,6 +157,7 @@ def _content(interactions: data.Interactions) -> dict[str, Any]:
         "users": interactions.num_users,
         "items": interactions.num_items,
         "interactions_per_user": f"{per_user.min()} to {per_user.max()}, mean {per_user.mean():.1f}",
+        **({"tags": interactions.num_tags} if isinstance(interactions, data.Folksonomy) else {}),
         "ratings": f"{ratings.min():g} to {ratings.max():g}" if ratings is not None else "none",
         "order": order,
         "official_split": interactions.official.source if interactions.official else "none",

@@ -14,11 +14,19 @@ from deeprec.cli.console import command, console, print_json, progress, say, tab
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.contract import PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
-from deeprec.data.reading.tables import read_table
+from deeprec.data.reading.tables import read_table, typed
 from deeprec.data.reading.text import read_bytes
+from deeprec.registry import model_class, recommenders
 
 _TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
-_WHO = {"--user": "ID", "--users": "FILE", "--all": "", "--history": "ITEM,ITEM"}  # one of them, and what it takes
+_WHO = {
+    "--user": "ID",
+    "--users": "FILE",
+    "--all": "",
+    "--history": "ITEM,ITEM",
+    "--tags": "TAG,TAG",
+    "--features": "FILE",
+}  # one of them, and what it takes
 _GOES_WITH = {
     "--all": ("--output",),
     "--resume": ("--output",),
@@ -52,6 +60,14 @@ def recommend(
     ratings: Annotated[
         list[str] | None, typer.Option("--ratings", help="What the new user gave each item of --history: 5,3,...")
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Instead of a user: a table with the columns of users whom it never saw."),
+    ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tags", help="Instead of a user: tags that a new user gives, TAG,TAG,...; repeated ones count."),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", help="The only items that may come: ITEM,ITEM,... or a file; repeat it for more."),
@@ -66,7 +82,7 @@ def recommend(
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Recommend items to users of the data, or to a new user with a history, rated or not.
+    """Recommend items to users of the data, to a new user with a history, rated or not, or to new users by columns.
 
     A file of items or users has one id a line, or a column item_id or user_id (.parquet, .csv, .tsv, .jsonl).
 
@@ -77,6 +93,8 @@ def recommend(
         "--users": users,
         "--all": everyone,
         "--history": history,
+        "--tags": tags,
+        "--features": features,
         "--ratings": ratings,
         "--output": output,
         "--resume": resume,
@@ -95,6 +113,12 @@ def recommend(
         given = None if ratings is None else _numbers(ratings)
         _show(model.recommend_for_history(liked, k, ratings=given, **filters), directory, as_json)
         return
+    if tags:
+        _show(_for_tags(model, _words(tags), k, filters), directory, as_json)
+        return
+    if features is not None:
+        _show(model.recommend_for_features(typed(read_table(features).frame), k, **filters), directory, as_json)
+        return
     asked: Any = parse_ids(user, model.user_ids) if user else None
     if users is not None:
         asked = _ids_of_file("users", users, model.user_ids)
@@ -109,6 +133,16 @@ def recommend(
 
         rows = model.recommend_file(output, k, users=asked, **filters, unknown=unknown, resume=resume, on_progress=show)
     say(("done", "green"), f": {rows:,} rows written to {output}")
+
+
+def _for_tags(model: Any, tags: list[str], k: int, filters: dict[str, Any]) -> pl.DataFrame:
+    """Lists for tags; ValueError for a model that knows none."""
+    if not model.reads_tags:
+        able = ", ".join(name for name in recommenders() if model_class(name).reads_tags)
+        raise ValueError(f"recommend: --tags needs a model of tags, got {model.name}; such are {able}")
+    given = tags if model.tag_ids is None else parse_ids(tags, model.tag_ids)
+    frame: pl.DataFrame = model.recommend_for_tags(given, k, **filters)
+    return frame
 
 
 def _require_fitting(given: set[str]) -> None:
@@ -220,11 +254,12 @@ def parse_ids(texts: list[str], ids: IdMap) -> list[Any]:
 
 def _print(listed: pl.DataFrame) -> None:
     out = console()
-    groups = listed.partition_by("user_id", maintain_order=True) if "user_id" in listed.columns else [listed]
+    key = next((name for name in ("user_id", "row") if name in listed.columns), None)
+    groups = [listed] if key is None else listed.partition_by(key, maintain_order=True)
     if not listed.height:
         out.print("No item is left to recommend.")
     for group in groups:
-        owner = f"user {group['user_id'][0]}" if "user_id" in group.columns else "a new user"
+        owner = "a new user" if key is None else f"{key.removesuffix('_id')} {group[key][0]}"
         if "fallback" in group.columns and group["fallback"][0]:
             owner += ", unknown: what is popular"
         columns = [name for name in ("rank", "item_id", "title", "score") if name in group.columns]

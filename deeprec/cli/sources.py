@@ -10,6 +10,7 @@ from deeprec.cli import folder
 from deeprec.cli.console import command, progress, say
 from deeprec.cli.settings import Settings
 from deeprec.data.clicks.log import ClickLog
+from deeprec.data.columns.data_schema import DataSchema
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.reading.files import has_parts
@@ -40,6 +41,14 @@ class Request:
     log: Path | None = None
     on_bad: str = "raise"
     start: Path | None = None  # folder of the model that goes on
+
+
+def _how_to_read(model: Any, side: str) -> str:
+    """What makes a model read the table of a side."""
+    inputs = f"{side}_inputs"
+    if hasattr(model.config, inputs):
+        return f"take {inputs}={','.join((*getattr(model.config, inputs), 'features'))}"
+    return f"take side={side} and name columns of the table with features=COLUMN,..."
 
 
 def has_own_test(request: Request) -> bool:
@@ -78,14 +87,20 @@ class InteractionSource:
             if getattr(request, name) is not None and name not in model.features_taken():
                 side = name.partition("_")[0]
                 raise ValueError(
-                    f"train: {model.name} does not use --{side}-features with these options; leave it out, or take "
-                    f"side={side} and name columns of the table with features=COLUMN,..."
+                    f"train: {model.name} does not use --{side}-features with these options; leave it out, or "
+                    f"{_how_to_read(model, side)}"
                 )
         interactions = folder.load_data(request.data, request.data_dir, request.settings.data)
         if not is_named(request.data):
             interactions = interactions.canonical()
         interactions = folder.with_tables(interactions, request.user_features, request.item_features)
-        return InteractionTask(interactions, rule) if request.start is None else later_task(model, interactions, rule)
+        if request.start is not None:
+            later: InteractionTask = later_task(model, interactions, rule)
+            return later
+        task = InteractionTask(interactions, rule)
+        if request.schema is not None:  # the model keeps it
+            model.task_for(task, None, DataSchema.from_yaml(request.schema))
+        return task
 
     def announce(self, task: InteractionTask) -> None:
         """Lines about the data and the protocol."""

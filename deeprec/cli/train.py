@@ -63,7 +63,8 @@ def train(
     select: Select = None,
     best_on_test: BestOnTest = False,
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="Clicks: the features, a YAML file (see `deeprec schema`).")
+        Path | None,
+        typer.Option("--schema", help="What columns mean, a YAML file: of clicks (see `deeprec schema`), or towers."),
     ] = None,
     log: Annotated[
         Path | None, typer.Option("--log", help="Clicks: convert the rows into this folder, which --data then takes.")

@@ -13,6 +13,7 @@ from deeprec.data.columns.kinds import Audio, Bag, Categorical, Cross, Image, Nu
 from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
 from deeprec.data.columns.table import EncodedTable
+from deeprec.data.columns.terms import Terms
 from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.domains import Domains
 from deeprec.data.interactions.encoded import EncodedTables, encode_tables
@@ -27,6 +28,7 @@ from deeprec.data.interactions.splits import (
     sampled_negatives,
     time_holdout,
 )
+from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.sources import open_source
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
@@ -48,6 +50,7 @@ __all__ = [
     "EncodedTables",
     "Encoder",
     "FeatureSchema",
+    "Folksonomy",
     "IdMap",
     "Image",
     "Interactions",
@@ -57,6 +60,7 @@ __all__ = [
     "Split",
     "SyntheticInteractions",
     "SyntheticTruth",
+    "Terms",
     "Text",
     "UnknownIdError",
     "Vector",

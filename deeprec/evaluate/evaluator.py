@@ -48,7 +48,7 @@ def evaluate(
         progress: called with (done, total) after each block.
         device: where the model is moved for this call, and with it the work; "auto": where it is.
     Returns:
-        "metric@k" (or "auc") to its mean over users, in the order of the protocol.
+        "metric@k" (or its name alone without a cutoff) to its mean over users, in the order of the protocol.
     Raises:
         ValueError: a score is NaN, the part is empty, negatives are missing, or there is no such device.
     """
@@ -128,9 +128,14 @@ def figures(ranking: Ranking, protocol: Protocol, train: Interactions) -> dict[s
             known = values[~np.isnan(values)]
             result["auc"] = float(known.mean()) if known.size else float("nan")
             continue
+        if name in metrics.WHOLE_METRICS:
+            result[name] = float(np.mean(metrics.WHOLE_METRICS[name](ranking.ranks, ranking.offsets)))
+            continue
         for k in protocol.cutoffs:
             if name in metrics.RANK_METRICS:
                 value = float(metrics.RANK_METRICS[name](ranking.ranks, k, ranking.offsets).mean())
+            elif name == "f1":
+                value = metrics.f1(ranking.ranks, k, ranking.offsets)
             else:
                 assert ranking.top_items is not None  # rank() asks for lists where the protocol has a list metric
                 if name == "novelty":

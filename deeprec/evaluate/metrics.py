@@ -95,7 +95,7 @@ def ndcg(ranks: NDArray[Any], k: int, offsets: NDArray[Any] | None = None) -> Fl
 def mrr(ranks: NDArray[Any], k: int, offsets: NDArray[Any] | None = None) -> FloatArray:
     """MRR@K = 1 / r_1 if r_1 <= K else 0: the first positive only. Arguments as `hit_ratio`, [U] in [0, 1].
 
-    DSPR's variant, the mean over all test pairs, is this function without offsets.
+    See `mrr_all` without a cutoff, and `mrr_pairs` for the mean over all test pairs.
     """
     ranks, starts, _ = _layout(ranks, offsets, k)
     first = ranks[starts]
@@ -110,6 +110,40 @@ def average_precision(ranks: NDArray[Any], k: int, offsets: NDArray[Any] | None 
     ranks, starts, counts = _layout(ranks, offsets, k)
     precision_at = np.where(ranks <= k, _position(counts) / ranks, 0.0)
     return _sum_per_user(precision_at, starts) / np.minimum(counts, k)
+
+
+def f1(ranks: NDArray[Any], k: int, offsets: NDArray[Any] | None = None) -> float:
+    """F1@K = 2 P R / (P + R) of the means over users P = Precision@K and R = Recall@K, 0 where both are.
+
+    Arguments as `hit_ratio`; one number in [0, 1], no mean of figures of users.
+    Reference: Xu et al. 2016 (DSPR), section 5: all F of its table 2 are those of the P and R beside them.
+    """
+    mean_precision, mean_recall = (float(metric(ranks, k, offsets).mean()) for metric in (precision, recall))
+    both = mean_precision + mean_recall
+    return 2 * mean_precision * mean_recall / both if both else 0.0
+
+
+def average_precision_all(ranks: NDArray[Any], offsets: NDArray[Any] | None = None) -> FloatArray:
+    """AP = sum_j (j / r_j) / P over the whole list, without a cutoff. Arguments as `hit_ratio`, [U] in (0, 1]."""
+    ranks, starts, counts = _layout(ranks, offsets, None)
+    return _sum_per_user(_position(counts) / ranks, starts) / counts
+
+
+def mrr_all(ranks: NDArray[Any], offsets: NDArray[Any] | None = None) -> FloatArray:
+    """1 / r_1, the first positive alone, without a cutoff; never below HR@1. Arguments as `hit_ratio`, [U]."""
+    ranks, starts, _ = _layout(ranks, offsets, None)
+    reciprocal: FloatArray = 1.0 / ranks[starts]
+    return reciprocal
+
+
+def mrr_pairs(ranks: NDArray[Any], offsets: NDArray[Any] | None = None) -> float:
+    """Mean of 1 / r_j over all positives of all users, where each counts the positives of its user before it too.
+
+    One number in (0, 1], no mean over users: far below `mrr_all` where users have many positives.
+    Reference: the reading of MRR that fits table 2 of Xu et al. 2016 (DSPR), where it is below P@1.
+    """
+    ranks, _, _ = _layout(ranks, offsets, None)
+    return float((1.0 / ranks).mean())
 
 
 def auc(ranks: NDArray[Any], num_candidates: NDArray[Any], offsets: NDArray[Any] | None = None) -> FloatArray:
@@ -196,9 +230,16 @@ RANK_METRICS: dict[str, RankMetric] = {
     "mrr": mrr,
     "map": average_precision,
 }
+# Of the whole list, without a cutoff; a mean over users, or one number.
+WHOLE_METRICS: dict[str, Callable[..., FloatArray | float]] = {
+    "map_all": average_precision_all,
+    "mrr_all": mrr_all,
+    "mrr_pairs": mrr_pairs,
+}
+WITHOUT_CUTOFF: tuple[str, ...] = ("auc", *WHOLE_METRICS)
 LIST_METRICS: tuple[str, ...] = ("coverage", "novelty", "gini")
 RATING_METRICS: tuple[str, ...] = ("rmse", "mae", "rmse_rare")
-METRICS: tuple[str, ...] = (*RANK_METRICS, "auc", *LIST_METRICS, *RATING_METRICS)
+METRICS: tuple[str, ...] = (*RANK_METRICS, "f1", *WITHOUT_CUTOFF, *LIST_METRICS, *RATING_METRICS)
 
 
 def rmse(predictions: NDArray[Any], ratings: NDArray[Any]) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deeprec._suggest import did_you_mean
 from deeprec.evaluate.click_protocol import ClickProtocol
-from deeprec.evaluate.metrics import RATING_METRICS, check_metric
+from deeprec.evaluate.metrics import RATING_METRICS, WITHOUT_CUTOFF, check_metric
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -67,6 +67,8 @@ class Protocol:
         negatives_seed: seed of seeded negatives, at least 0. Validation negatives are always seeded.
         mask: parts whose items are taken out of a user's candidates when all items are ranked; subset of
             ("train", "validation"). Validation items are masked in the test only.
+        repeats: rows held out whose user and item meet in a part before too, as the assignments of several tags do:
+            "keep" ranks them, though the model saw the pair, "drop" leaves them out.
         ties: "pessimistic": among equal scores the positive ranks last; "authors": the order in which the NCF authors'
             `heapq.nlargest` meets the candidates (sampled candidates only; see `evaluator.candidate_ranks`).
         metrics: names out of `metrics.METRICS`.
@@ -89,6 +91,7 @@ class Protocol:
     negatives: Literal["given", "seeded", "auto", "none"] = "none"
     negatives_seed: int = 0
     mask: tuple[str, ...] = ("train", "validation")
+    repeats: Literal["keep", "drop"] = "keep"
     ties: Literal["pessimistic", "authors"] = "pessimistic"
     metrics: tuple[str, ...] = ("hr", "ndcg")
     cutoffs: tuple[int, ...] = (10,)
@@ -100,7 +103,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in ("holdout", "validation", "negatives", "ties", "task"):
+        for field in ("holdout", "validation", "negatives", "repeats", "ties", "task"):
             _check_choice(field, getattr(self, field), typing.get_args(hints[field]))
         for field in ("mask", "metrics", "cutoffs"):
             value = getattr(self, field)
@@ -168,6 +171,8 @@ class Protocol:
             )
         if self.ties == "authors" and not sampled:
             raise ValueError("protocol: ties='authors' is defined for sampled candidates; take ties='pessimistic'")
+        if self.repeats == "drop" and self.negatives in ("given", "auto"):
+            raise ValueError("protocol: repeats='drop' does not go with given negatives; take negatives='seeded'")
         if self.negatives == "given" and self.holdout not in ("official", "auto"):
             raise ValueError(
                 f"protocol: given negatives belong to the official test part, got holdout={self.holdout!r}; "
@@ -294,7 +299,7 @@ class Protocol:
     def headline(self) -> str:
         """The figure that chooses the epoch and leads a table, such as "hr@10"."""
         first = self.metrics[0]
-        return first if first in ("auc", *RATING_METRICS) else f"{first}@{self.cutoffs[0]}"
+        return first if first in (*WITHOUT_CUTOFF, *RATING_METRICS) else f"{first}@{self.cutoffs[0]}"
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -323,6 +328,18 @@ PROTOCOLS: dict[str, Protocol] = {
         validation="share",
         metrics=("map", "ndcg", "recall"),
         cutoffs=(10, 5, 1),
+    ),
+    # Xu et al. 2016, section 5, of a `Folksonomy`: 5 % and 15 % of the assignments, all items ranked. As printed a pair
+    # may be in training and test; mask=("train", "validation") with repeats="drop" leaves it out.
+    "dspr": Protocol(
+        "dspr",
+        holdout="random",
+        test_share=0.15,
+        validation="share",
+        validation_share=0.05,
+        mask=(),
+        metrics=("precision", "recall", "f1", "map_all", "mrr_all", "mrr_pairs"),
+        cutoffs=(10, 1, 5, 20),
     ),
     # Sedhain et al. 2015, section 3: random 90/10, a tenth of the training part chooses; their
     # 3 where nothing is known, which no other scale of ratings would take, is default_rating=3.
@@ -402,6 +419,8 @@ def _split(protocol: Protocol, data: Interactions, met: Interactions) -> Split:
         parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
     else:
         parts = splits.leave_one_out(data, validation=validation_rows, seed=protocol.seed)
+    if protocol.repeats == "drop":
+        parts = splits.without_repeats(parts)
     if not isinstance(protocol.candidates, int):
         return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
     test, validation = (

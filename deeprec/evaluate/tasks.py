@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import weakref
 from collections.abc import Iterable, Iterator
@@ -148,6 +149,8 @@ class InteractionTask:
         """Of the data, its split, and the side information that the model takes."""
         tables = {name: getattr(self.data, name) for name in model.features_taken()}
         taken = {f"{name}_sha256": features_sha256(table) for name, table in tables.items() if table is not None}
+        if (columns := getattr(model, "columns", None)) is not None:
+            taken["columns_sha256"] = hashlib.sha256(columns.to_yaml().encode()).hexdigest()
         return {"sha256": self.data.sha256, "split_sha256": self.split.sha256, **taken}
 
     def described(self, model: Any, seed: int) -> dict[str, Any]:
@@ -406,4 +409,4 @@ def joined_rows(first: Interactions, second: Interactions) -> Interactions:
         left, right = getattr(first, column), getattr(second, column)
         return None if left is None else np.concatenate([left, right])
 
-    return replace(first, **{column: both(column) for column in ("users", "items", "ratings", "order")})
+    return replace(first, **{column: both(column) for column in first.row_columns})

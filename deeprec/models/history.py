@@ -75,17 +75,7 @@ class HistoryRecommender(Recommender):
     @torch.no_grad()
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of pairs of internal ids; shapes broadcast."""
-        num_items = self.require_built().num_items
-        users, items = torch.broadcast_tensors(users.long(), items.long())
-        distinct, places = users.flatten().unique(return_inverse=True)
-        asked, scores = items.flatten(), torch.empty(len(places), dtype=torch.float32, device=places.device)
-        scorer = self.scorer(self.user_rows(distinct))
-        step = max(1, _SCORES_A_BLOCK // num_items)
-        for start in range(0, len(distinct), step):
-            block = scorer.scores(start, min(start + step, len(distinct)))
-            here = (places >= start) & (places < start + step)
-            scores[here] = block[places[here] - start, asked[here]].float()
-        return scores.view(users.shape)
+        return pair_scores(self, users, items)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         return rows_of((self.history_offsets, self.history_items), users)
@@ -102,6 +92,22 @@ class HistoryRecommender(Recommender):
             return self._scores(bounds, items[first:last].long())
 
         return BlockScorer(len(offsets) - 1, self.require_built().num_items, items.device, scores)
+
+
+def pair_scores(model: Recommender, users: Tensor, items: Tensor) -> Tensor:
+    """Scores of pairs of internal ids for a model that has a `BlockScorer`; shapes broadcast."""
+    num_items = model.require_built().num_items
+    users, items = torch.broadcast_tensors(users.long(), items.long())
+    distinct, places = users.flatten().unique(return_inverse=True)
+    asked, scores = items.flatten(), torch.empty(len(places), dtype=torch.float32, device=places.device)
+    scorer = model.scorer(model.user_rows(distinct))
+    assert isinstance(scorer, BlockScorer)
+    step = max(1, _SCORES_A_BLOCK // num_items)
+    for start in range(0, len(distinct), step):
+        block = scorer.scores(start, min(start + step, len(distinct)))
+        here = (places >= start) & (places < start + step)
+        scores[here] = block[places[here] - start, asked[here]].float()
+    return scores.view(users.shape)
 
 
 def cooccurrences(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deeprec import serve
 from deeprec.config import TrainConfig, make_config, require_keywords
 from deeprec.contract import (
+    FROM_COLUMNS,
     NEW_ITEMS,
     NEW_USERS,
     PREDICTS,
@@ -333,6 +334,16 @@ class Model(WholeTables):
         require_capability(self, "recommend_for_history", NEW_USERS, *([RATES] if ratings is not None else []))
         index = self._index("recommend_for_history", approximate)
         return serve.recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny, index=index)
+
+    def recommend_for_features(
+        self, users: Any, k: int = 10, *, histories: Any = None, allow: Any = None, deny: Any = None
+    ) -> pl.DataFrame:
+        """The k best items for users whom the model never saw, from a frame with the columns of the user table.
+
+        `histories` are the items that each met, `allow` the only items that may come, `deny` those that may not.
+        """
+        require_capability(self, "recommend_for_features", FROM_COLUMNS)
+        return serve.recommend_for_features(self, users, k, histories=histories, allow=allow, deny=deny)
 
     def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
         """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""

@@ -11,6 +11,7 @@ from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.mlp import MLP
 from deeprec.nn.replace import replace_embeddings
+from deeprec.nn.tower import TermBatch, TermRows, Tower
 
 __all__ = [
     "MLP",
@@ -24,5 +25,8 @@ __all__ = [
     "FactorizationMachine",
     "PairAttention",
     "Table",
+    "TermBatch",
+    "TermRows",
+    "Tower",
     "replace_embeddings",
 ]

@@ -1,5 +1,6 @@
 """Serving: recommendations from trained models."""
 
+from deeprec.serve.features import recommend_for_features
 from deeprec.serve.folder import load, save
 from deeprec.serve.index import ItemIndex
 from deeprec.serve.index_recall import RecallReport
@@ -14,6 +15,7 @@ from deeprec.serve.recommend import (
     similar_items,
 )
 from deeprec.serve.recommend_file import recommend_file
+from deeprec.serve.recommend_for_tags import recommend_for_tags
 
 __all__ = [
     "ItemIndex",
@@ -26,7 +28,9 @@ __all__ = [
     "predict_pairs_file",
     "recommend",
     "recommend_file",
+    "recommend_for_features",
     "recommend_for_history",
+    "recommend_for_tags",
     "save",
     "score",
     "similar_items",

@@ -50,9 +50,20 @@ from deeprec.serve.index_folder import is_index
 FORMAT = 2  # 1 lists neither the encoder's files nor its own checksum
 _REMEDY = "restore it or train the model anew"
 _ENCODER = "encoder"
+_TABLE_ENCODERS = ("user_encoder", "item_encoder")
 _WEIGHTS, _SEEN, _USERS, _ITEMS = "model.safetensors", "seen.safetensors", "users.parquet", "items.parquet"
+_TAGS = "tags.parquet"
 _OF_ENCODER = tuple(f"{_ENCODER}/{name}" for name in ENCODER_FILES)
-_FILES = (_WEIGHTS, _SEEN, _USERS, _ITEMS, *_OF_ENCODER)
+_OF_TABLES = {each: tuple(f"{each}/{name}" for name in ENCODER_FILES) for each in _TABLE_ENCODERS}
+_FILES = (
+    _WEIGHTS,
+    _SEEN,
+    _USERS,
+    _ITEMS,
+    _TAGS,
+    *_OF_ENCODER,
+    *(name for names in _OF_TABLES.values() for name in names),
+)
 _CONFIG, _INDEX = "config.json", "index"
 
 
@@ -91,7 +102,9 @@ _KEPT = {
     "user_ids": _Kept((_USERS,)),
     "item_ids": _Kept((_ITEMS,)),
     "seen": _Kept((_SEEN,), is_optional=True),
+    "tag_ids": _Kept((_TAGS,), since=2, is_optional=True),
     "encoder": _Kept(_OF_ENCODER, since=2),
+    **{each: _Kept(files, since=2, is_optional=True) for each, files in _OF_TABLES.items()},
 }
 _RATE = "negative_rate"  # a number in config.json itself
 
@@ -114,7 +127,7 @@ def save(model: AnyModel, directory: str | Path, *, card: Card | None = None) ->
     if _RATE in model.keeps:
         config[_RATE] = model.negative_rate
     make_folder(folder)
-    for place in (folder, folder / _ENCODER):
+    for place in (folder, folder / _ENCODER, *(folder / each for each in _TABLE_ENCODERS)):
         remove_unfinished(place)
     with unfinished_directory(folder / "model") as beside:
         digests = {_WEIGHTS: write_tensors(beside / _WEIGHTS, weights)}
@@ -164,8 +177,8 @@ def _require_kept(model: AnyModel) -> None:
 
 def _write_kept(directory: Path, name: str, value: Any) -> dict[str, str]:
     """Write what a model keeps; SHA-256 of its files by name."""
-    if name == "encoder":
-        return {f"{_ENCODER}/{file}": digest for file, digest in value.save(directory / _ENCODER).items()}
+    if name in (_ENCODER, *_TABLE_ENCODERS):
+        return {f"{name}/{file}": digest for file, digest in value.save(directory / name).items()}
     (file,) = _KEPT[name].files
     if name == "seen":
         content = save_tensors(
@@ -230,9 +243,14 @@ def _read_kept(folder: Path, name: str, contents: dict[str, bytes], sizes: Any) 
         if encoder.inputs != sizes:
             raise ValueError(f"load: {folder / _ENCODER} belongs to another model; {_REMEDY}")
         return encoder
+    if name in _TABLE_ENCODERS:  # whether it is the model's own its sizes say
+        return Encoder.load(folder / name) if _KEPT[name].files[0] in contents else None
     (file,) = _KEPT[name].files
     if name == "seen":
         return _seen(folder / file, contents[file], sizes) if file in contents else None
+    if name == "tag_ids":
+        count = getattr(sizes, "item_terms", 0) or sizes.num_features
+        return _id_map(folder / file, contents[file], "tag", count) if file in contents else None
     count = sizes.num_users if name == "user_ids" else sizes.num_items
     return _id_map(folder / file, contents[file], name.removesuffix("_ids"), count)
 

@@ -75,7 +75,7 @@ def recommend(
         else:
             lists = _by_index(model, index, Queries(asked), k, seen, block[block >= 0], **filters)
         blocks.append(lists if popular is None else _filled(block >= 0, lists, popular))
-    places, ranked = _ranked(blocks, k, items_map if index is None else index.ids, "item_id")
+    places, ranked = ranked_columns(blocks, k, items_map if index is None else index.ids, "item_id")
     columns = [ids.gather(places).alias("user_id"), *ranked]
     if popular is not None:
         columns.append(pl.Series("fallback", users[places] < 0, dtype=pl.Boolean))
@@ -185,10 +185,10 @@ def recommend_for_history(
     if index is not None:
         seen = Seen(np.array([0, len(met)], dtype=np.int64), met)
         best = _by_index(model, index, _asked(history, rated), k, seen, np.zeros(1, np.int32), only, never)
-        return pl.DataFrame(_ranked([best], k, index.ids, "item_id")[1])
+        return pl.DataFrame(ranked_columns([best], k, index.ids, "item_id")[1])
     scorer = model.scorer(model.encode(_asked(history, rated)))
     lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
-    _, ranked = _ranked([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
+    _, ranked = ranked_columns([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
 
 
@@ -289,7 +289,7 @@ def similar_items(model: AnyModel, item_ids: Any, k: int = 10) -> pl.DataFrame:
     if len(codes):
         own = torch.arange(len(codes) + 1, device=vectors.device), _there(model, codes)
         blocks.append(topk(CosineScorer(vectors[own[1].long()], vectors), k, seen=own))
-    places, ranked = _ranked(blocks, k, items_map, "similar_item_id")
+    places, ranked = ranked_columns(blocks, k, items_map, "similar_item_id")
     return pl.DataFrame([items_map.values.gather(codes[places]).alias("item_id"), *ranked])
 
 
@@ -315,7 +315,7 @@ def score(model: AnyModel, pairs: Any) -> np.ndarray:
     return result
 
 
-def _ranked(
+def ranked_columns(
     blocks: Sequence[tuple[Tensor, Tensor]], k: int, items_map: IdMap, column: str
 ) -> tuple[NDArray[np.int64], list[pl.Series]]:
     """Top-k blocks as long columns without empty places (-1): which list each row is of; rank, `column` and score."""

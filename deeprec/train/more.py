@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deeprec.config import make_config
 from deeprec.contract import RATES, Seen, merged, pair_keys
-from deeprec.data import IdMap, Interactions
+from deeprec.data import Folksonomy, IdMap, Interactions
 from deeprec.data.clicks.log import ClickLog, has_grown_from
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.device import Device
@@ -153,15 +153,7 @@ class LaterInteractions(InteractionTask):
                 "protocol, such as full"
             )
         users, items = np.divmod(np.setdiff1d(known, keys), max(data.num_items, 1))
-        before = replace(
-            data,
-            users=users.astype(np.int32),
-            items=items.astype(np.int32),
-            ratings=None,
-            order=None,
-            order_kind=None,
-            official=None,
-        )
+        before = data.of_pairs(users.astype(np.int32), items.astype(np.int32))
         whole = joined_rows(before, data) if len(before) else data
         holds_out_known = self.protocol.holdout == "official" or is_known.all() or not is_known.any()
         parts = self.protocol.split(data if holds_out_known else data.take(~is_known), whole)
@@ -257,7 +249,7 @@ def _interactions(model: Any, data: Any, protocol: Any, schema: Any) -> LaterInt
             )
         met = Seen(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32))
     task = LaterInteractions(later, rule, met, Start.of(model), on_whole_rows=model.trains_on_whole_rows)
-    if task.num_before and (needs := _needs_beside_pairs(model)):
+    if task.num_before and (needs := _needs_beside_pairs(model, later)):
         raise ValueError(
             f"fit_more: {model.name} needs {needs}, got {len(later):,} rows of {later.name!r} without "
             f"{task.num_before:,} that were met before; pass old and new rows together"
@@ -265,8 +257,10 @@ def _interactions(model: Any, data: Any, protocol: Any, schema: Any) -> LaterInt
     return task
 
 
-def _needs_beside_pairs(model: Any) -> str:
+def _needs_beside_pairs(model: Any, data: Interactions) -> str:
     """What a model must know of earlier rows that `seen` does not say; "" where that is nothing."""
+    if model.reads_tags and isinstance(data, Folksonomy):
+        return "all tags of its users and items"
     if model.trains_on_whole_rows and RATES in model.capabilities:
         return "all ratings of its users and items"
     return "all that users did, in order" if model.reads_history else ""

@@ -65,6 +65,9 @@ _KNOWN: dict[tuple[str, str], _Check] = {
     ("softmax_loss", "targets"): _Check(
         IndexError, "targets must be in [0, {bound}), got {value} at position {position}"
     ),
+    ("sampled_softmax_loss", "targets"): _Check(
+        IndexError, "targets must be in [0, {bound}), got {value} at position {position}"
+    ),
     ("softmax_loss", "seen_rows"): _Check(
         IndexError, "seen_rows must be in [0, {bound}), got {value} at position {position}"
     ),

@@ -19,10 +19,9 @@ from deeprec.kernels._errors import translate
 from deeprec.kernels.embedding_bag import GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import AliasTable
-from deeprec.kernels.softmax_loss.checks import SoftmaxArguments
+from deeprec.kernels.softmax_loss.checks import SampledSoftmaxArguments, SoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import losses_of, softmax_loss_grad_reference, softmax_loss_reference
-from deeprec.kernels.softmax_loss.sampled import sampled_row_losses, table_of, training_of
-from deeprec.kernels.softmax_loss.sampled_reference import SampledSoftmaxArguments
+from deeprec.kernels.softmax_loss.sampled import Training, sampled_row_losses, table_of
 
 __all__ = ["REDUCTIONS", "SIMILARITIES", "sampled_softmax_loss", "softmax_loss"]
 
@@ -298,7 +297,7 @@ def sampled_softmax_loss(
         seen_indptr, seen_indices, seen_rows: as in `softmax_loss`, with ids in [0, N).
         weights, similarity, gamma, include_positive, reduction: as in `softmax_loss`.
         sparse_grad: sparse gradient of items; dense otherwise.
-        update: as `update` of `embedding_bags`; similarity "dot" only.
+        update: as `update` of `embedding_bags`.
     Returns:
         [] or, with "none", [B]; float32 (float64 beside float64).
     Raises:
@@ -329,5 +328,5 @@ def sampled_softmax_loss(
         use_log_q,
         include_positive,
     )
-    losses = sampled_row_losses(given, training_of(sparse_grad, update, similarity))
+    losses = sampled_row_losses(given, Training(sparse_grad, update))
     return _reduce(losses, weights, reduction)

@@ -11,7 +11,7 @@ from torch import Tensor
 from deeprec.kernels._checks import check_float, check_index, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 
-_FUNCTION = "softmax_loss"
+_FUNCTION, _SAMPLED = "softmax_loss", "sampled_softmax_loss"
 
 
 class SoftmaxArguments(NamedTuple):
@@ -119,13 +119,101 @@ def check_loss_arguments(*args: Any) -> None:
 
 def check_grad_arguments(*args: Any) -> None:
     """Check the arguments of `softmax_loss_grad`."""
-    given, stats, row_grads = SoftmaxArguments(*args[:-2]), args[-2], args[-1]
+    given = SoftmaxArguments(*args[:-2])
     check_arguments(given)
-    wide, batch = wide_dtype(given.queries.dtype), given.queries.shape[0]
-    for name, tensor, shape in (("stats", stats, (3, batch)), ("row_grads", row_grads, (batch,))):
-        require(
-            tensor.shape == shape and tensor.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", tensor
-        )
+    _check_backward(_FUNCTION, given.queries, 3, *args[-2:])
 
 
-CHECKS = {"softmax_loss": check_loss_arguments, "softmax_loss_grad": check_grad_arguments}
+def _check_backward(function: str, queries: Tensor, num_stats: int, stats: Tensor, row_grads: Tensor) -> None:
+    wide, batch = wide_dtype(queries.dtype), queries.shape[0]
+    for name, tensor, shape in (("stats", stats, (num_stats, batch)), ("row_grads", row_grads, (batch,))):
+        has_shape = tensor.shape == shape and tensor.dtype == wide
+        require(has_shape, function, f"{name} must be {list(shape)} of {wide}", tensor)
+
+
+class SampledSoftmaxArguments(NamedTuple):
+    """What the operators take, in the order of their schemas; see `sampled_softmax_loss`.
+
+    Attributes:
+        threshold, alias, cumulative: of an `AliasTable`; None draws uniformly.
+        cosine: whether the similarity is the cosine, not the dot product.
+    """
+
+    queries: Tensor
+    items: Tensor
+    targets: Tensor
+    bias: Tensor | None
+    seen_indptr: Tensor | None
+    seen_indices: Tensor | None
+    seen_rows: Tensor | None
+    num_negatives: int
+    seed: int
+    offset: int
+    threshold: Tensor | None
+    alias: Tensor | None
+    cumulative: Tensor | None
+    gamma: float
+    cosine: bool
+    use_log_q: bool
+    include_positive: bool
+
+
+def _check_table(given: SampledSoftmaxArguments, num_items: int) -> None:
+    table = (given.threshold, given.alias, given.cumulative)
+    if table == (None, None, None):
+        return
+    requirement = f"popularity must describe {num_items} items; build it with alias_table(weights)"
+    for tensor, size in zip(table, (num_items, num_items, num_items + 1), strict=True):
+        require(tensor is not None and tensor.shape == (size,), _SAMPLED, requirement, tensor)
+    for tensor, dtype in zip(table, (torch.int64, torch.int32, torch.int64), strict=True):
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(f"{_SAMPLED}: the tensors of popularity must be int64, int32 and int64, got {tensor.dtype}")
+    if given.alias is not None and given.alias.device.type == "cpu":
+        check_places(_SAMPLED, "alias", given.alias, num_items)
+
+
+def _check_sampled(given: SampledSoftmaxArguments) -> None:
+    queries, items = given.queries, given.items
+    check_float(_SAMPLED, "queries", queries)
+    require(queries.dim() == 2, _SAMPLED, "queries must be [B, D]", queries)
+    has_shape = items.dim() == 2 and items.shape[1] == queries.shape[1] and items.dtype == queries.dtype
+    require(has_shape, _SAMPLED, f"items must be [N, {queries.shape[1]}] of {queries.dtype}", items)
+    batch, num_items = queries.shape[0], items.shape[0]
+    require(0 < given.gamma < math.inf, _SAMPLED, "gamma must be a finite number > 0", given.gamma)
+    require(0 < num_items < 2**31, _SAMPLED, "N must be in [1, 2^31)", num_items)
+    require(0 <= given.num_negatives < 2**31, _SAMPLED, "num_negatives must be in [0, 2^31)", given.num_negatives)
+    require(given.offset >= 0, _SAMPLED, "offset must be >= 0", given.offset)
+    check_index(_SAMPLED, "targets", given.targets)
+    require(given.targets.shape == (batch,), _SAMPLED, f"targets must be [{batch}]", given.targets)
+    if given.targets.device.type == "cpu":
+        check_places(_SAMPLED, "targets", given.targets, num_items)
+    if given.bias is not None:
+        has_shape = given.bias.shape == (num_items,) and given.bias.dtype == queries.dtype
+        require(has_shape, _SAMPLED, f"bias must be [{num_items}] of {queries.dtype}", given.bias)
+    _check_table(given, num_items)
+    check_lists(_SAMPLED, batch, given.seen_indptr, given.seen_indices, given.seen_rows)
+    if given.seen_indptr is not None and given.seen_indices is not None and given.seen_indptr.device.type == "cpu":
+        row, ids = entries_of_lists(batch, given.seen_indptr, given.seen_indices, given.seen_rows)
+        check_places(_SAMPLED, "seen_indices", ids, num_items)
+        full = torch.bincount(row, minlength=batch) >= num_items
+        require(not bool(full.any()), _SAMPLED, f"a row that knows all {num_items} items has no negative", row)
+
+
+def check_sampled_arguments(*args: Any) -> None:
+    """Check the arguments of `sampled_softmax_loss`."""
+    _check_sampled(SampledSoftmaxArguments(*args[:-1]))
+
+
+def check_slopes_arguments(*args: Any) -> None:
+    """Check the arguments of `sampled_softmax_slopes`."""
+    given = SampledSoftmaxArguments(*args[:-2])
+    _check_sampled(given)
+    _check_backward(_SAMPLED, given.queries, 2, *args[-2:])
+
+
+CHECKS = {
+    "softmax_loss": check_loss_arguments,
+    "softmax_loss_grad": check_grad_arguments,
+    "sampled_softmax_loss": check_sampled_arguments,
+    "sampled_softmax_slopes": check_slopes_arguments,
+}

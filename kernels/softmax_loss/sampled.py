@@ -31,9 +31,9 @@ from deeprec.kernels.embedding_bag import BagPlan, GradStep, RowUpdate
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import AliasTable
 from deeprec.kernels.sampled_linear_loss import column_grads, dense_column_grads, has_sparse_grad, plan_of, take_step
+from deeprec.kernels.softmax_loss.checks import SampledSoftmaxArguments
 from deeprec.kernels.softmax_loss.reference import through_length, unit
 from deeprec.kernels.softmax_loss.sampled_reference import (
-    SampledSoftmaxArguments,
     entries_of,
     sampled_losses,
     sampled_softmax_loss_reference,
@@ -75,9 +75,10 @@ _library.define(
     sampled_softmax_slopes_reference,
     _slopes_fake,
 )
+_library.implement_triton("softmax_loss", ("sampled_softmax_loss", "sampled_softmax_slopes"))
 
 
-class _Training(NamedTuple):
+class Training(NamedTuple):
     """How the table is trained."""
 
     sparse_grad: bool
@@ -115,7 +116,7 @@ def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...] | Refusal:
 
 
 def _items_grad(
-    given: SampledSoftmaxArguments, training: _Training, positions: tuple[Tensor, Tensor], slopes: Tensor
+    given: SampledSoftmaxArguments, training: Training, positions: tuple[Tensor, Tensor], slopes: Tensor
 ) -> Tensor | None:
     """The gradient of the table, sparse or dense; None where the step was taken instead."""
     items, wide = given.items, wide_dtype(given.items.dtype)
@@ -126,20 +127,30 @@ def _items_grad(
         dense, _ = dense_column_grads(items, queries, values, positions)
         return through_length(items.to(wide), dense.to(wide)).to(items.dtype) if given.cosine else dense
     plan: BagPlan = plan_of(*positions, items.shape[0], None)
-    if training.update is not None:
+    if training.update is not None and not given.cosine:
         take_step(items, training.update, queries, values, positions, plan)
         return None
     rows = plan.rows.long()
     of_rows, _ = column_grads(items, queries, values, positions, plan)
     if given.cosine:
         of_rows = through_length(items.index_select(0, rows).to(wide), of_rows.to(wide)).to(items.dtype)
+    if training.update is not None:
+        _step_of_rows(items, training.update, plan.rows, of_rows)
+        return None
     return coalesced_grad(rows.unsqueeze(0), of_rows, items.shape[0])
+
+
+def _step_of_rows(items: Tensor, update: RowUpdate | GradStep, rows: Tensor, of_rows: Tensor) -> None:
+    """The optimizer's step with gradients that are already those of the rows, each the one entry of its own."""
+    positions = torch.arange(rows.numel() + 1, dtype=rows.dtype, device=rows.device), rows
+    ones = of_rows.new_ones(rows.numel())
+    take_step(items, update, of_rows, ones, positions, plan_of(*positions, items.shape[0], None))
 
 
 class _SampledSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        """The fields of `SampledSoftmaxArguments`, _Training, and whether queries need a gradient."""
+        """The fields of `SampledSoftmaxArguments`, Training, and whether queries need a gradient."""
         *given, ctx.training, need_grad = arguments
         losses: Tensor
         losses, stats, queries_grad = _ops.sampled_softmax_loss(*given, need_grad)
@@ -178,7 +189,7 @@ _outside_graph: Callable[..., Tensor] = torch.compiler.disable(
 )
 
 
-def sampled_row_losses(given: SampledSoftmaxArguments, training: _Training) -> Tensor:
+def sampled_row_losses(given: SampledSoftmaxArguments, training: Training) -> Tensor:
     """Losses [B]: from the operator, its Function, or the composite inside a transform."""
     if is_transformed():
         if training.update is not None and torch.is_grad_enabled():
@@ -204,17 +215,3 @@ def sampled_row_losses(given: SampledSoftmaxArguments, training: _Training) -> T
 def table_of(popularity: AliasTable | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The tensors of an alias table, or three times None."""
     return (None, None, None) if popularity is None else (popularity[0], popularity[1], popularity[2])
-
-
-def training_of(sparse_grad: bool, update: RowUpdate | GradStep | None, similarity: str) -> _Training:
-    """How the table is trained.
-
-    Raises:
-        ValueError: a step in the backward pass under cosines.
-    """
-    if update is not None and similarity == "cosine":
-        raise ValueError(
-            "sampled_softmax_loss: update goes with similarity 'dot', got 'cosine'; leave it out and call the "
-            "optimizer's step() instead"
-        )
-    return _Training(sparse_grad, update)

@@ -9,85 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeprec.kernels._checks import check_float, check_index, require
 from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives.reference import sample_negatives_reference
-from deeprec.kernels.softmax_loss.checks import check_lists, check_places, entries_of_lists
+from deeprec.kernels.softmax_loss.checks import (
+    SampledSoftmaxArguments,
+    check_sampled_arguments,
+    check_slopes_arguments,
+    entries_of_lists,
+)
 from deeprec.kernels.softmax_loss.reference import through_length, unit
 from deeprec.kernels.sums import add_rows
 
 _FUNCTION = "sampled_softmax_loss"
-
-
-class SampledSoftmaxArguments(NamedTuple):
-    """What the operators take, in the order of their schemas; see `sampled_softmax_loss`.
-
-    Attributes:
-        threshold, alias, cumulative: of an `AliasTable`; None draws uniformly.
-        cosine: whether the similarity is the cosine, not the dot product.
-    """
-
-    queries: Tensor
-    items: Tensor
-    targets: Tensor
-    bias: Tensor | None
-    seen_indptr: Tensor | None
-    seen_indices: Tensor | None
-    seen_rows: Tensor | None
-    num_negatives: int
-    seed: int
-    offset: int
-    threshold: Tensor | None
-    alias: Tensor | None
-    cumulative: Tensor | None
-    gamma: float
-    cosine: bool
-    use_log_q: bool
-    include_positive: bool
-
-
-def _check_table(given: SampledSoftmaxArguments, num_items: int) -> None:
-    table = (given.threshold, given.alias, given.cumulative)
-    if table == (None, None, None):
-        return
-    requirement = f"popularity must describe {num_items} items; build it with alias_table(weights)"
-    for tensor, size in zip(table, (num_items, num_items, num_items + 1), strict=True):
-        require(tensor is not None and tensor.shape == (size,), _FUNCTION, requirement, tensor)
-    for tensor, dtype in zip(table, (torch.int64, torch.int32, torch.int64), strict=True):
-        if tensor is not None and tensor.dtype != dtype:
-            raise TypeError(
-                f"{_FUNCTION}: the tensors of popularity must be int64, int32 and int64, got {tensor.dtype}"
-            )
-    if given.alias is not None and given.alias.device.type == "cpu":
-        check_places(_FUNCTION, "alias", given.alias, num_items)
-
-
-def check_arguments(given: SampledSoftmaxArguments) -> None:
-    """Raise as the C++ kernel does; values are looked at on the CPU only."""
-    queries, items = given.queries, given.items
-    check_float(_FUNCTION, "queries", queries)
-    require(queries.dim() == 2, _FUNCTION, "queries must be [B, D]", queries)
-    has_shape = items.dim() == 2 and items.shape[1] == queries.shape[1] and items.dtype == queries.dtype
-    require(has_shape, _FUNCTION, f"items must be [N, {queries.shape[1]}] of {queries.dtype}", items)
-    batch, num_items = queries.shape[0], items.shape[0]
-    require(0 < given.gamma < math.inf, _FUNCTION, "gamma must be a finite number > 0", given.gamma)
-    require(0 < num_items < 2**31, _FUNCTION, "N must be in [1, 2^31)", num_items)
-    require(0 <= given.num_negatives < 2**31, _FUNCTION, "num_negatives must be in [0, 2^31)", given.num_negatives)
-    require(given.offset >= 0, _FUNCTION, "offset must be >= 0", given.offset)
-    check_index(_FUNCTION, "targets", given.targets)
-    require(given.targets.shape == (batch,), _FUNCTION, f"targets must be [{batch}]", given.targets)
-    if given.targets.device.type == "cpu":
-        check_places(_FUNCTION, "targets", given.targets, num_items)
-    if given.bias is not None:
-        has_shape = given.bias.shape == (num_items,) and given.bias.dtype == queries.dtype
-        require(has_shape, _FUNCTION, f"bias must be [{num_items}] of {queries.dtype}", given.bias)
-    _check_table(given, num_items)
-    check_lists(_FUNCTION, batch, given.seen_indptr, given.seen_indices, given.seen_rows)
-    if given.seen_indptr is not None and given.seen_indices is not None and given.seen_indptr.device.type == "cpu":
-        row, ids = entries_of_lists(batch, given.seen_indptr, given.seen_indices, given.seen_rows)
-        check_places(_FUNCTION, "seen_indices", ids, num_items)
-        full = torch.bincount(row, minlength=batch) >= num_items
-        require(not bool(full.any()), _FUNCTION, f"a row that knows all {num_items} items has no negative", row)
 
 
 def _lists(given: SampledSoftmaxArguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,8 +33,8 @@ def _lists(given: SampledSoftmaxArguments) -> tuple[Tensor, Tensor, Tensor]:
     return rows, given.seen_indptr, given.seen_indices
 
 
-def entries_of(given: SampledSoftmaxArguments, draw: Any = sample_negatives_reference) -> Tensor:
-    """[B, 1 + S] int64: the positive, then the negatives.
+def negatives_of(given: SampledSoftmaxArguments, draw: Any = sample_negatives_reference) -> Tensor:
+    """[B, S] int64.
 
     Args:
         draw: the reference of sample_negatives, or its operator.
@@ -111,13 +44,18 @@ def entries_of(given: SampledSoftmaxArguments, draw: Any = sample_negatives_refe
     table = (given.threshold, given.alias, given.cumulative)
     drawn: tuple[Any, ...] = (given.items.shape[0], given.num_negatives, given.seed, given.offset, *table)
     try:
-        negatives = draw(*_lists(given), *drawn)
+        negatives: Tensor = draw(*_lists(given), *drawn)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"{_FUNCTION}: a row knows every item of positive weight, so there is no negative; leave the row out or "
             "give every item some weight"
         ) from error
-    return torch.cat([given.targets.to(torch.int64).unsqueeze(1), negatives.to(torch.int64)], 1)
+    return negatives
+
+
+def entries_of(given: SampledSoftmaxArguments, draw: Any = sample_negatives_reference) -> Tensor:
+    """[B, 1 + S] int64: the positive, then the negatives; see `negatives_of`."""
+    return torch.cat([given.targets.to(torch.int64).unsqueeze(1), negatives_of(given, draw)], 1)
 
 
 def log_expected(given: SampledSoftmaxArguments, entries: Tensor) -> Tensor:
@@ -179,7 +117,7 @@ def sampled_softmax_loss_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         args: the fields of `SampledSoftmaxArguments`, then need_grad.
     """
     given, need_grad = SampledSoftmaxArguments(*args[:-1]), args[-1]
-    check_arguments(given)
+    check_sampled_arguments(*args)
     entries = entries_of(given)
     logits = sampled_logits(given, entries)
     maximum = logits.z.masked_fill(~logits.is_counted, -math.inf).amax(1)
@@ -202,12 +140,7 @@ def sampled_softmax_slopes_reference(*args: Any) -> tuple[Tensor, Tensor]:
         args: the fields of `SampledSoftmaxArguments`, then stats [2, B] and row_grads [B].
     """
     given, stats, row_grads = SampledSoftmaxArguments(*args[:-2]), args[-2], args[-1]
-    check_arguments(given)
-    wide, batch = wide_dtype(given.queries.dtype), given.queries.shape[0]
-    for name, tensor, shape in (("stats", stats, (2, batch)), ("row_grads", row_grads, (batch,))):
-        require(
-            tensor.shape == shape and tensor.dtype == wide, _FUNCTION, f"{name} must be {list(shape)} of {wide}", tensor
-        )
+    check_slopes_arguments(*args)
     entries = entries_of(given)
     slopes = _slopes(sampled_logits(given, entries), stats) * row_grads.unsqueeze(1)
     return entries.reshape(-1).to(torch.int32), slopes.reshape(-1)

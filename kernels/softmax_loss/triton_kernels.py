@@ -27,6 +27,7 @@ from deeprec.kernels.softmax_loss.reference import (
     through_length,
 )
 from deeprec.kernels.softmax_loss.triton_arguments import inverse_lengths, prepare, shares_of, tile_of
+from deeprec.kernels.softmax_loss.triton_sampled import sampled_softmax_loss, sampled_softmax_slopes
 from deeprec.kernels.softmax_loss.triton_tiles import (
     first_from,
     hidden_in_tile,
@@ -35,7 +36,13 @@ from deeprec.kernels.softmax_loss.triton_tiles import (
     targets_of,
 )
 
-__all__ = ["compile_cases", "softmax_loss", "softmax_loss_grad"]
+__all__ = [
+    "compile_cases",
+    "sampled_softmax_loss",
+    "sampled_softmax_slopes",
+    "softmax_loss",
+    "softmax_loss_grad",
+]
 
 _BAD_TARGETS, _BAD_ROWS, _BAD_INDPTR = (
     tl.constexpr(number_of("softmax_loss", name)) for name in ("targets", "seen_rows", "seen_indptr")

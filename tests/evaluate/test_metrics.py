@@ -82,6 +82,27 @@ def test_average_precision_over_the_whole_list_equals_scikit_learn() -> None:
     np.testing.assert_allclose(metrics.average_precision(ranks, scores.shape[1], offsets), expected)
 
 
+def test_figures_of_the_whole_list_equal_their_definitions() -> None:
+    _, _, _, ranks, offsets = _random_case(seed=7)
+    by_user = np.split(ranks, offsets[1:-1])
+    aps = [np.mean([(j + 1) / rank for j, rank in enumerate(of_one)]) for of_one in by_user]
+    np.testing.assert_allclose(metrics.average_precision_all(ranks, offsets), aps)
+    np.testing.assert_allclose(
+        metrics.average_precision_all(ranks, offsets), metrics.average_precision(ranks, 60, offsets)
+    )
+    np.testing.assert_allclose(metrics.mrr_all(ranks, offsets), [1 / of_one[0] for of_one in by_user])
+    assert metrics.mrr_pairs(ranks, offsets) == pytest.approx(np.mean(1 / ranks))
+
+
+def test_f1_is_that_of_the_means_as_in_the_paper_of_dspr() -> None:
+    _, _, _, ranks, offsets = _random_case(seed=8)
+    p, r = metrics.precision(ranks, 10, offsets).mean(), metrics.recall(ranks, 10, offsets).mean()
+    assert metrics.f1(ranks, 10, offsets) == pytest.approx(2 * p * r / (p + r))
+    assert metrics.f1(np.array([50]), 10) == 0.0
+    for printed_p, printed_r, printed_f in ((22.68, 1.750, 3.250), (14.86, 9.219, 11.38), (11.43, 13.21, 12.26)):
+        assert 2 * printed_p * printed_r / (printed_p + printed_r) == pytest.approx(printed_f, abs=0.006)
+
+
 def test_leave_one_out_reduces_to_the_textbook_forms() -> None:
     ranks = np.array([1, 2, 10, 11, 100])
     hit = [1, 1, 1, 0, 0]

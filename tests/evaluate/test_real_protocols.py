@@ -12,6 +12,7 @@ from torch import Tensor
 from deeprec import data as deeprec_data
 from deeprec.data import Interactions
 from deeprec.evaluate import PROTOCOLS, evaluate, protocol
+from deeprec.evaluate.metrics import WITHOUT_CUTOFF
 from deeprec.evaluate.tasks import InteractionTask
 from deeprec.models import MF, AutoRec, Popularity
 
@@ -53,7 +54,7 @@ def test_every_protocol_measures_models_on_ml_1m(films: Interactions, name: str)
     for model in [AutoRec(epochs=1, hidden=8)] if is_rating else [Popularity(), MF(epochs=1, factors=8)]:
         figures = model.fit(task).evaluate()
         assert set(figures) == {
-            metric if is_rating or metric == "auc" else f"{metric}@{cutoff}"
+            metric if is_rating or metric in WITHOUT_CUTOFF else f"{metric}@{cutoff}"
             for metric in task.protocol.metrics
             for cutoff in task.protocol.cutoffs
         }

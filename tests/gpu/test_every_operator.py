@@ -133,8 +133,8 @@ def _of_the_rest() -> Iterator[Call]:
     yield "softmax_loss_grad", (*given, stats, ones), ["_softmax_items_grad_kernel"]
     given = (*sampled_softmax_arguments(7, 40, 5, torch.float32), 2.0, True, True, True)
     stats = OPERATORS["sampled_softmax_loss"].reference(*given, False)[1]
-    yield "sampled_softmax_loss", (*given, True), []
-    yield "sampled_softmax_slopes", (*given, stats, ones), []
+    yield "sampled_softmax_loss", (*given, True), ["_sampled_softmax_kernel"]
+    yield "sampled_softmax_slopes", (*given, stats, ones), ["_sampled_softmax_kernel"]
     users, table = integers(3, 9), alias_table(normal(40).abs())
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0), []
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0, *table), []

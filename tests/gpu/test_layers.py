@@ -25,6 +25,8 @@ from deeprec.nn import (
     FMInteraction,
     PairAttention,
     Table,
+    TermBatch,
+    Tower,
 )
 
 IDS = torch.tensor([[1, 2], [0, 3], [4, 4], [1, 1], [2, 0]])
@@ -42,6 +44,18 @@ class Case(NamedTuple):
     kernels: list[str]
 
 
+class OfTensors(nn.Module):
+    """A tower that takes the tensors of a batch of terms one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Tower(7, 2, (8, 4), sparse=False)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.layer(TermBatch(*tensors))
+
+
+TERMS = [torch.tensor([0, 2, 5, 5, 6, 8]), torch.tensor([0, 3, 1, 3, 6, 2, 0, 3]), normal(8), normal(5, 2)]
 CASES = {
     "MLP": Case(lambda: MLP(8, (7,), out_features=1, batch_norm=True), [X[:, 0]], []),
     "BiInteraction": Case(BiInteraction, [X], ["_fm_interaction_fwd_kernel", "_fm_interaction_grad_kernel"]),
@@ -63,6 +77,7 @@ CASES = {
         ["_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"],
     ),
     "PairAttention": Case(lambda: PairAttention(8, 3), [X], []),
+    "Tower": Case(OfTensors, TERMS, ["_bags_pool_kernel", *ROWS]),
 }
 
 

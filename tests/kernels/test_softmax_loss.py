@@ -149,6 +149,42 @@ def test_any_shape(batch: int, num_items: int, dim: int, kind: dict[str, Any], s
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(49, 131, 33), (1, 1, 1), (241, 129, 64), (3, 900, 130)])
+def test_pairs_of_bfloat16_at_odd_shapes(shape: tuple[int, int, int], kind: dict[str, Any]) -> None:
+    """Rows, candidates and widths that leave half a word, and candidates with NaN between them in memory."""
+    p = Problem.make(*shape, torch.bfloat16)
+    with torch.no_grad():
+        p.items = torch.cat([p.items, torch.full_like(p.items, torch.nan)], 1)[:, : shape[2]].requires_grad_()
+    losses = softmax_loss(p.queries, p.items, p.targets, reduction="none", **kind)
+    grads = torch.autograd.grad((losses * weights_of(p)).sum(), [p.queries, p.items])
+    if shape[1] > 1:  # alone without the positive, a candidate has no loss; `exact` knows no such row
+        want, wants = exact(p, False, **kind)
+        close(losses, want, 2e-6)
+        for got, of_wide in zip(grads, wants, strict=True):
+            close(got, of_wide, 1e-2)
+    assert all(bool(x.isfinite().all()) for x in (losses, *grads))
+
+
+def test_bfloat16_is_as_exact_as_torch_in_bfloat16() -> None:
+    """Gradients of a large softmax, summed from shares that are rounded: no worse than those of F.cross_entropy."""
+    p = Problem.make(96, 4000, 64, torch.bfloat16)
+    p.items = (p.items.detach() * 0.125).requires_grad_()
+    want, wants = exact(p, False)
+    ours = softmax_loss(p.queries, p.items, p.targets, reduction="none")
+    theirs = F.cross_entropy(p.queries @ p.items.T, p.targets, reduction="none")
+    close(ours, want, 2e-6)
+    weights = weights_of(p)
+    for mine, other, of_wide in zip(
+        torch.autograd.grad((ours * weights).sum(), [p.queries, p.items]),
+        torch.autograd.grad((theirs * weights).sum(), [p.queries, p.items]),
+        wants,
+        strict=True,
+    ):
+        errors = [float((grad.double() - of_wide).norm() / of_wide.norm()) for grad in (mine, other)]
+        assert errors[0] <= errors[1], errors
+
+
 def test_the_whole_catalogue_is_torch_cross_entropy() -> None:
     p = Problem.make(40, 700, 33, torch.float32)
     for smoothing, weights in ((0.0, None), (0.3, torch.rand(40))):
@@ -246,16 +282,43 @@ def test_a_row_whose_candidates_are_all_masked_has_no_loss(include_positive: boo
             assert float(grad.abs().max()) < 1e-7
 
 
-def test_zero_vectors_have_cosine_zero_and_no_gradient() -> None:
-    q, v = torch.randn(3, 4), torch.randn(5, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zero_vectors_have_cosine_zero_and_no_gradient(dtype: torch.dtype) -> None:
+    q, v = torch.randn(3, 4).to(dtype), torch.randn(5, 4).to(dtype)
     q[1], v[2] = 0, 0
     q.requires_grad_(), v.requires_grad_()
     losses = softmax_loss(q, v, torch.tensor([0, 1, 2]), similarity="cosine", gamma=5.0, reduction="none")
     assert float(losses[1].detach()) == pytest.approx(torch.log(torch.tensor(5.0)).item())
     of_queries, of_items = torch.autograd.grad(losses.sum(), [q, v])
-    assert torch.equal(of_queries[1], torch.zeros(4))
-    assert torch.equal(of_items[2], torch.zeros(4))
+    assert not bool(of_queries[1].any())
+    assert not bool(of_items[2].any())
     assert bool(of_queries.isfinite().all() & of_items.isfinite().all())
+
+
+def test_one_row_and_a_batch_of_one_item() -> None:
+    """In-batch negatives: a row alone has none, and rows that share their positive have none beside it."""
+    p = Problem.make(1, 1, 6, torch.float32)
+    for include_positive in (True, False):
+        loss = softmax_loss(p.queries, p.items, include_positive=include_positive)
+        assert float(loss.detach()) == 0
+        assert all(not bool(grad.any()) for grad in torch.autograd.grad(loss, [p.queries, p.items]))
+    p = Problem.make(5, 5, 6, torch.float32)
+    same = p.items[:1].expand(5, 6)
+    assert torch.equal(softmax_loss(p.queries, same, item_ids=torch.full((5,), 3)).detach(), torch.tensor(0.0))
+    torch.testing.assert_close(softmax_loss(p.queries, same), torch.tensor(5.0).log())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_reaches_the_gradients_of_what_met_it(dtype: torch.dtype) -> None:
+    p = Problem.make(4, 40, 8, dtype)
+    with torch.no_grad():
+        p.items[7, 3] = torch.nan
+    loss = softmax_loss(p.queries, p.items, p.targets, reduction="none")
+    assert bool(loss.isnan().all())
+    assert bool(torch.autograd.grad(loss.sum(), p.items)[0].isnan().any(1).all())
+    hidden = {"seen_indptr": torch.arange(5), "seen_indices": torch.full((4,), 7, dtype=torch.int32)}
+    p.targets = torch.arange(4)
+    assert not bool(softmax_loss(p.queries, p.items, p.targets, reduction="none", **hidden).isnan().any())
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none", "mean"])
@@ -292,8 +355,9 @@ def test_any_layout_and_stride_zero_gradients() -> None:
     assert torch.equal(same, softmax_loss(p.queries, p.items, p.targets))
 
 
-def test_results_are_bitwise_the_same_for_any_threads() -> None:
-    p = Problem.make(500, 3000, 24, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_are_bitwise_the_same_for_any_threads(dtype: torch.dtype) -> None:
+    p = Problem.make(501, 3000, 24, dtype)
     before, runs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -316,6 +380,7 @@ def test_bad_input_is_refused() -> None:
     lists = {"seen_indptr": torch.tensor([0, 1, 2, 4])}
     for error, words, arguments, options in (
         (ValueError, "gamma must be a finite number > 0", (q, v, at), {"gamma": 0.0}),
+        (ValueError, "gamma must be a finite number > 0", (q, v, at), {"gamma": -1.0}),
         (ValueError, "gamma must be a finite number > 0", (q, v, at), {"gamma": float("nan")}),
         (ValueError, "similarity must be one of", (q, v, at), {"similarity": "l2"}),
         (ValueError, "label_smoothing must be in", (q, v, at), {"label_smoothing": 1.0}),

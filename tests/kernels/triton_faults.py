@@ -68,6 +68,11 @@ def softmax_call(targets: Tensor, *seen: Tensor) -> tuple[Any, ...]:
     return *given, 1.0, False, 0.0, True, False
 
 
+def sampled_softmax_call(targets: Tensor) -> tuple[Any, ...]:
+    drawn = (4, 1, 0, None, None, None)
+    return torch.randn(3, 4), torch.randn(6, 4), targets, None, None, None, None, *drawn, 1.0, False, True, True
+
+
 def bags_call(ids: Tensor, offsets: Tensor | None, modes: list[int]) -> tuple[Any, ...]:
     return _TABLES, ids, offsets, None, [1, 0], modes, [-1, -1]
 
@@ -233,6 +238,20 @@ CASES += [
         ((spoiled(_TARGETS, 1, 6),), IndexError, r"targets must be in \[0, 6\), got 6 at position 1"),
     )
     if launch is softmax.softmax_loss or len(given) > 1  # the backward pass trusts the targets that the other reported
+]
+CASES += [
+    (
+        "sampled_softmax_loss",
+        launch,
+        (*sampled_softmax_call(spoiled(_TARGETS, 1, bad)), *more),
+        IndexError,
+        rf"targets must be in \[0, 6\), got {bad} at position 1",
+    )
+    for launch, more in (
+        (softmax.sampled_softmax_loss, (True,)),
+        (softmax.sampled_softmax_slopes, (torch.ones(2, 3), torch.ones(3))),
+    )
+    for bad in (-1, 6, 2**40)
 ]
 CASES += [
     ("als_solve", als.als_solve, als_call(*call, steps), error, words)

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from deeprec.kernels._door import launcher, launches
+from deeprec.kernels.sample_negatives import alias_table
 from deeprec.kernels.softmax_loss.reference import softmax_loss_grad_reference, softmax_loss_reference
+from deeprec.kernels.softmax_loss.sampled_reference import (
+    sampled_softmax_loss_reference,
+    sampled_softmax_slopes_reference,
+)
 
 _spec = importlib.util.spec_from_file_location("softmax_cases", Path(__file__).with_name("test_softmax_loss.py"))
 assert _spec is not None
@@ -113,3 +118,67 @@ def test_no_rows_and_float64_are_the_references() -> None:
             torch.equal(a, b) for a, b in zip(LOSS(*given, True), softmax_loss_reference(*given, True), strict=True)
         )
     assert not launches
+
+
+DRAWN = launcher("softmax_loss", "sampled_softmax_loss"), launcher("softmax_loss", "sampled_softmax_slopes")
+
+
+def check_drawn(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, flags: tuple[Any, ...], extras: tuple[str, ...]
+) -> None:
+    """Against the references in float64, which draw by themselves; shape: B, N, D, S."""
+    batch, num_items, dim, size = shape
+    p, draw = cases.Problem.make(batch, num_items, dim, dtype), torch.Generator().manual_seed(1)
+    lists: tuple[torch.Tensor | None, ...] = (None, None, None)
+    if "lists" in extras:
+        lists = (torch.tensor([0, 0, 2]), torch.tensor([1, 3], dtype=torch.int32), torch.arange(batch) % 2)
+    weights = torch.rand(num_items, generator=draw) ** 6 + 1e-4
+    table = tuple(alias_table(weights)) if "popularity" in extras else (None, None, None)
+    bias = p.bias.detach() if "bias" in extras else None
+    given = (p.queries.detach(), p.items.detach(), p.targets, bias, *lists, size, 5, 2**40, *table, *flags)
+    wide = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given]
+    grads = torch.linspace(-1, 2, batch)
+    want = sampled_softmax_loss_reference(*wide, True)
+    launches.clear()
+    got = DRAWN[0](*given, True)
+    entries, slopes = DRAWN[1](*given, got[1], grads)
+    assert launches == {"_sampled_softmax_kernel": 2}
+    want_entries, want_slopes = sampled_softmax_slopes_reference(*wide, want[1], grads.double())
+    assert torch.equal(entries, want_entries)
+    assert torch.equal(DRAWN[0](*given, False)[0], got[0])
+    for ours, theirs in zip((*got, slopes), (*want, want_slopes), strict=True):
+        is_finite = theirs.isfinite()
+        assert ours.shape == theirs.shape
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours[~is_finite].double(), theirs[~is_finite])
+        scale = float(theirs[is_finite].abs().max()) if bool(is_finite.any()) else 0.0
+        # A small loss is the difference of larger numbers.
+        torch.testing.assert_close(ours[is_finite].double(), theirs[is_finite], rtol=0, atol=2e-5 * scale + 1e-6)
+
+
+# gamma, cosine, use_log_q, include_positive
+@pytest.mark.parametrize(
+    "flags", [(1.0, False, True, True), (5.0, True, True, False), (0.5, False, False, True), (2.0, True, False, True)]
+)
+@pytest.mark.parametrize("extras", [(), ("lists",), ("popularity",), ("bias", "lists", "popularity")])
+def test_drawn_negatives_match_the_reference(extras: tuple[str, ...], flags: tuple[Any, ...]) -> None:
+    check_drawn((5, 40, 6, 20), torch.float32, flags, extras)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 5, 1, 1), (3, 7, 300, 5), (2, 300, 20, 70), (2, 9, 4, 0)])
+def test_drawn_negatives_of_any_shape_and_type(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    for flags in ((1.0, False, True, False), (4.0, True, True, True)):
+        check_drawn(shape, dtype, flags, ("bias", "popularity"))
+
+
+def test_drawn_negatives_beside_zeros_and_nan() -> None:
+    q, v, at = torch.randn(3, 4), torch.randn(6, 4), torch.tensor([0, 1, 2])
+    q[0] = 0
+    none = (None,) * 4
+    losses, _, grad = DRAWN[0](q, v, at, *none, 8, 1, 0, None, None, None, 3.0, True, False, True, True)
+    assert not bool(grad[0].any())
+    assert bool(losses.isfinite().all() & grad.isfinite().all())
+    v[:] = torch.nan
+    losses, _, grad = DRAWN[0](q, v, at, *none, 8, 1, 0, None, None, None, 3.0, False, False, True, True)
+    assert bool(losses.isnan().all() & grad[1:].isnan().all())

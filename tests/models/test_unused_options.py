@@ -27,7 +27,8 @@ def _other_value(config: Any, field: dataclasses.Field[Any]) -> Any:
     if isinstance(default, int | float):
         return 0.5 if field.name == "weight_averaging" else default * 2 + 1
     choices = {"lr_schedule": ("linear", "constant"), "optimizer": ("sgd", "adam"), "reduction": ("sum", "mean"),
-               "precision": ("bfloat16", "float32"), "judged_by": ("both", "headline")}  # fmt: skip
+               "precision": ("bfloat16", "float32"), "judged_by": ("both", "headline"),
+               "user_inputs": (("id",),), "item_inputs": (("id",),)}  # fmt: skip
     return next(value for value in choices[field.name] if value != default)
 
 

@@ -24,11 +24,14 @@ from deeprec.nn import (
     FMInteraction,
     PairAttention,
     Table,
+    TermBatch,
+    Tower,
 )
 from deeprec.train import optim
 
 IDS = torch.tensor([[1, 2], [0, 3], [4, 4]])
 X = torch.linspace(-1, 1, 24).reshape(3, 2, 4)
+TERMS = TermBatch(torch.tensor([0, 2, 3, 3]), torch.tensor([0, 4, 1]), torch.tensor([1.0, 2.0, 3.0]), X[:, 0, :2])
 TABLES = [Table("a", 5, 4), Table("b", 5, 4, padding_idx=0)]
 
 
@@ -50,6 +53,7 @@ CASES = {
     "FMInteraction": Case(FMInteraction, (X,)),
     "FactorizationMachine": Case(lambda: FactorizationMachine(TABLES), (IDS,)),
     "PairAttention": Case(lambda: PairAttention(4, 3), (X,)),
+    "Tower": Case(lambda: Tower(5, 2, (4, 3)), (TERMS,)),
 }
 
 

@@ -44,7 +44,7 @@ LOOKS = {
     # Lists of several lengths, once a block of users: histories, and seen items where no kernel takes them as they are.
     "deeprec.nn.scoring._taken": "lengths of the lists",
     "deeprec.nn.scoring.rows_of": "lengths of the lists",
-    "deeprec.models.history.forward": "distinct users of the pairs",
+    "deeprec.models.history.pair_scores": "distinct users of the pairs",
 }
 
 # Who writes floats by an index, which would leave open what stays where it repeats, and why it does not.
@@ -72,6 +72,7 @@ BUDGET = {
     "dcn-v2": (857, 15),
     "deepfm": (1085, 30),
     "dnn": (641, 15),
+    "dssm": (257, 4),
     "fm": (831, 30),
     "gmf": (86, 2),
     "lr": (423, 17),

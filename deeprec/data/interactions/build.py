@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deeprec._suggest import listed
 from deeprec.data.interactions.ids import IdMap, normalise_ids, stripped_ids, to_series
 from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.errors import did_you_mean
 from deeprec.data.reading.frames import frame_of, plain_texts
 from deeprec.data.reading.text import OnBad, check_on_bad, first_few
@@ -41,6 +42,7 @@ def from_frame(
     timestamp: str | None = None,
     label: str | None = None,
     *,
+    tag: str | None = None,
     time_format: str | None = None,
     name: str = "frame",
     on_bad: OnBad = "raise",
@@ -61,11 +63,14 @@ def from_frame(
         time_format: of `timestamp` where it is another text, as strptime has it: "%d/%m/%Y %H:%M".
         label: column of 0 and 1; rows with 0 are not interactions and are dropped (counted); default "label" where
             there is one.
+        tag: column of tags, which makes the rows assignments of a `Folksonomy`; names or numbers, of which blanks
+            around a text are no part. A row without a tag, also one of blanks alone, is kept and counted. Not taken by
+            itself.
         name: for messages and cards.
         on_bad: rows with a missing id, or with a rating, time or label that is not a number: "raise" names the first
             ones, "skip" drops and counts them.
-        duplicates: rows with the same user and item: "latest" keeps the latest by timestamp, then by row; "keep"
-            keeps all; "raise" refuses.
+        duplicates: rows with the same user and item (and tag): "latest" keeps the latest by timestamp, then by row;
+            "keep" keeps all, so that an assignment counts as often as it comes; "raise" refuses.
         first_row, row_word: how messages number rows: of the frame from 0, or of a file by line.
     Raises:
         ValueError: an empty frame, a missing column or one twice, bad rows, duplicates when refused. TypeError: not a
@@ -78,6 +83,7 @@ def from_frame(
         rating,
         timestamp,
         label,
+        tag=tag,
         time_format=time_format,
         name=name,
         on_bad=on_bad,
@@ -94,6 +100,7 @@ def from_table(
     timestamp: str | None = None,
     label: str | None = None,
     *,
+    tag: str | None = None,
     time_format: str | None = None,
     name: str,
     on_bad: OnBad = "raise",
@@ -110,6 +117,7 @@ def from_table(
     check_on_bad(on_bad)
     given = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "label": label}
     columns = {role: _find_column(role, column, table.columns, name) for role, column in given.items()}
+    tags = None if tag is None else table.get_column(cast(str, _find_column("tag", tag, table.columns, name)))
     if table.height == 0:
         raise ValueError(f"from_frame: at least one row is required, got an empty frame ({name})")
     picked = {role: table.get_column(column) for role, column in columns.items() if column is not None}
@@ -127,6 +135,10 @@ def from_table(
         raw["timestamp"], expected["timestamp"] = times_of(picked["timestamp"], time_format)
     raw |= {role: rule(picked[role]) for role, rule in (("rating", _numbers), ("label", _labels)) if role in picked}
 
+    if tags is not None:
+        stripped, repairs["tags_with_blanks_stripped"] = stripped_ids(tags.alias("tag"))
+        tags = normalise_ids(stripped)
+        repairs["rows_without_a_tag"] = tags.null_count()
     bad = np.zeros(table.height, dtype=np.bool_)
     for role, column in raw.items():
         wrong = column.is_null().to_numpy()
@@ -154,6 +166,7 @@ def from_table(
         chosen["item"],
         ratings=chosen["rating"].to_numpy() if "rating" in chosen else None,
         order=chosen["timestamp"].to_numpy() if "timestamp" in chosen else None,
+        tags=None if tags is None else tags.filter(pl.Series(keep)),
         name=name,
         duplicates=duplicates,
         repairs=repairs,
@@ -170,37 +183,44 @@ def build(
     name: str,
     user_ids: IdMap | None = None,
     item_ids: IdMap | None = None,
+    tags: Any = None,
+    tag_ids: IdMap | None = None,
     duplicates: Duplicates = "latest",
     repairs: dict[str, int] | None = None,
 ) -> Interactions:
     """Interactions from clean columns of equal length: external ids, numbers.
 
-    Internal ids go by first appearance unless a map is given. Duplicate rows as in `from_frame`.
+    Internal ids go by first appearance unless a map is given. Duplicate rows as in `from_frame`. With `tags`, where a
+    missing one is none, they are a `Folksonomy`.
     """
     if duplicates not in ("latest", "keep", "raise"):
         raise ValueError(f"duplicates must be 'latest', 'keep' or 'raise', got {duplicates!r}")
     user_series, item_series = to_series(users, "user"), to_series(items, "item")
     user_ids = user_ids or IdMap.from_values(user_series, "user")
     item_ids = item_ids or IdMap.from_values(item_series, "item")
-    data = Interactions(
-        users=user_ids.encode(user_series),
-        items=item_ids.encode(item_series),
-        user_ids=user_ids,
-        item_ids=item_ids,
-        ratings=None if ratings is None else ratings.astype(np.float32),
-        order=None if order is None else order.astype(np.int64),
-        order_kind=None if order is None else order_kind,
-        name=name,
-        repairs={kind: count for kind, count in (repairs or {}).items() if count},
-    )
+    columns: dict[str, Any] = {
+        "users": user_ids.encode(user_series),
+        "items": item_ids.encode(item_series),
+        "user_ids": user_ids,
+        "item_ids": item_ids,
+        "ratings": None if ratings is None else ratings.astype(np.float32),
+        "order": None if order is None else order.astype(np.int64),
+        "order_kind": None if order is None else order_kind,
+        "name": name,
+    }
+    if tags is not None:
+        columns |= _tag_columns(to_series(tags, "tag"), tag_ids, len(user_series))
+    columns["repairs"] = {kind: count for kind, count in (repairs or {}).items() if count}
+    data = Interactions(**columns) if tags is None else Folksonomy(**columns)
     if duplicates != "keep":
         keep = _latest_of_duplicates(data)
         dropped = len(data) - len(keep)
         if dropped and duplicates == "raise":
+            what = "user and item" if tags is None else "user, item and tag"
             again = np.setdiff1d(np.arange(len(data)), keep)[0]
             pair = (user_ids.values[int(data.users[again])], item_ids.values[int(data.items[again])])
             raise ValueError(
-                f"build: each user and item may meet once in {name}, got {pair} again ({dropped:,} rows "
+                f"build: each {what} may meet once in {name}, got {pair} again ({dropped:,} rows "
                 "too many); pass duplicates='latest' or 'keep'"
             )
         if dropped:
@@ -211,9 +231,21 @@ def build(
     return data
 
 
+def _tag_columns(tags: pl.Series, tag_ids: IdMap | None, rows: int) -> dict[str, Any]:
+    """The columns of a `Folksonomy` that `Interactions` have not; a tag that is missing is -1."""
+    if len(tags) != rows:
+        raise ValueError(f"build: tags must be one for each of {rows} rows, got {len(tags)}")
+    has_tag = tags.is_not_null()
+    given = tags.filter(has_tag)
+    tag_ids = tag_ids or IdMap.from_values(given, "tag")
+    codes = np.full(rows, -1, dtype=np.int32)
+    codes[has_tag.to_numpy()] = tag_ids.encode(given) if len(given) else 0
+    return {"tags": codes, "tag_ids": tag_ids}
+
+
 def _latest_of_duplicates(data: Interactions) -> NDArray[np.int64]:
-    """Rows to keep, ascending: of equal (user, item) the one with the largest order, then the last."""
-    keys = data.pair_keys()
+    """Rows to keep, ascending: of equal (user, item), and tag, the one with the largest order, then the last."""
+    keys = data.row_keys()
     ascending = np.sort(keys)
     if not (ascending[1:] == ascending[:-1]).any():
         return np.arange(len(keys))
@@ -224,7 +256,7 @@ def _latest_of_duplicates(data: Interactions) -> NDArray[np.int64]:
 
 
 def _find_column(role: str, given: str | None, present: list[str], name: str) -> str | None:
-    column = given or DEFAULT_COLUMNS[role]
+    column = given or DEFAULT_COLUMNS.get(role, role)
     if column in present:
         return column
     if given is None and role not in ("user", "item"):

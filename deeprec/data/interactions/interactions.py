@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -40,7 +40,7 @@ class OfficialSplit:
     def sha256(self) -> str:
         """Hash of the row numbers and negatives."""
         own = () if self.validation_index is None else (self.validation_index,)
-        return _hash(self.train_index, self.test_index, self.test_negatives, *own)
+        return digest_of(self.train_index, self.test_index, self.test_negatives, *own)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +60,8 @@ class Interactions:
     Raises:
         ValueError: columns of unequal length, ids out of range, ratings not finite.
     """
+
+    row_columns: ClassVar[tuple[str, ...]] = ("users", "items", "ratings", "order")  # what a row has, or None
 
     users: Int32Array
     items: Int32Array
@@ -118,7 +120,7 @@ class Interactions:
     def sha256(self) -> str:
         """Hash of ids, rows, ratings and order; the same whatever kind of file they came from."""
         maps = f"{self.user_ids.sha256()} {self.item_ids.sha256()} ".encode()
-        return _hash(np.frombuffer(maps, dtype=np.uint8), self.users, self.items, self.ratings, self.order)
+        return digest_of(np.frombuffer(maps, dtype=np.uint8), self.users, self.items, self.ratings, self.order)
 
     def take(self, index: Any) -> Interactions:
         """The chosen rows, in the order given, with the same id maps; the official split is left behind.
@@ -134,14 +136,14 @@ class Interactions:
                 raise ValueError(f"Interactions.take: a mask needs {len(self)} values, got {list(rows.shape)}")
             rows = np.flatnonzero(rows)
         rows = rows.astype(np.int64) if rows.size == 0 else rows
-        return replace(
-            self,
-            users=self.users[rows],
-            items=self.items[rows],
-            ratings=None if self.ratings is None else self.ratings[rows],
-            order=None if self.order is None else self.order[rows],
-            official=None,
-        )
+        columns = {name: getattr(self, name) for name in self.row_columns}
+        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return replace(self, **taken, official=None)
+
+    def of_pairs(self, users: Int32Array, items: Int32Array) -> Interactions:
+        """Rows [n] of which nothing else is known, with the same id maps."""
+        unknown: dict[str, Any] = {"ratings": None, "order": None, "order_kind": None, "official": None}
+        return replace(self, users=users, items=items, **unknown)
 
     def canonical(self) -> Interactions:
         """The same interactions, in an order that does not depend on that of the file.
@@ -152,7 +154,7 @@ class Interactions:
         """
         (user_ids, new_users), (item_ids, new_items) = self.user_ids.ascending(), self.item_ids.ascending()
         users, items = new_users[self.users], new_items[self.items]
-        rows = np.lexsort((items if self.order is None else self.order, users))
+        rows = np.lexsort((*self._last_keys(), items if self.order is None else self.order, users))
         official = self.official
         if official is not None:
             places = np.empty(len(rows), dtype=np.int64)
@@ -163,11 +165,20 @@ class Interactions:
                 places[official.test_index],
                 None if negatives is None else new_items[negatives],
                 official.source,
+                None if official.validation_index is None else places[official.validation_index],
             )
         features = ((self.user_features, new_users), (self.item_features, new_items))
         moved = [None if table is None else table[np.argsort(numbers)] for table, numbers in features]
         named = replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
         return replace(named.take(rows), official=official, user_features=moved[0], item_features=moved[1])
+
+    def _last_keys(self) -> tuple[NDArray[Any], ...]:
+        """What `canonical` sorts rows by that are equal otherwise; without any they stay in the order they came in."""
+        return ()
+
+    def row_keys(self) -> Int64Array:
+        """One int64 per row, equal where rows say the same: that of `pair_keys`."""
+        return self.pair_keys()
 
     def csr(self) -> tuple[Int64Array, Int32Array]:
         """Each user's items: (indptr int64 [num_users + 1], indices int32), ascending and distinct per user."""
@@ -229,10 +240,11 @@ class Split:
     def sha256(self) -> str:
         """Hash of the three parts and the negatives."""
         parts = "".join(part.sha256 for part in (self.train, self.validation, self.test)).encode()
-        return _hash(np.frombuffer(parts, dtype=np.uint8), self.test_negatives, self.validation_negatives)
+        return digest_of(np.frombuffer(parts, dtype=np.uint8), self.test_negatives, self.validation_negatives)
 
 
-def _hash(*columns: NDArray[Any] | None) -> str:
+def digest_of(*columns: NDArray[Any] | None) -> str:
+    """Hash of columns with their types and shapes; one that is not there counts too."""
     digest = hashlib.sha256()
     for column in columns:
         if column is None:

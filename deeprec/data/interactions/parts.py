@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deeprec.data.interactions.build import Duplicates, build
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions, OfficialSplit
+from deeprec.data.interactions.tags import Folksonomy
 
 _log = logging.getLogger("deeprec")
 
@@ -46,27 +47,28 @@ def joined(
         name=name,
         user_ids=users,
         item_ids=items,
+        tags=_tags(parts),
         duplicates="keep",
         repairs={},
     )
-    tag = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     repairs = {kind: sum(part.repairs.get(kind, 0) for part in parts) for part in parts for kind in part.repairs}
     if duplicates != "keep":
-        data, tag = _each_pair_once(data, tag, repairs, duplicates)
+        data, part_of = _each_pair_in_one(data, part_of, repairs, duplicates)
     data = replace(data, repairs=repairs)
     if not has_test and not has_validation:
         return data
     rows, test = np.arange(len(data)), len(parts) - 1 if has_test else -1
-    train = rows[tag < num_train]
+    train = rows[part_of < num_train]
     if not len(train):
         raise ValueError(f"load: {name} must have rows to train on, got only pairs that the other files hold too")
     held = parts[num_train:]
     split = OfficialSplit(
         train,
-        rows[tag == test],
+        rows[part_of == test],
         None,
         " / ".join([parts[0].name + (f" and {num_train - 1} more" if num_train > 1 else ""), *(p.name for p in held)]),
-        rows[tag == num_train] if has_validation else None,
+        rows[part_of == num_train] if has_validation else None,
     )
     _say_new(data, train, name)
     return replace(data, official=split)
@@ -96,24 +98,40 @@ def _orders(parts: list[Interactions]) -> list[NDArray[Any] | None]:
     return [part.order + end for part, end in zip(parts, ends[:-1], strict=True) if part.order is not None]
 
 
-def _each_pair_once(
-    data: Interactions, tag: NDArray[Any], repairs: dict[str, int], duplicates: Duplicates
+def _tags(parts: list[Interactions]) -> pl.Series | None:
+    """The tags of all rows; None where no part has any."""
+    if not any(isinstance(part, Folksonomy) for part in parts):
+        return None
+    maps = [part.tag_ids for part in parts if isinstance(part, Folksonomy)]
+    dtype = _shared_ids(maps).values.dtype
+    columns = []
+    for part in parts:
+        codes = part.tags if isinstance(part, Folksonomy) else np.full(len(part), -1, dtype=np.int32)
+        values = part.tag_ids.values.cast(dtype) if isinstance(part, Folksonomy) else pl.Series([], dtype=dtype)
+        places = pl.Series(codes.astype(np.int64))
+        columns.append(values.gather(places.set(places < 0, None)))
+    return pl.concat(columns)
+
+
+def _each_pair_in_one(
+    data: Interactions, part_of: NDArray[Any], repairs: dict[str, int], duplicates: Duplicates
 ) -> tuple[Interactions, NDArray[Any]]:
     """Rows less those whose pair comes again in a later part."""
-    keys = data.pair_keys()
-    _, last = np.unique(keys[::-1], return_index=True)
-    keep = np.sort(len(keys) - 1 - last)
-    dropped = len(keys) - len(keep)
+    pairs, pair_of = np.unique(data.pair_keys(), return_inverse=True)
+    last = np.zeros(len(pairs), dtype=np.int64)
+    last[pair_of] = part_of  # of repeated pairs the last assignment stays, and the parts ascend
+    keep = np.flatnonzero(part_of == last[pair_of])
+    dropped = len(data) - len(keep)
     if not dropped:
-        return data, tag
+        return data, part_of
     if duplicates == "raise":
-        row = int(np.setdiff1d(np.arange(len(keys)), keep)[0])
+        row = int(np.setdiff1d(np.arange(len(data)), keep)[0])
         pair = (data.user_ids.values[int(data.users[row])], data.item_ids.values[int(data.items[row])])
         raise ValueError(f"load: each user and item may meet in one part of {data.name} only, got {pair} in several "
                          f"({dropped:,} rows too many); pass duplicates='latest'")  # fmt: skip
     repairs["rows_of_later_parts_dropped"] = dropped
     _log.warning("%s: %s rows are left out, as a later part holds the same user and item", data.name, f"{dropped:,}")
-    return data.take(keep), tag[keep]
+    return data.take(keep), part_of[keep]
 
 
 def _say_new(data: Interactions, train: NDArray[Any], name: str) -> None:

@@ -30,7 +30,7 @@ _EARLIEST_TIME = 1e8  # a third number that is never smaller is a Unix time (aft
 
 
 class Roles(NamedTuple):
-    """Columns by role: user, item and, where there are any, rating, timestamp and label."""
+    """Columns by role: user, item and, where there are any, rating, timestamp, label and tag."""
 
     columns: dict[str, str]
 
@@ -54,7 +54,8 @@ def roles_of(head: pl.DataFrame, given: dict[str, Column], path: Path, *, has_na
                 f"load: {path} needs a column {default!r} for the {role}, got {listed(names)}"
                 f"{did_you_mean(default, names)}; name it by {role}=NAME, or its place from 0 by {role}=0"
             )
-    columns = {role: told.get(role) or guessed[role] for role in (*_PLACES, "label") if role in (*told, *guessed)}
+    roles = (*_PLACES, "label", "tag")
+    columns = {role: told.get(role) or guessed[role] for role in roles if role in (*told, *guessed)}
     said = [f"{role} = {column}" for role, column in guessed.items() if column != DEFAULT_COLUMNS[role]]
     if said:
         where = "" if has_names else " (columns without names, counted from 0)"

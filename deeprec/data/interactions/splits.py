@@ -221,6 +221,21 @@ def _of_known(data: Interactions, is_held: NDArray[np.bool_], is_test: NDArray[n
     return Split(train, data.take(is_held & ~is_test & is_known), data.take(is_test & is_known), notes=notes)
 
 
+def without_repeats(split: Split) -> Split:
+    """The split less the held-out rows whose user and item meet in a part before, too: train, then validation.
+
+    Returns:
+        Split; notes["repeated_rows_left_out"] counts them. It has no negatives: draw them for the rows that are left.
+    """
+    known = np.unique(split.train.pair_keys())
+    is_new = ~np.isin(split.validation.pair_keys(), known)
+    validation = split.validation.take(is_new)
+    is_new_test = ~np.isin(split.test.pair_keys(), np.union1d(known, validation.pair_keys()))
+    test = split.test.take(is_new_test)
+    count = len(split.validation) - len(validation) + len(split.test) - len(test)
+    return Split(split.train, validation, test, notes={**split.notes, "repeated_rows_left_out": count})
+
+
 def sampled_negatives(
     data: Interactions, users: NDArray[np.integer], num_negatives: int, seed: int = 0, *, stream: int = _TEST_NEGATIVES
 ) -> Int32Array:

@@ -34,6 +34,7 @@ from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
 from deeprec.data.sets.publishers import SOURCES
 from deeprec.data.sets.synthetic import synthetic
+from deeprec.data.sets.tag_sets import read_citeulike, read_lastfm_2k, read_tag_split
 
 _log = logging.getLogger("deeprec")
 
@@ -115,11 +116,11 @@ def load(
         name_or_path: a name of `list_datasets()`, "synthetic", or a path: a file, files with commas between, or a
             folder whose files are called train, validation and test (see `files.parts_of`).
         data_dir: looked in first for a name.
-        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order) and label by
-            name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns; time_format,
-            on_bad and duplicates (see `from_frame`); validation and test, files that become the official split. For
-            ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating or min_interactions
-            the data is made binary, see `positives`.
+        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label and
+            tag by name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns;
+            time_format, on_bad and duplicates (see `from_frame`); validation and test, files that become the official
+            split. For ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating,
+            min_interactions or min_tag_uses rows are selected, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
         ValueError: an unknown name, or content that cannot be read (see `from_frame`). TypeError: an unknown option.
@@ -267,6 +268,7 @@ def _triple_reader(prefix: str) -> Callable[..., Interactions]:
 
 
 _ML_1M_FILES = ("ratings.dat", "ratings_rank.dat")
+_HETREC = "https://grouplens.org/datasets/hetrec-2011/"
 _NCF = "https://github.com/hexiangnan/neural_collaborative_filtering"
 _DEEP_CF = "https://github.com/familyld/DeepCF"
 
@@ -280,6 +282,19 @@ _REGISTRY = {
         DatasetInfo("ml-1m", "MovieLens 1M: ratings 1-5 with time, users, movies; NCF's split where ncf/ is there",
                     "ml-1m", _ML_1M_FILES, 1_000_209, 6_040, 3_706, _MOVIELENS_TERMS,
                     "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m),
+        DatasetInfo("citeulike-a", "CiteULike-a: libraries of articles, tags of the articles",
+                    "citeulike-a", ("users.dat",), 204_986, 5_551, 16_980,
+                    "published for research; cite Wang, Chen and Li 2013",
+                    "https://github.com/js05212/citeulike-a", read_citeulike),
+        DatasetInfo("delicious-tags", "HetRec 2011 Delicious: tags of bookmarks, with a published split",
+                    "hetrec2011-tag-aware/delicious", ("train.txt",), 290_887, 1_843, 65_877,
+                    "HetRec 2011: non-commercial use", _HETREC, read_tag_split),
+        DatasetInfo("lastfm-tags", "HetRec 2011 Last.fm: tags of artists, with a published split",
+                    "hetrec2011-tag-aware/lastfm", ("train.txt",), 153_805, 1_808, 12_212,
+                    "Last.fm: non-commercial use; cite HetRec 2011", _HETREC, read_tag_split),
+        DatasetInfo("lastfm-2k", "HetRec 2011 Last.fm: all tags of artists",
+                    "hetrec2011-lastfm-2k", ("user_taggedartists.dat",), 186_479, 1_892, 12_523,
+                    "Last.fm: non-commercial use; cite HetRec 2011", _HETREC, read_lastfm_2k),
         DatasetInfo("douban", "Douban: ratings 1-5 of 3,000 users and films with the split of GC-MC",
                     "gc-mc/douban", ("train.tsv",), 136_891, 2_999, 3_000,
                     "terms not stated by the source: research only",

@@ -118,3 +118,32 @@ def test_douban_carries_its_split() -> None:
     assert interactions.official is not None
     assert len(interactions.official.train_index) == 123_202
     assert sorted(set(interactions.ratings.tolist())) == [1, 2, 3, 4, 5]
+
+
+def test_delicious_has_the_counts_of_the_paper_of_dspr() -> None:
+    bookmarks = need("delicious-tags")
+    assert isinstance(bookmarks, data.Folksonomy)
+    assert (bookmarks.num_users, bookmarks.num_items, bookmarks.num_tags) == (1_843, 65_877, 3_508)
+    split = data.official(bookmarks)
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [271_417, 9_735, 9_735]
+    assert (split.train.tags >= 0).all()
+    assert (split.test.tags == -1).all()
+    assert "collection_development" in bookmarks.tag_ids.values.to_list()
+
+
+def test_lastfm_with_tags_used_five_times_has_the_published_counts() -> None:
+    assert need("lastfm-tags").num_tags == 2_305
+    raw = need("lastfm-2k")
+    assert (len(raw), raw.num_users, raw.num_items) == (186_479, 1_892, 12_523)
+    kept = data.positives(raw, min_tag_uses=5)
+    assert (len(kept), kept.num_users, kept.num_items, kept.num_tags) == (175_641, 1_808, 12_212, 2_305)
+    names = dict(kept.item_features.iter_rows())
+    assert names[73] == "Café Del Mar"
+
+
+def test_citeulike_has_the_tags_of_its_articles() -> None:
+    libraries = need("citeulike-a")
+    assert (len(libraries), libraries.num_users, libraries.num_items) == (204_986, 5_551, 16_980)
+    tags = libraries.item_features["tags"]
+    assert len(tags[0]) == 17
+    assert tags.explode().n_unique() == 46_390  # of 46,391 one is of no article

@@ -1,0 +1,273 @@
+"""Two towers beside simple methods and MF, by kind of negatives and of text: cards, and the page results/towers.md.
+
+    python -m bench.towers [--only SET ...] [--labels LABEL ...] [--seeds 1 2 3] [--page] [--list]
+
+Each run trains on a random 80 % of the rows, chooses the epoch on 10 % and ranks all items for the other 10 %; the seed
+cuts the rows and makes the weights. Nobody trains on the validation rows. A finished run is kept as
+results/towers/SET/LABEL/seed-N.json, and one that was cut off goes on from its checkpoint in build/towers: start the
+same command again. Runs go seed by seed, so that a part of them is a table already. Data is found in DEEPREC_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from deeprec.data import Bag, Categorical, DataSchema, FeatureSchema, Interactions, Numeric, Text, load, with_features
+from deeprec.evaluate import protocol, read_card
+from deeprec.models import create
+from deeprec.train import Progress, fit
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE, WORK = ROOT / "results" / "towers", ROOT / "results" / "towers.md", ROOT / "build" / "towers"
+FIGURES = ("ndcg@20", "recall@20", "recall@100")
+
+
+class Contender(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        words: for the page.
+        model: its name.
+        options: of its config.
+        columns: of the set's, "", "metadata" or "text".
+    """
+
+    words: str
+    model: str
+    options: dict[str, Any]
+    columns: str = ""
+
+
+class Set(NamedTuple):
+    """A data set.
+
+    Attributes:
+        what: for the page.
+        read: gives its interactions with tables.
+        columns: what the columns mean, by the name that a `Contender` says.
+        towers: options of all towers on it.
+    """
+
+    what: str
+    read: Callable[[], Interactions]
+    columns: dict[str, DataSchema]
+    towers: dict[str, Any]
+
+
+def folder() -> Path:
+    """Where the data sets are."""
+    place = os.environ.get("DEEPREC_DATA")
+    if not place:
+        raise SystemExit("set DEEPREC_DATA to the folder of the data sets")
+    return Path(place)
+
+
+def citeulike() -> Interactions:
+    """Articles in libraries, with the tags of each article as a text."""
+    data = load(str(folder() / "citeulike-a" / "users.dat.gz"))
+    names, tags = (_lines(name) for name in ("tags.dat.gz", "item-tag.dat.gz"))
+    texts = [" ".join(names[int(tag)].replace("-", " ") for tag in line.split()[1:]) for line in tags]
+    items = data.item_ids.values
+    return with_features(data, items=pl.DataFrame({"item_id": items, "tags": [texts[int(item)] for item in items]}))
+
+
+def _lines(name: str) -> list[str]:
+    with gzip.open(folder() / "citeulike-a" / name, "rt", encoding="utf-8", errors="replace") as file:
+        return file.read().splitlines()
+
+
+def _schema(*items: Any, users: tuple[Any, ...] = ()) -> DataSchema:
+    of_users = FeatureSchema(users, label=None) if users else None
+    return DataSchema(users=of_users, items=FeatureSchema(items, label=None))
+
+
+_TITLE = Text("title", tokens="trigrams")
+_PEOPLE = (Categorical("gender"), Categorical("age"), Categorical("occupation"))
+_YEAR = Numeric("year", transform="bucketise", boundaries=tuple(float(year) for year in range(1940, 2000, 5)))
+SETS = {
+    "ml-1m": Set(
+        "MovieLens-1M: 1,000,209 ratings taken as likes, 6,040 users, 3,706 films",
+        lambda: load("ml-1m"),
+        {
+            "metadata": _schema(Bag("genres"), _YEAR, _TITLE, users=_PEOPLE),
+            "text": _schema(_TITLE, Bag("genres")),
+            "words": _schema(Text("title", tokens="words"), Bag("genres")),
+        },
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 15, "patience": 2},
+    ),
+    "citeulike-a": Set(
+        "citeulike-a: 204,986 articles in 5,551 libraries, 16,980 articles with tags",
+        citeulike,
+        {
+            "metadata": _schema(Text("tags", tokens="words", min_count=3)),
+            "text": _schema(Text("tags", tokens="trigrams")),
+            "words": _schema(Text("tags", tokens="words", min_count=3)),
+        },
+        {"history_length": 50, "batch_size": 1024, "lr": 0.005, "epochs": 20, "patience": 3},
+    ),
+}
+
+_SAMPLED = {"negatives": "sampled", "num_negatives": 1000}
+_MIXED = {"negatives": "mixed", "num_negatives": 1000}
+_PAPER = {
+    "layers": (300, 300), "factors": 128, "last_activation": "tanh", "fan_in": 0, "similarity": "cosine", "gamma": 10.0,
+    "weighting": "count", "negatives": "row", "num_negatives": 4, "item_inputs": ("features",),
+}  # fmt: skip
+_WITH_COLUMNS = {"item_inputs": ("id", "features")}
+CONTENDERS = {
+    "popularity": Contender("popularity", "popularity", {}),
+    "item-knn": Contender("item-KNN", "item-knn", {"refit": False}),
+    "ease": Contender("EASE", "ease", {"refit": False}),
+    "mf": Contender("MF", "mf", {"factors": 64, "batch_size": 4096, "lr": 0.003, "epochs": 20, "patience": 3}),
+    "neumf": Contender("NeuMF", "neumf", {"factors": 16, "batch_size": 4096, "lr": 0.003, "epochs": 20, "patience": 3}),
+    "in-batch": Contender("in-batch, corrected", "dssm", {}),
+    "in-batch-plain": Contender("in-batch, no correction", "dssm", {"log_q": "none"}),
+    "in-batch-both": Contender("in-batch, correction of the positive too", "dssm", {"log_q": "all"}),
+    "uniform": Contender("uniform, corrected", "dssm", _SAMPLED),
+    "uniform-plain": Contender("uniform, no correction", "dssm", {**_SAMPLED, "log_q": "none"}),
+    "popular": Contender("by popularity^0.5", "dssm", {**_SAMPLED, "alpha": 0.5}),
+    "popular-plain": Contender("by popularity^0.5, no correction", "dssm", {**_SAMPLED, "alpha": 0.5, "log_q": "none"}),
+    "mixed": Contender("mixed, corrected", "dssm", _MIXED),
+    "mixed-plain": Contender("mixed, no correction", "dssm", {**_MIXED, "log_q": "none"}),
+    "full": Contender("full", "dssm", {"negatives": "full"}),
+    "full-columns": Contender(
+        "full, items and users with columns", "dssm", {"negatives": "full", **_WITH_COLUMNS}, "metadata"
+    ),
+    "tf-idf": Contender("TF-IDF of text", "tf-idf", {"refit": False}, "words"),
+    "bm25": Contender("BM25 of text", "bm25", {"refit": False}, "words"),
+    "dssm-printed": Contender("DSSM as printed: text alone, 4 negatives", "dssm", _PAPER, "text"),
+    "text-full": Contender(
+        "text alone, linear, full",
+        "dssm",
+        {"negatives": "full", "item_inputs": ("features",), "weighting": "l2"},
+        "text",
+    ),
+}
+
+
+def options_of(name: str, label: str) -> dict[str, Any]:
+    """Options of a contender on a set."""
+    each = CONTENDERS[label]
+    if each.model != "dssm":
+        return each.options
+    options = {**SETS[name].towers, **each.options}
+    has_users = bool(each.columns) and SETS[name].columns[each.columns].users is not None
+    return {**options, "user_inputs": ("history", "features")} if has_users else options
+
+
+def run(name: str, label: str, seed: int, data: Interactions) -> None:
+    """Train one contender on one set and leave its card."""
+    each, started = CONTENDERS[label], time.perf_counter()
+    place = WORK / name / label / f"seed-{seed}"
+    rule = protocol("random", metrics=("ndcg", "recall"), cutoffs=(20, 100), seed=seed, validation_users=2000)
+    model = create(each.model, **options_of(name, label))
+    schema = SETS[name].columns[each.columns] if each.columns else None
+    given = {} if schema is None else {"schema": schema}
+    say = Sayer(f"{name}, {label}, seed {seed}")
+    result = fit(
+        model, data, protocol=rule, seed=seed, out=place, resume=True, on_progress=say, baselines=False, **given
+    )
+    card = RESULTS / name / label / f"seed-{seed}.json"
+    card.parent.mkdir(parents=True, exist_ok=True)
+    result.card.write(card)
+    figures = ", ".join(f"{figure} {result.card.metrics[figure]:.4f}" for figure in FIGURES)
+    print(f"{say.what}: {figures}, epoch {result.card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+class Sayer:
+    """Prints how far a run is: every epoch, and once in twenty seconds within one."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.last = what, time.perf_counter()
+
+    def __call__(self, progress: Progress) -> None:
+        """What `fit` tells."""
+        where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
+        if progress.metrics is not None:
+            print(f"{where}, loss {progress.loss:.3f}, ndcg@20 {progress.metrics['ndcg@20']:.4f}", flush=True)
+        elif time.perf_counter() - self.last > 20:
+            print(f"{where}, {progress.done / max(1, progress.total):.0%}", flush=True)
+        else:
+            return
+        self.last = time.perf_counter()
+
+
+def runs(names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
+    """What is not there yet, seed by seed."""
+    for seed in seeds:
+        for name in names:
+            for label in labels:
+                if not (RESULTS / name / label / f"seed-{seed}.json").exists():
+                    yield name, label, seed
+
+
+def page() -> str:
+    """The Markdown of all cards that are there."""
+    lines = [
+        "# Two towers",
+        "",
+        "Full ranking of all items for a random 10 % of the rows, the epoch chosen on another 10 %, which nobody",
+        "trains on; mean and standard deviation over the seeds, which cut the rows anew. Towers are linear, over what",
+        "a user met and the number of an item, with 64 dimensions, unless the line says otherwise. Written by",
+        "`bench/towers.py`.",
+    ]
+    for name, each in SETS.items():
+        rows = []
+        for label in CONTENDERS:
+            cards = [read_card(path) for path in sorted((RESULTS / name / label).glob("seed-*.json"))]
+            if cards:
+                rows.append((label, cards, [statistics.mean(c.metrics[figure] for c in cards) for figure in FIGURES]))
+        if not rows:
+            continue
+        best = [max(means[at] for _, _, means in rows) for at in range(len(FIGURES))]
+        lines += ["", f"## {each.what}", "", f"| method | seeds | {' | '.join(FIGURES)} | epoch | seconds |"]
+        lines.append("|---|---|" + "---|" * (len(FIGURES) + 2))
+        lines += [_row(label, cards, means, best) for label, cards, means in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(label: str, cards: list[Any], means: list[float], best: list[float]) -> str:
+    cells = [CONTENDERS[label].words, str(len(cards))]
+    for figure, mean, most in zip(FIGURES, means, best, strict=True):
+        spread = statistics.stdev(c.metrics[figure] for c in cards) if len(cards) > 1 else 0.0
+        text = f"{mean:.4f}" + (f" ± {spread:.4f}" if len(cards) > 1 else "")
+        cells.append(f"**{text}**" if mean == most else text)
+    epochs = [c.epoch for c in cards if c.epoch is not None]
+    cells += [", ".join(map(str, epochs)), f"{statistics.mean(c.seconds for c in cards):.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS), help="sets")
+    parser.add_argument("--labels", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--list", action="store_true", help="name the runs that are to do")
+    given = parser.parse_args()
+    due = list(runs(given.only, given.labels, given.seeds))
+    if given.list:
+        print("\n".join(f"{name}, {label}, seed {seed}" for name, label, seed in due))
+        return
+    data: dict[str, Interactions] = {}
+    for number, (name, label, seed) in enumerate([] if given.page else due):
+        if name not in data:
+            data[name] = SETS[name].read()
+        print(f"run {number + 1} of {len(due)}: {name}, {label}, seed {seed}", flush=True)
+        run(name, label, seed, data[name])
+        PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Items that come after the training of two towers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deeprec.data.columns.rows import join
+from deeprec.nn.tower import TermRows
+from deeprec.serve.features import require_table
+from deeprec.surroundings import trained
+
+if TYPE_CHECKING:
+    from deeprec.data import IdMap
+    from deeprec.models._tower_model import TowerModel
+
+
+@trained
+@torch.no_grad()
+def add_items(model: TowerModel, items: Any) -> TowerModel:
+    """See `TowerModel.add_items`."""
+    model.require_built()
+    frame = require_table("add_items", "items", items)
+    if model.item_encoder is None or model.item_ids is None:
+        raise ValueError(
+            f"add_items: {model.name} makes vectors of new items from their columns, got item_inputs "
+            f"{model.config.item_inputs}; train it with 'features' in item_inputs"
+        )
+    if "item_id" not in frame.columns:
+        raise ValueError(f"add_items: items must have a column item_id, got {', '.join(frame.columns)}; rename it")
+    if not len(frame):
+        return model
+    known = model.item_ids
+    grown = known.grown(frame["item_id"])
+    if len(grown) != len(known) + len(frame):
+        raise ValueError(
+            f"add_items: every item_id must be new and there once, got {len(frame)} rows with "
+            f"{len(grown) - len(known)} new ones; drop the others"
+        )
+    rows = join(list(model.item_encoder.stream(frame)))
+    vectors = model._scored(
+        model.embed_new_items(TermRows(model.new_item_terms(len(frame), rows), model.device).whole())
+    )
+    append_items(model, grown, vectors)
+    return model
+
+
+def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:
+    """Let the last ids of a map that has grown have these vectors, as they are scored."""
+    sizes, count = model.require_built(), len(vectors)
+    model.vectors_of_items = torch.cat([model.item_vectors(), vectors])
+    model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)
+    model.item_ids = item_ids
+    model.forget_training()
