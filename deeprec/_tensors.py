@@ -61,7 +61,7 @@ def write_tensors(
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield len(head).to_bytes(8, "little") + head
-        for name in names:
+        for name in filter(lambda name: tensors[name].numel(), names):  # an empty one may have the stride 0
             flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             for start in range(0, len(flat), _PIECE):
                 yield memoryview(flat[start : start + _PIECE])

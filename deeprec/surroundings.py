@@ -63,6 +63,19 @@ def served(function: _Function) -> _Function:
     return cast(_Function, call)
 
 
+def computed(function: _Function) -> _Function:
+    """A function that is no model's: as `served`, with its arguments as they are."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with _plain_torch(), torch.no_grad(), _fork_safe():
+            result = function(*args, **options)
+        raise_faults()
+        return result
+
+    return cast(_Function, call)
+
+
 @contextlib.contextmanager
 def _plain_torch() -> Iterator[None]:
     with contextlib.ExitStack() as stack:

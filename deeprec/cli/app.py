@@ -54,6 +54,10 @@ _COMMANDS = {
         "recommend:recommend",
         "Recommend items to users of the data, or to a new user with a history, rated or not.",
     ),
+    "index": (
+        "index:index",
+        "Write an index of a model's items into its folder, and say how much of the exact answer it gives, how fast.",
+    ),
     "predict": (
         "predict:predict",
         "Write the click probability of every row of a file, by the features of training; no label is needed.",

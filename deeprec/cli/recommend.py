@@ -79,6 +79,9 @@ def recommend(
     domain: Annotated[
         str | None, typer.Option("--domain", help="The only domain whose items may come, of a model of several.")
     ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Ask the index that `deeprec index DIR` wrote: fast, nearly the same.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
@@ -106,6 +109,7 @@ def recommend(
     filters: dict[str, Any] = {
         "allow": _items("allow", allow, model.item_ids),
         "deny": _items("deny", deny, model.item_ids),
+        "approximate": approximate,
     }
     if domain is not None:
         require_capability(model, "recommend: --domain", DOMAINS)

@@ -36,11 +36,18 @@ class TagRecommender(Recommender):
         raise NotImplementedError
 
     def recommend_for_tags(
-        self, tags: Mapping[Any, float] | Iterable[Any], k: int = 10, *, allow: Any = None, deny: Any = None
+        self,
+        tags: Mapping[Any, float] | Iterable[Any],
+        k: int = 10,
+        *,
+        allow: Any = None,
+        deny: Any = None,
+        approximate: bool = False,
     ) -> pl.DataFrame:
         """The k best items for a user who used these tags: how often each, or a list; see
-        `deeprec.serve.recommend_for_tags`."""
-        return recommend_for_tags(self, tags, k, allow=allow, deny=deny)
+        `deeprec.serve.recommend_for_tags`. With `approximate` the index answers that `build_index` made."""
+        index = self._index("recommend_for_tags", approximate)
+        return recommend_for_tags(self, tags, k, allow=allow, deny=deny, index=index)
 
 
 def tags_of(data: Interactions) -> IdMap | None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.sides import SideBatch, Sides
 from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least, one_of
-from deeprec.contract import SIMILAR_ITEMS, Schema
+from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.als_solve import als_solve
@@ -88,7 +88,7 @@ class ALS(Recommender):
 
     name = "als"
     config_class: ClassVar[type[TrainConfig]] = ALSConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
     trains_on_whole_rows: ClassVar[bool] = True
     config: ALSConfig
 

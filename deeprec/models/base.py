@@ -33,7 +33,11 @@ from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, 
 from deeprec.registry import require_capability
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typing_extensions import Self
+
+    from deeprec.serve import ItemIndex
 
 _PAIRS_A_BLOCK = 1 << 16
 
@@ -96,12 +100,14 @@ class Recommender(Model):
         self.user_ids: IdMap | None = None
         self.item_ids: IdMap | None = None
         self.seen: Seen | None = None
+        self.item_index: ItemIndex | None = None
+        self.index_folder: Path | None = None  # where the index lies that is not read yet
         self._seen_there = KeptLists()
 
     def build(self, sizes: Schema, generator: torch.Generator | None = None) -> Self:
         """Create the parameters for these sizes, replacing any there were."""
         super().build(sizes, generator)
-        self.earlier = None
+        self.earlier = self.item_index = self.index_folder = None
         return self
 
     # -- what a model implements -----------------------------------------------------------------------------------

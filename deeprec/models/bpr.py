@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from deeprec.batches.pairs import PairBatch
 from deeprec.config import ByData, TrainConfig, at_least
-from deeprec.contract import SIMILAR_ITEMS, Schema
+from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.models.base import Recommender
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
@@ -64,7 +64,7 @@ class BPR(Recommender):
     name = "bpr"
     config_class: ClassVar[type[TrainConfig]] = BPRConfig
     config: BPRConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         factors, std = self.config.factors, self.config.init_std

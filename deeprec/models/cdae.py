@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import ByData, Only, TrainConfig
-from deeprec.contract import SIMILAR_ITEMS, Batches, Schema
+from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
@@ -121,7 +121,7 @@ class CDAE(Recommender):
             such as torch.optim.Adam.
     """
 
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
     sparse_grad: bool = True
     trains_on_whole_rows: ClassVar[bool] = True
     name = "cdae"

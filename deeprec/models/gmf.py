@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from deeprec.config import ByData, TrainConfig
-from deeprec.contract import Facts, Schema
+from deeprec.contract import RETRIEVES, Facts, Schema
 from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
@@ -53,6 +53,7 @@ class GMF(NCFRecommender):
 
     name = "gmf"
     config_class: ClassVar[type[TrainConfig]] = GMFConfig
+    capabilities: ClassVar[frozenset[str]] = NCFRecommender.capabilities | {RETRIEVES}
     config: GMFConfig
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deeprec.batches.pairs import PairBatch
 from deeprec.config import ByData, TrainConfig
-from deeprec.contract import Schema
+from deeprec.contract import RETRIEVES, Schema
 from deeprec.models.base import Recommender
 from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
@@ -62,6 +62,7 @@ class MF(NCFRecommender):
 
     name = "mf"
     config_class: ClassVar[type[TrainConfig]] = MFConfig
+    capabilities: ClassVar[frozenset[str]] = NCFRecommender.capabilities | {RETRIEVES}
     config: MFConfig
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:

@@ -21,6 +21,7 @@ from deeprec.contract import (
     PREDICTS,
     RATES,
     RECOMMENDS,
+    RETRIEVES,
     SIMILAR_ITEMS,
     Batches,
     Facts,
@@ -31,6 +32,8 @@ from deeprec.device import Device, device_of
 from deeprec.nn._rows import WholeTables
 from deeprec.option_help import show_options
 from deeprec.registry import require_capability
+from deeprec.serve.arguments import require_flag
+from deeprec.serve.folder import index_of
 from deeprec.serve.predict import predict as predict_rows
 from deeprec.surroundings import trained
 from deeprec.train import evaluate_model, fit, fit_more
@@ -38,6 +41,8 @@ from deeprec.train import evaluate_model, fit, fit_more
 if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Self
+
+    from deeprec.serve import ItemIndex
 
 
 class Model(WholeTables):
@@ -65,6 +70,7 @@ class Model(WholeTables):
     sizes: ClassVar[str]  # this and the next two: see `deeprec.contract.Stored`
     sizes_class: ClassVar[type[Any]]
     keeps: ClassVar[tuple[str, ...]]
+    item_index: ItemIndex | None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let help() and signatures show the options of the model."""
@@ -256,47 +262,98 @@ class Model(WholeTables):
         allow: Any = None,
         deny: Any = None,
         unknown: str = "raise",
+        approximate: bool = False,
     ) -> pl.DataFrame:
         """The k best items for each user: a frame with user_id, rank (from 1), item_id, score.
 
         `allow` are the only items that may come, `deny` items that may not. Users whom the model does not know raise an
         error, or get what is popular (unknown="popularity"; a column fallback says who), or are left out ("skip").
+        With `approximate` the index answers that `build_index` made.
         """
         require_capability(self, "recommend", RECOMMENDS)
         filters = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
-        return serve.recommend(self, user_ids, k, **filters, unknown=unknown)
+        index = self._index("recommend", approximate)
+        return serve.recommend(self, user_ids, k, **filters, unknown=unknown, index=index)
+
+    def build_index(self, kind: str | None = None, **options: Any) -> ItemIndex:
+        """Make an index of the item vectors, which `recommend` with approximate=True asks; the model's folder keeps it.
+
+        Args:
+            kind: "exact", "voyager", "usearch" or "faiss"; None: exact up to a million items, beyond that voyager.
+            **options: of `deeprec.serve.ItemIndex.build`: recall, recall_at, items, connectivity, ...
+        Returns:
+            the index; `recall_report()` says how much of the exact answer it gives, and how fast.
+        Raises:
+            ValueError: a model whose scores are no dot product, or an option that there is not.
+            ImportError: the library of the kind is not installed.
+        """
+        require_capability(self, "build_index", RETRIEVES)
+        self.item_index = serve.ItemIndex.build(self, kind=kind, **options)
+        return self.item_index
+
+    def _index(self, function: str, approximate: Any) -> ItemIndex | None:
+        if not require_flag(function, "approximate", approximate):
+            return None
+        require_capability(self, f"{function}: approximate=True", RETRIEVES)
+        index = index_of(self)
+        if index is None:
+            raise ValueError(
+                f"{function}: approximate=True needs an index, and {self.name} has none; call build_index(), or type "
+                "deeprec index DIR"
+            )
+        return index
 
     def recommend_file(self, output: str | Path, k: int = 10, **options: Any) -> int:
         """Write the k best items of all users, or of those in `users`, into a file; see `deeprec.serve.recommend_file`.
 
         Args:
             output: ends in .parquet, .csv, .tsv or .jsonl.
-            **options: users, exclude_seen, allow, deny, unknown, resume, on_progress.
+            **options: users, exclude_seen, allow, deny, unknown, approximate, resume, on_progress.
         Returns:
             rows written.
         """
         require_capability(self, "recommend_file", RECOMMENDS)
-        return serve.recommend_file(self, output, k, **options)
+        index = self._index("recommend_file", options.pop("approximate", False))
+        return serve.recommend_file(self, output, k, **options, index=index)
 
     def recommend_for_history(
-        self, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
+        self,
+        item_ids: Any,
+        k: int = 10,
+        *,
+        ratings: Any = None,
+        allow: Any = None,
+        deny: Any = None,
+        approximate: bool = False,
     ) -> pl.DataFrame:
         """The k best further items for a user whom the model never saw, from the items they liked or rated, in order.
 
-        `allow` are the only items that may come, `deny` items that may not.
+        `allow` are the only items that may come, `deny` items that may not. With `approximate` the index answers that
+        `build_index` made.
         """
         require_capability(self, "recommend_for_history", NEW_USERS, *([RATES] if ratings is not None else []))
-        return serve.recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny)
+        index = self._index("recommend_for_history", approximate)
+        return serve.recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny, index=index)
 
     def recommend_for_features(
-        self, users: Any, k: int = 10, *, histories: Any = None, allow: Any = None, deny: Any = None
+        self,
+        users: Any,
+        k: int = 10,
+        *,
+        histories: Any = None,
+        allow: Any = None,
+        deny: Any = None,
+        approximate: bool = False,
     ) -> pl.DataFrame:
         """The k best items for users whom the model never saw, from a frame with the columns of the user table.
 
-        `histories` are the items that each met, `allow` the only items that may come, `deny` those that may not.
+        `histories` are the items that each met, `allow` the only items that may come, `deny` those that may not. With
+        `approximate` the index answers that `build_index` made.
         """
         require_capability(self, "recommend_for_features", FROM_COLUMNS)
-        return serve.recommend_for_features(self, users, k, histories=histories, allow=allow, deny=deny)
+        filters = {"histories": histories, "allow": allow, "deny": deny}
+        index = self._index("recommend_for_features", approximate)
+        return serve.recommend_for_features(self, users, k, **filters, index=index)
 
     def similar_items(self, item_ids: Any, k: int = 10) -> pl.DataFrame:
         """The k nearest items to each item: a frame with item_id, rank, similar_item_id, score (cosine)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.config import TrainConfig, at_least
-from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, SIMILAR_ITEMS, Schema
+from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.embedding import embedding
@@ -71,7 +71,7 @@ class SVDPlusPlus(Recommender):
     name = "svd++"
     config_class: ClassVar[type[TrainConfig]] = SVDPlusPlusConfig
     config: SVDPlusPlusConfig
-    capabilities: ClassVar[frozenset[str]] = frozenset({RECOMMENDS, RATES, NEW_USERS, SIMILAR_ITEMS})
+    capabilities: ClassVar[frozenset[str]] = frozenset({RECOMMENDS, RATES, RETRIEVES, NEW_USERS, SIMILAR_ITEMS})
     trains_on_whole_rows: ClassVar[bool] = True
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:

@@ -2,6 +2,8 @@
 
 from deeprec.serve.features import recommend_for_features
 from deeprec.serve.folder import load, save
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.index_recall import RecallReport
 from deeprec.serve.predict import predict_file, predict_pairs_file
 from deeprec.serve.recommend import (
     fold_in,
@@ -16,6 +18,8 @@ from deeprec.serve.recommend_file import recommend_file
 from deeprec.serve.recommend_for_tags import recommend_for_tags
 
 __all__ = [
+    "ItemIndex",
+    "RecallReport",
     "fold_in",
     "load",
     "predict_file",

@@ -14,13 +14,21 @@ from deeprec.data.reading.frames import frame_of, is_frame
 from deeprec.device import device_of
 from deeprec.nn.scoring import Lists, as_sets, topk
 from deeprec.serve.arguments import codes_of, require_k
-from deeprec.serve.recommend import id_maps, item_filter, ranked_columns
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.recommend import by_index, id_maps, item_filter, ranked_columns
 from deeprec.surroundings import served
 
 
 @served
 def recommend_for_features(
-    model: AnyModel, users: Any, k: int = 10, *, histories: Any = None, allow: Any = None, deny: Any = None
+    model: AnyModel,
+    users: Any,
+    k: int = 10,
+    *,
+    histories: Any = None,
+    allow: Any = None,
+    deny: Any = None,
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best items for users whom the model never saw, from their columns.
 
@@ -32,6 +40,7 @@ def recommend_for_features(
             they are not recommended. None: nothing is known.
         allow: external ids of the only items that may come; None: all.
         deny: external ids of items that may not come; they win over `allow`.
+        index: as of `recommend`.
     Returns:
         user_id or, without such a column, row (from 0); rank (from 1), item_id, score.
     Raises:
@@ -45,9 +54,14 @@ def recommend_for_features(
     offsets, items = _histories(name, histories, len(frame), items_map)
     only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
     device = device_of(model)
-    seen: Lists = offsets.to(device), items.to(device, torch.int32)
     scorer = model.scorer(model.feature_rows(frame, offsets, items.to(device)))
-    places, columns = ranked_columns([topk(scorer, k, seen=seen, allow=only, deny=never)], k, items_map, "item_id")
+    if index is None:
+        seen: Lists = offsets.to(device), items.to(device, torch.int32)
+        best = topk(scorer, k, seen=seen, allow=only, deny=never)
+    else:
+        best = by_index(model, index, scorer, k, (offsets, items.int()), allow=only, deny=never)
+        items_map = index.ids
+    places, columns = ranked_columns([best], k, items_map, "item_id")
     owners = frame["user_id"] if "user_id" in frame.columns else pl.Series("row", np.arange(len(frame)))
     return pl.DataFrame([owners.gather(places), *columns])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from deeprec.data.reading.arrays import require_pool
 from deeprec.device import Device, resolve_device
 from deeprec.evaluate import Card
 from deeprec.registry import config_class, create, model_class, names
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.index_folder import is_index
 
 FORMAT = 2  # 1 lists neither the encoder's files nor its own checksum
 _REMEDY = "restore it or train the model anew"
@@ -61,7 +64,7 @@ _FILES = (
     *_OF_ENCODER,
     *(name for names in _OF_TABLES.values() for name in names),
 )
-_CONFIG = "config.json"
+_CONFIG, _INDEX = "config.json", "index"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,29 @@ def save(model: AnyModel, directory: str | Path, *, card: Card | None = None) ->
             card.write(beside / "card.json")
         names = [*digests, *(("card.json",) if card is not None else ()), _CONFIG]
         _move_into_place(beside, folder, names)
+    _keep_index(model, folder / _INDEX)
     return folder
+
+
+def _keep_index(model: AnyModel, place: Path) -> None:
+    """Write the index of a model beside it, and remove that of a model that was there before."""
+    index = index_of(model)
+    if index is not None:
+        index.save(place)
+    elif is_index(place):
+        shutil.rmtree(place)
+
+
+def index_of(model: AnyModel) -> ItemIndex | None:
+    """The index that a model keeps, read from its folder when it is first asked for; None without one.
+
+    Raises:
+        ValueError: the files of the index are damaged. ImportError: its library is not installed.
+    """
+    if getattr(model, "item_index", None) is None and getattr(model, "index_folder", None) is not None:
+        model.item_index, model.index_folder = ItemIndex.load(model.index_folder), None
+    kept: ItemIndex | None = getattr(model, "item_index", None)
+    return kept
 
 
 def _require_kept(model: AnyModel) -> None:
@@ -206,6 +231,8 @@ def _load(directory: str | Path) -> Any:
     model = _with_weights(folder, head.model, {kind.sizes: sizes, "config": settings}, contents[_WEIGHTS])
     for name, value in kept.items():
         setattr(model, name, value)
+    if is_index(folder / _INDEX):
+        model.index_folder = folder / _INDEX
     return model
 
 

@@ -15,8 +15,10 @@ from deeprec._suggest import did_you_mean
 from deeprec.contract import AnyModel, Queries
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.nn.scoring import CosineScorer, DotScorer, KeptLists, TopK, score_items, topk
+from deeprec.nn.scoring import AnyScorer, CosineScorer, DotScorer, KeptLists, Lists, TopK, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.index_models import dot_side, require_index_of
 from deeprec.surroundings import served
 
 UNKNOWN = ("raise", "popularity", "skip")  # what becomes of users whom the model does not know
@@ -33,6 +35,7 @@ def recommend(
     allow: Any = None,
     deny: Any = None,
     unknown: str = "raise",
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best items for each user.
 
@@ -45,12 +48,14 @@ def recommend(
         unknown: what becomes of users whom the model does not know: "raise" an error; "popularity" gives them the
             items with the most interactions in the data the model was fitted on, their number as the score; "skip"
             leaves them out.
+        index: one of this model, which then answers: with items that were added to it, without those that were deleted
+            from it, and, where it is approximate, with nearly all of the best items. None: the model itself.
     Returns:
         user_id, rank (from 1), item_id, score; fewer than k rows for a user to whom fewer items are left. With
         unknown="popularity" also fallback, true in the rows of users whom the model does not know.
     Raises:
         ValueError: an unknown user, where `unknown` says so (one with a history: `recommend_for_history`), or item, or
-            k < 1; or popularity of a model that keeps no interactions.
+            k < 1; popularity of a model that keeps no interactions; or an index of another model.
         TypeError: ids of another type than the data's, a k that is no whole number, or no flag.
     """
     name = "recommend"
@@ -64,13 +69,42 @@ def recommend(
     blocks: list[TopK] = []
     for at in range(0, len(users), _USERS_A_BLOCK):
         block = users[at : at + _USERS_A_BLOCK]
-        lists = model.topk(_there(model, block[block >= 0]).long(), k, seen, **filters)
+        asked = _there(model, block[block >= 0]).long()
+        if index is None:
+            lists = model.topk(asked, k, seen, **filters)
+        else:
+            met = None if seen is None else (torch.from_numpy(seen.offsets), torch.from_numpy(seen.items))
+            rows, scorer = torch.from_numpy(block[block >= 0]), model.scorer(model.encode(Queries(asked)))
+            lists = by_index(model, index, scorer, k, met, rows, **filters)
         blocks.append(lists if popular is None else _filled(block >= 0, lists, popular))
-    places, ranked = ranked_columns(blocks, k, items_map, "item_id")
+    places, ranked = ranked_columns(blocks, k, items_map if index is None else index.ids, "item_id")
     columns = [ids.gather(places).alias("user_id"), *ranked]
     if popular is not None:
         columns.append(pl.Series("fallback", users[places] < 0, dtype=pl.Boolean))
     return pl.DataFrame(columns)
+
+
+def by_index(
+    model: AnyModel,
+    index: ItemIndex,
+    scorer: AnyScorer,
+    k: int,
+    seen: Lists | None,
+    seen_rows: Tensor | None = None,
+    allow: NDArray[np.int32] | None = None,
+    deny: NDArray[np.int32] | None = None,
+) -> TopK:
+    """Lists [b, k] on the CPU by an index of the model, for the users of a scorer; `seen` as `nn.scoring.topk` has it.
+
+    Raises:
+        ValueError: an index of another model.
+    """
+    side = dot_side(model, scorer)
+    require_index_of(model, index, side.scorer)
+    users = side.scorer.users.detach()
+    values, items = index.topk(users, k, seen=seen, seen_rows=seen_rows, allow=allow, deny=deny)
+    scores = side.finish(to_device(values, users.device)).cpu()
+    return TopK(torch.where(items < 0, -torch.inf, scores), items)
 
 
 def asked_users(function: str, user_ids: Any, users_map: IdMap, unknown: str) -> tuple[pl.Series, NDArray[np.int32]]:
@@ -113,7 +147,14 @@ def _filled(is_known: NDArray[np.bool_], known: TopK, popular: TopK) -> TopK:
 
 @served
 def recommend_for_history(
-    model: AnyModel, item_ids: Any, k: int = 10, *, ratings: Any = None, allow: Any = None, deny: Any = None
+    model: AnyModel,
+    item_ids: Any,
+    k: int = 10,
+    *,
+    ratings: Any = None,
+    allow: Any = None,
+    deny: Any = None,
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best further items for a user whom the model never saw.
 
@@ -128,6 +169,7 @@ def recommend_for_history(
             them to the range of the training ratings.
         allow: external ids of the only items that may come; None: all.
         deny: external ids of items that may not come; they win over `allow`.
+        index: as of `recommend`.
     Returns:
         rank (from 1), item_id, score; fewer than k rows where fewer items are left.
     Raises:
@@ -144,9 +186,13 @@ def recommend_for_history(
     else:
         history, rated = _rated(name, "item_ids", item_ids, ratings, items_map)
     only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
-    scorer = model.scorer(model.encode(_asked(history, rated)))
     met = np.unique(history).astype(np.int32)
-    lists = KeptLists().on((np.array([0, len(met)], dtype=np.int64), met), device_of(model))
+    scorer, offsets = model.scorer(model.encode(_asked(history, rated))), np.array([0, len(met)], dtype=np.int64)
+    if index is not None:
+        met_lists = torch.from_numpy(offsets), torch.from_numpy(met)
+        best = by_index(model, index, scorer, k, met_lists, allow=only, deny=never)
+        return pl.DataFrame(ranked_columns([best], k, index.ids, "item_id")[1])
+    lists = KeptLists().on((offsets, met), device_of(model))
     _, ranked = ranked_columns([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
     return pl.DataFrame(ranked)
 

@@ -20,6 +20,7 @@ from deeprec.contract import AnyModel
 from deeprec.data.reading.arrays import require_pool
 from deeprec.data.reading.hashing import hash_series
 from deeprec.serve.arguments import require_flag, require_k
+from deeprec.serve.index import ItemIndex
 from deeprec.serve.output import require_writable, write_frame
 from deeprec.serve.recommend import asked_users, id_maps, item_filter, recommend
 from deeprec.surroundings import served
@@ -43,6 +44,7 @@ def recommend_file(
     allow: Any = None,
     deny: Any = None,
     unknown: str = "raise",
+    index: ItemIndex | None = None,
     resume: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -54,7 +56,7 @@ def recommend_file(
 
     Args:
         output: ends in .parquet, .csv, .tsv or .jsonl; there is either the whole file or what was there before.
-        k, exclude_seen, allow, deny, unknown: as in `recommend`.
+        k, exclude_seen, allow, deny, unknown, index: as in `recommend`.
         users: external ids of those who are served, in this order; None: all that the model knows.
         resume: keep the parts that a killed run with the same model and arguments has finished.
         on_progress: called with (users served, users in all) after each part.
@@ -78,6 +80,7 @@ def recommend_file(
         "k": k,
         "exclude_seen": require_flag(_NAME, "exclude_seen", exclude_seen),
         "unknown": unknown,
+        "index": None if index is None else index.state_sha256(),
         "users_a_part": size,
     }
     if path.suffix == ".parquet":
@@ -89,7 +92,7 @@ def recommend_file(
             part = _kept_part(folder, start, path.suffix)
             if part is None:
                 asked = ids.slice(start, size)
-                frame = recommend(model, asked, k, exclude_seen=exclude_seen, **filters, unknown=unknown)
+                frame = recommend(model, asked, k, exclude_seen=exclude_seen, **filters, unknown=unknown, index=index)
                 part = folder / f"{start:012d}-{len(frame)}{path.suffix}"
                 write_frame(frame, part, header=start == 0)
             parts.append(part)

@@ -12,13 +12,20 @@ from deeprec.contract import AnyModel
 from deeprec.data import Terms
 from deeprec.nn.scoring import topk
 from deeprec.serve.arguments import codes_of, require_k
-from deeprec.serve.recommend import id_maps, item_filter, ranked_columns
+from deeprec.serve.index import ItemIndex
+from deeprec.serve.recommend import by_index, id_maps, item_filter, ranked_columns
 from deeprec.surroundings import served
 
 
 @served
 def recommend_for_tags(
-    model: AnyModel, tags: Mapping[Any, float] | Iterable[Any], k: int = 10, *, allow: Any = None, deny: Any = None
+    model: AnyModel,
+    tags: Mapping[Any, float] | Iterable[Any],
+    k: int = 10,
+    *,
+    allow: Any = None,
+    deny: Any = None,
+    index: ItemIndex | None = None,
 ) -> pl.DataFrame:
     """The k best items for a user who used these tags.
 
@@ -27,6 +34,7 @@ def recommend_for_tags(
         k: list length, >= 1.
         allow: external ids of the only items that may come; None: all.
         deny: external ids of items that may not come; they win over `allow`.
+        index: as of `recommend`.
     Returns:
         rank (from 1), item_id, score; fewer than k rows where fewer items are left.
     Raises:
@@ -48,5 +56,9 @@ def recommend_for_tags(
     codes = codes_of(name, "tags", given, model.tag_ids)
     terms = Terms.of_entries(np.zeros(len(codes), dtype=np.int64), codes, weights, 1, len(model.tag_ids))
     only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
-    best = topk(model.scorer(model.tag_rows(terms)), k, allow=only, deny=never)
+    scorer = model.scorer(model.tag_rows(terms))
+    if index is None:
+        best = topk(scorer, k, allow=only, deny=never)
+    else:
+        best, items_map = by_index(model, index, scorer, k, None, allow=only, deny=never), index.ids
     return pl.DataFrame(ranked_columns([best], k, items_map, "item_id")[1])

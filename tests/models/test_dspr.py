@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -174,6 +175,9 @@ def test_somebody_known_by_tags_alone_is_served_also_from_the_folder(kind: type[
     assert best["item_id"].n_unique() == 6
     if kind is TagCosine:
         assert (best["item_id"] % 4 == 1).all()
+    else:
+        model.build_index()
+        assert_frame_equal(model.recommend_for_tags({"t3": 5, "t4": 2}, k=6, approximate=True), best)
     model.save(tmp_path / "model")
     loaded = deeprec.load(tmp_path / "model")
     assert loaded.recommend_for_tags({"t3": 5, "t4": 2}, k=6).equals(best)

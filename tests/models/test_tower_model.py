@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -281,6 +282,10 @@ def test_columns_alone_serve_new_users_and_items(tmp_path: Any) -> None:
     assert met.columns[0] == "row"
     assert not {0, 2} & set(met.filter(row=0)["item_id"].to_list())
     assert met.filter(row=1)["score"].to_list() == listed.filter(user_id="y")["score"].to_list()
+    model.build_index()
+    assert_frame_equal(model.recommend_for_features(new, 5, approximate=True), listed)
+    seen = model.recommend_for_features(new.drop("user_id"), 5, histories=[[0, 2], []], approximate=True)
+    assert_frame_equal(seen, met)
     before = model.recommend([0, 1], 5)
     model.add_items(
         pl.DataFrame({"item_id": [100, 101], "tags": [["t0", "x1"], ["t1"]], "title": ["film number", "film"]})
