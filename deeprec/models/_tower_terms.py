@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeprec.contract import FROM_COLUMNS, SIMILAR_ITEMS, Schema
+from deeprec.contract import FROM_COLUMNS, RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import DataSchema, Interactions, Terms
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.inputs import Encoded
@@ -53,7 +53,7 @@ class TowerTerms(Recommender):
     """
 
     config_class: ClassVar[type[TowerConfig]] = TowerConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS, FROM_COLUMNS}
+    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS, FROM_COLUMNS}
     takes: ClassVar[frozenset[str]] = Recommender.takes | {"user_features", "item_features", "schema"}
     sizes_class: ClassVar[type[Any]] = TowerSizes
     keeps: ClassVar[tuple[str, ...]] = (*Recommender.keeps, "user_encoder", "item_encoder")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from deeprec.batches.towers import TowerBatches
 from deeprec.config import one_of
-from deeprec.contract import SIMILAR_ITEMS, Schema
+from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Folksonomy, Interactions, Terms
 from deeprec.data.interactions.tags import Side
 from deeprec.device import to_device
@@ -81,7 +81,7 @@ class DSPR(TagRecommender, TowerModel):
 
     name = "dspr"
     config_class: ClassVar[type[TowerConfig]] = DSPRConfig
-    capabilities: ClassVar[frozenset[str]] = TagRecommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = TagRecommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
     takes: ClassVar[frozenset[str]] = TagRecommender.takes
     config: DSPRConfig
     tower: Tower
