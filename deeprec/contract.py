@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the names of the models are read from here without torch
 RECOMMENDS, RATES, PREDICTS = "recommends", "rates", "predicts"
 SIMILAR_ITEMS, NEW_USERS, NEW_ITEMS = "similar_items", "new_users", "new_items"
 RETRIEVES = "retrieves"
-FROM_COLUMNS = "from_columns"
+FROM_COLUMNS, DOMAINS = "from_columns", "domains"
 CAPABILITIES: dict[str, str] = {
     RECOMMENDS: "recommends items to a user",
     RATES: "predicts ratings",
@@ -30,6 +30,7 @@ CAPABILITIES: dict[str, str] = {
     SIMILAR_ITEMS: "knows similar items",
     NEW_USERS: "serves users that it never saw, from what they did",
     FROM_COLUMNS: "serves users and items that it never saw, from their columns",
+    DOMAINS: "knows the domains of items, and recommends those of one alone",
     NEW_ITEMS: "rates items that it never saw, from what users gave them",
     RETRIEVES: "scores by a dot product with item vectors, which an index can hold",
 }

@@ -34,6 +34,7 @@ _MODELS = {
     "lr": "deeprec.models.lr:LR",
     "mf": "deeprec.models.mf:MF",
     "mlp": "deeprec.models.mlp:MLP",
+    "multi-view": "deeprec.models.multi_view:MultiView",
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",

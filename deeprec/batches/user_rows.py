@@ -17,7 +17,7 @@ from deeprec.nn.scoring import owners_of
 from deeprec.nn.tower import TermBatch, TermRows
 
 POOLINGS = ("mean", "sqrt", "sum")
-_POWERS = {"mean": -1.0, "sqrt": -0.5, "sum": 0.0}
+POWERS = {"mean": -1.0, "sqrt": -0.5, "sum": 0.0}
 _STREAM = 11  # of the run's seed: those before are of other draws
 
 
@@ -57,7 +57,7 @@ class UserRows:
             return
         offsets, items = histories
         lengths = np.diff(offsets)
-        weights = np.repeat(np.maximum(lengths, 1).astype(np.float64) ** _POWERS[pooling], lengths)
+        weights = np.repeat(np.maximum(lengths, 1).astype(np.float64) ** POWERS[pooling], lengths)
         self.whole = self._with(offsets, items, weights.astype(np.float32))
 
     def _with(self, offsets: Any, items: Any, weights: Any) -> TermRows:
@@ -106,7 +106,7 @@ class UserRows:
         is_met = batch.ids >= self.static.size
         is_hidden = batch.ids == to_device(items, self.device)[owners] + self.static.size
         hidden = F.pad(is_hidden.long().cumsum(0), (1, 0))[batch.offsets].diff()
-        there = to_device(others.clip(1).double() ** _POWERS[self.pooling] * others, self.device)
+        there = to_device(others.clip(1).double() ** POWERS[self.pooling] * others, self.device)
         weights = (there / (to_device(shown, self.device) - hidden).clip(1)).to(batch.weights.dtype)
         of_met = torch.where(is_hidden, 0.0, weights[owners])
         return batch._replace(weights=torch.where(is_met, of_met, batch.weights))
@@ -129,7 +129,7 @@ def rows_of_histories(
     to_items = torch.repeat_interleave(bounds[:-1] + own - offsets[:-1], counts)
     places = torch.cat([to_terms + torch.arange(len(to_terms)), to_items + torch.arange(len(to_items))])
     order = to_device(places.argsort(), device)
-    weights = to_device(counts.clip(1).double() ** _POWERS[pooling], device).float()[owners_of(offsets, device)]
+    weights = to_device(counts.clip(1).double() ** POWERS[pooling], device).float()[owners_of(offsets, device)]
     has_term = items < num_items
     ids, of_terms, values = (
         to_device(torch.from_numpy(each), device)

@@ -27,6 +27,7 @@ from deeprec.data import Interactions
 from deeprec.data.interactions.selection import SELECTION
 from deeprec.data.reading.tables import read_table, typed
 from deeprec.data.reading.text import with_gz
+from deeprec.data.sets.datasets import domain_paths
 
 _RUN, _TITLES, _EARLIER = "run.json", "titles.parquet", "earlier.safetensors"
 _REMEDY = "pass --data NAME or --data PATH"
@@ -130,6 +131,8 @@ def remember(
 def remember_source(folder: Path, source: str, options: dict[str, Any], **checksums: str) -> None:
     """Write run.json: the name or path of the data, the options it was read with, and checksums of files beside it."""
     places = [_whole(source)] if Path(source).expanduser().exists() else [_whole(one) for one in source.split(",")]
+    if domains := domain_paths(source):
+        places = [f"{name}={_whole(path)}" for name, path in domains.items()]
     options = {key: _whole(value) if key in ("validation", "test") else value for key, value in options.items()}
     run = {"data": ",".join(places), "data_options": options, "titles_sha256": "", **checksums}
     write_atomically(folder / _RUN, json.dumps(run, indent=2).encode() + b"\n")

@@ -27,6 +27,8 @@ USERS_AND_ITEMS = (
     Example("MIND impressions", "1 U9 11/13/2019 5:53:12 AM N1 N5-1 N6-0", "--data behaviors.tsv data.format=mind"),
     Example("NCF triple", "0 25 5", "--data ml-1m.train.rating"),
     Example("several files", "", "--data part1.csv,part2.csv"),
+    Example("a file a domain", "", "--data books=books.csv,films=films.csv"),
+    Example("a column of domains", "user_id,item_id,shop", "--data log.csv data.domain=shop"),
     Example("files for testing", "", "--data train.txt --validation-data valid.txt --test-data test.txt"),
     Example("a folder of such", "train.txt, valid.txt, test.txt", "--data FOLDER"),
 )
@@ -48,7 +50,7 @@ OPTIONS = {
     "data.missing=NA,?": "texts that mean a missing value",
     "data.comment='#'": "lines that begin so are passed over",
     "data.skip_lines=1": "first lines that are passed over",
-    "data.user=0": "also item, rating, order (or timestamp), label, tag: a name, or the place from 0",
+    "data.user=0": "also item, rating, order (or timestamp), label, tag, domain: a name, or the place from 0",
     "data.format=lists": "table, sessions, matrix, jsonl, mind, parquet; of clicks csv, criteo, libsvm, libffm, libfm",
     "data.counted=true": "the first number of a list is how many items follow",
     "data.ordered=false": "the order of a list says nothing of time",

@@ -12,11 +12,11 @@ import deeprec
 from deeprec.cli import folder
 from deeprec.cli.console import command, console, print_json, progress, say, table
 from deeprec.cli.settings import DEVICE_HELP
-from deeprec.contract import PREDICTS, RECOMMENDS
+from deeprec.contract import DOMAINS, PREDICTS, RECOMMENDS
 from deeprec.data import IdMap
 from deeprec.data.reading.tables import read_table, typed
 from deeprec.data.reading.text import read_bytes
-from deeprec.registry import model_class, recommenders
+from deeprec.registry import model_class, recommenders, require_capability
 
 _TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 _WHO = {
@@ -33,6 +33,7 @@ _GOES_WITH = {
     "--ratings": ("--history",),
     "--output": ("--user", "--users", "--all"),
     "--unknown": ("--user", "--users", "--all"),
+    "--approximate": ("--user", "--users", "--all", "--history"),
 }
 
 
@@ -76,6 +77,9 @@ def recommend(
         list[str] | None,
         typer.Option("--deny", help="Items that may not come: ITEM,ITEM,... or a file; repeat it for more."),
     ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="The only domain whose items may come, of a model of several.")
+    ] = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Ask the index that `deeprec index DIR` wrote: fast, nearly the same.")
     ] = False,
@@ -99,6 +103,7 @@ def recommend(
         "--output": output,
         "--resume": resume,
         "--unknown": unknown != "raise",
+        "--approximate": approximate,
         "--json": as_json,
     }
     _require_fitting({option for option, value in options.items() if value})
@@ -106,8 +111,12 @@ def recommend(
     filters: dict[str, Any] = {
         "allow": _items("allow", allow, model.item_ids),
         "deny": _items("deny", deny, model.item_ids),
-        "approximate": approximate,
     }
+    if approximate:
+        filters["approximate"] = True
+    if domain is not None:
+        require_capability(model, "recommend: --domain", DOMAINS)
+        filters["domain"] = domain
     if history:
         liked = parse_ids(_words(history), model.item_ids)
         given = None if ratings is None else _numbers(ratings)

@@ -22,7 +22,9 @@ from deeprec.train.identity import START
 from deeprec.train.more import LaterClicks, LaterInteractions, later_task, with_known_ids
 
 # What decides which rows the model was trained on: testing on other rows would test what it has seen.
-_CUT = ("holdout", "test_share", "validation", "validation_share", "seed")
+_CUT = (
+    "holdout", "test_share", "validation", "validation_share", "seed", "domain", "new_share", "given_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

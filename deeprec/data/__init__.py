@@ -15,10 +15,11 @@ from deeprec.data.columns.schema_inference import infer as infer_schema
 from deeprec.data.columns.table import EncodedTable
 from deeprec.data.columns.terms import Terms
 from deeprec.data.interactions.build import from_frame
-from deeprec.data.interactions.domains import Domains
+from deeprec.data.interactions.domains import Domains, domains_of
 from deeprec.data.interactions.encoded import EncodedTables, encode_tables
 from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
+from deeprec.data.interactions.new_users import new_users_holdout
 from deeprec.data.interactions.selection import positives
 from deeprec.data.interactions.splits import (
     items_holdout,
@@ -66,6 +67,7 @@ __all__ = [
     "Vector",
     "Video",
     "cache_dir",
+    "domains_of",
     "encode_tables",
     "fetch",
     "find",
@@ -77,6 +79,7 @@ __all__ = [
     "list_datasets",
     "load",
     "load_clicks",
+    "new_users_holdout",
     "official",
     "open_source",
     "positives",

@@ -48,7 +48,8 @@ def evaluate(
         progress: called with (done, total) after each block.
         device: where the model is moved for this call, and with it the work; "auto": where it is.
     Returns:
-        "metric@k" (or its name alone without a cutoff) to its mean over users, in the order of the protocol.
+        "metric@k" (or its name alone without a cutoff) to its mean over users, in the order of the protocol; where
+        users were held out, then "new_metric@k", over those who are new, if there are any.
     Raises:
         ValueError: a score is NaN, the part is empty, negatives are missing, or there is no such device.
     """
@@ -60,7 +61,13 @@ def evaluate(
         raise ValueError(
             f"evaluate: the {part} part must have a user to evaluate, got none; check the split or `users`"
         )
-    return figures(ranking, protocol, split.train)
+    if protocol.holdout != "users":
+        return figures(ranking, protocol, split.train)
+    from deeprec.data.interactions.new_users import is_new  # here, so that importing this brings torch and numpy only
+
+    new = ranking.taken(is_new(split.train, ranking.users, protocol.domain))
+    of_new = figures(new, protocol, split.train) if len(new.users) else {}
+    return figures(ranking, protocol, split.train) | {f"new_{name}": value for name, value in of_new.items()}
 
 
 def rank(

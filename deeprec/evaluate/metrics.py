@@ -276,7 +276,7 @@ def rmse_rare(
 def gain(figure: str, value: float) -> float:
     """A number that is larger where the figure ("hr@10", "rmse") is better."""
     lower = (*RATING_METRICS, *LOWER_IS_BETTER)
-    return -value if figure.partition("@")[0] in lower else value
+    return -value if figure.partition("@")[0].removeprefix("new_") in lower else value
 
 
 def best_first(figure: str, value: float | None) -> float:

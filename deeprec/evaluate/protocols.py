@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from deeprec._suggest import did_you_mean
 from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.metrics import RATING_METRICS, WITHOUT_CUTOFF, check_metric
+from deeprec.evaluate.parts import require_one_domain, split_of
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -27,8 +28,7 @@ _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
 _CHOOSING_FIELDS = ("validation_users",)  # nor what only chooses the epoch, and measures nothing that is shown
 _CHOOSING_SCORES = 1 << 26  # a validation that takes more is made on a sample while the model is trained
 _FEWEST_CHOOSING = 1000  # users of such a sample
-_BY_SHARE = ("random", "random_by_user", "time", "items")
-_TEST_STREAM, _VALIDATION_STREAM = 4, 5  # independent negatives for the two parts under one seed
+_BY_SHARE = ("random", "random_by_user", "time", "items", "users")
 
 
 def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -54,9 +54,11 @@ class Protocol:
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
             interactions; "random_by_user": a random share of each user's; "time": what came last, from one moment on
             for all users (each user's positives of that part are ranked in one list); "items": a random share of the
-            items, with all their interactions; "official": the split that came with the data; "auto": official where
+            items, with all their interactions; "users": a random share of the users, of new ones all their rows in
+            `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
+            "official": the split that came with the data; "auto": official where
             the data has it, leave_one_out otherwise (see `resolve`).
-        test_share: test share for "random", "random_by_user", "time" and "items", in (0, 1).
+        test_share: test share for "random", "random_by_user", "time", "items" and "users", in (0, 1).
         validation: "random" or "last" (one training interaction of each user), "share" (a share like that of
             the test, with the hold-outs that have one; before it in time) or "none".
         validation_share: validation share for "share", in (0, 1).
@@ -80,10 +82,16 @@ class Protocol:
         validation_users: users of the validation part who are ranked after each epoch to choose one, always the same;
             0: all. None: all where that takes at most 2^26 scores (users x candidates), otherwise as many as these
             allow and 1,000 at least; `resolve` puts the number. At the end the chosen epoch is measured on all.
+        domain: for holdout "users": the domain whose items are held out and sampled as negatives; None: all items are
+            of one.
+        new_share: for "users": share of the held-out users who are new to the domain, in [0, 1].
+        given_share: for "users": share of the rows of the others that is trained on, in [0, 1).
     """
 
     name: str
-    holdout: Literal["leave_one_out", "random", "random_by_user", "time", "items", "official", "auto"] = "leave_one_out"
+    holdout: Literal["leave_one_out", "random", "random_by_user", "time", "items", "users", "official", "auto"] = (
+        "leave_one_out"
+    )
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
     validation_share: float = 0.1
@@ -100,6 +108,9 @@ class Protocol:
     default_rating: float | None = None
     clamp: bool = True
     validation_users: int | None = None
+    domain: str | None = None
+    new_share: float = 0.2
+    given_share: float = 0.5
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -120,7 +131,8 @@ class Protocol:
         for field in ("seed", "negatives_seed"):
             value = getattr(self, field)
             _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
-        for field in ("test_share", "validation_share", "default_rating"):
+        _require(self.domain is None or isinstance(self.domain, str), "domain must be a name or None", self.domain)
+        for field in ("test_share", "validation_share", "default_rating", "new_share", "given_share"):
             value = getattr(self, field)
             if value is None and field == "default_rating":
                 continue
@@ -128,6 +140,8 @@ class Protocol:
             _require(is_number, f"{field} must be a finite number", value)
         for field in ("test_share", "validation_share"):
             _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
+        _require(0.0 <= self.new_share <= 1.0, "new_share must lie in [0, 1]", self.new_share)
+        _require(0.0 <= self.given_share < 1.0, "given_share must lie in [0, 1)", self.given_share)
         _require(isinstance(self.clamp, bool), "clamp must be True or False", self.clamp)
         count = self.validation_users
         is_count = count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 0)
@@ -149,9 +163,10 @@ class Protocol:
                 f"validation={self.validation!r}; take holdout='leave_one_out' with validation='last', or 'time' with "
                 "'share'"
             )
-        if self.holdout == "items" and self.task != "ranking":
+        if self.holdout in ("items", "users") and self.task != "ranking":
             raise ValueError(
-                f"protocol: items held out whole can be ranked only, got task={self.task!r}; take another holdout"
+                f"protocol: {self.holdout} held out whole can be ranked only, got task={self.task!r}; take another "
+                "holdout"
             )
 
     def _check_candidates(self) -> None:
@@ -163,6 +178,11 @@ class Protocol:
         if candidates == "part" and self.holdout != "items":
             raise ValueError(
                 f"protocol: candidates='part' goes with holdout='items', got {self.holdout!r}; take candidates='all'"
+            )
+        if self.domain is not None and not sampled and self.holdout == "users":
+            raise ValueError(
+                f"protocol: items of one domain are ranked against a number of others, got candidates={candidates!r}; "
+                "take candidates=9"
             )
         if sampled != (self.negatives != "none"):
             remedy = "'given', 'seeded' or 'auto'" if sampled else "'none', or candidates a number"
@@ -188,9 +208,11 @@ class Protocol:
         """The same protocol with every "auto" replaced by what it means for `data`; a card must hold this one.
 
         Raises:
-            ValueError: the official split or given negatives are asked for and `data` has none, or next items and it
-                has no order.
+            ValueError: the official split or given negatives are asked for and `data` has none, next items and it
+                has no order, or users are held out and it has several domains of which none is named.
         """
+        if self.holdout == "users" and self.domain is None:
+            require_one_domain(data)
         if self.task == "next-item" and data.order is None:
             raise ValueError(
                 f"protocol: next items need the order of the interactions, got {data.name} without timestamps; name "
@@ -232,7 +254,7 @@ class Protocol:
         Args:
             met: all rows that sampled negatives avoid, over the same id maps; None: those of `data`.
         """
-        return _split(self.resolve(data), data, data if met is None else met)
+        return split_of(self.resolve(data), data, data if met is None else met)
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, JSON-ready; `from_dict` takes it back."""
@@ -268,6 +290,8 @@ class Protocol:
             fields.add("validation_users")
         if self.holdout not in _BY_SHARE:
             fields |= {"test_share", "validation_share"}
+        if self.holdout != "users":
+            fields |= {"domain", "new_share", "given_share"}
         if self.holdout == "time" or self.task == "next-item":
             fields.add("seed")
         if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
@@ -360,6 +384,18 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("recall", "hr", "ndcg"),
         cutoffs=(20,),
     ),
+    # Elkahky, Song and He 2015, section 7: MRR and P@1 of each pair among ten items of the domain; 0.2929 and 0.1 by
+    # chance. Old and new users together, and new ones alone. Theirs has no validation part.
+    "cross-domain": Protocol(
+        "cross-domain",
+        holdout="users",
+        validation="share",
+        validation_share=0.05,
+        candidates=9,
+        negatives="seeded",
+        metrics=("mrr", "precision"),
+        cutoffs=(10, 1),
+    ),
 }
 NAMES = (*PROTOCOLS, "click")  # all that `protocol` takes
 
@@ -400,34 +436,3 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
         elif base.validation == "share":
             overrides["validation"] = "random"
     return base.changed(**overrides)
-
-
-def _split(protocol: Protocol, data: Interactions, met: Interactions) -> Split:
-    """The parts of `data` under a resolved protocol; negatives are no pairs of `met`."""
-    from deeprec.data.interactions import splits  # here, so that importing deeprec.evaluate brings torch and numpy only
-
-    validation_rows = "none" if protocol.validation == "share" else protocol.validation
-    shares = (protocol.test_share, 0.0 if protocol.validation == "none" else protocol.validation_share)
-    if protocol.holdout in ("random", "random_by_user"):
-        by_user = protocol.holdout == "random_by_user"
-        parts = splits.random_holdout(data, *shares, seed=protocol.seed, by_user=by_user)
-    elif protocol.holdout == "time":
-        parts = splits.time_holdout(data, *shares)
-    elif protocol.holdout == "items":
-        parts = splits.items_holdout(data, *shares, seed=protocol.seed)
-    elif protocol.holdout == "official":
-        parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
-    else:
-        parts = splits.leave_one_out(data, validation=validation_rows, seed=protocol.seed)
-    if protocol.repeats == "drop":
-        parts = splits.without_repeats(parts)
-    if not isinstance(protocol.candidates, int):
-        return dataclasses.replace(parts, test_negatives=None, validation_negatives=None)
-    test, validation = (
-        splits.sampled_negatives(met, part.users, protocol.candidates, protocol.negatives_seed, stream=stream)
-        for part, stream in ((parts.test, _TEST_STREAM), (parts.validation, _VALIDATION_STREAM))
-    )
-    if protocol.negatives == "given":
-        assert parts.test_negatives is not None  # resolve() saw them
-        test = parts.test_negatives
-    return dataclasses.replace(parts, test_negatives=test, validation_negatives=validation)

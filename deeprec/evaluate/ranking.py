@@ -64,6 +64,13 @@ class Ranking:
     num_candidates: IntArray
     top_items: IntArray | None = None
 
+    def taken(self, mask: NDArray[np.bool_]) -> Ranking:
+        """Those of its users, by a mask [U]."""
+        counts = np.diff(self.offsets)
+        offsets = np.concatenate([[0], np.cumsum(counts[mask])])
+        lists = None if self.top_items is None else self.top_items[mask]
+        return Ranking(self.users[mask], self.ranks[np.repeat(mask, counts)], offsets, self.num_candidates[mask], lists)
+
 
 def candidate_ranks(
     scorer: Scorer,

@@ -263,6 +263,10 @@ def test_the_command_writes_it_and_says_what_comes_next(fitted: Callable[[str], 
         failed = call("index", tmp_path / "mf", *words)
         assert failed.exit_code == 2
         assert message in failed.output
+    (tmp_path / "users.csv").write_text("age\n30\n")
+    failed = call("recommend", tmp_path / "mf", "--features", tmp_path / "users.csv", "--approximate")
+    assert failed.exit_code == 2
+    assert "--approximate goes with --user or --users or --all or --history" in failed.output
     fitted("item-knn").save(tmp_path / "knn")
     failed = call("index", tmp_path / "knn")
     assert failed.exit_code == 2

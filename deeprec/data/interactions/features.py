@@ -97,7 +97,7 @@ def align(frame: pl.DataFrame, ids: IdMap) -> pl.DataFrame:
 
 
 def with_features(data: Interactions, *, users: Any = None, items: Any = None) -> Interactions:
-    """The same interactions with side information.
+    """The same interactions with side information; what is known of the domains of items stays.
 
     Args:
         users: polars or pandas frame with a column user_id, each user of the data once; None: as it is.
@@ -110,6 +110,9 @@ def with_features(data: Interactions, *, users: Any = None, items: Any = None) -
         for table, ids in ((users, data.user_ids), (items, data.item_ids))
         if table is not None
     }
+    table, known = aligned.get("item_features"), data.item_features
+    if table is not None and known is not None and "domain" in known.columns and "domain" not in table.columns:
+        aligned["item_features"] = table.with_columns(known.get_column("domain"))
     return replace(data, **aligned)  # type: ignore[arg-type]
 
 

@@ -33,7 +33,7 @@ class FileOptions:
 
     Attributes:
         format: one of `FORMATS`, or None: by the file's name and first rows.
-        columns: by role (user, item, rating, timestamp, label, tag) the name of a column, or its place from 0.
+        columns: by role (user, item, rating, timestamp, label, tag, domain) the name of a column, or its place from 0.
         time_format: of the column of times where it is neither numbers nor ISO 8601, as of `from_frame`.
         order: "file": the rows stand in the order of time; None: a column says it, if any.
         counted: lists whose first number is how many items follow; None: as the lines show it.
@@ -52,7 +52,7 @@ class FileOptions:
     on_bad: OnBad = "raise"
 
 
-ROLES = ("user", "item", "rating", "timestamp", "label", "tag")
+ROLES = ("user", "item", "rating", "timestamp", "label", "tag", "domain")
 OPTIONS = ("format", *ROLES, "time_format", "order", "counted", "ordered", *(name for name in TEXT_OPTIONS), "on_bad")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.interactions.build import Duplicates, build, from_table
+from deeprec.data.interactions.domains import Domains
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions, OfficialSplit
-from deeprec.data.interactions.layouts import file_options, read_rows
+from deeprec.data.interactions.layouts import Rows, file_options, read_rows
 from deeprec.data.interactions.parts import joined
 from deeprec.data.reading.errors import naming
 from deeprec.data.reading.text import OnBad, parse_numbers, read_bytes, with_gz
@@ -33,27 +35,49 @@ def read_file(path: Path, *, name: str, duplicates: Duplicates = "latest", **opt
 
     Args:
         duplicates: as in `from_frame`.
-        **options: of `file_options`.
+        **options: of `file_options`; with `domain` the rows of each domain are read apart and joined, see `Domains`.
     """
     how = file_options(**options)
     rows = read_rows(path, how)
     names = rows.columns if rows.has_names else {role: role for role in rows.columns}  # for messages
-    data = from_table(
-        pl.DataFrame({names[role]: rows.frame.get_column(column) for role, column in rows.columns.items()}),
-        **names,
-        time_format=how.time_format,
-        name=name,
-        on_bad=how.on_bad,
-        duplicates=duplicates,
-        place=rows.place,
-        dropped=rows.dropped,
-    )
+    table = pl.DataFrame({names[role]: rows.frame.get_column(column) for role, column in rows.columns.items()})
+    domain = names.get("domain")
+    how_built: dict[str, Any] = {role: column for role, column in names.items() if role != "domain"}
+    how_built |= {"time_format": how.time_format, "on_bad": how.on_bad, "duplicates": duplicates}
+    if domain is not None:
+        return _by_domain(table, domain, rows, name, how_built)
+    data = from_table(table, name=name, place=rows.place, dropped=rows.dropped, **how_built)
     if data.order is None:
         return data
     is_rank = rows.order_kind == "rank" or (not rows.has_names and _is_rank(data.users, data.order))
     if "rank" in path.name and not is_rank:
         _log.warning("%s: called rank, but its fourth field holds times; taken as times", path)
     return replace(data, order_kind="rank") if is_rank else data
+
+
+def _by_domain(table: pl.DataFrame, domain: str, rows: Rows, name: str, how: dict[str, Any]) -> Interactions:
+    """The rows of a table with a column of domains as one set, whose table of items says the domain of each."""
+    values = table.get_column(domain).cast(pl.String)
+    missing, dropped = np.flatnonzero(values.is_null().to_numpy()), rows.dropped
+    if len(missing) and how["on_bad"] == "raise":
+        raise ValueError(
+            f"load: {name}, {rows.place(int(missing[0]))}: each row must name its {domain}, got {len(missing):,} "
+            "without; correct them or pass on_bad='skip'"
+        )
+    dropped += len(missing)
+    parts = {}
+    for value in values.drop_nulls().unique(maintain_order=True).to_list():
+        own = np.flatnonzero((values == value).fill_null(False).to_numpy())
+        place = partial(_place_of, rows, own)
+        parts[value] = from_table(table[own], name=f"{name} ({value})", place=place, dropped=dropped, **how)
+        dropped = 0
+    if not parts:
+        raise ValueError(f"load: {name} must have rows that name their {domain}, got none")
+    return Domains.of(parts).joined(name)
+
+
+def _place_of(rows: Rows, taken: NDArray[np.int64], row: int) -> str:
+    return rows.place(int(taken[row]))
 
 
 def read_movielens(path: Path, **options: Any) -> Interactions:
@@ -237,6 +261,11 @@ def read_parts(
         ValueError: as `read_file` does.
     """
     files = [*train, *(path for path in (validation, test) if path is not None)]
+    if options.get("domain") is not None:
+        raise ValueError(
+            f"load: a column of domains is read from one file, got {len(files)} files; name a file a domain as "
+            "NAME=FILE,NAME=FILE"
+        )
     parts = []
     for path in files:
         with naming(path):

@@ -26,11 +26,12 @@ _USUAL = {
     "timestamp": {"timestamp", "time", "unixtime", "unixreviewtime", "unixtimestamp"},
 }  # fmt: skip
 _PLACES = ("user", "item", "rating", "timestamp")  # of a text without names
+_NAMED = ("label", "tag", "domain")
 _EARLIEST_TIME = 1e8  # a third number that is never smaller is a Unix time (after March 1973), not a rating
 
 
 class Roles(NamedTuple):
-    """Columns by role: user, item and, where there are any, rating, timestamp, label and tag."""
+    """Columns by role: user, item and, where there are any, rating, timestamp, label, tag and domain."""
 
     columns: dict[str, str]
 
@@ -54,8 +55,7 @@ def roles_of(head: pl.DataFrame, given: dict[str, Column], path: Path, *, has_na
                 f"load: {path} needs a column {default!r} for the {role}, got {listed(names)}"
                 f"{did_you_mean(default, names)}; name it by {role}=NAME, or its place from 0 by {role}=0"
             )
-    roles = (*_PLACES, "label", "tag")
-    columns = {role: told.get(role) or guessed[role] for role in roles if role in (*told, *guessed)}
+    columns = {role: told.get(role) or guessed[role] for role in (*_PLACES, *_NAMED) if role in (*told, *guessed)}
     said = [f"{role} = {column}" for role, column in guessed.items() if column != DEFAULT_COLUMNS[role]]
     if said:
         where = "" if has_names else " (columns without names, counted from 0)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import polars as pl
 
 from deeprec.data.interactions import features
 from deeprec.data.interactions.build import Duplicates
+from deeprec.data.interactions.domains import Domains
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions
 from deeprec.data.interactions.layouts import OPTIONS
@@ -114,10 +116,11 @@ def load(
 
     Args:
         name_or_path: a name of `list_datasets()`, "synthetic", or a path: a file, files with commas between, or a
-            folder whose files are called train, validation and test (see `files.parts_of`).
+            folder whose files are called train, validation and test (see `files.parts_of`). Of several domains with the
+            same users: NAME=PATH,NAME=PATH, or a file with `domain`; see `Domains.joined`.
         data_dir: looked in first for a name.
-        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label and
-            tag by name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns;
+        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label,
+            tag and domain by name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns;
             time_format, on_bad and duplicates (see `from_frame`); validation and test, files that become the official
             split. For ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating,
             min_interactions or min_tag_uses rows are selected, see `positives`.
@@ -140,9 +143,27 @@ def load(
                 f"{places}; {_how_to_get(text)}"
             )
         return _call(_REGISTRY[text].read, folder, {"name": text, **options})
+    if domains := domain_paths(text):
+        parts = {name: load(path, data_dir, **options) for name, path in domains.items()}
+        return Domains.of(parts).joined("+".join(domains))
     path = Path(text).expanduser()
     with reading(path, function="load"):
         return _load_path(text, path, options)
+
+
+def domain_paths(text: str) -> dict[str, str]:
+    """Path by name of "NAME=PATH,NAME=PATH"; nothing for another text.
+
+    Raises:
+        ValueError: a name twice.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if is_there(text) or not all(equals and path and re.fullmatch(r"[\w .-]+", name) for name, equals, path in pairs):
+        return {}
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"load: the names of domains must differ, got {text!r}; join the files of one "
+                         "domain in a folder of their own")  # fmt: skip
+    return {name: path for name, _, path in pairs}
 
 
 def _load_path(text: str, path: Path, options: dict[str, Any]) -> Interactions:
@@ -260,6 +281,23 @@ def _read_douban(
     return read_fold(train, test, name=name, on_bad=on_bad, duplicates=duplicates, has_time=False)
 
 
+def _cross_reader(first: str, second: str) -> Callable[..., Interactions]:
+    def read(folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest") -> Interactions:
+        parts = {}
+        for domain, other in ((first, second), (second, first)):
+            train, test = (with_gz(folder / f"{domain}_{other}" / f"{part}.txt") for part in ("train", "test"))
+            if train is None or test is None:
+                raise FileNotFoundError(
+                    f"load: {domain}_{other}/train.txt and test.txt (or .gz) must both be in {folder}; get them both"
+                )
+            columns: dict[str, Any] = {"user": 0, "item": 1, "header": False, "integers": True}
+            data = read_parts([train], None, test, name=domain, on_bad=on_bad, duplicates=duplicates, **columns)
+            parts[domain] = replace(data, ratings=None)
+        return Domains.of(parts).joined(name)
+
+    return read
+
+
 def _triple_reader(prefix: str) -> Callable[..., Interactions]:
     def read(folder: Path, **options: Any) -> Interactions:
         return read_triple(folder, prefix, **options)
@@ -271,6 +309,8 @@ _ML_1M_FILES = ("ratings.dat", "ratings_rank.dat")
 _HETREC = "https://grouplens.org/datasets/hetrec-2011/"
 _NCF = "https://github.com/hexiangnan/neural_collaborative_filtering"
 _DEEP_CF = "https://github.com/familyld/DeepCF"
+_CROSS = "https://github.com/cjx96/DisenCDR"
+_AMAZON_TERMS = "Amazon reviews (McAuley, UCSD): academic research"
 
 # fmt: off
 _REGISTRY = {
@@ -307,7 +347,16 @@ _REGISTRY = {
                     "terms not stated by the source: research only", _DEEP_CF, _triple_reader("lastfm")),
         DatasetInfo("ncf-amusic", "Amazon Music as an NCF triple (DeepCF), 99 negatives a user",
                     "ncf", ("AMusic.train.rating",), 46_087, 1_776, 12_929,
-                    "Amazon reviews (McAuley, UCSD): academic research", _DEEP_CF, _triple_reader("AMusic")),
+                    _AMAZON_TERMS, _DEEP_CF, _triple_reader("AMusic")),
+        DatasetInfo("cross-sport-phone", "Amazon: the same users in two domains, sport and phone (DisenCDR)",
+                    "cross-domain", ("sport_phone/train.txt",), 100_701, 4_998, 34_500,
+                    _AMAZON_TERMS, _CROSS, _cross_reader("sport", "phone")),
+        DatasetInfo("cross-electronic-phone", "Amazon: the same users in two domains, electronic and phone (DisenCDR)",
+                    "cross-domain", ("electronic_phone/train.txt",), 171_080, 3_325, 56_415,
+                    _AMAZON_TERMS, _CROSS, _cross_reader("electronic", "phone")),
+        DatasetInfo("cross-electronic-cloth", "Amazon: the same users in two domains, electronic and cloth (DisenCDR)",
+                    "cross-domain", ("electronic_cloth/train.txt",), 358_298, 15_761, 100_228,
+                    _AMAZON_TERMS, _CROSS, _cross_reader("electronic", "cloth")),
     )
 }
 # fmt: on

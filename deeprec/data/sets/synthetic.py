@@ -6,6 +6,9 @@ items are drawn without replacement with probability proportional to
 item_bias = -popularity * log(popularity rank), a long tail. Ratings follow the affinity with noise. The order of a
 user's interactions is random (there is no drift to learn). The same arguments give the same data under one version of
 NumPy.
+
+With several domains each item belongs to one, and each user meets items of as many of them as chance has it, one at
+least, by the same taste: what somebody reads says what they would watch.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Float32Array, Interactions
 
 _CELLS = 1 << 22  # (user, item) cells scored at a time
+_DOMAINS = ("films", "books", "games", "songs")
+_DOMAIN_STREAM = 1  # of the seed; all that is drawn without domains stays what it is with them
 
 # genre: (nouns of titles, plots and tags)
 _GENRES: dict[str, str] = {
@@ -91,6 +96,7 @@ def synthetic(
     strength: float = 2.0,
     popularity: float = 0.7,
     min_per_user: int = 5,
+    domains: int = 1,
     name: str = "synthetic",
 ) -> SyntheticInteractions:
     """Draw a data set. Time is proportional to num_users * num_items (the default takes about 0.2 s).
@@ -101,9 +107,10 @@ def synthetic(
         num_factors: k, latent dimensions. strength: of taste, 0 for popularity alone.
         popularity: exponent of the long tail, 0 for equally popular items.
         min_per_user: the fewest interactions a user has.
+        domains: of the items, 1 to 4 of films, books, games and songs.
     Returns:
         Interactions with ratings 1..5, timestamps in seconds, features of users (gender, age, occupation) and items
-        (title, genres, year, text, tags), and `.truth`.
+        (title, genres, year, text, tags, and domain where there are several), and `.truth`.
     Raises:
         ValueError: sizes that do not fit: num_interactions must lie between num_users * min_per_user and half of
             num_users * num_items.
@@ -117,14 +124,22 @@ def synthetic(
             f"synthetic: num_interactions must be in [{low}, {high}] (min_per_user={min_per_user} for each user, at "
             f"most half of all pairs), got {num_interactions}; change num_interactions, num_users or num_items"
         )
+    if not 1 <= domains <= min(len(_DOMAINS), num_items):
+        raise ValueError(
+            f"synthetic: domains must be in [1, {min(len(_DOMAINS), num_items)}] of {num_items} items, got {domains}"
+        )
     rng = np.random.Generator(np.random.Philox(seed))
     ages = rng.integers(0, len(_AGES), num_users)
     truth = _draw_truth(rng, ages, num_items, num_factors, strength, popularity)
-    users, items = _draw_pairs(rng, truth, _activity(rng, num_users, num_items, num_interactions, min_per_user))
+    counts = _activity(rng, num_users, num_items, num_interactions, min_per_user)
+    domain_of, is_active = _draw_domains(seed, counts, num_items, domains)
+    users, items = _draw_pairs(rng, truth, counts, None if domains == 1 else is_active[:, domain_of])
     affinity = np.einsum("nk,nk->n", truth.user_factors[users], truth.item_factors[items])
     centred = (affinity - affinity.mean()) / (affinity.std() + 1e-9)
     ratings = np.clip(np.round(3.5 + 0.9 * centred + 0.5 * rng.standard_normal(len(users))), 1, 5)
     user_frame, item_frame = _user_features(rng, ages), _item_features(rng, truth)
+    if domains > 1:
+        item_frame = item_frame.with_columns(domain=np.array(_DOMAINS)[domain_of])
     return SyntheticInteractions(
         users=users,
         items=items,
@@ -193,10 +208,30 @@ def _activity(
     return counts
 
 
+def _draw_domains(
+    seed: int, counts: NDArray[np.int64], num_items: int, domains: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The domain of each item, [num_items], and whether each user is active in each domain, [num_users, domains]."""
+    rng = np.random.Generator(np.random.Philox((seed, _DOMAIN_STREAM)))
+    domain_of = rng.permutation(np.arange(num_items) % domains)
+    order = rng.random((len(counts), domains)).argsort(axis=1)
+    is_active = order < rng.integers(1, domains + 1, len(counts))[:, None]
+    # Nobody is to meet more than half of what there is.
+    is_active[is_active @ np.bincount(domain_of) < 2 * counts] = True
+    return domain_of, is_active
+
+
 def _draw_pairs(
-    rng: np.random.Generator, truth: SyntheticTruth, counts: NDArray[np.int64]
+    rng: np.random.Generator,
+    truth: SyntheticTruth,
+    counts: NDArray[np.int64],
+    may_meet: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Each user's items without replacement, by the Gumbel top-k trick; a user's items come in random order."""
+    """Each user's items without replacement, by the Gumbel top-k trick; a user's items come in random order.
+
+    Args:
+        may_meet: [num_users, num_items], which items a user may have, as many as their count at least; None: any.
+    """
     num_users, num_items = len(counts), len(truth.item_bias)
     users = np.repeat(np.arange(num_users, dtype=np.int32), counts)
     items = np.empty(len(users), dtype=np.int32)
@@ -206,6 +241,8 @@ def _draw_pairs(
         block = np.arange(start, min(start + step, num_users))
         uniform = rng.random((len(block), num_items), dtype=np.float32)
         noisy = truth.scores(block) - np.log(-np.log(np.clip(uniform, 1e-12, 1.0 - 1e-7)))
+        if may_meet is not None:
+            noisy[~may_meet[block]] = -np.inf
         order = np.argsort(-noisy, axis=1)
         for row, user in enumerate(block):  # rows are of unequal length; a slice each, no work per interaction
             items[ends[user] - counts[user] : ends[user]] = rng.permutation(order[row, : counts[user]])
