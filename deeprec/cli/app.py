@@ -52,7 +52,7 @@ _COMMANDS = {
     ),
     "recommend": (
         "recommend:recommend",
-        "Recommend items to users of the data, or to a new user with a history, rated or not.",
+        "Recommend items to users of the data, or to new ones by a history, ratings, tags or columns.",
     ),
     "index": (
         "index:index",

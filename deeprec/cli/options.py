@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 # As `deeprec.evaluate.PROTOCOLS` and `deeprec.train.loggers.NAMES` have them: a help text does not wait for torch.
-PROTOCOLS = ("ncf", "full", "random", "cdae", "rating", "next-item", "cold-items", "dspr", "cross-domain")
+PROTOCOLS = ("ncf", "full", "random", "cdae", "dspr", "rating", "next-item", "cold-items", "cross-domain")
 LOGGERS = ("tensorboard", "mlflow", "wandb", "csv")
 
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]
@@ -20,7 +20,7 @@ BestOnTest: TypeAlias = Annotated[
     bool, typer.Option("--best-on-test", help="Also report the best epoch on the test list, as papers do.")
 ]
 UserFeatures: TypeAlias = Annotated[
-    Path | None, typer.Option("--user-features", help="Side information for cfn: a table with user_id.")
+    Path | None, typer.Option("--user-features", help="Columns of users, for cfn and towers: a table with user_id.")
 ]
 ItemFeatures: TypeAlias = Annotated[
     Path | None, typer.Option("--item-features", help="The same with item_id: .parquet, .csv or .tsv.")

@@ -85,7 +85,7 @@ def recommend(
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Recommend items to users of the data, to a new user with a history, rated or not, or to new users by columns.
+    """Recommend items to users of the data, or to new ones by a history, ratings, tags or columns.
 
     A file of items or users has one id a line, or a column item_id or user_id (.parquet, .csv, .tsv, .jsonl).
 

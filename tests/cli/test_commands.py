@@ -273,9 +273,8 @@ def test_wrong_ids_are_named(trained, deeprec) -> None:
     assert "whole numbers such as 1, got abc" in _error(deeprec("recommend", trained[0], "--user", "abc"))
     assert "99999" in _error(deeprec("recommend", trained[0], "--user", 99999))
     assert "99999" in _error(deeprec("recommend", trained[0], "--history", "1,99999"))
-    assert "one of --user ID, --users FILE, --all, --history ITEM,ITEM is needed" in _error(
-        deeprec("recommend", trained[0])
-    )
+    who = "one of --user ID, --users FILE, --all, --history ITEM,ITEM, --tags TAG,TAG, --features FILE is needed"
+    assert who in _error(deeprec("recommend", trained[0]))
 
 
 def test_training_options_do_not_fit_evaluate(trained, deeprec) -> None:

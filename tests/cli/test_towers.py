@@ -54,7 +54,8 @@ def test_towers_over_tables_serve_new_users_from_a_file(files: Path, deeprec) ->
     assert "For row 0" in deeprec("recommend", files / "model", "--features", new).output
     assert deeprec("evaluate", files / "model").exit_code == 0
     both = deeprec("recommend", files / "model", "--features", new, "--user", 1)
-    assert "one of --user ID, --users FILE, --all, --history ITEM,ITEM, --features FILE is needed" in both.output
+    assert "one of --user ID" in both.output
+    assert "--features FILE is needed" in both.output
 
 
 def test_a_table_that_is_not_read_is_refused(files: Path, deeprec) -> None:
