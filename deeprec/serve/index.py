@@ -5,10 +5,11 @@
     index.add([901], new_vectors); index.delete([7]); index.save("my-index"); ItemIndex.load("my-index")
     print(index.recall_report())
 
-The exact scan is the right choice up to about a million items, and whenever every last item counts. A graph answers in
-a fraction of its time and gives nearly the same items: every build measures the share, and chooses the breadth of the
-search by it. Scores are always exact: what a graph proposes is scored by the kernel of the scan, and equal scores go by
-the order of the items.
+The exact scan is the right choice up to about a million items, and whenever every last item counts; it reads a
+compressed copy first (`deeprec.kernels.prefilter_topk`), and gives what `score_topk` gives, bit for bit. A graph
+answers in a fraction of its time and gives nearly the same items: every build measures the share, and chooses the
+breadth of the search by it. Scores are always exact: what a graph proposes is scored by the kernel of the scan, and
+equal scores go by the order of the items.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class ItemIndex:
         self.kind, self.source = kind, source
         self.breadth = 0
         self._items, self._walk = items, walk
+        if walk is None:
+            items.prepare()
         self._target, self._k, self._queries, self._asked = target, k, queries, asked
         self._report: RecallReport | None = None
         self._gate = Gate()

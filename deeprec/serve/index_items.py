@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.data import IdMap
+from deeprec.kernels.prefilter_topk import PreparedItems, PreparedScorer, prefilter_topk
 from deeprec.kernels.score_topk import score_topk
 from deeprec.nn.scoring import DotScorer, TopK, topk
 from deeprec.serve.index_table import Where, rows_where
@@ -67,7 +68,13 @@ class Items:
 
     def __post_init__(self) -> None:
         self._shown_bias: Tensor | None = None
+        self._prepared: PreparedItems | None = None
         self.refresh()
+
+    def prepare(self) -> None:
+        """Keep a compressed copy of the vectors, a quarter of their memory, by which `exact` finds the same sooner."""
+        self._prepared = PreparedItems.of(self.vectors)
+        self.vectors = self._prepared.items
 
     def refresh(self) -> None:
         """To be called when `bias` or `is_there` has changed; by the bias -inf no deleted item is ever returned."""
@@ -84,7 +91,12 @@ class Items:
     def put(self, ids: IdMap, codes: _Items, vectors: Tensor, bias: Tensor | None) -> None:
         """Give items vectors [n, D] and bias [n], known ones, deleted ones and new ones alike."""
         if (new := len(ids) - len(self.ids)) > 0:
-            self.vectors = torch.cat([self.vectors, self.vectors.new_zeros(new, self.vectors.shape[1])])
+            zeros = self.vectors.new_zeros(new, self.vectors.shape[1])
+            if self._prepared is None:
+                self.vectors = torch.cat([self.vectors, zeros])
+            else:
+                self._prepared.append(zeros)
+                self.vectors = self._prepared.items
             if self.bias is not None:
                 self.bias = torch.cat([self.bias, self.bias.new_zeros(new)])
             self.is_there = np.concatenate([self.is_there, np.zeros(new, dtype=bool)])
@@ -95,7 +107,10 @@ class Items:
                 self.table = pl.DataFrame([ids.values.alias("item_id"), *columns])
         self.ids = ids
         rows = torch.from_numpy(codes)
-        self.vectors[rows] = vectors
+        if self._prepared is None:
+            self.vectors[rows] = vectors
+        else:
+            self._prepared.update(rows, vectors)
         if self.bias is not None:
             self.bias[rows] = 0.0 if bias is None else bias
         self.is_there[codes] = True
@@ -125,10 +140,19 @@ class Items:
 
     def exact(self, queries: Tensor, k: int, mask: NDArray[np.bool_] | None, seen: SeenRows | None) -> TopK:
         """The k best items of queries [b, D], by the scan over those that may be returned."""
-        scorer = DotScorer(queries, self.vectors, self._shown_bias)
-        lists, rows = (None, None) if seen is None else ((seen.offsets, seen.items), seen.rows)
         allow = None if mask is None else np.flatnonzero(mask)
-        return topk(scorer, k, seen=lists, seen_rows=rows, allow=allow)
+        if self._prepared is None:
+            scorer = DotScorer(queries, self.vectors, self._shown_bias)
+            lists, rows = (None, None) if seen is None else ((seen.offsets, seen.items), seen.rows)
+            return topk(scorer, k, seen=lists, seen_rows=rows, allow=allow)
+        return prefilter_topk(
+            PreparedScorer(queries, self._prepared, self._shown_bias),
+            k,
+            seen_indptr=None if seen is None else seen.offsets,
+            seen_indices=None if seen is None else seen.items,
+            seen_rows=None if seen is None else seen.rows,
+            allow_indices=None if allow is None else torch.from_numpy(allow).int(),
+        )
 
     def best_of(self, query: Tensor, k: int, candidates: _Items) -> TopK:
         """The k best of these items for one query [1, D], by the kernel of the scan, which gives the same bits."""

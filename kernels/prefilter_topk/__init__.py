@@ -18,7 +18,7 @@ from deeprec.kernels.prefilter_topk.reference import (
     prefilter_topk_reference,
     words_shape,
 )
-from deeprec.kernels.score_topk import TopK
+from deeprec.kernels.score_topk import TopK, checked_allow, checked_seen
 
 __all__ = ["PreparedItems", "PreparedScorer", "prefilter_topk"]
 
@@ -85,7 +85,8 @@ def prefilter_topk(
         raise ValueError(f"prefilter_topk: users must be [B, {items.shape[1]}], got {list(users.shape)}")
     if item_bias is not None and item_bias.shape != (len(items),):
         raise ValueError(f"prefilter_topk: item_bias must be [{len(items)}], got {list(item_bias.shape)}")
-    lists = (*_seen_arguments(seen_indptr, seen_indices, seen_rows), *_allow_arguments(allow_indptr, allow_indices))
+    seen = checked_seen("prefilter_topk", seen_indptr, seen_indices, seen_rows)
+    lists = (*seen, *checked_allow("prefilter_topk", allow_indptr, allow_indices))
     bias = None if item_bias is None else item_bias.detach()
     op, arguments = torch.ops.deeprec.prefilter_topk, (users.detach(), items, bias, *prepared.copy, k, *lists)
     with torch.no_grad():
@@ -102,33 +103,6 @@ def _of_this_function(error: Exception) -> Exception:
     plain = translate(error) if isinstance(error, RuntimeError) else error
     rest = str(plain).removeprefix("score_topk: ")
     return plain if rest == str(plain) else type(plain)(f"prefilter_topk: {rest}")
-
-
-def _seen_arguments(
-    indptr: Tensor | None, indices: Tensor | None, rows: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if indptr is None or indices is None:
-        if indptr is not None or indices is not None or rows is not None:
-            raise ValueError("prefilter_topk: give seen_indptr and seen_indices together")
-        return None, None, None
-    if indptr.dtype != torch.int64 or indices.dtype != torch.int32:
-        raise TypeError(
-            f"prefilter_topk: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
-        )
-    if rows is not None and rows.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"prefilter_topk: seen_rows must be int32 or int64, got {rows.dtype}")
-    return indptr, indices, None if rows is None else rows.long()
-
-
-def _allow_arguments(indptr: Tensor | None, indices: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    if indices is None:
-        if indptr is not None:
-            raise ValueError("prefilter_topk: allow_indptr needs allow_indices beside it")
-        return None, None
-    if indices.dtype != torch.int32 or (indptr is not None and indptr.dtype != torch.int64):
-        given = indices.dtype if indptr is None else f"{indptr.dtype} and {indices.dtype}"
-        raise TypeError(f"prefilter_topk: allow_indptr must be int64 and allow_indices int32, got {given}")
-    return indptr, indices
 
 
 class _Lists(NamedTuple):

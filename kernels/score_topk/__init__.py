@@ -189,7 +189,10 @@ def score_topk(
         raise TypeError(f"score_topk: k must be an integer, got {k!r}")
     if not 0 <= k < 2**31:
         raise ValueError(f"score_topk: k must be in [0, 2^31), got {k}")
-    lists = (*_seen_arguments(seen_indptr, seen_indices, seen_rows), *_allow_arguments(allow_indptr, allow_indices))
+    lists = (
+        *checked_seen("score_topk", seen_indptr, seen_indices, seen_rows),
+        *checked_allow("score_topk", allow_indptr, allow_indices),
+    )
     with torch.no_grad():
         if isinstance(scorer, DotScorer):
             similarity = SIMILARITIES.index(scorer.similarity)
@@ -283,30 +286,32 @@ def _ncf_arguments(name: str, scorer: NCFScorer) -> tuple[Any, ...]:
     )
 
 
-def _seen_arguments(
-    indptr: Tensor | None, indices: Tensor | None, rows: Tensor | None
+def checked_seen(
+    function: str, indptr: Tensor | None, indices: Tensor | None, rows: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The lists of seen items as operators take them; raises where they are not such, in the name of a function."""
     if indptr is None or indices is None:
         if indptr is not None or indices is not None or rows is not None:
-            raise ValueError("score_topk: give seen_indptr and seen_indices together")
+            raise ValueError(f"{function}: give seen_indptr and seen_indices together")
         return None, None, None
     if indptr.dtype != torch.int64 or indices.dtype != torch.int32:
         raise TypeError(
-            f"score_topk: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
+            f"{function}: seen_indptr must be int64 and seen_indices int32, got {indptr.dtype} and {indices.dtype}"
         )
     if rows is not None and rows.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"score_topk: seen_rows must be int32 or int64, got {rows.dtype}")
+        raise TypeError(f"{function}: seen_rows must be int32 or int64, got {rows.dtype}")
     return indptr, indices, None if rows is None else rows.long()
 
 
-def _allow_arguments(indptr: Tensor | None, indices: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def checked_allow(function: str, indptr: Tensor | None, indices: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The same of allowed items."""
     if indices is None:
         if indptr is not None:
-            raise ValueError("score_topk: give allow_indices with allow_indptr")
+            raise ValueError(f"{function}: give allow_indices with allow_indptr")
         return None, None
     if indices.dtype != torch.int32 or (indptr is not None and indptr.dtype != torch.int64):
         raise TypeError(
-            f"score_topk: allow_indices must be int32 and allow_indptr int64, got {indices.dtype} and "
+            f"{function}: allow_indices must be int32 and allow_indptr int64, got {indices.dtype} and "
             f"{None if indptr is None else indptr.dtype}"
         )
     return indptr, indices

@@ -373,9 +373,9 @@ def test_bad_arguments_are_refused() -> None:
         prefilter_topk(scorer, 2, seen_rows=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(TypeError, match="seen_indices int32"):
         prefilter_topk(scorer, 2, seen_indptr=torch.zeros(4).long(), seen_indices=torch.zeros(2).long())
-    with pytest.raises(ValueError, match="allow_indptr needs allow_indices"):
+    with pytest.raises(ValueError, match="prefilter_topk: give allow_indices with allow_indptr"):
         prefilter_topk(scorer, 2, allow_indptr=torch.zeros(4).long())
-    with pytest.raises(TypeError, match=r"allow_indices int32, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"allow_indices must be int32 and allow_indptr int64, got torch\.int64"):
         prefilter_topk(scorer, 2, allow_indices=torch.arange(4))
 
 
