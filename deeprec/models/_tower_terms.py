@@ -191,7 +191,7 @@ class TowerTerms(Recommender):
             counts = {"user": sizes.num_users, "item": sizes.num_items}
             inputs = {"user": self.config.user_inputs, "item": self.config.item_inputs}
             terms = {f"{side}_terms": counts[side] * ("id" in inputs[side]) for side in counts}
-            sizes = TowerSizes(sizes.num_users, sizes.num_items, **terms)
+            sizes = self.sizes_class(sizes.num_users, sizes.num_items, **terms)
         return super().build(sizes, generator)
 
     def _build(self, schema: TowerSizes, generator: torch.Generator | None) -> None:

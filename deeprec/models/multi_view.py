@@ -14,7 +14,6 @@ that the towers would learn nothing of users who are new to a domain.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from deeprec.batches.towers import APART
 from deeprec.batches.user_rows import POWERS
 from deeprec.batches.views import ViewBatch, ViewBatches, averages
-from deeprec.contract import DOMAINS, Schema
+from deeprec.contract import DOMAINS
 from deeprec.data import Interactions, Terms
 from deeprec.data.columns.reduction import Reduction, signs_of
 from deeprec.data.interactions.domains import DOMAIN, ItemDomains, domains_of
@@ -78,15 +77,7 @@ class MultiView(TowerModel):
             of_items.place("multi-view", name)
         return ViewSizes(**super().schema_for(data).as_dict(), domains=of_items.names)
 
-    def build(self, sizes: Schema, generator: torch.Generator | None = None) -> Self:
-        """Create the towers; a plain `Schema` is that of one domain over ids and histories alone."""
-        if isinstance(sizes, TowerSizes) and not isinstance(sizes, ViewSizes):
-            sizes = ViewSizes(**sizes.as_dict())
-        return super().build(sizes, generator)
-
     def _build(self, schema: TowerSizes, generator: torch.Generator | None) -> None:
-        if not isinstance(schema, ViewSizes):  # a plain schema, made larger by the base
-            schema = ViewSizes(**{field.name: getattr(schema, field.name) for field in fields(schema)})
         super()._build(schema, generator)
         count = schema.num_items - schema.added_items
         self.register_buffer("item_domains", torch.zeros(schema.num_items, dtype=torch.int64))
