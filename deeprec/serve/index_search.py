@@ -36,7 +36,7 @@ def best_by_graph(
 ) -> TopK:
     """The k best items of queries [b, D] that are in `mask` and not in `seen`, scored exactly.
 
-    A mask that leaves one item in ten asks for ten times the breadth, and one that leaves few items for their scan.
+    A mask that leaves one item in ten asks for ten times the breadth, and few items are scanned.
     Queries to which the graph gives fewer than k permitted items, or hides much of what it gave, are asked again more
     broadly; beyond `deepest` the scan answers.
 
@@ -44,10 +44,9 @@ def best_by_graph(
         values [b, k] and ids [b, k], (-inf, -1) after the last item.
     """
     values, ids = queries.new_full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
-    if mask is not None:
-        permitted = int(mask.sum())
-        is_few = permitted <= _PERMITTED_A_CANDIDATE * breadth
-        breadth = deepest + 1 if is_few else int(breadth * len(mask) / permitted)
+    permitted = len(items.vectors) if mask is None else int(mask.sum())
+    is_few = permitted <= _PERMITTED_A_CANDIDATE * breadth
+    breadth = deepest + 1 if is_few else int(breadth * len(items.vectors) / permitted)
     breadth = max(breadth, 2 * k)
     left, threads = np.arange(len(queries)), torch.get_num_threads()
     is_plain = seen is None and mask is None and walk.is_whole

@@ -130,7 +130,7 @@ def by_place(seen: Sequence[Tensor | None], allowed: Tensor, num_items: int) -> 
 
 def named(places: Tensor, allowed: Tensor) -> Tensor:
     """The items at places of a list that is not empty; -1 stays -1."""
-    return torch.where(places < 0, -1, allowed[places.clamp(min=0)])
+    return torch.where(places < 0, -1, allowed[places.clamp(0, allowed.numel() - 1)])
 
 
 def splits_of(num_programs: int, num_items: int, block_n: int) -> tuple[int, int]:

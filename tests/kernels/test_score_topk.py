@@ -387,8 +387,8 @@ def opcheck_samples() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "score_topk", (*dot[:2], None, 3, *seen, None, *allow, 2)
     yield "score_topk", (*dot, 3, None, None, None, None, torch.tensor([0, 3, 17, 39], dtype=torch.int32))
     yield "score_items_ncf", ncf
-    yield "score_topk_ncf", (*ncf, 3, *seen, torch.arange(5))
     yield "score_topk_ncf", (*ncf, 3, *seen, None, *allow)
+    yield "score_topk_ncf", (*ncf, 3, *seen, torch.arange(5))
 
 
 def test_compiles_to_one_graph() -> None:

@@ -22,6 +22,7 @@ ONLY = "test_a_small_call or (test_every_k_of and 64) or ((test_lookup or test_p
 WAITS = {
     "_require_ascending": "whether the rows of a gradient ascend, as row optimizers need",
     "_check_places": "whether the rows to catch up with exist",
+    "check_users": "of the reference of sample_negatives, which stands in for its CUDA kernel here",
     "adam_catch_up_": "distinct rows to catch up with",
     "embedding_bags_plan": "distinct rows of the ids",
     "empty_grads": "distinct rows of each table",
