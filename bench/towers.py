@@ -10,17 +10,17 @@ same command again. Runs go seed by seed, so that a part of them is a table alre
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from bench.card_runs import run_command
 from deeprec.data import Bag, Categorical, DataSchema, FeatureSchema, Interactions, Numeric, Text, load, with_features
 from deeprec.evaluate import protocol, read_card
 from deeprec.models import create
@@ -201,15 +201,6 @@ class Sayer:
         self.last = time.perf_counter()
 
 
-def runs(names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
-    """What is not there yet, seed by seed."""
-    for seed in seeds:
-        for name in names:
-            for label in labels:
-                if not (RESULTS / name / label / f"seed-{seed}.json").exists():
-                    yield name, label, seed
-
-
 def page() -> str:
     """The Markdown of all cards that are there."""
     lines = [
@@ -229,7 +220,9 @@ def page() -> str:
         if not rows:
             continue
         best = [max(means[at] for _, _, means in rows) for at in range(len(FIGURES))]
-        lines += ["", f"## {each.what}", "", f"| method | seeds | {' | '.join(FIGURES)} | epoch | seconds |"]
+        winner = max(rows, key=lambda row: row[2][0])[0]
+        lines += ["", f"## {each.what}", "", f"**{CONTENDERS[winner].words}** ranks best by {FIGURES[0]}.", ""]
+        lines += [f"| method | seeds | {' | '.join(FIGURES)} | epoch | seconds |"]
         lines.append("|---|---|" + "---|" * (len(FIGURES) + 2))
         lines += [_row(label, cards, means, best) for label, cards, means in rows]
     return "\n".join(lines) + "\n"
@@ -248,25 +241,17 @@ def _row(label: str, cards: list[Any], means: list[float], best: list[float]) ->
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS), help="sets")
-    parser.add_argument("--labels", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--page", action="store_true", help="write the page alone")
-    parser.add_argument("--list", action="store_true", help="name the runs that are to do")
-    given = parser.parse_args()
-    due = list(runs(given.only, given.labels, given.seeds))
-    if given.list:
-        print("\n".join(f"{name}, {label}, seed {seed}" for name, label, seed in due))
-        return
-    data: dict[str, Interactions] = {}
-    for number, (name, label, seed) in enumerate([] if given.page else due):
-        if name not in data:
-            data[name] = SETS[name].read()
-        print(f"run {number + 1} of {len(due)}: {name}, {label}, seed {seed}", flush=True)
-        run(name, label, seed, data[name])
-        PAGE.write_text(page(), encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+    run_command(
+        __doc__,
+        RESULTS,
+        SETS,
+        CONTENDERS,
+        [1, 2, 3],
+        lambda name: name,
+        lambda name: SETS[name].read(),
+        run,
+        lambda: PAGE.write_text(page(), encoding="utf-8"),
+    )
 
 
 if __name__ == "__main__":

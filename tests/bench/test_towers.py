@@ -14,6 +14,7 @@ from deeprec.data import DataSchema, FeatureSchema, Interactions, Text, from_fra
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench import towers
+from bench.card_runs import due_runs
 
 
 def read() -> Interactions:
@@ -32,14 +33,16 @@ def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(towers, "PAGE", tmp_path / "page.md")
     labels = ["popularity", "bm25", "in-batch", "dssm-printed"]
     monkeypatch.setattr(sys, "argv", ["towers", "--only", "toy", "--labels", *labels, "--seeds", "1", "2"])
-    assert len(list(towers.runs(["toy"], labels, [1, 2]))) == 8
+    results = tmp_path / "RESULTS"
+    assert len(list(due_runs(results, ["toy"], labels, [1, 2]))) == 8
     towers.main()
     page = (tmp_path / "page.md").read_text()
     assert page.count("| 2 |") == 4
     assert "BM25 of text" in page
-    assert not list(towers.runs(["toy"], labels, [1, 2]))
+    assert "** ranks best by ndcg@20." in page
+    assert not list(due_runs(results, ["toy"], labels, [1, 2]))
     (tmp_path / "RESULTS" / "toy" / "bm25" / "seed-2.json").unlink()
-    assert list(towers.runs(["toy"], labels, [1, 2])) == [("toy", "bm25", 2)]
+    assert list(due_runs(results, ["toy"], labels, [1, 2])) == [("toy", "bm25", 2)]
     assert "toy, in-batch, seed 2: ndcg@20" in capsys.readouterr().out
 
 

@@ -1,0 +1,61 @@
+"""Runs that leave a card each, RESULTS/NAME/LABEL/seed-N.json, and the command that starts what is not there yet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from deeprec.data import Interactions
+
+
+def due_runs(results: Path, names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
+    """Name, label and seed of each run without a card, seed by seed, so that a part of them is a table already."""
+    for seed in seeds:
+        for name in names:
+            for label in labels:
+                if not (results / name / label / f"seed-{seed}.json").exists():
+                    yield name, label, seed
+
+
+def run_command(
+    description: str | None,
+    results: Path,
+    names: Collection[str],
+    labels: Collection[str],
+    seeds: list[int],
+    data_of: Callable[[str], str],
+    read: Callable[[str], Interactions],
+    run: Callable[[str, str, int, Interactions], None],
+    write_page: Callable[[], Any],
+) -> None:
+    """Start what is asked for on the command line and not there yet; the page is written anew after every run.
+
+    Args:
+        description: of the command.
+        results: folder of the cards.
+        names, labels: of all runs; seeds: of those that are started where none are named.
+        data_of: name of the data of a run's name, which `read` reads once.
+        run: trains one and leaves its card; of name, label, seed and data.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, default=list(names), help="what is learned from")
+    parser.add_argument("--labels", nargs="+", choices=labels, default=list(labels), help="contenders")
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--list", action="store_true", help="name the runs that are to do")
+    given = parser.parse_args()
+    due = list(due_runs(results, given.only, given.labels, given.seeds))
+    if given.list:
+        print("\n".join(f"{name}, {label}, seed {seed}" for name, label, seed in due))
+        return
+    data: dict[str, Interactions] = {}
+    for number, (name, label, seed) in enumerate([] if given.page else due):
+        source = data_of(name)
+        if source not in data:
+            data[source] = read(source)
+        print(f"run {number + 1} of {len(due)}: {name}, {label}, seed {seed}", flush=True)
+        run(name, label, seed, data[source])
+        write_page()
+    write_page()
