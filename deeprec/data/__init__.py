@@ -32,6 +32,7 @@ from deeprec.data.interactions.splits import (
 from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.sources import open_source
 from deeprec.data.sets.click_datasets import load_clicks
+from deeprec.data.sets.click_histories import clicks_with_histories
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
 from deeprec.data.sets.fetch import fetch
 from deeprec.data.sets.publishers import SOURCES
@@ -67,6 +68,7 @@ __all__ = [
     "Vector",
     "Video",
     "cache_dir",
+    "clicks_with_histories",
     "domains_of",
     "encode_tables",
     "fetch",

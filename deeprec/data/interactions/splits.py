@@ -23,7 +23,7 @@ _log = logging.getLogger("deeprec")
 Validation = Literal["random", "last", "none"]
 
 # Streams of a seed.
-_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS = range(1, 7)
+_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS, _ROW_NEGATIVES = range(1, 8)
 
 
 def leave_one_out(
@@ -273,6 +273,20 @@ def sampled_negatives(
         for ranks in (_floyd(rows, data.num_items - (indptr[rows + 1] - indptr[rows]), num_negatives, seed, stream),)
     ]
     return np.concatenate(blocks)[where] if len(distinct) else np.empty((0, num_negatives), dtype=np.int32)
+
+
+def negatives_of_rows(
+    data: Interactions, users: NDArray[np.integer], num_negatives: int, seed: int = 0, *, stream: int = _ROW_NEGATIVES
+) -> Int32Array:
+    """As `sampled_negatives`, but each row has a draw of its own: it depends on the number of the row too, [b, n]."""
+    users, (indptr, indices) = np.asarray(users, dtype=np.int64), data.csr()
+    sampled_negatives(data, np.unique(users), num_negatives, seed)  # for its errors
+    limits = data.num_items - np.diff(indptr)
+    blocks = [np.empty((0, num_negatives), dtype=np.int32)]
+    for rows in np.array_split(np.arange(len(users)), max(1, len(users) >> 13)):
+        of = users[rows]
+        blocks.append(_ranks_to_items(_floyd(rows, limits[of], num_negatives, seed, stream), of, indptr, indices))
+    return np.concatenate(blocks)
 
 
 def _floyd(users: Int64Array, limits: Int64Array, count: int, seed: int, stream: int) -> Int64Array:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, is_log_of
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.interactions.features import movies_1m, users_1m
+from deeprec.data.interactions.build import from_frame
+from deeprec.data.interactions.features import movies_1m, users_1m, with_features
 from deeprec.data.interactions.readers import read_movielens
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there
@@ -23,6 +24,7 @@ from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
 from deeprec.data.sets.click_files import Clicks, clicks_of
+from deeprec.data.sets.click_histories import clicks_with_histories, read_mind
 from deeprec.data.sets.datasets import search_dirs
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
@@ -71,7 +73,8 @@ def click_source(
     """A log by name, or any source with its schema.
 
     Args:
-        source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
+        source: a name of `list_click_datasets`, "synthetic", `Clicks` such as those of `clicks_with_histories`, or what
+            `open_source` takes.
         schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
         **options: of `open_source`, or of `synthetic_clicks`. Of files also validation and test, which become official
@@ -81,6 +84,10 @@ def click_source(
         ValueError: no schema and no column of labels. FileNotFoundError: no such file or name, or the files of a name
             are nowhere. TypeError: options for a log that takes none.
     """
+    if isinstance(source, Clicks):
+        if options:
+            raise TypeError(f"load: Clicks are read without options, got {sorted(options)}; leave them out")
+        return source if schema is None else replace(source, schema=schema)
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
         return Clicks(frame, schema or own)
@@ -95,9 +102,7 @@ def click_source(
         if options:
             raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
         clicks = entry.read(*paths)
-        return (
-            clicks if schema is None else Clicks(clicks.source, schema, clicks.validation, clicks.test, clicks.options)
-        )
+        return clicks if schema is None else replace(clicks, schema=schema)
     if isinstance(source, str | Path) and not is_there(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
@@ -177,7 +182,8 @@ def load_clicks(
             )
     else:
         log = convert(clicks.source, clicks.schema, directory, **how, **clicks.options)
-    return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
+    is_named = isinstance(source, str) and source in ("synthetic", *_REGISTRY)
+    return replace(log, name=source) if is_named else replace(log, name=clicks.name or log.name)
 
 
 def _label(source: Any) -> str:
@@ -399,6 +405,15 @@ def _without(rows: NDArray[np.int64], less: NDArray[np.int64]) -> NDArray[np.int
     return rows[place >= counts[own]]
 
 
+def _read_grocery_clicks(events: Path, items: Path) -> Clicks:
+    with reading(events, "reviews and the items' categories"):
+        reviews = read_separated(events).frame.rename({"time": "timestamp"})
+        categories = read_separated(items).frame.select("item_id", category="i_category")
+        categories = categories.join(reviews, on="item_id", how="semi")  # items without a review are in neither part
+    data = with_features(from_frame(reviews, name="amazon-grocery"), items=categories)
+    return clicks_with_histories(data, columns=("category",))
+
+
 _CRITEO_TERMS = "Criteo / Kaggle Display Advertising Challenge: non-commercial research; do not redistribute"
 _GROUPLENS = "GroupLens: research use; no redistribution, no commercial use without permission"
 
@@ -422,6 +437,14 @@ _REGISTRY = {
         ClickDataset("ml-1m-clicks", "MovieLens 1M: whether a rating is 4 or 5, with users and films",
                      "ml-1m", ("ratings_rank.dat", "users.dat", "movies.dat"), 1_000_209, _GROUPLENS,
                      "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m_clicks),
+        ClickDataset("amazon-grocery-clicks", "groceries that a user reviewed next, beside others, with what came before",
+                     "amazon-grocery-time", ("train.csv", "item_meta.csv"), 214_422,
+                     "Amazon reviews (McAuley, UCSD): academic research",
+                     "https://github.com/THUwangcy/ReChorus", _read_grocery_clicks),
+        ClickDataset("mind-clicks", "an extract of MIND: impressions of news, with what the reader clicked before",
+                     "mind-extract", ("behaviors.tsv", "news.tsv"), 126_245,
+                     "Microsoft Research License: non-commercial research; do not redistribute",
+                     "https://msnews.github.io", read_mind),
     )
 }
 # fmt: on
