@@ -81,9 +81,7 @@ def without_crosses(inputs: Inputs, *, numerics: bool = True) -> Part:
 
 
 def _require_kinds(inputs: Inputs) -> None:
-    others = [(field.name, field.kind) for field in inputs.texts] + [
-        (field.name, "vector") for field in inputs.vectors
-    ]
+    others = [(field.name, field.kind) for field in inputs.texts] + [(field.name, "vector") for field in inputs.vectors]
     if others:
         got = ", ".join(f"{name!r} ({kind})" for name, kind in others)
         raise ValueError(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from deeprec.config import ByData, Only, one_of
 from deeprec.data.columns.inputs import Inputs
-from deeprec.models._click_defaults import DEEP, NETWORK
 from deeprec.models._click_attention import AttentionConfig
+from deeprec.models._click_defaults import DEEP, NETWORK
 from deeprec.models._click_inputs import Part, require_width, without_crosses
 from deeprec.models.click import ClickBatch
 from deeprec.nn.mlp import MLP, MLP_ACTIVATIONS

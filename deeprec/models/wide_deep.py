@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from deeprec.config import ByData, Only, at_least, one_of
 from deeprec.contract import OptimizerOptions
 from deeprec.data.columns.inputs import Inputs
-from deeprec.models._click_defaults import WIDE_LR
 from deeprec.models._click_attention import attention_of
+from deeprec.models._click_defaults import WIDE_LR
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel

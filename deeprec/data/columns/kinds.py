@@ -208,7 +208,7 @@ class Sequence:
         length: the last so many entries of a row are kept, >= 1; None: all.
         vocabulary: a categorical feature whose ids these are too, such as the item of the row; values that are not in
             its vocabulary are unknown, and min_count, max_size and num_buckets are those of that feature. Click models
-            look both up in one table, and can weigh the entries by that feature (target attention).
+            have one table for both, and can weigh the entries by the feature (target attention).
         parallel_to: another sequence, entry by entry of which this one says something else, such as the category of
             each item; a row whose two lists differ in length is refused.
         pooling: "mean" or "sum" of the embeddings where a model pools the entries; an empty sequence is zeros.

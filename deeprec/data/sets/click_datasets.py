@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from deeprec.data.clicks.log import ClickLog, Progress, Split, convert, in_memory, is_log_of
 from deeprec.data.columns.encoder import Encoder
 from deeprec.data.columns.schema import Bag, Categorical, Cross, FeatureSchema, Numeric
-from deeprec.data.interactions.build import from_frame
-from deeprec.data.interactions.features import movies_1m, users_1m, with_features
+from deeprec.data.interactions.features import movies_1m, users_1m
 from deeprec.data.interactions.readers import read_movielens
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there
@@ -24,7 +23,7 @@ from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
 from deeprec.data.sets.click_files import Clicks, clicks_of
-from deeprec.data.sets.click_histories import clicks_with_histories, read_mind
+from deeprec.data.sets.click_histories import read_grocery, read_mind
 from deeprec.data.sets.datasets import search_dirs
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
@@ -405,15 +404,6 @@ def _without(rows: NDArray[np.int64], less: NDArray[np.int64]) -> NDArray[np.int
     return rows[place >= counts[own]]
 
 
-def _read_grocery_clicks(events: Path, items: Path) -> Clicks:
-    with reading(events, "reviews and the items' categories"):
-        reviews = read_separated(events).frame.rename({"time": "timestamp"})
-        categories = read_separated(items).frame.select("item_id", category="i_category")
-        categories = categories.join(reviews, on="item_id", how="semi")  # items without a review are in neither part
-    data = with_features(from_frame(reviews, name="amazon-grocery"), items=categories)
-    return clicks_with_histories(data, columns=("category",))
-
-
 _CRITEO_TERMS = "Criteo / Kaggle Display Advertising Challenge: non-commercial research; do not redistribute"
 _GROUPLENS = "GroupLens: research use; no redistribution, no commercial use without permission"
 
@@ -437,10 +427,10 @@ _REGISTRY = {
         ClickDataset("ml-1m-clicks", "MovieLens 1M: whether a rating is 4 or 5, with users and films",
                      "ml-1m", ("ratings_rank.dat", "users.dat", "movies.dat"), 1_000_209, _GROUPLENS,
                      "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m_clicks),
-        ClickDataset("amazon-grocery-clicks", "groceries that a user reviewed next, beside others, with what came before",
+        ClickDataset("amazon-grocery-clicks", "groceries that a user reviewed next, with what came before",
                      "amazon-grocery-time", ("train.csv", "item_meta.csv"), 214_422,
                      "Amazon reviews (McAuley, UCSD): academic research",
-                     "https://github.com/THUwangcy/ReChorus", _read_grocery_clicks),
+                     "https://github.com/THUwangcy/ReChorus", read_grocery),
         ClickDataset("mind-clicks", "an extract of MIND: impressions of news, with what the reader clicked before",
                      "mind-extract", ("behaviors.tsv", "news.tsv"), 126_245,
                      "Microsoft Research License: non-commercial research; do not redistribute",

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from deeprec.data.columns.kinds import Categorical, Sequence
 from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.interactions.build import from_frame
+from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import Int64Array, Interactions
 from deeprec.data.interactions.splits import negatives_of_rows
 from deeprec.data.reading.errors import reading
+from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import read_bytes
 from deeprec.data.sets.click_files import Clicks
 
@@ -130,12 +133,14 @@ def _check(
             raise ValueError(f"{function}: columns must be of the items' table, {known}, got {column!r}")
         assert data.item_features is not None
         if data.item_features[column].dtype.is_nested():
-            raise ValueError(f"{function}: columns must have one value an item, got {column!r} with lists; leave it out")
+            raise ValueError(
+                f"{function}: columns must have one value an item, got {column!r} with lists; leave it out"
+            )
 
 
 def _by_moment(order: Int64Array, shares: tuple[float, float]) -> NDArray[np.int64]:
     """0, 1 or 2 for each event: before the first moment, before the second, from there on."""
-    if not (0 < min(shares) and sum(shares) < 1):
+    if not (min(shares) > 0 and sum(shares) < 1):
         raise ValueError(f"clicks_with_histories: shares must be > 0 with a sum below 1, got {shares}")
     ascending = np.sort(order)
     validation, test = (ascending[-max(1, round(len(order) * share))] for share in (sum(shares), shares[1]))
@@ -159,6 +164,22 @@ def _schema(item: str, columns: Listed[str], length: int | None, group: str) -> 
     histories = [Sequence("history", vocabulary=item, length=length)]
     histories += [Sequence(f"history_{n}", vocabulary=n, parallel_to="history", length=length) for n in columns]
     return FeatureSchema((*candidates, *histories), group=group)
+
+
+def read_grocery(events: Path, items: Path) -> Clicks:
+    """Amazon's groceries: `clicks_with_histories` of reviews with times, with the category of each item.
+
+    Args:
+        events: a table with user_id, item_id and time; items: one with item_id and i_category.
+    Raises:
+        ValueError: a file of another form.
+    """
+    with reading(events, "reviews and the items' categories"):
+        reviews = read_separated(events).frame.rename({"time": "timestamp"})
+        categories = read_separated(items).frame.select("item_id", category="i_category")
+        categories = categories.join(reviews, on="item_id", how="semi")  # items without a review are in neither part
+    data = with_features(from_frame(reviews, name="amazon-grocery"), items=categories)
+    return clicks_with_histories(data, columns=("category",))
 
 
 def read_mind(behaviors: Path, news: Path, *, length: int = 50, shares: tuple[float, float] = (0.1, 0.1)) -> Clicks:

@@ -203,7 +203,10 @@ def test_tokens_are_those_of_a_plain_loop(tokens: str, batch: int, monkeypatch: 
         (lambda: Sequence("a", pooling="max"), "pooling must be one of sum, mean"),
         (lambda: Sequence("a", parallel_to="a"), "parallel_to must be another sequence"),
         (lambda: FeatureSchema((Sequence("a", parallel_to="c"), Sequence("d"))), "must be a sequence of the schema"),
-        (lambda: FeatureSchema((Sequence("a", length=3), Sequence("b", parallel_to="a"))), "length must be that of 'a'"),
+        (
+            lambda: FeatureSchema((Sequence("a", length=3), Sequence("b", parallel_to="a"))),
+            "length must be that of 'a'",
+        ),
         (
             lambda: FeatureSchema((Sequence("a"), Sequence("b", parallel_to="a"), Sequence("c", parallel_to="b"))),
             "parallel_to must be a sequence that is parallel to none, got 'b'; take 'a'",
