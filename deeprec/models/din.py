@@ -88,7 +88,7 @@ class DIN(DNN):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the counts, which are those of a training."""
-        return {**super().__getstate__(), "_shares": None}
+        return {**self.__dict__, "_shares": None}
 
 
 def _with_mini_batch_l2(gradient: Tensor, *, model: weakref.ref[DIN], number: int) -> Tensor:

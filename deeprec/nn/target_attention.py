@@ -103,8 +103,8 @@ class ActivationUnit(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """The initial weights that the class names."""
         for layer in (*self.layers, self.output):
-            nn.init.xavier_uniform_(layer.weight, generator=generator)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
         for dice in self.dices or ():
             dice.reset_parameters()  # type: ignore[operator]
 
@@ -130,7 +130,7 @@ class ActivationUnit(nn.Module):
     def scores(self, query: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
         """a(k, q) of each entry, [nnz]; rows [nnz] are their rows, int64."""
         first = self.layers[0]
-        of_query, of_key, of_difference, of_product = first.weight.split(self.dim, 1)  # type: ignore[operator,union-attr]
+        of_query, of_key, of_difference, of_product = first.weight.split(self.dim, 1)  # type: ignore[operator]
         x = F.linear(query, of_query + of_difference, first.bias)  # type: ignore[arg-type]
         x = take(x, 0, rows) + F.linear(keys, of_key - of_difference)
         x = x + F.linear(take(query, 0, rows) * keys, of_product)
