@@ -283,12 +283,13 @@ def _options(name: str) -> str:
         cards = cards_of(name, model)
         if cards and len(CANDIDATES[model]) > 1:
             given = CANDIDATES[model]
-            shown = {"epochs"} if model == "dspr" else set()
-            keys = sorted(
-                shown | {key for options in given for key in options if len({str(o.get(key)) for o in given}) > 1}
-            )
+            keys = sorted({key for options in given for key in options if len({str(o.get(key)) for o in given}) > 1})
             lines.append(f"{model}: " + ", ".join(f"{key}={cards[0]['config'][key]}" for key in keys))
-    return "Chosen on validation: " + "; ".join(lines) + "." if lines else ""
+    if not lines:
+        return ""
+    has_dspr = bool(cards_of(name, "dspr"))
+    trained = f" DSPR had at most {SETTINGS[name].epochs} epochs." if has_dspr else ""
+    return "Chosen on validation: " + "; ".join(lines) + "." + trained
 
 
 _REMAINS = (

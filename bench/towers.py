@@ -250,10 +250,10 @@ def page() -> str:
     lines = [
         "# Two towers",
         "",
-        "Full ranking of all items for a random 10 % of the rows, the epoch chosen on 2,000 users of another 10 %, which",
-        "nobody trains on; mean and standard deviation over the seeds, which cut the rows anew. Towers are linear, over",
-        "what a user met and the number of an item, with 64 dimensions, unless the line says otherwise. MF and NeuMF",
-        "have the options, MF the model too, that ranked the validation rows of seed 1 best among a few",
+        "Full ranking of all items for a random 10 % of the rows, the epoch chosen on 2,000 users of another 10 %,",
+        "which nobody trains on; mean and standard deviation over the seeds, which cut the rows anew. Towers are",
+        "linear, over what a user met and the number of an item, with 64 dimensions, unless the line says otherwise.",
+        "MF and NeuMF have the options, MF the model too, that ranked the validation rows of seed 1 best among a few",
         "(`towers/SET/choosing`). Runs shared the machine, so no time is told.",
         "`python -m bench.towers` makes the cards, goes on where it was broken off and writes this page.",
     ]
