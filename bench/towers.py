@@ -138,6 +138,7 @@ _NCF = {"batch_size": 4096, "epochs": 12, "patience": 2}
 _MF = (
     ("als", {"factors": 64, "alpha": 100.0, **_ALS}),
     ("bpr", {"factors": 64, "epochs": 20, "patience": 2}),
+    ("als", {"factors": 64, "alpha": 3.0, **_ALS}),
 )
 _NEUMF = (("neumf", {"factors": 32, "lr": 0.002, "weight_averaging": 0.7, **_NCF}),)
 _OF_TEXT = {"item_inputs": ("features",), "weighting": "l2"}
