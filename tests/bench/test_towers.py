@@ -26,7 +26,7 @@ def read() -> Interactions:
 
 def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     schema = DataSchema(items=FeatureSchema((Text("title", tokens="words"),), label=None))
-    toy = towers.Set("a toy", read, {"text": schema, "words": schema}, {"epochs": 2, "batch_size": 64})
+    toy = towers.Set("a toy", read, {"text": schema, "words": schema}, {"epochs": 2, "batch_size": 64}, "Small.")
     monkeypatch.setattr(towers, "SETS", {"toy": toy})
     for name in ("RESULTS", "WORK"):
         monkeypatch.setattr(towers, name, tmp_path / name)
@@ -39,7 +39,7 @@ def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     page = (tmp_path / "page.md").read_text()
     assert page.count("| 2 |") == 4
     assert "BM25 of text" in page
-    assert "** ranks best by ndcg@20." in page
+    assert "** ranks best by ndcg@20. Small." in page
     assert not list(due_runs(results, ["toy"], labels, [1, 2]))
     (tmp_path / "RESULTS" / "toy" / "bm25" / "seed-2.json").unlink()
     assert list(due_runs(results, ["toy"], labels, [1, 2])) == [("toy", "bm25", 2)]
