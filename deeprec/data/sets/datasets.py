@@ -373,7 +373,7 @@ _REGISTRY = {
         DatasetInfo("s3rec-lastfm", "Last.fm as S3-Rec's files: histories in order, attributes, 99 negatives a user",
                     "s3rec", ("LastFM.txt",), 52_551, 1_090, 3_646,
                     "Last.fm: non-commercial use; cite HetRec 2011", _S3REC, s3rec_reader("LastFM")),
-        DatasetInfo("diginetica", "Diginetica: sessions in order of time, with the test sessions of SR-GNN's preparation",
+        DatasetInfo("diginetica", "Diginetica: sessions in order of time, test sessions as SR-GNN prepares them",
                     "session/diginetica", ("all_train_seq.txt",), 982_961, 202_633, 43_097,
                     "CIKM Cup 2016: terms not stated by the source, research only",
                     "https://github.com/CCIIPLab/GCE-GNN", read_diginetica),

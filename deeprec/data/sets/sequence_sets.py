@@ -81,8 +81,10 @@ def _last_against_sample(data: Interactions, path: Path) -> OfficialSplit:
     numbers = np.array(rows, dtype=np.int64)
     users = data.user_ids.encode(numbers[:, 0])
     if len(np.unique(users)) != len(users) or len(users) != data.num_users:
-        raise ValueError(f"read: {path} must have a line for each of {data.num_users} users, got {len(users)}; take both "
-                         "files from one source")  # fmt: skip
+        raise ValueError(
+            f"read: {path} must have a line for each of {data.num_users} users, got {len(users)}; take both files from "
+            "one source"
+        )
     last, before = _last_rows(data)
     test = last[users]
     items = data.item_ids.encode(numbers[:, 1:].ravel()).reshape(len(users), -1)
