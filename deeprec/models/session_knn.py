@@ -33,7 +33,7 @@ _ENTRIES_A_BLOCK = 1 << 22  # of lists of sessions that are merged at a time: 32
 
 @dataclass(frozen=True)
 class SessionKNNConfig(TrainConfig):
-    """Attributes (options of gradient training are refused):
+    """Attributes (options of gradient training are refused); defaults as on the validation sessions of Diginetica:
     neighbors: k, the sessions nearest to the present one that count, >= 1.
     sample: m, the most recent sessions with an item of the present one, among which they are searched, >= 1.
     length: last items of the present session that are read, >= 1.
@@ -44,10 +44,10 @@ class SessionKNNConfig(TrainConfig):
 
     unused: ClassVar[tuple[str, ...]] = GRADIENT_OPTIONS
 
-    neighbors: int = 100
+    neighbors: int = 500
     sample: int = 1000
     length: int = 50
-    variant: str = "s-knn"
+    variant: str = "s-sknn"
     refit: bool = True
 
     def __post_init__(self) -> None:

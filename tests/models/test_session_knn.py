@@ -128,7 +128,7 @@ def test_popularity_of_the_last_days_counts_from_the_last_row_that_trains() -> N
             }
         )
         data = from_frame(frame, duplicates="keep")
-        for days, counts in ((0, [4, 3, 1]), (7, [0, 2, 1]), (7.5, [0, 2, 1]), (7.6, [1, 3, 1]), (0.5, [0, 0, 1])):
+        for days, counts in ((0, [4, 3, 1]), (7, [0, 2, 1]), (7.5, [0, 3, 1]), (7.6, [1, 3, 1]), (0.5, [0, 0, 1])):
             model = Popularity(days=days)
             model.build(model.schema_for(data))
             model.fit_directly(data)
