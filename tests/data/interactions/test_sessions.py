@@ -91,6 +91,12 @@ def test_a_column_of_sessions_takes_the_place_of_users(tmp_path: Path) -> None:
     read = load(tmp_path / "visits.csv", user="who", session="visit")
     assert read.sha256 == data.sha256
     assert read.user_features.equals(data.user_features)
+    frame.filter(pl.col("who") == 1).write_csv(tmp_path / "early.csv")
+    frame.filter(pl.col("who") == 2).write_csv(tmp_path / "late.csv")
+    divided = load(tmp_path / "early.csv", user="who", session="visit", test=tmp_path / "late.csv")
+    assert lists(divided) == lists(data)
+    assert sorted(divided.user_features.rows()) == sorted(data.user_features.rows())
+    assert divided.to_frame()["user_id"][divided.official.test_index].to_list() == ["y", "y"]
     sifted = sessions(read, None, min_events=2)
     assert sifted.user_features.rows() == [("x", 1, 3), ("y", 2, 1)]
     with pytest.raises(ValueError, match="needs a column 'visits' for the user"):
