@@ -40,6 +40,7 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
+    "session-knn": "deeprec.models.session_knn:SessionKNN",
     "slim": "deeprec.models.slim:SLIM",
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",

@@ -45,6 +45,10 @@ LOOKS = {
     "deeprec.nn.scoring._taken": "lengths of the lists",
     "deeprec.nn.scoring.rows_of": "lengths of the lists",
     "deeprec.models.history.pair_scores": "distinct users of the pairs",
+    # Neighbours are searched on the CPU: the items of those who ask, once a block, and the past sessions, once.
+    "deeprec.models.session_knn.history_rows": "items of the present sessions",
+    "deeprec.models.session_knn.user_rows": "items of the present sessions",
+    "deeprec.models.session_knn.<genexpr>": "the past sessions, once",
 }
 
 # Who writes floats by an index, which would leave open what stays where it repeats, and why it does not.
