@@ -38,6 +38,7 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
+    "sasrec": "deeprec.models.sasrec:SASRec",
     "slim": "deeprec.models.slim:SLIM",
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",
