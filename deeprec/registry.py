@@ -17,6 +17,7 @@ _MODELS = {
     "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
+    "bert4rec": "deeprec.models.bert4rec:BERT4Rec",
     "bias": "deeprec.models.bias:Bias",
     "bm25": "deeprec.models.text_baselines:BM25",
     "bpr": "deeprec.models.bpr:BPR",

@@ -106,7 +106,7 @@ def sampled_loss(
     """Mean of -log softmax of the targets among themselves and draws of each state's own; see `sampled_softmax_loss`.
 
     Args:
-        options: similarity and gamma.
+        options: similarity, gamma and bias.
     """
     loss: Tensor = sampled_softmax_loss(
         states,
@@ -132,6 +132,7 @@ def shared_loss(
     mask_known: bool,
     log_q: Tensor | None,
     popularity: AliasTable | None = None,
+    bias: Tensor | None = None,
     similarity: str = "dot",
     gamma: float = 1.0,
 ) -> Tensor:
@@ -146,6 +147,7 @@ def shared_loss(
         num_negatives: draws, >= 1.
         mask_known: whether draws that the user knows are left out.
         log_q: [N], logarithm of the expected number of draws of each item; None: no correction.
+        bias: [N], added to the logits.
     """
     device = states.device
     nobody = torch.zeros(1, dtype=torch.int64, device=device)
@@ -165,6 +167,7 @@ def shared_loss(
         states,
         candidates,
         torch.zeros_like(targets.items),
+        bias=None if bias is None else torch.cat([bias.new_zeros(1), take(bias, 0, draws)]),
         log_q=torch.cat([shift.new_full((1,), _APART), shift]),
         item_ids=ids,
         similarity=similarity,
@@ -176,7 +179,10 @@ def shared_loss(
     positives = take(items, 0, targets.items)
     if similarity == "cosine":
         states, positives = unit(states), unit(positives)
-    return F.softplus(over_draws - _APART - gamma * (states * positives).sum(1)).mean()
+    own_logits = gamma * (states * positives).sum(1)
+    if bias is not None:
+        own_logits = own_logits + take(bias, 0, targets.items)
+    return F.softplus(over_draws - _APART - own_logits).mean()
 
 
 def _seen(targets: Targets) -> dict[str, Tensor]:

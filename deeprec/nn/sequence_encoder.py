@@ -295,6 +295,17 @@ class Places(NamedTuple):
         return cls(in_rows, in_line, columns < lengths.unsqueeze(1), owners)
 
 
+def at_left(items: Tensor, lengths: Tensor) -> Tensor:
+    """Windows [B, l] at the right end of their rows moved to the left end, int64.
+
+    Behind a window comes its first item once more, so that no other row of a table is touched; in a row without any, 0.
+    """
+    width = items.shape[1]
+    columns = torch.arange(width, device=items.device)
+    at = torch.where(columns < lengths.unsqueeze(1), columns, 0) + (width - lengths).unsqueeze(1)
+    return items.gather(1, at.clamp(max=width - 1)).clamp(min=0)
+
+
 def in_line(x: Tensor, places: Places) -> Tensor:
     """The entries [T, D] of rows x [B, l, D], one after the other."""
     if torch.compiler.is_compiling() or is_transformed():
