@@ -144,7 +144,8 @@ class SequenceEncoder(nn.Module):
         block = self.blocks[0]
         assert isinstance(block, _Block)
         half = self.dim // block.heads // 2
-        rates = _ROTARY_BASE ** (-torch.arange(half, device=from_end.device, dtype=torch.float32) / max(half, 1))
+        wide = torch.promote_types(dtype, torch.float32)
+        rates = _ROTARY_BASE ** (-torch.arange(half, device=from_end.device, dtype=wide) / half)
         angles = (from_end.unsqueeze(2) * -rates).unsqueeze(1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -1,0 +1,164 @@
+"""SASRec in RecBole 1.2.1 on a file of sequences: the rival in `bench/sasrec.py`; prints JSON.
+
+RecBole needs its own environment: `pip install recbole==1.2.1 "numpy<2" "setuptools<80" "pandas<2.2"` beside torch.
+RecBole makes a training row of every prefix of a user's sequence, with one target. A whole epoch of such rows takes
+long on a CPU, so a number of its batches is timed, through its own trainer, and an epoch is their time by the batch.
+
+    RECBOLE_PYTHON bench/peers/recbole_sasrec.py --file DIR/sasrec/ml-1m.txt.gz --length 50 [--loss CE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = "sequences"
+
+
+def write_atomic(file: Path, folder: Path) -> None:
+    """RecBole's atomic file: lines of "user item" in order, with their place as the time."""
+    (folder / NAME).mkdir(parents=True)
+    with gzip.open(file, "rt") as source, (folder / NAME / f"{NAME}.inter").open("w") as target:
+        target.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for place, line in enumerate(source):
+            user, item = line.split()
+            target.write(f"{user}\t{item}\t{place}\n")
+
+
+def options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """RecBole's configuration: its defaults but for what the command line names (and no accelerator)."""
+    return {
+        "data_path": str(folder),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": args.length,
+        "hidden_size": args.factors,
+        "inner_size": args.hidden,
+        "n_heads": args.heads,
+        "hidden_dropout_prob": args.dropout,
+        "attn_dropout_prob": args.attention_dropout,
+        "loss_type": args.loss,
+        "train_neg_sample_args": None if args.loss == "CE" else {"distribution": "uniform", "sample_num": 1},
+        "train_batch_size": args.batch,
+        "eval_batch_size": args.batch,
+        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+        "metrics": ["Hit", "NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "seed": args.seed,
+        "use_gpu": False,
+        "gpu_id": "",
+        "device": "cpu",
+        "show_progress": False,
+        "state": "ERROR",
+        "checkpoint_dir": str(folder / "saved"),
+    }
+
+
+class First:
+    """The first batches of a loader, as the trainer reads them."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count, self.shuffle = loader, count, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.count)
+
+
+def now() -> float:
+    """Memory that this process holds, MiB."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time the first batches of an epoch, and of the evaluation of all users over all items."""
+    import recbole
+    import torch
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    torch.set_num_threads(args.threads)
+    config = Config(model="SASRec", dataset=NAME, config_dict=options(args, folder))
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, _, test_data = data_preparation(config, create_dataset(config))
+    model = get_model("SASRec")(config, train_data.dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = now()
+    part = First(train_data, args.batches)
+    start = time.perf_counter()
+    loss = trainer._train_epoch(part, 0, show_progress=False)
+    seconds = time.perf_counter() - start
+    memory = high_water() - before
+    shown = First(test_data, args.eval_batches)
+    start = time.perf_counter()
+    trainer.evaluate(shown, load_best_model=False, show_progress=False)
+    evaluation = (time.perf_counter() - start) * len(test_data) / len(shown)
+    targets = len(train_data.dataset)
+    return {
+        "version": f"{recbole.__version__} (torch {torch.__version__})",
+        "timed_batches": len(part),
+        "batches_per_epoch": len(train_data),
+        "seconds_per_epoch": [seconds / len(part) * len(train_data)],
+        "microseconds_per_target": seconds / len(part) / args.batch * 1e6,
+        "targets_per_epoch": targets,
+        "peak_mib": memory,
+        "evaluation_seconds": evaluation,
+        "loss": float(loss) / len(part),
+    }
+
+
+def high_water() -> float:
+    """Most memory since the peak was set back, MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--file", type=Path, required=True, help="lines of 'user item', gzip")
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--factors", type=int, default=64)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--dropout", type=float, default=0.5)
+    parser.add_argument("--attention-dropout", type=float, default=0.5)
+    parser.add_argument("--loss", choices=("CE", "BPR"), default="CE")
+    parser.add_argument("--batch", type=int, default=2048, help="RecBole's own")
+    parser.add_argument("--batches", type=int, default=5, help="that are timed")
+    parser.add_argument("--eval-batches", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    args.file = args.file.resolve()
+    sys.argv = sys.argv[:1]  # RecBole reads the command line too
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # RecBole prints
+        home = Path.cwd()
+        os.chdir(folder)  # RecBole writes logs and checkpoints into the working directory
+        try:
+            write_atomic(args.file, Path(folder))
+            report = run(args, Path(folder))
+        finally:
+            os.chdir(home)
+    print(json.dumps({"peer": "recbole", **report}))
+
+
+if __name__ == "__main__":
+    main()
