@@ -22,6 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from memory import held, high_water, start_high_water
+
 NAME = "sequences"
 
 
@@ -80,12 +83,6 @@ class First:
         return itertools.islice(iter(self.loader), self.count)
 
 
-def now() -> float:
-    """Memory that this process holds, MiB."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time the first batches of an epoch, and of the evaluation of all users over all items."""
     import recbole
@@ -100,8 +97,8 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     train_data, _, test_data = data_preparation(config, create_dataset(config))
     model = get_model("SASRec")(config, train_data.dataset)
     trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = now()
+    start_high_water()
+    before = held()
     part = First(train_data, args.batches)
     start = time.perf_counter()
     loss = trainer._train_epoch(part, 0, show_progress=False)
@@ -123,12 +120,6 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "evaluation_seconds": evaluation,
         "loss": float(loss) / len(part),
     }
-
-
-def high_water() -> float:
-    """Most memory since the peak was set back, MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def main() -> None:
