@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.kernels.embedding_bag.reference import wide_dtype
 from deeprec.kernels.sample_negatives import AliasTable, sample_negatives
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.softmax_loss import sampled_softmax_loss, softmax_loss
@@ -61,7 +62,7 @@ def binary_loss(
     users = targets.users.to(torch.int32)
     drawn = sample_negatives(users, *targets.known, len(items), num_negatives, seed=targets.seed)
     columns = torch.cat([targets.items.to(torch.int32).unsqueeze(1), drawn], 1)
-    labels = torch.full(columns.shape, -1.0, dtype=torch.float32, device=states.device)
+    labels = torch.full(columns.shape, -1.0, dtype=wide_dtype(states.dtype), device=states.device)
     labels[:, 0] = 1.0
     weights = torch.ones_like(labels)
     weights[:, 0] = beta

@@ -113,10 +113,11 @@ class SequenceModel(Recommender):
             ValueError: kept items that are none of the catalogue.
         """
         if {"history_items", "history_offsets"} <= set(state_dict):
-            schema = self.require_built()
-            offsets, items = (state_dict[f"history_{name}"].cpu().numpy() for name in ("offsets", "items"))
-            check_rows(offsets, items, schema.num_users, schema.num_items)
-            self.history_items = torch.empty_like(state_dict["history_items"], device=self.device)
+            offsets, items = (state_dict[f"history_{name}"] for name in ("offsets", "items"))
+            if offsets.is_cpu:  # as from a file; a model's own, elsewhere, need no look that would wait
+                schema = self.require_built()
+                check_rows(offsets.numpy(), items.numpy(), schema.num_users, schema.num_items)
+            self.history_items = torch.empty_like(items, device=self.device)
         return super().load_state_dict(state_dict, strict, assign)
 
     @torch.no_grad()

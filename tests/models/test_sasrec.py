@@ -18,7 +18,7 @@ import deeprec
 from deeprec.data import Interactions, from_frame
 from deeprec.evaluate import evaluate, protocol
 from deeprec.kernels.sample_negatives import alias_table, sample_negatives
-from deeprec.models import Popularity, create
+from deeprec.models import Popularity, Schema, create
 from deeprec.models._item_losses import Targets, binary_loss, full_loss, gbce_beta, sampled_loss, shared_loss
 
 SMALL = {"factors": 8, "length": 6, "batch_size": 7, "epochs": 2, "lr": 0.01}
@@ -208,14 +208,25 @@ def test_the_last_items_of_a_history_decide(fitted: Any) -> None:
     # The mask of BERT4Rec takes one of the six places.
     length = 6 if fitted.name == "sasrec" else 5
     long = [0, 7, 3, 9, 2, 5, 6, 8, 7, 11, 13]
+    swapped = [*long[:-2], long[-1], long[-2]]
+
+    def vector(history: list[int]) -> Tensor:
+        states: Tensor = fitted.history_rows(torch.tensor([0, len(history)]), torch.tensor(history))[0]
+        return states
+
+    for other in (long[-length:], [1, *long[-length:]]):
+        torch.testing.assert_close(vector(other), vector(long), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(vector(swapped), vector(long), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(vector(long[1 - length :]), vector(long), rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_event_changes_what_is_recommended(fitted: Any) -> None:
     known = list(fitted.item_ids.values)
-    lists = [[known[i] for i in each] for each in (long, long[-length:], [1, *long[-length:]])]
-    a, b, c = (fitted.recommend_for_history(each, k=20, exclude_seen=False)["item_id"].to_list() for each in lists)
-    assert a == b == c
-    other = fitted.recommend_for_history([*lists[0][:-2], lists[0][-1], lists[0][-2]], k=20, exclude_seen=False)
-    assert (
-        other["score"].to_list() != fitted.recommend_for_history(lists[0], k=20, exclude_seen=False)["score"].to_list()
-    )
+    before = fitted.recommend_for_history(known[:4], k=15)
+    after = fitted.recommend_for_history([*known[:4], known[9]], k=15)
+    assert known[9] in before["item_id"].to_list()
+    assert known[9] not in after["item_id"].to_list()
+    assert set(before["score"].to_list()).isdisjoint(after["score"].to_list())
 
 
 def test_known_users_are_asked_with_their_training_items(fitted: Any, data: Interactions) -> None:
@@ -281,7 +292,7 @@ def test_a_user_who_met_everything_is_named(data: Interactions) -> None:
     )
     whole = from_frame(rows, timestamp="t")
     with pytest.raises(ValueError, match="leave an item to sample, got user 'a' who met all 4"):
-        create("sasrec", **SMALL, loss="bce", num_negatives=1).fit(whole, protocol="full", baselines=False)
+        create("sasrec", schema=Schema(2, 4), **SMALL, loss="bce", num_negatives=1).batches(whole, 0)
 
 
 # -- real data ---------------------------------------------------------------------------------------------------------
