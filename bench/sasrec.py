@@ -6,8 +6,9 @@ Settings: "recbole" is its default (the last 50 items, two blocks, two heads, la
 last 200 with one head and layers of 64. Losses: "full" is the softmax over all items; "pairs" a target against one
 negative, BCE here and BPR there, which has no BCE. RecBole trains every prefix of a history as a row with one target;
 here a window has all of its targets, once an epoch, so times are told by the epoch and by the target. CPU seconds are
-those of the process, and hold on a machine that does other work too, where others' do not. Each contender runs in a process of its own. RecBole wants its own environment: pip install torch recbole==1.2.1 "numpy<2"
-"setuptools<80" "pandas<2.2". Data is found in DEEPREC_DATA.
+those of the process, and hold on a machine that does other work too, where others' do not. Each contender runs in a
+process of its own. RecBole wants its own environment: pip install torch recbole==1.2.1 "numpy<2" "setuptools<80"
+"pandas<2.2". Data is found in DEEPREC_DATA.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ class Contender(NamedTuple):
 
 
 _GBCE = {"loss": "gbce", "num_negatives": 256, "calibration": 0.75}
+_SHARED = {"loss": "sampled", "shared": True, "num_negatives": 2000}
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}),
     "item-knn": Contender("item-KNN", "item-knn", {"refit": False}),
@@ -134,6 +135,7 @@ CONTENDERS = {
     "bpr": Contender("MF by BPR", "bpr", {"factors": 64}),
     "mf": Contender("MF", "mf", {"factors": 64, "batch_size": 4096, "lr": 0.003, "epochs": 20, "patience": 3}),
     "sasrec-full": Contender("SASRec, full softmax", "sasrec", {}, True),
+    "sasrec-sampled": Contender("SASRec, softmax of 2,000 shared draws", "sasrec", _SHARED, True),
     "sasrec-ligr": Contender("SASRec, full softmax, LiGR", "sasrec", {"block": "ligr", "hidden": 256}, True),
     "sasrec-bce": Contender("SASRec, BCE, 1 negative", "sasrec", {"loss": "bce", "num_negatives": 1}, True),
     "sasrec-gbce": Contender("SASRec, gBCE, 256 negatives", "sasrec", _GBCE, True),
