@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deeprec.batches.sequences import Histories, SequenceBatches
 from deeprec.config import TrainConfig, at_least
-from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Batches, Schema, check_rows
+from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.kernels.sums import take
@@ -114,11 +114,22 @@ class SequenceModel(Recommender):
         """
         if {"history_items", "history_offsets"} <= set(state_dict):
             offsets, items = (state_dict[f"history_{name}"] for name in ("offsets", "items"))
-            if offsets.is_cpu:  # as from a file; a model's own, elsewhere, need no look that would wait
-                schema = self.require_built()
-                check_rows(offsets.numpy(), items.numpy(), schema.num_users, schema.num_items)
+            if (
+                offsets.is_cpu and items.is_cpu
+            ):  # as from a file; a model's own, elsewhere, need no look that would wait
+                self._check_histories(offsets, items)
             self.history_items = torch.empty_like(items, device=self.device)
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_histories(self, offsets: Tensor, items: Tensor) -> None:
+        """Raise ValueError unless these are lists of items of the catalogue, one after the other."""
+        bounds, most = torch.cat([offsets, offsets.new_tensor([len(items)])]), self.require_built().num_items - 1
+        is_in_order = int(offsets[0]) >= 0 and bool((bounds.diff() >= 0).all())
+        if not is_in_order or (len(items) and not 0 <= int(items.min()) <= int(items.max()) <= most):
+            raise ValueError(
+                f"{self.name}: history_offsets must ascend within [0, {len(items)}] and history_items lie in "
+                f"[0, {most}]; the file is damaged, train anew"
+            )
 
     @torch.no_grad()
     def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
