@@ -21,6 +21,7 @@ from torch import Tensor
 from deeprec.batches.numbered import Numbered
 from deeprec.config import TrainConfig, one_of
 from deeprec.kernels.softmax_loss.reference import unit
+from deeprec.kernels.sums import take
 from deeprec.models._attention_config import AttentionConfig
 from deeprec.models._attention_model import AttentionModel
 from deeprec.models._item_losses import Targets
@@ -55,7 +56,7 @@ class SASRec(AttentionModel):
         lengths = mask.sum(1)
         states = self._states(windows.items, lengths)
         if self.config.targets == "last":
-            last = states[torch.arange(len(lengths), device=states.device), lengths - 1]
+            last = take(states.flatten(0, 1), 0, torch.arange(len(lengths), device=states.device) * width + lengths - 1)
             return self._item_loss(last, Targets(windows.targets[:, -1], windows.users, self._known, batch.seed))
         places = Places.of(lengths, width, windows.num_targets)
         # Windows come at the right end of their rows.
