@@ -234,8 +234,11 @@ class _Block(nn.Module):
         return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
 
     def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-        """The same, all weights [B, heads, l, l] held: our dropout costs less than torch's, whose mask takes longer than
-        the products; and on a GPU the gradient of fused attention is summed in no fixed order."""
+        """The same with all weights [B, heads, l, l] held.
+
+        Our dropout costs less than torch's, whose mask takes longer than the products; and on a GPU the gradient of
+        fused attention is summed in no fixed order.
+        """
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if self.causal:
             keys = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
