@@ -21,13 +21,11 @@ from torch.nn import functional as F
 from deeprec.batches.numbered import Numbered
 from deeprec.config import TrainConfig
 from deeprec.contract import Schema
-from deeprec.device import to_device
 from deeprec.kernels.softmax_loss.reference import unit
-from deeprec.kernels.sums import take
 from deeprec.models._attention_config import AttentionConfig
 from deeprec.models._attention_model import AttentionModel
 from deeprec.models._item_losses import Targets
-from deeprec.nn.sequence_encoder import Places, at_left
+from deeprec.nn.sequence_encoder import Places, at_left, in_line
 
 
 @dataclass(frozen=True)
@@ -91,26 +89,21 @@ class BERT4Rec(AttentionModel):
         rows, width = windows.mask.shape
         lengths = windows.mask.sum(1) + 1
         whole = torch.cat([windows.items, windows.targets[:, -1:]], 1)
-        places = Places.of(lengths, width + 1, windows.num_targets + rows)
-        generator = torch.Generator().manual_seed(batch.seed)
         count = windows.num_targets + rows
+        generator = torch.Generator().manual_seed(batch.seed)
         if float(torch.rand((), generator=generator)) < self.config.last_share:
-            last = lengths.cumsum(0) - 1
-            chosen = last
-            columns = torch.arange(width + 1, device=whole.device)
-            is_masked = columns == (lengths - 1).unsqueeze(1)
+            places = Places.last(lengths, width + 1)
         else:
-            most = max(1, round(self.config.mask_share * count))
-            on_host = torch.randperm(count, generator=generator)[:most].sort().values
-            flags = torch.zeros(count, dtype=torch.bool)
-            flags[on_host] = True
-            chosen = to_device(on_host, whole.device)
-            is_masked = to_device(flags, whole.device)[places.in_line] & places.there
+            is_chosen = torch.zeros(count, dtype=torch.bool)
+            is_chosen[torch.randperm(count, generator=generator)[: max(1, round(self.config.mask_share * count))]] = (
+                True
+            )
+            places = Places.of(lengths, width + 1, count).chosen(is_chosen)
         moved = at_left(whole, lengths)
-        states = self._states(moved, lengths, is_masked)
-        at = places.in_rows[chosen]
-        targets = Targets(moved.flatten()[at], windows.users[places.owners[chosen]], self._known, batch.seed)
-        return self._item_loss(self.head(take(states.flatten(0, 1), 0, at)), targets, self.item_bias)
+        states = in_line(self._states(moved, lengths, places.there), places)
+        items = moved.flatten()[places.in_rows]
+        targets = Targets(items, windows.users[places.owners], self._known, batch.seed)
+        return self._item_loss(self.head(states), targets, self.item_bias)
 
     def _states(self, items: Tensor, lengths: Tensor, is_masked: Tensor) -> Tensor:
         """States [b, l, D] of windows at the left end of their rows, some items of which are masked."""

@@ -21,7 +21,6 @@ from torch import Tensor
 from deeprec.batches.numbered import Numbered
 from deeprec.config import TrainConfig, one_of
 from deeprec.kernels.softmax_loss.reference import unit
-from deeprec.kernels.sums import take
 from deeprec.models._attention_config import AttentionConfig
 from deeprec.models._attention_model import AttentionModel
 from deeprec.models._item_losses import Targets
@@ -55,10 +54,8 @@ class SASRec(AttentionModel):
         mask, width = windows.mask, windows.mask.shape[1]
         lengths = mask.sum(1)
         states = self._states(windows.items, lengths)
-        if self.config.targets == "last":
-            last = take(states.flatten(0, 1), 0, torch.arange(len(lengths), device=states.device) * width + lengths - 1)
-            return self._item_loss(last, Targets(windows.targets[:, -1], windows.users, self._known, batch.seed))
-        places = Places.of(lengths, width, windows.num_targets)
+        is_last = self.config.targets == "last"
+        places = Places.last(lengths, width) if is_last else Places.of(lengths, width, windows.num_targets)
         # Windows come at the right end of their rows.
         at_right = places.in_rows + (width - lengths)[places.owners]
         targets = Targets(windows.targets.flatten()[at_right], windows.users[places.owners], self._known, batch.seed)

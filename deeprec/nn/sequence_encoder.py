@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprec.device import to_device
 from deeprec.kernels._autograd import differentiable, is_transformed
 from deeprec.kernels.sums import take
 from deeprec.nn.dropout import Dropout
@@ -128,7 +129,7 @@ class SequenceEncoder(nn.Module):
         if self.scale:
             x = x * math.sqrt(self.dim)
         if self.position_vectors is not None:
-            x = x + _rows_of(self.position_vectors, from_end)
+            x = x + positions_from_end(self.position_vectors, lengths, x.shape[1])
         # Zeros behind a history, so that whatever stood there has no way into a sum (0 times NaN is NaN).
         x = torch.where(there, self.dropout(x), 0.0)
         angles = self._angles(from_end, x.dtype) if self.positions == "rotary" and self.blocks else None
@@ -265,11 +266,44 @@ def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat([first * cosines - second * sines, first * sines + second * cosines], -1)
 
 
-def _rows_of(table: Tensor, index: Tensor) -> Tensor:
-    """table[index], whose gradient is summed in a fixed order."""
-    if table.is_cpu:
-        return F.embedding(index, table)
-    return take(table, 0, index.flatten()).view(*index.shape, -1)
+def positions_from_end(table: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """table[lengths - 1 - t] at place t of the rows [B, width, D]; behind a history, any row of the table.
+
+    The gradient of a position is a sum over the histories, each of which has it once: a look-up and a sum in a fixed
+    order, where that of an index adds up rows one after the other.
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        return take(table, 0, _from_end(lengths, width).flatten()).view(len(lengths), width, -1)
+    return _positions(table, lengths, width)
+
+
+def _from_end(lengths: Tensor, width: int) -> Tensor:
+    return (lengths.unsqueeze(1) - 1 - torch.arange(width, device=lengths.device)).clamp(min=0)
+
+
+def _positions_grad(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    width, size = grad.shape[1], ctx.size
+    # The first `width` positions, from the end of each history: place lengths - 1 - p has position p.
+    at = ctx.lengths.unsqueeze(1) - 1 - torch.arange(width, device=grad.device)
+    rows = grad.gather(1, at.clamp(min=0).unsqueeze(2).expand_as(grad))
+    sums = torch.where((at >= 0).unsqueeze(2), rows, 0.0).sum(0)
+    return F.pad(sums, (0, 0, 0, size - width)), None, None
+
+
+class _Positions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, lengths: Tensor, width: int) -> Tensor:
+        ctx.lengths, ctx.size = lengths, len(table)
+        return table[_from_end(lengths, width)]
+
+    @staticmethod
+    @differentiable(_positions_grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _positions_grad(ctx, grad)
+
+
+# The name by which mypy, which knows no types of torch.autograd.Function, sees it.
+_positions: Callable[..., Tensor] = _Positions.apply
 
 
 class Places(NamedTuple):
@@ -297,6 +331,21 @@ class Places(NamedTuple):
         in_rows = torch.arange(total, device=lengths.device) + (every * width - first)[owners]
         in_line = (first.unsqueeze(1) + columns).clamp(max=max(0, total - 1))
         return cls(in_rows, in_line, columns < lengths.unsqueeze(1), owners)
+
+    @classmethod
+    def last(cls, lengths: Tensor, width: int) -> Places:
+        """The last entry of each history alone, none of which is empty."""
+        every = torch.arange(len(lengths), device=lengths.device)
+        there = torch.arange(width, device=lengths.device) == (lengths - 1).unsqueeze(1)
+        return cls(every * width + lengths - 1, every.unsqueeze(1).expand_as(there), there, every)
+
+    def chosen(self, is_chosen: Tensor) -> Places:
+        """Those of the entries [T] that are chosen, bool, on the CPU, so that their number is known."""
+        device = self.owners.device
+        places = to_device(is_chosen.nonzero().squeeze(1), device)
+        numbers = to_device((is_chosen.cumsum(0) - 1).clamp(min=0), device)
+        there = to_device(is_chosen, device)[self.in_line] & self.there
+        return Places(self.in_rows[places], numbers[self.in_line], there, self.owners[places])
 
 
 def at_left(items: Tensor, lengths: Tensor) -> Tensor:

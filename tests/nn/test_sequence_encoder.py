@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.nn import SequenceEncoder
-from deeprec.nn.sequence_encoder import BLOCKS, POSITIONS, Places, at_left, in_line
+from deeprec.nn.sequence_encoder import BLOCKS, POSITIONS, Places, at_left, in_line, positions_from_end
 
 DIM = 8
 CASES = [
@@ -208,3 +208,32 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
 def test_inputs_of_another_shape_are_named() -> None:
     with pytest.raises(ValueError, match=r"SequenceEncoder: x must be \[B, l, 8\] with l <= 7"):
         encoder()(torch.zeros(2, 8, DIM, dtype=torch.float64), torch.tensor([1, 2]))
+
+
+def test_positions_count_from_the_end_and_so_do_their_gradients() -> None:
+    lengths = torch.tensor([2, 0, 4])
+    table = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    rows = positions_from_end(table, lengths, 4)
+    assert torch.equal(rows[0, :2], table[[1, 0]])
+    assert torch.equal(rows[2], table[[3, 2, 1, 0]])
+    there = (torch.arange(4) < lengths.unsqueeze(1)).unsqueeze(2)
+
+    def shown(table: Tensor) -> Tensor:
+        return torch.where(there, positions_from_end(table, lengths, 4), 0.0)
+
+    assert torch.autograd.gradcheck(shown, table)
+    assert torch.autograd.gradgradcheck(lambda table: shown(table).square(), table)
+
+
+def test_chosen_entries_are_those_of_the_rows() -> None:
+    lengths = torch.tensor([2, 1, 4])
+    x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    whole = Places.of(lengths, 4, 7)
+    flags = torch.tensor([False, True, True, False, False, True, True])
+    part = whole.chosen(flags)
+    assert torch.equal(in_line(x, part), in_line(x, whole)[flags])
+    assert part.owners.tolist() == [0, 1, 2, 2]
+    last = Places.last(lengths, 4)
+    assert torch.equal(in_line(x, last), torch.stack([x[0, 1], x[1, 0], x[2, 3]]))
+    for places in (part, last):
+        assert torch.autograd.gradcheck(lambda x, at=places: in_line(x, at), x)
