@@ -1,0 +1,368 @@
+"""GRU4Rec: a recurrent network over the events of a session, trained in session-parallel mini-batches.
+
+Papers: Hidasi, Karatzoglou, Baltrunas, Tikk 2016, "Session-based Recommendations with Recurrent Neural Networks" (ICLR,
+arXiv 1511.06939); Hidasi, Karatzoglou 2018, "Recurrent Neural Networks with Top-k Gains for Session-based
+Recommendations" (CIKM, arXiv 1706.03847). Code: hidasib/GRU4Rec_PyTorch_Official, whose current form the defaults are.
+As there: the reset gate acts after the recurrent product, tanh(W x + r (U h)), as in every fast GRU; the state that a
+lane carries is the one after dropout; the loss is the sum over the lanes that are alive by the nominal batch size; the
+gradient runs through one step; AdaGrad's sums start at 1e-6, which is its epsilon inside the root.
+The model of 2016: loss=top1 (or bpr) negatives=in-batch input=one-hot.
+A second way to train, batching=windows: each user's last `length` items at once, the gradient through all of them and
+the softmax over all items. What papers on SASRec and BERT4Rec call GRU4Rec, and the better one for users' long
+histories; with optimizer=adam lr=0.001 negatives=full.
+Deviations: no final activation (tanh in 2016) for TOP1 and BPR; a one-hot input has no dropout of its own (in the
+authors' code that of the embedding is a second one on the first layer's output).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deeprec.batches.sequences import Histories, SequenceBatch, SequenceBatches
+from deeprec.batches.sessions import SESSION_ORDERS, SessionBatch, SessionBatches
+from deeprec.config import Only, at_least, one_of
+from deeprec.contract import Batches, OptimizerOptions, Schema
+from deeprec.data import Interactions
+from deeprec.device import to_device
+from deeprec.kernels.sample_negatives import alias_table
+from deeprec.kernels.softmax_loss import softmax_loss
+from deeprec.models._sequence_model import SequenceConfig, SequenceModel
+from deeprec.models._session_losses import PAIRWISE_LOSSES, SESSION_LOSSES, PairwiseOptions, pairwise_losses
+from deeprec.nn.embedding import Embedding
+
+INPUTS = ("constrained", "separate", "one-hot")
+NEGATIVES = ("mixed", "in-batch", "full")
+BATCHINGS = ("sessions", "windows")
+_PLACES_A_BLOCK = 1 << 14
+_EPS = 1e-6  # of the authors' AdaGrad, inside the root
+_IS_MAX = "a loss of bpr-max"
+
+
+@dataclass(frozen=True)
+class GRU4RecConfig(SequenceConfig):
+    """Attributes:
+    factors: H, width of the states and of the item vectors, >= 1.
+    num_layers: GRU layers, >= 1.
+    input: "constrained": the item vectors of the output; "separate": vectors of their own; "one-hot": the rows of the
+        first layer's input matrix, an embedding of width 3H.
+    embedding_dim: width of separate input vectors, >= 1; 0: H.
+    dropout_embed, dropout_hidden: shares in [0, 1) of the input vectors, and of every layer's states, that are zeroed.
+    loss: "cross-entropy", "top1", "bpr", "top1-max" or "bpr-max", see `pairwise_losses`.
+    negatives: what a target stands against: "in-batch", the targets of the other lanes; "mixed", these and
+        `num_negatives` items drawn for the step; "full", all items (cross-entropy only).
+    num_negatives: items drawn for a step, shared by all lanes, >= 1.
+    alpha: they are drawn by popularity^alpha, >= 0; 0: uniformly.
+    log_q: logits are lowered by log_q times the logarithm of an item's count, alpha times that for drawn ones, the
+        target's own too, as the authors do; >= 0, 0: not.
+    mask_targets: leave out negatives that are the row's own target; the authors leave them in.
+    bpreg, elu: of BPR-max, see `pairwise_losses`.
+    momentum: of the steps, in [0, 1); AdaGrad only.
+    batching: "sessions": session-parallel; "windows": the last `length` items of each user at once, cross-entropy over
+        all items.
+    session_order: "time": sessions by their first event, in every epoch; "shuffled": anew in each.
+    length: of windows, >= 1; states are of whole histories.
+    batch_size: lanes B, or windows a step, >= 1.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ("l2", "reduction", "precision", "accumulate")
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("num_negatives", "alpha"), "negatives of mixed", lambda config: config.negatives == "mixed"),
+        Only(
+            ("log_q",),
+            "a loss of cross-entropy and negatives of mixed or in-batch",
+            lambda config: config.loss == "cross-entropy" and config.negatives != "full",
+        ),
+        Only(("mask_targets",), "negatives of mixed or in-batch", lambda config: config.negatives != "full"),
+        Only(("bpreg", "elu"), _IS_MAX, lambda config: config.loss == "bpr-max"),
+        Only(("embedding_dim",), "an input of separate", lambda config: config.input == "separate"),
+        Only(
+            ("dropout_embed",), "an input of constrained or separate", lambda config: config.input != "one-hot"
+        ),
+        Only(("momentum",), "the optimizer adagrad", lambda config: config.optimizer == "adagrad"),
+        Only(("length",), "batching of windows", lambda config: config.batching == "windows"),
+        Only(("session_order",), "batching of sessions", lambda config: config.batching == "sessions"),
+    )
+
+    factors: int = 100
+    num_layers: int = 1
+    input: str = "constrained"
+    embedding_dim: int = 0
+    dropout_embed: float = 0.0
+    dropout_hidden: float = 0.0
+    loss: str = "cross-entropy"
+    negatives: str = "mixed"
+    num_negatives: int = 2048
+    alpha: float = 0.5
+    log_q: float = 0.0
+    mask_targets: bool = False
+    bpreg: float = 1.0
+    elu: float = 0.5
+    momentum: float = 0.0
+    batching: str = "sessions"
+    session_order: str = "time"
+    length: int = 200
+    batch_size: int = 64
+    optimizer: str = "adagrad"
+    lr: float = 0.05
+    epochs: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        at_least(self, "num_layers", 1)
+        for name in ("embedding_dim", "alpha", "log_q", "bpreg", "elu"):
+            at_least(self, name, 0)
+        for name in ("dropout_embed", "dropout_hidden", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{owner}: {name} must lie in [0, 1), got {getattr(self, name)}")
+        one_of(self, "input", INPUTS)
+        one_of(self, "loss", SESSION_LOSSES)
+        one_of(self, "negatives", NEGATIVES)
+        one_of(self, "batching", BATCHINGS)
+        one_of(self, "session_order", SESSION_ORDERS)
+        if self.loss in PAIRWISE_LOSSES and self.negatives == "full":
+            raise ValueError(
+                f"{owner}: negatives 'full' go with the loss cross-entropy, got {self.loss!r}; take 'mixed'"
+            )
+        if self.batching == "windows" and (self.loss != "cross-entropy" or self.negatives != "full"):
+            raise ValueError(
+                f"{owner}: batching 'windows' goes with cross-entropy over all items, got loss {self.loss!r} and "
+                f"negatives {self.negatives!r}; take negatives='full', or batching='sessions'"
+            )
+
+    def optimizer_options(self, group: str) -> OptimizerOptions:
+        """Of all parameters."""
+        options = super().optimizer_options(group)
+        if self.optimizer != "adagrad":
+            return options
+        return options._replace(start=_EPS, momentum=self.momentum)
+
+
+class GRU4Rec(SequenceModel):
+    """score(session, i) = h . v_i + b_i, h = GRU(x_t, h_{t-1}) after the session's events.
+
+    Buffers beside those of `SequenceModel`: `lane_states` [num_layers, B, H], so that a run that was interrupted within
+    an epoch goes on with the states of its lanes.
+    """
+
+    name = "gru4rec"
+    config_class: ClassVar[type[SequenceConfig]] = GRU4RecConfig
+    config: GRU4RecConfig
+    lane_states: Tensor
+    _log_q: tuple[Tensor, Tensor] | None = None  # log_q times log count: of targets, of drawn items
+
+    def _build_network(self, schema: Schema, generator: torch.Generator | None) -> None:
+        config = self.config
+        width, is_sparse = config.factors, config.negatives != "full"
+        self.items = Embedding(schema.num_items, width, sparse=is_sparse, name="item")
+        self.item_bias = Embedding(schema.num_items, 1, sparse=is_sparse, name="item")
+        input_width = width
+        if config.input != "constrained":
+            input_width = 3 * width if config.input == "one-hot" else config.embedding_dim or width
+            self.inputs = Embedding(schema.num_items, input_width, name="item")
+        self.layers = nn.ModuleList(
+            nn.GRU(width if layer else input_width, width, batch_first=True) for layer in range(config.num_layers)
+        )
+        self.register_buffer("lane_states", torch.zeros(config.num_layers, config.batch_size, width))
+        with torch.no_grad():
+            self._draw_weights(generator)
+        if config.input == "one-hot":
+            # The rows are what the gates get of the item: its matrix is the identity, and is not trained.
+            first = self.layers[0].weight_ih_l0
+            first.requires_grad_(False).copy_(torch.eye(input_width))
+
+    def _draw_weights(self, generator: torch.Generator | None) -> None:
+        """Uniform in +-sqrt(6 / (rows + columns)), each gate a matrix of its own; biases 0."""
+
+        def draw(weight: Tensor, rows: int, columns: int) -> None:
+            limit = (6 / (rows + columns)) ** 0.5
+            weight.uniform_(-limit, limit, generator=generator)
+
+        draw(self.items.weight, *self.items.weight.shape)
+        self.item_bias.weight.zero_()
+        if self.config.input != "constrained":
+            rows, columns = self.inputs.weight.shape
+            draw(self.inputs.weight, rows, columns // 3 if self.config.input == "one-hot" else columns)
+        for layer in self.layers:
+            for name, parameter in layer.named_parameters():
+                if name.startswith("weight"):
+                    draw(parameter, parameter.shape[0] // 3, parameter.shape[1])
+                else:
+                    parameter.zero_()
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def batches(self, train: Interactions, seed: int) -> Batches:
+        """Sessions in lanes, or windows; the whole history of each user is kept."""
+        histories = Histories.of(train)
+        self.history_offsets = to_device(torch.from_numpy(histories.offsets), self.device)
+        self.history_items = to_device(torch.from_numpy(histories.items), self.device)
+        return self.training_batches(train, seed)
+
+    def training_batches(self, train: Interactions, seed: int) -> Batches:
+        """As `batching` says."""
+        config = self.config
+        if config.batching == "windows":
+            return SequenceBatches(
+                train, batch_size=config.batch_size, length=config.length, seed=seed, device=self.device
+            )
+        counts = torch.from_numpy(train.item_counts())
+        self._log_q = None
+        if config.log_q:
+            of_targets = to_device(config.log_q * counts.clamp(min=1).float().log(), self.device)
+            self._log_q = of_targets, of_targets * (config.alpha if config.negatives == "mixed" else 1.0)
+        return SessionBatches(
+            train,
+            num_lanes=config.batch_size,
+            seed=seed,
+            num_negatives=config.num_negatives if config.negatives == "mixed" else 0,
+            popularity=alias_table(counts, config.alpha) if config.negatives == "mixed" else None,
+            session_order=config.session_order,
+            min_lanes=2 if config.negatives == "in-batch" else 1,
+            device=self.device,
+        )
+
+    def loss(self, batch: SessionBatch | SequenceBatch) -> Tensor:
+        """Of lanes, the sum of their losses by the nominal batch size; of windows, the mean over all places."""
+        self.require_built()
+        return self._loss_of_windows(batch) if isinstance(batch, SequenceBatch) else self._step(batch)[0]
+
+    def backward(self, batch: SessionBatch | SequenceBatch) -> Tensor:
+        """As every model; the lanes go on to the states after the step."""
+        if isinstance(batch, SequenceBatch):
+            return super().backward(batch)
+        loss, states = self._step(batch)
+        loss.backward()
+        if batch.lanes is None:
+            self.lane_states[:, : len(batch)] = states
+        else:
+            self.lane_states.index_copy_(1, batch.lanes, states)
+        return loss.detach()
+
+    def _step(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """The loss of one step of the lanes, and their states [num_layers, m, H] after it."""
+        config, size = self.config, len(batch)
+        before = self.lane_states[:, :size] if batch.lanes is None else self.lane_states[:, batch.lanes]
+        if batch.is_first is not None:
+            before = before.masked_fill(batch.is_first.unsqueeze(1), 0.0)
+        candidates, vectors = None, self.items.weight
+        if config.negatives != "full":
+            candidates = batch.targets if batch.negatives is None else torch.cat([batch.targets, batch.negatives])
+        if config.input != "constrained":
+            inputs = self.inputs(batch.items)
+            if candidates is not None:
+                vectors = self.items(candidates)
+        elif candidates is None:
+            inputs = self.items(batch.items)
+        else:  # one look-up of all rows, one gradient
+            inputs, vectors = self.items(torch.cat([batch.items, candidates])).split([size, len(candidates)])
+        states = []
+        hidden = F.dropout(inputs, config.dropout_embed, self.training)
+        for layer, state in zip(self.layers, before, strict=True):
+            hidden = torch.gru_cell(hidden, state, *layer.all_weights[0])
+            hidden = F.dropout(hidden, config.dropout_hidden, self.training)
+            states.append(hidden.detach())
+        return self._loss_of(hidden, vectors, candidates, batch) / config.batch_size, torch.stack(states)
+
+    def _loss_of(self, states: Tensor, vectors: Tensor, candidates: Tensor | None, batch: SessionBatch) -> Tensor:
+        """The sum of the losses of states [m, H] whose targets are the first m candidates, or among all items."""
+        config, size = self.config, len(batch)
+        if candidates is None:
+            bias = self.item_bias.weight.squeeze(1)
+            return softmax_loss(states, vectors, batch.targets, bias=bias, reduction="sum")
+        bias = self.item_bias(candidates).squeeze(1)
+        if config.loss == "cross-entropy":
+            log_q = None
+            if self._log_q is not None:
+                log_q = torch.cat([self._log_q[0][batch.targets], self._log_q[1][candidates[size:]]])
+            return softmax_loss(
+                states,
+                vectors,
+                bias=bias,
+                log_q=log_q,
+                item_ids=candidates if config.mask_targets else None,
+                correct_positive=log_q is not None,
+                reduction="sum",
+            )
+        is_negative = ~torch.eye(size, len(candidates), dtype=torch.bool, device=states.device)
+        if config.mask_targets:
+            is_negative = candidates != batch.targets.unsqueeze(1)
+        options = PairwiseOptions(config.loss, config.bpreg, config.elu)
+        return pairwise_losses(torch.addmm(bias, states, vectors.T), is_negative, options).sum()
+
+    def _loss_of_windows(self, batch: SequenceBatch) -> Tensor:
+        """The mean softmax cross-entropy over all items and places."""
+        # Windows start at the left, so that what is before them is no input.
+        lengths = batch.mask.sum(1, keepdim=True)
+        width = batch.mask.shape[1]
+        places = torch.arange(width, device=lengths.device)
+        sources = (places + width - lengths).clamp(max=width - 1)
+        items, targets = (part.gather(1, sources) for part in (batch.items, batch.targets))
+        mask = places < lengths
+        states = self._states(items.clamp(min=0))[0]
+        return softmax_loss(
+            states.reshape(-1, self.config.factors),
+            self.items.weight,
+            targets.clamp(min=0).reshape(-1),
+            bias=self.item_bias.weight.squeeze(1),
+            weights=mask.reshape(-1).to(states.dtype),
+        )
+
+    def _states(self, items: Tensor) -> list[Tensor]:
+        """States [b, l, H] after every place of items [b, l], each layer's, the last layer's first."""
+        config = self.config
+        hidden = (self.items if config.input == "constrained" else self.inputs)(items)
+        hidden = F.dropout(hidden, config.dropout_embed, self.training)
+        states = []
+        for layer in self.layers:
+            hidden = F.dropout(layer(hidden)[0], config.dropout_hidden, self.training)
+            states.append(hidden)
+        return [states[-1], *states[:-1]]
+
+    # -- scores --------------------------------------------------------------------------------------------------------
+
+    def output_items(self) -> tuple[Tensor, Tensor | None]:
+        """The item vectors and biases."""
+        return self.items.weight, self.item_bias.weight.squeeze(1)
+
+    @torch.no_grad()
+    def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """States [b, H] of each layer after whole histories, the last layer's first; zeros before a first item.
+
+        Histories of like length are read together.
+        """
+        counts = offsets.diff()
+        order = counts.argsort(stable=True)
+        sizes = counts[order]
+        states = torch.zeros(self.config.num_layers, len(counts), self.config.factors, device=items.device)
+        start = int((sizes == 0).sum())
+        while start < len(order):
+            # Blocks of about as many places, each as wide as its longest history.
+            widest = int(sizes[min(len(order), start + max(1, _PLACES_A_BLOCK // int(sizes[start]))) - 1])
+            rows = order[start : start + max(1, _PLACES_A_BLOCK // widest)]
+            start += len(rows)
+            states.index_copy_(1, to_device(rows, items.device), self._read(offsets, items, rows))
+        return tuple(states.unbind())
+
+    def _read(self, offsets: Tensor, items: Tensor, rows: Tensor) -> Tensor:
+        """States [num_layers, b, H] after the histories in these rows [b], none of which is empty."""
+        ends, starts = (to_device(offsets[rows + shift], items.device).unsqueeze(1) for shift in (1, 0))
+        width = int((offsets[rows + 1] - offsets[rows]).max())
+        places = torch.minimum(starts + torch.arange(width, device=items.device), ends - 1)
+        last = (ends - starts - 1).unsqueeze(2).expand(-1, 1, self.config.factors)
+        return torch.stack([states.gather(1, last).squeeze(1) for states in self._states(items[places].long())])
+
+    @torch.no_grad()
+    def advance(self, state: tuple[Tensor, ...], items: Tensor) -> tuple[Tensor, ...]:
+        """The state after one more item each [b], int64: one step of the network, whatever came before."""
+        hidden = (self.items if self.config.input == "constrained" else self.inputs)(items)
+        after = []
+        for layer, before in zip(self.layers, (*state[1:], state[0]), strict=True):
+            hidden = torch.gru_cell(hidden, before, *layer.all_weights[0])
+            after.append(hidden)
+        return (after[-1], *after[:-1])
