@@ -41,10 +41,12 @@ class _Entry:
     Attributes:
         items: internal ids in the order they were met, the last `max_items` of them.
         state: of the model after all events, [1, ...] each; None: to be computed from `items`.
+        user: internal id of a user of the training data; -1 for others.
     """
 
     items: list[int]
     state: tuple[Tensor, ...] | None = None
+    user: int = -1
 
 
 class LiveStates:
@@ -107,7 +109,7 @@ class LiveStates:
             entry, state = self._entry(key), None
             if hasattr(self.model, "advance"):
                 state = _advanced(self.model, entry.items if entry.state is None else entry.state, codes)
-            self._keep(key, _Entry([*entry.items, *codes.tolist()][-self.max_items :], state))
+            self._keep(key, _Entry([*entry.items, *codes.tolist()][-self.max_items :], state, entry.user))
 
     def recommend(
         self, user_id: Key, k: int = 10, *, exclude_seen: bool = True, allow: Any = None, deny: Any = None
@@ -117,7 +119,7 @@ class LiveStates:
         Args:
             user_id: one to whom events were added, or a user of the training data.
             k: list length, >= 1.
-            exclude_seen: leave out the items that are kept of the user.
+            exclude_seen: leave out the items that are kept of the user, and those met in the data of the training.
             allow, deny: external ids of the only items that may come, and of items that may not.
         Returns:
             rank (from 1), item_id, score; fewer than k rows where fewer items are left.
@@ -139,6 +141,8 @@ class LiveStates:
                 entry.state = _encoded(self.model, entry.items)
             self._keep(key, entry)
             state, met = entry.state, np.unique(np.array(entry.items, dtype=np.int32))
+        if entry.user >= 0 and self.model.seen is not None:
+            met = np.union1d(met, self.model.seen.items[slice(*self.model.seen.offsets[entry.user : entry.user + 2])])
         return _recommended(self.model, state, met if hides_seen else None, k, only, never)
 
     def history(self, user_id: Key) -> list[Any]:
@@ -165,18 +169,10 @@ class LiveStates:
 
     def _begun(self, key: Key) -> _Entry:
         """What a user begins with: their training history; nothing where the model does not know them."""
-        model = self.model
-        try:
-            user = int(codes_of("live", "user_id", [key], model.user_ids, unknown=-1)[0])
-        except (TypeError, ValueError):  # a session's key is of whatever type it likes
-            user = -1
-        if user < 0:
-            return _Entry([])
-        history = _trained_history(model, user)
-        if not len(history):
-            return _Entry([])
-        state = _encoded(model, history.tolist()) if hasattr(model, "advance") else None
-        return _Entry(history[-self.max_items :].tolist(), state)
+        model, user = self.model, _user_of(self.model, key)
+        history = [] if user < 0 else _trained_history(model, user).tolist()
+        state = _encoded(model, history) if history and hasattr(model, "advance") else None
+        return _Entry(history[-self.max_items :], state, user)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -215,7 +211,7 @@ class LiveStates:
         """The users and sessions of a file, with the model that they were saved with.
 
         Raises:
-            ValueError: no such file, a damaged one, or that of another model.
+            FileNotFoundError: no such file. ValueError: a damaged one, or that of another model.
         """
         file_path = require_regular(Path(path), "live", _REMEDY)
         try:
@@ -232,7 +228,8 @@ class LiveStates:
                 parts = (tensors[f"state/{number}"] for number in range(len(names) - 3))
                 states[place] = tuple(part[row : row + 1].to(device_of(model)) for part in parts)
             for place, key in enumerate(header["keys"]):
-                live._entries[key] = _Entry(items[bounds[place] : bounds[place + 1]], states.get(place))
+                met = items[bounds[place] : bounds[place + 1]]
+                live._entries[key] = _Entry(met, states.get(place), _user_of(model, key))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError, IndexError) as error:
             raise ValueError(f"live: {path} is damaged or of another version ({error}); {_REMEDY}") from error
         if not is_same:
@@ -246,6 +243,14 @@ def _key(user_id: Any) -> Key:
     if isinstance(user_id, bool) or not isinstance(user_id, str | int):
         raise TypeError(f"live: user_id must be text or a whole number, got {user_id!r}; pass one of them")
     return user_id
+
+
+def _user_of(model: AnyModel, key: Key) -> int:
+    """Internal id of a user of the training data; -1 for others, whose keys are of whatever type they like."""
+    try:
+        return int(codes_of("live", "user_id", [key], model.user_ids, unknown=-1)[0])
+    except (TypeError, ValueError):
+        return -1
 
 
 def _trained_history(model: AnyModel, user: int) -> NDArray[np.int64]:
