@@ -21,6 +21,8 @@ from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.interactions.new_users import new_users_holdout
 from deeprec.data.interactions.selection import positives
+from deeprec.data.interactions.session_splits import official_sessions, sessions_holdout
+from deeprec.data.interactions.sessions import sessions
 from deeprec.data.interactions.splits import (
     items_holdout,
     leave_one_out,
@@ -81,11 +83,14 @@ __all__ = [
     "load_clicks",
     "new_users_holdout",
     "official",
+    "official_sessions",
     "open_source",
     "positives",
     "random_holdout",
     "sampled_negatives",
     "search_dirs",
+    "sessions",
+    "sessions_holdout",
     "synthetic",
     "time_holdout",
     "with_features",
