@@ -1,4 +1,4 @@
-"""What a step of training sees: pairs with negatives, rows of ratings, likes of users, rows of a log, sequences, sessions."""
+"""What a step of training sees: pairs, rows of ratings, likes of users, rows of a log, sequences, sessions."""
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.batches.log import LogBatch, LogBatches

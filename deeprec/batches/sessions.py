@@ -95,7 +95,7 @@ class SessionBatches:
         seed: of shuffling and sampling.
         num_negatives: n, items drawn for each step, >= 0.
         popularity: of the draws, see `alias_table`; None: uniform.
-        session_order: "time": by their first event, equal ones as in the data, in every epoch; "shuffled": anew in each.
+        session_order: "time": by their first event, equal ones as in the data; "shuffled": anew in each epoch.
         min_lanes: an epoch ends where fewer lanes are left, for losses that need another one's target; >= 1.
         device: where the batches are cut; None: the CPU.
     Attributes:

@@ -268,7 +268,9 @@ def _trained_history(model: AnyModel, user: int) -> NDArray[np.int64]:
 
 def _fingerprint(model: AnyModel) -> str:
     """SHA-256 of the weights and the item ids: states are of no use with others."""
-    digest = hashlib.sha256(json.dumps([model.name, model.item_ids.values.to_list()[:1000], len(model.item_ids)]).encode())
+    digest = hashlib.sha256(
+        json.dumps([model.name, model.item_ids.values.to_list()[:1000], len(model.item_ids)]).encode()
+    )
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
@@ -284,9 +286,7 @@ def _encoded(model: AnyModel, history: list[int]) -> tuple[Tensor, ...]:
 
 
 @served
-def _advanced(
-    model: AnyModel, before: tuple[Tensor, ...] | list[int], codes: NDArray[np.int32]
-) -> tuple[Tensor, ...]:
+def _advanced(model: AnyModel, before: tuple[Tensor, ...] | list[int], codes: NDArray[np.int32]) -> tuple[Tensor, ...]:
     """The state after further items, from a state or a history."""
     state = before if isinstance(before, tuple) else _encoded(model, before)
     for item in to_device(torch.from_numpy(codes.astype(np.int64)), device_of(model)).split(1):

@@ -250,7 +250,11 @@ class Adagrad(RowOptimizer):
 
     def rule_options(self, group: Group) -> list[float] | None:
         """`RowUpdate.options` of a group; None with lr_decay or momentum."""
-        return None if group["lr_decay"] or group["momentum"] else [float(group["eps"]), float(group["weight_decay"]), 0.0, 0.0]
+        return (
+            None
+            if group["lr_decay"] or group["momentum"]
+            else [float(group["eps"]), float(group["weight_decay"]), 0.0, 0.0]
+        )
 
     def row_states(self, states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
         """The sums of squares."""

@@ -77,13 +77,17 @@ def test_lanes_are_dropped_when_sessions_run_out() -> None:
 
 def test_a_lane_is_first_when_its_session_begins_and_at_no_other_step() -> None:
     data = interactions([[1, 2, 3], [4, 5], [6, 7, 8]])
-    firsts = [None if b.is_first is None else b.is_first.tolist() for b in SessionBatches(data, num_lanes=2, seed=0).epoch(0)]
+    firsts = [
+        None if b.is_first is None else b.is_first.tolist() for b in SessionBatches(data, num_lanes=2, seed=0).epoch(0)
+    ]
     assert firsts == [[True, True], [False, True], None]
 
 
 def test_sessions_go_by_their_first_event_and_equal_ones_by_the_data() -> None:
     data = interactions([[1, 2], [3, 4], [5, 6], [7, 8]], begins=[30, 10, 20, 10])
-    order = [int(data.item_ids.values[int(batch.items[0])]) for batch in SessionBatches(data, num_lanes=1, seed=0).epoch(0)]
+    order = [
+        int(data.item_ids.values[int(batch.items[0])]) for batch in SessionBatches(data, num_lanes=1, seed=0).epoch(0)
+    ]
     tied = [3, 7] if data.user_ids.encode([1])[0] < data.user_ids.encode([3])[0] else [7, 3]
     assert order == [*tied, 5, 1]
 

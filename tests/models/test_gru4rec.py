@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import deeprec
-from deeprec.batches import SequenceBatches, SessionBatch, SessionBatches
-from deeprec.contract import Queries
+from deeprec.batches import SessionBatch, SessionBatches
 from deeprec.data import Interactions, from_frame
 from deeprec.models import GRU4Rec, Schema
-from deeprec.train import Callback, fit, loop
-from deeprec.train.callbacks import CallbackError, Step
 from deeprec.train.optimizers import Optimizers
 
 NUM_ITEMS = 23
@@ -58,7 +53,7 @@ def chains(num_sessions: int = 80, seed: int = 0) -> Interactions:
     return sessions_of(sessions)
 
 
-# -- the step -------------------------------------------------------------------------------------------------------------
+# -- the step ---------------------------------------------------------------------------------------------------
 
 
 def sigma(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,15 +65,24 @@ class Plain:
 
     def __init__(self, model: GRU4Rec) -> None:
         names = {"w_ih": "weight_ih_l0", "w_hh": "weight_hh_l0", "b_ih": "bias_ih_l0", "b_hh": "bias_hh_l0"}
-        self.weights = {short: getattr(model.layers[0], name).detach().double().numpy() for short, name in names.items()}
+        self.weights = {
+            short: getattr(model.layers[0], name).detach().double().numpy() for short, name in names.items()
+        }
         self.weights["items"] = model.items.weight.detach().double().numpy().copy()
         self.weights["bias"] = model.item_bias.weight.detach().double().numpy()[:, 0].copy()
         self.sums = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
         self.steps = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
 
     def step(
-        self, state: NDArray[np.float64], items: list[int], targets: list[int], negatives: list[int], *, nominal: int,
-        lr: float, momentum: float,
+        self,
+        state: NDArray[np.float64],
+        items: list[int],
+        targets: list[int],
+        negatives: list[int],
+        *,
+        nominal: int,
+        lr: float,
+        momentum: float,
     ) -> tuple[float, NDArray[np.float64]]:
         w, width = self.weights, state.shape[1]
         candidates = [*targets, *negatives]
@@ -112,7 +116,9 @@ class Plain:
         for name, grad in grads.items():
             rows = touched.get(name, slice(None))
             self.sums[name][rows] += grad[rows] ** 2
-            self.steps[name][rows] = momentum * self.steps[name][rows] - lr * grad[rows] / np.sqrt(self.sums[name][rows] + 1e-6)
+            self.steps[name][rows] = momentum * self.steps[name][rows] - lr * grad[rows] / np.sqrt(
+                self.sums[name][rows] + 1e-6
+            )
             w[name][rows] += self.steps[name][rows]
         return loss, after
 
@@ -142,9 +148,11 @@ def test_training_steps_are_those_by_hand(momentum: float) -> None:
         if short in ("items", "bias"):
             mine = (model.items if short == "items" else model.item_bias).weight.detach().numpy().reshape(weight.shape)
         else:
-            mine = dict(model.layers[0].named_parameters())[
-                {"w": "weight_", "b": "bias_"}[short[0]] + short[2:] + "_l0"
-            ].detach().numpy()
+            mine = (
+                dict(model.layers[0].named_parameters())[{"w": "weight_", "b": "bias_"}[short[0]] + short[2:] + "_l0"]
+                .detach()
+                .numpy()
+            )
         np.testing.assert_allclose(mine, weight, atol=5e-5)
 
 
@@ -187,11 +195,14 @@ def test_initial_losses_are_those_derived() -> None:
 
 def test_loss_is_by_the_nominal_batch_size() -> None:
     model = model_of(negatives="full")
-    wide, narrow = model.loss(step_of([1, 2, 3], [4, 5, 6])), [model.loss(step_of([i], [i + 3], lanes=[i - 1])) for i in (1, 2, 3)]
+    wide, narrow = (
+        model.loss(step_of([1, 2, 3], [4, 5, 6])),
+        [model.loss(step_of([i], [i + 3], lanes=[i - 1])) for i in (1, 2, 3)],
+    )
     torch.testing.assert_close(wide, sum(narrow))
 
 
-# -- candidates -----------------------------------------------------------------------------------------------------------
+# -- candidates ---------------------------------------------------------------------------------------------------
 
 
 def test_negatives_of_a_lane_are_the_targets_of_the_others_and_the_drawn_items() -> None:
@@ -236,7 +247,7 @@ def test_log_q_lowers_logits_by_counts_and_drawn_ones_by_the_power() -> None:
     assert float(model.loss(batch).detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
-# -- lanes ----------------------------------------------------------------------------------------------------------------
+# -- lanes ---------------------------------------------------------------------------------------------------
 
 
 def walked(model: GRU4Rec, sessions: list[list[int]], num_lanes: int) -> dict[tuple[int, ...], Tensor]:
@@ -287,112 +298,6 @@ def test_dropout_acts_in_training_alone_and_where_it_is_named() -> None:
         assert float(model.train().loss(batch).detach()) != float(plain.detach())
     with pytest.raises(ValueError, match="dropout_embed has no effect here"):
         model_of(input="one-hot", dropout_embed=0.2)
-
-
-# -- runs -----------------------------------------------------------------------------------------------------------------
-
-OPTIONS: dict[str, Any] = {
-    "factors": 8, "batch_size": 4, "num_negatives": 5, "epochs": 2, "dropout_embed": 0.1, "dropout_hidden": 0.2,
-    "momentum": 0.2, "lr": 0.1,
-}  # fmt: skip
-
-
-class _StopAt(Callback):
-    def __init__(self, epoch: int, step: int) -> None:
-        self.at = epoch, step
-
-    def on_step(self, step: Step) -> None:
-        if (step.epoch, step.step) == self.at:
-            raise RuntimeError("stopped")
-
-
-def same_weights(one: Any, other: Any) -> bool:
-    states = one.state_dict(), other.state_dict()
-    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-@pytest.mark.parametrize("order", ["time", "shuffled"])
-def test_a_run_stopped_within_an_epoch_ends_where_the_whole_one_does(
-    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = chains()
-    options = {**OPTIONS, "session_order": order}
-    whole = fit(GRU4Rec(**options), data, seed=4, baselines=False)
-    again = fit(GRU4Rec(**options), data, seed=4, baselines=False)
-    assert same_weights(whole.model, again.model)
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(CallbackError, match="stopped"):
-        fit(GRU4Rec(**options), data, seed=4, baselines=False, out=tmp_path, callbacks=[_StopAt(2, 9)])
-    resumed = fit(GRU4Rec(**options), data, seed=4, baselines=False, out=tmp_path, resume=True)
-    assert same_weights(whole.model, resumed.model)
-    assert whole.card.metrics == resumed.card.metrics
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"loss": "bpr-max", "input": "separate", "embedding_dim": 6},
-        {"loss": "top1", "input": "one-hot", "negatives": "in-batch"},
-        {"batching": "windows", "negatives": "full", "optimizer": "adam", "lr": 0.02, "epochs": 12},
-    ],
-)
-def test_learns_what_follows_what_and_survives_its_folder(options: dict[str, Any], tmp_path: Path) -> None:
-    data = chains(300)
-    given = {"factors": 16, "batch_size": 8, "num_negatives": 10, "epochs": 6, "lr": 0.1, **options}
-    if given.get("negatives", "mixed") != "mixed":
-        given.pop("num_negatives")
-    model = GRU4Rec(**given).fit(data, seed=1, protocol="next-item", baselines=False)
-    assert model.evaluate()["hr@10"] > 0.8
-    first = model.recommend_for_history([3, 4, 5], k=1)["item_id"].to_list()
-    assert first == [6]
-    loaded = deeprec.load(model.save(tmp_path / "model"))
-    assert same_weights(model, loaded)
-    assert loaded.recommend([7], k=5).equals(model.recommend([7], k=5))
-    assert loaded.recommend_for_history([3, 4, 4, 9], k=5).equals(model.recommend_for_history([3, 4, 4, 9], k=5))
-
-
-# -- windows and histories -------------------------------------------------------------------------------------------------
-
-
-def test_loss_of_windows_is_that_of_every_prefix() -> None:
-    """Whatever stands beside a window in its batch, its places know of what came before them, and of nothing else."""
-    data = sessions_of([[1, 2, 3, 4, 1, 2], [5, 6, 7], [8, 9]])
-    model = model_of(data.num_items, batching="windows", negatives="full", num_layers=2, length=50).eval()
-    (batch,) = SequenceBatches(data, batch_size=3, length=50, seed=0).epoch(0)
-    losses = []
-    for user in range(data.num_users):
-        places = np.flatnonzero(data.users == user)
-        items = torch.from_numpy(data.items[places[np.argsort(data.order[places])]]).long()  # type: ignore[index]
-        for end in range(1, len(items)):
-            state = model.encode(Queries(history=(torch.tensor([0, end]), items[:end])))[0][0].detach().double()
-            scores = model.items.weight.detach().double() @ state
-            losses.append(float(scores.logsumexp(0) - scores[items[end]]))
-    assert float(model.loss(batch).detach()) == pytest.approx(float(np.mean(losses)), rel=1e-5)
-
-
-@pytest.mark.parametrize("given", ["constrained", "separate", "one-hot"])
-def test_states_of_histories_are_steps_from_the_first_event(given: str) -> None:
-    """Lengths from none to thousands, read together; one after the other they are the same."""
-    draw = torch.Generator().manual_seed(0)
-    model = model_of(input=given, num_layers=2).eval()
-    lengths = torch.tensor([3, 0, 1, 4000, 3, 17, 0, 2])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    items = torch.randint(NUM_ITEMS, (int(offsets[-1]),), generator=draw)
-    states = model.encode(Queries(history=(offsets, items)))
-    for row in range(len(lengths)):
-        state: tuple[Tensor, ...] = (torch.zeros(1, 5), torch.zeros(1, 5))
-        for item in items[offsets[row] : offsets[row + 1]].unsqueeze(1):
-            state = model.advance(state, item)
-        for one, other in zip(state, states, strict=True):
-            torch.testing.assert_close(one[0], other[row], atol=1e-6, rtol=1e-5)
-
-
-def test_histories_of_the_training_rows_are_whole_whatever_the_length_of_windows() -> None:
-    data = sessions_of([[i % 20 for i in range(60)], [1, 2]])
-    model = model_of(data.num_items, batching="windows", negatives="full", length=5)
-    model.batches(data, 0)
-    assert model.history_offsets.tolist() == [0, 60, 62]
 
 
 def test_initial_weights_are_uniform_within_the_limit_of_their_gate() -> None:

@@ -39,7 +39,7 @@ def plain(row: list[Tensor], target: int, negatives: list[int], options: Pairwis
 
 
 @pytest.mark.parametrize("loss", PAIRWISE_LOSSES)
-@pytest.mark.parametrize("bpreg, elu_at", [(1.0, 0.5), (0.0, 0.0), (1.95, 1.0)])
+@pytest.mark.parametrize(("bpreg", "elu_at"), [(1.0, 0.5), (0.0, 0.0), (1.95, 1.0)])
 @pytest.mark.parametrize("shape", [(1, 2), (5, 5), (7, 30)])
 def test_losses_and_gradients_are_the_formulas(loss: str, bpreg: float, elu_at: float, shape: tuple[int, int]) -> None:
     options = PairwiseOptions(loss, bpreg, elu_at)
@@ -51,7 +51,9 @@ def test_losses_and_gradients_are_the_formulas(loss: str, bpreg: float, elu_at: 
 
     def by_hand(given: Tensor) -> Tensor:
         rows = range(shape[0])
-        return torch.stack([plain(list(given[b]), b, is_negative[b].nonzero().flatten().tolist(), options) for b in rows])
+        return torch.stack(
+            [plain(list(given[b]), b, is_negative[b].nonzero().flatten().tolist(), options) for b in rows]
+        )
 
     mine, theirs = (scores.clone().requires_grad_() for _ in range(2))
     losses, expected = pairwise_losses(mine, is_negative, options), by_hand(theirs)
@@ -66,7 +68,9 @@ def test_at_zero_scores_losses_are_those_derived(loss: str) -> None:
     """TOP1 two halves, BPR the logarithm of 2, whatever the number of negatives."""
     expected = 1.0 if loss.startswith("top1") else math.log(2)
     for shape in ((2, 2), (32, 2080)):
-        losses = pairwise_losses(torch.zeros(shape), ~torch.eye(*shape, dtype=torch.bool), PairwiseOptions(loss, 1.0, 0.5))
+        losses = pairwise_losses(
+            torch.zeros(shape), ~torch.eye(*shape, dtype=torch.bool), PairwiseOptions(loss, 1.0, 0.5)
+        )
         torch.testing.assert_close(losses, torch.full((shape[0],), expected))
 
 
