@@ -110,7 +110,7 @@ def test_learns_what_follows_what_and_survives_its_folder(options: dict[str, Any
     assert loaded.recommend_for_history([3, 4, 4, 9], k=5).equals(model.recommend_for_history([3, 4, 4, 9], k=5))
 
 
-# -- windows and histories ---------------------------------------------------------------------------------------------------
+# -- windows and histories -------------------------------------------------------------------------------
 
 
 def test_loss_of_windows_is_that_of_every_prefix() -> None:
