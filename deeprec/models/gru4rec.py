@@ -33,7 +33,7 @@ from deeprec.kernels.softmax_loss import softmax_loss
 from deeprec.models._sequence_model import SequenceConfig, SequenceModel
 from deeprec.models._session_config import GRU4RecConfig
 from deeprec.models._session_losses import PairwiseOptions, pairwise_losses
-from deeprec.nn.embedding import Embedding
+from deeprec.nn.embedding import Embedding, catch_up
 
 _PLACES_A_BLOCK = 1 << 14  # of histories that are read at a time
 
@@ -154,12 +154,16 @@ class GRU4Rec(SequenceModel):
     def _backward_by_rows(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
         """As `_step`, and the gradients of its loss: autograd's, with the scores and the rows of the tables by hand.
 
-        What autograd would copy several times, [m + n, H], is written once: half the time of a step on the CPU.
+        What autograd would copy several times, [m + n, H], is written once.
         """
         config, size, candidates = self.config, len(batch), candidates_of(batch)
         with torch.no_grad():
             is_shared = config.input == "constrained"
             ids = torch.cat([batch.items, candidates]) if is_shared else candidates
+            catch_up(self.items.weight, ids)  # as the layers do where autograd watches
+            catch_up(self.item_bias.weight, candidates)
+            if not is_shared:
+                catch_up(self.inputs.weight, batch.items)
             rows, bias = self.items(ids), self.item_bias(candidates).squeeze(1)
             inputs, vectors = (rows[:size], rows[size:]) if is_shared else (self.inputs(batch.items), rows)
         inputs = inputs.requires_grad_()

@@ -183,6 +183,28 @@ def test_backward_gives_the_gradients_of_the_loss(loss: str, given: str, negativ
     assert not torch.equal(model.lane_states, before)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lazy-adam", "sgd", "adagrad"])
+@pytest.mark.parametrize("given", ["constrained", "separate"])
+def test_every_optimizer_steps_as_with_gradients_of_autograd(optimizer: str, given: str) -> None:
+    """Rows that Adam has put off are brought up to date before they are read."""
+    models = [model_of(optimizer=optimizer, input=given, lr=0.05).train() for _ in range(2)]
+    optimizers = [Optimizers(model) for model in models]
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(6):
+        items, targets, negatives = (torch.randint(NUM_ITEMS, (n,), generator=draw) for n in (3, 3, 6))
+        batch = SessionBatch(items, targets, None, None, negatives)
+        models[1].lane_states.copy_(models[0].lane_states)
+        models[0].backward(batch)
+        models[1].loss(batch).backward()
+        for one in optimizers:
+            one.step()
+            one.clear()
+    for one in optimizers:
+        one.flush()
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
 def test_initial_losses_are_those_derived() -> None:
     """Near zero scores: cross-entropy ln(B + n), TOP1 1, BPR ln 2."""
     for loss, expected in zip(LOSSES, [math.log(32 + 2048), 1.0, math.log(2), 1.0, math.log(2)], strict=True):
