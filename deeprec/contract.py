@@ -161,6 +161,7 @@ class OptimizerOptions(NamedTuple):
         weight_decay: of the others, >= 0.
         start: first value of AdaGrad's sums of squares, >= 0.
         beta: of FTRL, > 0.
+        momentum: of AdaGrad's steps, in [0, 1).
     """
 
     optimizer: str
@@ -170,6 +171,7 @@ class OptimizerOptions(NamedTuple):
     weight_decay: float = 0.0
     start: float = 0.0
     beta: float = 1.0
+    momentum: float = 0.0
 
 
 class Facts(NamedTuple):

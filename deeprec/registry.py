@@ -33,6 +33,7 @@ _MODELS = {
     "ease": "deeprec.models.ease:EASE",
     "fm": "deeprec.models.fm:FM",
     "gmf": "deeprec.models.gmf:GMF",
+    "gru4rec": "deeprec.models.gru4rec:GRU4Rec",
     "item-knn": "deeprec.models.item_knn:ItemKNN",
     "lr": "deeprec.models.lr:LR",
     "mf": "deeprec.models.mf:MF",

@@ -1,10 +1,11 @@
-"""What a step of training sees: pairs with negatives, rows of ratings, likes of users, rows of a log, sequences."""
+"""What a step of training sees: pairs, rows of ratings, likes of users, rows of a log, sequences, sessions."""
 
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.batches.log import LogBatch, LogBatches
 from deeprec.batches.pairs import PairBatch, PairwiseBatches
 from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.batches.sequences import Histories, SequenceBatch, SequenceBatches
+from deeprec.batches.sessions import SessionBatch, SessionBatches
 
 __all__ = [
     "Histories",
@@ -17,5 +18,7 @@ __all__ = [
     "RowBatch",
     "SequenceBatch",
     "SequenceBatches",
+    "SessionBatch",
+    "SessionBatches",
     "UserBatch",
 ]

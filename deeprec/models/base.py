@@ -31,6 +31,7 @@ from deeprec.models.fold_in import fold_in
 from deeprec.models.model import Model
 from deeprec.nn.scoring import AnyScorer, ItemFilter, KeptLists, TopK, as_sets, score_items, topk
 from deeprec.registry import require_capability
+from deeprec.serve.live import LiveStates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +177,10 @@ class Recommender(Model):
         With `device` the model is moved there for this call; "auto": where it is.
         """
         return self._evaluate(protocol, data, None, device)
+
+    def live(self, *, max_users: int = 100_000, max_items: int = 1000) -> LiveStates:
+        """Users and sessions to whom events are added while they are served; see `deeprec.serve.LiveStates`."""
+        return LiveStates(self, max_users=max_users, max_items=max_items)
 
     # -- scores ------------------------------------------------------------------------------------------------------
 

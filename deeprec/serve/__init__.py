@@ -5,6 +5,7 @@ from deeprec.serve.folder import load, save
 from deeprec.serve.histories import recommend_for_histories, recommend_for_history
 from deeprec.serve.index import ItemIndex
 from deeprec.serve.index_recall import RecallReport
+from deeprec.serve.live import LiveStates
 from deeprec.serve.predict import predict_file, predict_pairs_file
 from deeprec.serve.recommend import (
     fold_in,
@@ -19,6 +20,7 @@ from deeprec.serve.recommend_for_tags import recommend_for_tags
 
 __all__ = [
     "ItemIndex",
+    "LiveStates",
     "RecallReport",
     "fold_in",
     "load",

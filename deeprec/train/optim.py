@@ -194,7 +194,10 @@ class SGD(RowOptimizer):
 
 
 class Adagrad(RowOptimizer):
-    """Adagrad: sum <- sum + g^2; w <- w - lr g / (sqrt(sum) + eps).
+    """Adagrad: sum <- sum + g^2; buffer <- momentum buffer - lr g / (sqrt(sum) + eps); w <- w + buffer.
+
+    Without momentum, as usual, there is no buffer; with it, rows have no kernel, and PyTorch steps them. An epsilon
+    inside the root, sqrt(sum + c), is an initial_accumulator_value of c.
 
     Args:
         params: parameters or groups, as in torch.optim.
@@ -203,15 +206,17 @@ class Adagrad(RowOptimizer):
         weight_decay: L2, >= 0.
         initial_accumulator_value: of the sums, >= 0.
         eps: > 0.
+        momentum: of the steps, >= 0; those of rows without a gradient stand still.
         shared: options that all optimizers have.
     Raises:
         ValueError: an option is unknown or out of range.
-    Reference: Duchi, Hazan, Singer 2011, JMLR 12.
+    Reference: Duchi, Hazan, Singer 2011, JMLR 12; the momentum as in the authors' code of GRU4Rec.
     """
 
     RULE = 1
     OPERATOR = "adagrad_update_"
-    STATES = DENSE = ("sum",)
+    STATES = ("sum",)
+    DENSE = ("sum", "momentum_buffer")
     FIRST = "sum"
 
     def __init__(
@@ -222,10 +227,17 @@ class Adagrad(RowOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        momentum: float = 0.0,
         **shared: Unpack[Shared],
     ) -> None:
         rule = {"eps": eps, "weight_decay": weight_decay, "initial_accumulator_value": initial_accumulator_value}
-        super().__init__(params, shared, lr=lr, lr_decay=lr_decay, **rule)
+        super().__init__(params, shared, lr=lr, lr_decay=lr_decay, momentum=momentum, **rule)
+
+    def _is_started(self, state: State, group: Group) -> bool:
+        return not group["momentum"] or "momentum_buffer" in state
+
+    def _has_no_kernel(self, group: Group) -> bool:
+        return bool(group["momentum"])
 
     def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         self._start_dense(param, state, group)
@@ -237,8 +249,12 @@ class Adagrad(RowOptimizer):
         return getattr(_ops, self.OPERATOR), (state["sum"],), numbers
 
     def rule_options(self, group: Group) -> list[float] | None:
-        """`RowUpdate.options` of a group; None with lr_decay."""
-        return None if group["lr_decay"] else [float(group["eps"]), float(group["weight_decay"]), 0.0, 0.0]
+        """`RowUpdate.options` of a group; None with lr_decay or momentum."""
+        return (
+            None
+            if group["lr_decay"] or group["momentum"]
+            else [float(group["eps"]), float(group["weight_decay"]), 0.0, 0.0]
+        )
 
     def row_states(self, states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
         """The sums of squares."""
@@ -248,8 +264,18 @@ class Adagrad(RowOptimizer):
         if "sum" not in state:
             state["step"] = 0
             state["sum"] = new_state(param, float(group["initial_accumulator_value"]))
+        if group["momentum"] and "momentum_buffer" not in state:
+            state["momentum_buffer"] = new_state(param)
 
     def _step_flat(self, weights: Tensors, grads: Tensors, states: list[State], group: Group) -> None:
+        if group["momentum"]:
+            for weight, grad, state in zip(weights, grads, states, strict=True):
+                rate = float(group["lr"]) / (1 + (state["step"] - 1) * float(group["lr_decay"]))
+                grad = grad.add(weight, alpha=float(group["weight_decay"])) if group["weight_decay"] else grad
+                root = state["sum"].addcmul_(grad, grad).sqrt().add_(float(group["eps"]))
+                buffer = state["momentum_buffer"].mul_(float(group["momentum"])).addcdiv_(grad, root, value=-rate)
+                weight.add_(buffer)
+            return
         torch._fused_adagrad_(
             weights,
             grads,
@@ -282,6 +308,10 @@ class RowWiseAdagrad(Adagrad):
 
     RULE = 2
     OPERATOR = "rowwise_adagrad_update_"
+
+    def _check(self, options: dict[str, Any]) -> None:
+        super()._check(options)
+        require(not options["momentum"], "RowWiseAdagrad", "momentum must be 0, take Adagrad", options["momentum"])
 
     def _start_rows(self, param: Tensor, state: State, group: Group) -> None:
         state.setdefault("step", 0)

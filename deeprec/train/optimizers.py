@@ -30,7 +30,8 @@ def make_optimizer(options: OptimizerOptions, parameters: Iterable[Tensor]) -> t
     elif name == "sgd":
         made = optim.SGD(parameters, lr=lr, weight_decay=decay)
     elif name == "adagrad":
-        made = optim.Adagrad(parameters, lr=lr, weight_decay=decay, initial_accumulator_value=options.start)
+        momentum, start = options.momentum, options.start
+        made = optim.Adagrad(parameters, lr=lr, weight_decay=decay, initial_accumulator_value=start, momentum=momentum)
     else:
         made = optim.Adam(parameters, lr=lr, weight_decay=decay, mode="dense" if name == "adam" else "lazy")
     for group in made.param_groups:

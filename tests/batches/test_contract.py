@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows, SequenceBatches
+from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows, SequenceBatches, SessionBatches
 from deeprec.batches.corruption import Corruption
 from deeprec.contract import Batches
 from deeprec.data import Interactions
@@ -48,6 +48,8 @@ SAMPLERS: dict[str, Callable[[Interactions, int], Batches]] = {
     "sequences with negatives": lambda data, seed: SequenceBatches(
         data, batch_size=4, length=5, seed=seed, num_negatives=2
     ),
+    "sessions": lambda data, seed: SessionBatches(data, num_lanes=4, seed=seed, num_negatives=3),
+    "shuffled sessions": lambda data, seed: SessionBatches(data, num_lanes=4, seed=seed, session_order="shuffled"),
     "log": lambda data, seed: LogBatches(log_part(), batch_size=8, seed=seed),
 }
 
