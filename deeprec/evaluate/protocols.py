@@ -28,7 +28,7 @@ _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
 _CHOOSING_FIELDS = ("validation_users",)  # nor what only chooses the epoch, and measures nothing that is shown
 _CHOOSING_SCORES = 1 << 26  # a validation that takes more is made on a sample while the model is trained
 _FEWEST_CHOOSING = 1000  # users of such a sample
-_BY_SHARE = ("random", "random_by_user", "time", "items", "users")
+_BY_SHARE = ("random", "random_by_user", "last_by_user", "time", "items", "users")
 
 
 def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -52,13 +52,14 @@ class Protocol:
             items behind them (see `histories.histories_before`), any other as it was trained; or "rating", the error of
             predicted ratings (then candidates, negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
-            interactions; "random_by_user": a random share of each user's; "time": what came last, from one moment on
+            interactions; "random_by_user": a random share of each user's; "last_by_user": the last share of each user's
+            (ranked in one list); "time": what came last, from one moment on
             for all users (each user's positives of that part are ranked in one list); "items": a random share of the
             items, with all their interactions; "users": a random share of the users, of new ones all their rows in
             `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
             "official": the split that came with the data; "auto": official where
             the data has it, leave_one_out otherwise (see `resolve`).
-        test_share: test share for "random", "random_by_user", "time", "items" and "users", in (0, 1).
+        test_share: test share for "random", "random_by_user", "last_by_user", "time", "items" and "users", in (0, 1).
         validation: "random" or "last" (one training interaction of each user), "share" (a share like that of
             the test, with the hold-outs that have one; before it in time) or "none".
         validation_share: validation share for "share", in (0, 1).
@@ -89,9 +90,9 @@ class Protocol:
     """
 
     name: str
-    holdout: Literal["leave_one_out", "random", "random_by_user", "time", "items", "users", "official", "auto"] = (
-        "leave_one_out"
-    )
+    holdout: Literal[
+        "leave_one_out", "random", "random_by_user", "last_by_user", "time", "items", "users", "official", "auto"
+    ] = "leave_one_out"
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
     validation_share: float = 0.1
@@ -157,11 +158,12 @@ class Protocol:
         self._check_candidates()
 
     def _check_task(self) -> None:
-        if self.task == "next-item" and (self.holdout not in ("leave_one_out", "time") or self.validation == "random"):
+        in_order = ("leave_one_out", "last_by_user", "time")
+        if self.task == "next-item" and (self.holdout not in in_order or self.validation == "random"):
             raise ValueError(
                 f"protocol: a next item needs what came before it, got holdout={self.holdout!r} and "
-                f"validation={self.validation!r}; take holdout='leave_one_out' with validation='last', or 'time' with "
-                "'share'"
+                f"validation={self.validation!r}; take holdout='leave_one_out' with validation='last', or "
+                "'last_by_user' or 'time' with 'share'"
             )
         if self.holdout in ("items", "users") and self.task != "ranking":
             raise ValueError(
@@ -292,7 +294,7 @@ class Protocol:
             fields |= {"test_share", "validation_share"}
         if self.holdout != "users":
             fields |= {"domain", "new_share", "given_share"}
-        if self.holdout == "time" or self.task == "next-item":
+        if self.holdout in ("last_by_user", "time") or self.task == "next-item":
             fields.add("seed")
         if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
             fields.add("mask")
@@ -373,6 +375,16 @@ PROTOCOLS: dict[str, Protocol] = {
     # Kang and McAuley 2018, section 4, but among all items: the last interaction tests, the one before it chooses.
     "next-item": Protocol(
         "next-item", task="next-item", validation="last", metrics=("hr", "ndcg", "mrr"), cutoffs=(10,)
+    ),
+    # Tang and Wang 2018, section 4.1: the last fifth of each user's sequence tests, the tenth before it chooses.
+    "caser": Protocol(
+        "caser",
+        task="next-item",
+        holdout="last_by_user",
+        test_share=0.2,
+        validation="share",
+        metrics=("map_all", "precision", "recall"),
+        cutoffs=(10, 1, 5),
     ),
     # Wang and Blei 2011, "out-of-matrix": items without any training interaction, among themselves. A model that knows
     # nothing else of them gives them equal scores, which rank last, or guesses.
