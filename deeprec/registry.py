@@ -20,6 +20,7 @@ _MODELS = {
     "bias": "deeprec.models.bias:Bias",
     "bm25": "deeprec.models.text_baselines:BM25",
     "bpr": "deeprec.models.bpr:BPR",
+    "caser": "deeprec.models.caser:Caser",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",

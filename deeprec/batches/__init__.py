@@ -5,6 +5,7 @@ from deeprec.batches.log import LogBatch, LogBatches
 from deeprec.batches.pairs import PairBatch, PairwiseBatches
 from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.batches.sequences import Histories, SequenceBatch, SequenceBatches
+from deeprec.batches.sliding import SlidingBatches, WindowBatch
 
 __all__ = [
     "Histories",
@@ -17,5 +18,7 @@ __all__ = [
     "RowBatch",
     "SequenceBatch",
     "SequenceBatches",
+    "SlidingBatches",
     "UserBatch",
+    "WindowBatch",
 ]

@@ -24,6 +24,7 @@ from deeprec.nn import (
     FactorizationMachine,
     FMInteraction,
     PairAttention,
+    SequenceConvolution,
     Table,
     TermBatch,
     Tower,
@@ -77,6 +78,7 @@ CASES = {
         ["_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"],
     ),
     "PairAttention": Case(lambda: PairAttention(8, 3), [X], []),
+    "SequenceConvolution": Case(lambda: SequenceConvolution(3, 8, horizontal_filters=3, vertical_filters=2), [X], []),
     "Tower": Case(OfTensors, TERMS, ["_bags_pool_kernel", *ROWS]),
 }
 

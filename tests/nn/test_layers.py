@@ -23,6 +23,7 @@ from deeprec.nn import (
     FactorizationMachine,
     FMInteraction,
     PairAttention,
+    SequenceConvolution,
     Table,
     TermBatch,
     Tower,
@@ -53,6 +54,7 @@ CASES = {
     "FMInteraction": Case(FMInteraction, (X,)),
     "FactorizationMachine": Case(lambda: FactorizationMachine(TABLES), (IDS,)),
     "PairAttention": Case(lambda: PairAttention(4, 3), (X,)),
+    "SequenceConvolution": Case(lambda: SequenceConvolution(2, 4, horizontal_filters=3, vertical_filters=2), (X,)),
     "Tower": Case(lambda: Tower(5, 2, (4, 3)), (TERMS,)),
 }
 
