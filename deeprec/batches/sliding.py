@@ -67,7 +67,7 @@ class SlidingBatches:
         num_targets: T, items after it, >= 1.
         num_negatives: n, negatives for each target, >= 0.
         seed: of shuffling and sampling.
-        avoid: the items of each user that are no negatives, ascending and distinct within a row; None: those of `train`.
+        avoid: the items of each user that are no negatives, ascending and distinct in a row; None: those of `train`.
         device: where the histories are kept, the negatives drawn and the batches cut; None: the CPU.
     Attributes:
         met: the items that are no negatives of each user, offsets [num_users + 1] and items [nnz], on the device.

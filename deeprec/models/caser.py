@@ -92,8 +92,8 @@ class CaserConfig(SequenceConfig):
         one_of(self, "loss", _LOSSES)
         if self.length > _LONGEST:
             raise ValueError(
-                f"CaserConfig: length must lie in [1, {_LONGEST}], got {self.length}; for longer histories take a model "
-                "that reads them whole, such as sasrec or gru4rec"
+                f"CaserConfig: length must lie in [1, {_LONGEST}], got {self.length}; what is older than the last "
+                "few items is for models that read whole histories"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"CaserConfig: dropout must lie in [0, 1), got {self.dropout}; it is the share dropped")
