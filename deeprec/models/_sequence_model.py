@@ -97,6 +97,7 @@ class SequenceModel(Recommender):
         self.register_buffer("history_offsets", torch.zeros(schema.num_users + 1, dtype=torch.int64))
         self.register_buffer("history_items", torch.zeros(0, dtype=torch.int32))
         self._build_network(schema, generator)
+        self.train(self.training)  # a model that is asked, not trained, stays so: dropout is off
 
     def batches(self, train: Interactions, seed: int) -> Batches:
         """What is trained on; the last items of each user are kept."""
@@ -118,10 +119,17 @@ class SequenceModel(Recommender):
             self.history_items = torch.empty_like(state_dict["history_items"], device=self.device)
         return super().load_state_dict(state_dict, strict, assign)
 
+    @torch.no_grad()
     def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
-        """As every model; the histories are those of the rows that are trained on now."""
-        own = {name: getattr(self, name) for name in ("history_offsets", "history_items")}
-        super().begin_from({**weights, **own}, data)
+        """As every model; until the first step known users have the histories that they had, and new ones none."""
+        moved, names = dict(weights), ("history_offsets", "history_items")
+        if set(names) <= set(moved):
+            offsets, items = (to_device(moved.pop(name), self.device) for name in names)
+            added = len(self.history_offsets) - len(offsets)
+            self.history_offsets = torch.cat([offsets, offsets[-1:].expand(added)])
+            self.history_items = items
+            moved |= {name: getattr(self, name) for name in names}
+        super().begin_from(moved, data)
 
     # -- scores -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.mlp import MLP
 from deeprec.nn.replace import replace_embeddings
 from deeprec.nn.sequence_convolution import SequenceConvolution
+from deeprec.nn.sequence_encoder import SequenceEncoder
 from deeprec.nn.tower import TermBatch, TermRows, Tower
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "FactorizationMachine",
     "PairAttention",
     "SequenceConvolution",
+    "SequenceEncoder",
     "Table",
     "TermBatch",
     "TermRows",
