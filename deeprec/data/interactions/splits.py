@@ -160,7 +160,7 @@ def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, vali
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
 
 
-def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1) -> Split:
+def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, *, new_users: bool = False) -> Split:
     """Hold out what came last: train before one moment, validate up to a second one, test from there on.
 
     The moments are those of the rows where the shares begin, so that rows of one moment are never divided; the test
@@ -169,6 +169,7 @@ def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1)
 
     Args:
         test, validation: shares of the rows, each in [0, 1), together below 1.
+        new_users: keep the held-out rows of users without training rows.
     Returns:
         Split; notes: users_left_out, items_left_out and rows_left_out, of validation and test together.
     Raises:
@@ -196,7 +197,7 @@ def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1)
             f"time_holdout: interactions must lie before the first moment held out, got none of the {len(data)} of "
             f"{data.name}; take smaller shares, or finer times"
         )
-    return _of_known(data, is_held, is_test, items_too=True)
+    return _of_known(data, is_held, is_test, items_too=True, users_too=not new_users)
 
 
 def items_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0) -> Split:
@@ -233,10 +234,18 @@ def items_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1
     return _of_known(data, is_held, is_test, items_too=False)
 
 
-def _of_known(data: Interactions, is_held: NDArray[np.bool_], is_test: NDArray[np.bool_], *, items_too: bool) -> Split:
+def _of_known(
+    data: Interactions,
+    is_held: NDArray[np.bool_],
+    is_test: NDArray[np.bool_],
+    *,
+    items_too: bool,
+    users_too: bool = True,
+) -> Split:
     """The parts, in the order of the rows; held-out rows of users (and items) without training rows are left out."""
     train = data.take(~is_held)
     knows_user, knows_item = train.user_counts() > 0, train.item_counts() > 0
+    knows_user |= not users_too
     is_known = knows_user[data.users] & (knows_item[data.items] if items_too else True)
     notes = {"users_left_out": len(np.unique(data.users[is_held & ~knows_user[data.users]]))}
     if items_too:
