@@ -10,6 +10,7 @@ from deeprec.nn.embedding_bag import EmbeddingBag
 from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.mlp import MLP
+from deeprec.nn.neighbour_attention import ComponentAttention, NeighbourAttention
 from deeprec.nn.replace import replace_embeddings
 from deeprec.nn.sequence_convolution import SequenceConvolution
 from deeprec.nn.sequence_encoder import SequenceEncoder
@@ -18,6 +19,7 @@ from deeprec.nn.tower import TermBatch, TermRows, Tower
 __all__ = [
     "MLP",
     "BiInteraction",
+    "ComponentAttention",
     "CrossNetwork",
     "Dropout",
     "Embedding",
@@ -25,6 +27,7 @@ __all__ = [
     "EmbeddingCollection",
     "FMInteraction",
     "FactorizationMachine",
+    "NeighbourAttention",
     "PairAttention",
     "SequenceConvolution",
     "SequenceEncoder",

@@ -169,22 +169,18 @@ def test_same_seed_same_weights_and_a_saved_model_recommends_the_same(tmp_path: 
 
 
 def test_an_interrupted_run_ends_where_the_whole_one_ends(tmp_path: Path) -> None:
-    from deeprec.train import Callback, CallbackError
-
-    class Stop(Callback):
-        def on_epoch_end(self, *args: Any) -> None:
-            if args[-1 if len(args) == 1 else 0] is not None and (tmp_path / "stop").exists():
-                raise RuntimeError("stop")
-
     options: dict[str, Any] = {"factors": 4, "length": 3, "epochs": 3, "batch_size": 32}
-    whole = Caser(**options)
-    fit(whole, chains(), protocol="caser", seed=2, baselines=False)
-    part = Caser(**options)
-    (tmp_path / "stop").touch()
-    with pytest.raises(CallbackError):
-        fit(part, chains(), protocol="caser", seed=2, baselines=False, out=tmp_path / "run", callbacks=[Stop()])
-    resumed = Caser(**options)
-    fit(resumed, chains(), protocol="caser", seed=2, baselines=False, out=tmp_path / "run", resume=True)
+    given: dict[str, Any] = {"protocol": "caser", "seed": 2, "baselines": False}
+    whole, part, resumed = (Caser(**options) for _ in range(3))
+    fit(whole, chains(), **given)
+
+    def stop_after_an_epoch(progress: Any) -> None:
+        if progress.metrics is not None:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(part, chains(), out=tmp_path, on_progress=stop_after_an_epoch, **given)
+    fit(resumed, chains(), out=tmp_path, resume=True, **given)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
