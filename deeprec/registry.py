@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deeprec.config import TrainConfig
 
 _MODELS = {
+    "acf": "deeprec.models.acf:ACF",
     "afm": "deeprec.models.afm:AFM",
     "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",

@@ -26,12 +26,14 @@ class NeighbourBatch:
         items: [b, 1 + n], int64, the positive first, then items that the user has not met.
         neighbours: [nnz], int64, for each row the training items of its user without the positive, ascending.
         owners: [nnz], int64, ascending: the row of each.
+        counts: [b], int64, how many each row has.
     """
 
     users: Tensor
     items: Tensor
     neighbours: Tensor
     owners: Tensor
+    counts: Tensor
 
     def __len__(self) -> int:
         return len(self.users)
@@ -128,4 +130,4 @@ class NeighbourBatches:
         owners = torch.repeat_interleave(torch.arange(len(users), device=device), counts, output_size=total)
         entries = torch.arange(total, device=device) + (self.offsets[users] - before)[owners]
         entries = entries + (entries >= places[owners])  # from the positive on, the one behind it
-        return NeighbourBatch(users, items, self.met[entries].long(), owners)
+        return NeighbourBatch(users, items, self.met[entries].long(), owners, counts)

@@ -17,6 +17,7 @@ def rows_of(batches: NeighbourBatches, epoch: int = 0) -> list[tuple[int, int, l
     rows = []
     for batch in batches.epoch(epoch):
         assert batch.owners.tolist() == sorted(batch.owners.tolist())
+        assert batch.counts.tolist() == np.bincount(batch.owners, minlength=len(batch)).tolist()
         for row, (user, items) in enumerate(zip(batch.users.tolist(), batch.items.tolist(), strict=True)):
             rows.append((user, items[0], items[1:], batch.neighbours[batch.owners == row].tolist()))
     return rows
