@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from deeprec.models.base import Recommender
 from deeprec.nn.embedding import Embedding, catch_up
 from deeprec.nn.neighbour_attention import ComponentAttention, NeighbourAttention
 from deeprec.nn.scoring import DotScorer, owners_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ENTRIES_A_BLOCK = 1 << 16
 _CONTENTS = ("attention", "average")
@@ -130,9 +133,14 @@ class ACF(Recommender):
 
     # -- the parameters ----------------------------------------------------------------------------------------------
 
-    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
-        config = self.config
-        widths = getattr(schema, "widths", ())
+    def build(self, sizes: Schema, generator: torch.Generator | None = None) -> Self:
+        """Create the parameters; a plain `Schema` is that of a model without content."""
+        if type(sizes) is Schema:
+            sizes = ACFSizes(sizes.num_users, sizes.num_items)
+        return super().build(sizes, generator)
+
+    def _build(self, schema: ACFSizes, generator: torch.Generator | None) -> None:
+        config, widths = self.config, schema.widths
         if len(widths) != len(config.features):
             raise ValueError(
                 f"acf: schema must have a width for each of {config.features}, got {widths}; call fit(data)"

@@ -19,9 +19,7 @@ from deeprec.data.reading.text import OnBad, needed
 _COMPONENTS = ("image", "audio")
 
 
-def read_tiktok(
-    folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
-) -> Interactions:
+def read_tiktok(folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest") -> Interactions:
     """train.txt, valid.txt and test.txt ("user item"), with the vectors of the videos.
 
     The files are the official split. Row i of image_feat.npy and of audio_feat.npy is video i; the item table has them
