@@ -90,6 +90,8 @@ def page() -> str:
         cards = {
             label: [read_card(path) for path in sorted((folder / label).glob("seed-*.json"))] for label in CONTENDERS
         }
+        if not any(cards.values()):
+            continue
         headings = list(figures.values())
         lines += [f"## {_TITLES[name]}", "", f"| model | seeds | {' | '.join(headings)} | epoch |"]
         lines.append("|" + "---|" * (len(headings) + 3))
