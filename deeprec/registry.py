@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deeprec.config import TrainConfig
 
 _MODELS = {
+    "acf": "deeprec.models.acf:ACF",
     "afm": "deeprec.models.afm:AFM",
     "als": "deeprec.models.als:ALS",
     "autorec": "deeprec.models.autorec:AutoRec",
@@ -22,6 +23,7 @@ _MODELS = {
     "bm25": "deeprec.models.text_baselines:BM25",
     "bpr": "deeprec.models.bpr:BPR",
     "bst": "deeprec.models.bst:BST",
+    "caser": "deeprec.models.caser:Caser",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
@@ -42,8 +44,8 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
-    "session-knn": "deeprec.models.session_knn:SessionKNN",
     "sasrec": "deeprec.models.sasrec:SASRec",
+    "session-knn": "deeprec.models.session_knn:SessionKNN",
     "slim": "deeprec.models.slim:SLIM",
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",

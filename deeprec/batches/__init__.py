@@ -6,6 +6,7 @@ from deeprec.batches.pairs import PairBatch, PairwiseBatches
 from deeprec.batches.ratings import RatingRows, RowBatch
 from deeprec.batches.sequences import Histories, SequenceBatch, SequenceBatches
 from deeprec.batches.sessions import SessionBatch, SessionBatches
+from deeprec.batches.sliding import SlidingBatches, WindowBatch
 
 __all__ = [
     "Histories",
@@ -20,5 +21,7 @@ __all__ = [
     "SequenceBatches",
     "SessionBatch",
     "SessionBatches",
+    "SlidingBatches",
     "UserBatch",
+    "WindowBatch",
 ]

@@ -12,7 +12,7 @@ from deeprec.evaluate.metrics import RATING_METRICS, check_metric
 if TYPE_CHECKING:
     from deeprec.evaluate.protocols import Protocol
 
-BY_SHARE = ("random", "random_by_user", "time", "items", "users", "sessions")
+BY_SHARE = ("random", "random_by_user", "last_by_user", "time", "items", "users", "sessions")
 
 
 def check_protocol(made: Protocol) -> None:
@@ -93,12 +93,12 @@ def _check_task(made: Protocol) -> None:
             f"protocol: sessions held out have nothing but their own events, got targets={made.targets!r}; take the "
             "protocol 'next-event', or targets='events' with task='next-item'"
         )
-    holdouts = ("leave_one_out", "time", "official", *(("sessions", "auto") if of_each else ()))
+    holdouts = ("leave_one_out", "last_by_user", "time", "official", *(("sessions", "auto") if of_each else ()))
     if made.task == "next-item" and (made.holdout not in holdouts or made.validation == "random"):
         raise ValueError(
             f"protocol: a next item needs what came before it, got holdout={made.holdout!r} and "
-            f"validation={made.validation!r}; take holdout='leave_one_out' with validation='last', or 'time' with "
-            "'share'"
+            f"validation={made.validation!r}; take holdout='leave_one_out' with validation='last', or "
+            "'last_by_user' or 'time' with 'share'"
         )
     if made.holdout in ("items", "users") and made.task != "ranking":
         raise ValueError(

@@ -40,14 +40,16 @@ class Protocol:
             items behind them (see `histories.histories_before`), any other as it was trained; or "rating", the error of
             predicted ratings (then candidates, negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
-            interactions; "random_by_user": a random share of each user's; "time": what came last, from one moment on
+            interactions; "random_by_user": a random share of each user's; "last_by_user": the last share of each user's
+            (ranked in one list); "time": what came last, from one moment on
             for all users (each user's positives of that part are ranked in one list); "items": a random share of the
             items, with all their interactions; "users": a random share of the users, of new ones all their rows in
             `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
             "sessions": the sessions (users of the data) that start last, whole, see `sessions_holdout`;
             "official": the split that came with the data; "auto": official where
             the data has it, leave_one_out otherwise, and sessions with targets="events" (see `resolve`).
-        test_share: test share for "random", "random_by_user", "time", "items", "users" and "sessions", in (0, 1).
+        test_share: test share for "random", "random_by_user", "last_by_user", "time", "items", "users" and "sessions",
+            in (0, 1).
         targets: of the next-item task. "users": each user of a part is asked once, with what came before the first
             held-out item, and all held-out items are ranked in one list. "events": each held-out event that has one
             before it is a question of its own, asked with everything that the user or session did before it, held-out
@@ -85,7 +87,16 @@ class Protocol:
 
     name: str
     holdout: Literal[
-        "leave_one_out", "random", "random_by_user", "time", "items", "users", "sessions", "official", "auto"
+        "leave_one_out",
+        "random",
+        "random_by_user",
+        "last_by_user",
+        "time",
+        "items",
+        "users",
+        "sessions",
+        "official",
+        "auto",
     ] = "leave_one_out"
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
@@ -210,7 +221,7 @@ class Protocol:
             fields |= {"test_share"} if self.validation == "share" else {"test_share", "validation_share"}
         if self.holdout != "users":
             fields |= {"domain", "new_share", "given_share"}
-        if self.holdout == "time" or self.task == "next-item":
+        if self.holdout in ("last_by_user", "time") or self.task == "next-item":
             fields.add("seed")
         if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
             fields.add("mask")
@@ -303,6 +314,16 @@ PROTOCOLS: dict[str, Protocol] = {
         mask=(),
         metrics=("recall", "mrr", "ndcg"),
         cutoffs=(20,),
+    ),
+    # Tang and Wang 2018, section 4.1: the last fifth of each user's sequence tests, the tenth before it chooses.
+    "caser": Protocol(
+        "caser",
+        task="next-item",
+        holdout="last_by_user",
+        test_share=0.2,
+        validation="share",
+        metrics=("map_all", "precision", "recall"),
+        cutoffs=(10, 1, 5),
     ),
     # Wang and Blei 2011, "out-of-matrix": items without any training interaction, among themselves. A model that knows
     # nothing else of them gives them equal scores, which rank last, or guesses.

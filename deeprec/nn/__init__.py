@@ -10,13 +10,16 @@ from deeprec.nn.embedding_bag import EmbeddingBag
 from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.mlp import MLP
+from deeprec.nn.neighbour_attention import ComponentAttention, NeighbourAttention
 from deeprec.nn.replace import replace_embeddings
+from deeprec.nn.sequence_convolution import SequenceConvolution
 from deeprec.nn.sequence_encoder import SequenceEncoder
 from deeprec.nn.tower import TermBatch, TermRows, Tower
 
 __all__ = [
     "MLP",
     "BiInteraction",
+    "ComponentAttention",
     "CrossNetwork",
     "Dropout",
     "Embedding",
@@ -24,7 +27,9 @@ __all__ = [
     "EmbeddingCollection",
     "FMInteraction",
     "FactorizationMachine",
+    "NeighbourAttention",
     "PairAttention",
+    "SequenceConvolution",
     "SequenceEncoder",
     "Table",
     "TermBatch",

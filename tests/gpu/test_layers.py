@@ -16,6 +16,7 @@ import deeprec.nn
 from deeprec.nn import (
     MLP,
     BiInteraction,
+    ComponentAttention,
     CrossNetwork,
     Dropout,
     Embedding,
@@ -23,7 +24,9 @@ from deeprec.nn import (
     EmbeddingCollection,
     FactorizationMachine,
     FMInteraction,
+    NeighbourAttention,
     PairAttention,
+    SequenceConvolution,
     Table,
     TermBatch,
     Tower,
@@ -76,7 +79,12 @@ CASES = {
         [IDS],
         ["_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"],
     ),
+    "ComponentAttention": Case(lambda: ComponentAttention(8, 8, 3), [X[:, 0], X], []),
+    "NeighbourAttention": Case(
+        lambda: NeighbourAttention(8, 8, 3), [X[:, 0], X[:, 1], torch.tensor([0, 2, 0, 1, 2]), X[:, 2]], []
+    ),
     "PairAttention": Case(lambda: PairAttention(8, 3), [X], []),
+    "SequenceConvolution": Case(lambda: SequenceConvolution(3, 8, horizontal_filters=3, vertical_filters=2), [X], []),
     "Tower": Case(OfTensors, TERMS, ["_bags_pool_kernel", *ROWS]),
 }
 

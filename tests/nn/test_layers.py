@@ -15,6 +15,7 @@ from deeprec.kernels.embedding import embedding_plan
 from deeprec.nn import (
     MLP,
     BiInteraction,
+    ComponentAttention,
     CrossNetwork,
     Dropout,
     Embedding,
@@ -22,7 +23,9 @@ from deeprec.nn import (
     EmbeddingCollection,
     FactorizationMachine,
     FMInteraction,
+    NeighbourAttention,
     PairAttention,
+    SequenceConvolution,
     Table,
     TermBatch,
     Tower,
@@ -52,7 +55,12 @@ CASES = {
     "EmbeddingCollection": Case(lambda: EmbeddingCollection(TABLES), (IDS,)),
     "FMInteraction": Case(FMInteraction, (X,)),
     "FactorizationMachine": Case(lambda: FactorizationMachine(TABLES), (IDS,)),
+    "ComponentAttention": Case(lambda: ComponentAttention(4, 4, 3), (X[:, 0], X)),
+    "NeighbourAttention": Case(
+        lambda: NeighbourAttention(4, 4, 3), (X[:, 0], X[:, 1], torch.tensor([0, 2, 0]), X[:, 0])
+    ),
     "PairAttention": Case(lambda: PairAttention(4, 3), (X,)),
+    "SequenceConvolution": Case(lambda: SequenceConvolution(2, 4, horizontal_filters=3, vertical_filters=2), (X,)),
     "Tower": Case(lambda: Tower(5, 2, (4, 3)), (TERMS,)),
 }
 

@@ -119,6 +119,32 @@ def random_holdout(
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
 
 
+def last_holdout(data: Interactions, test: float = 0.2, validation: float = 0.1) -> Split:
+    """Hold out the last share of each user's rows for testing, and the share before it for choosing the epoch.
+
+    Shares are to the nearest whole number of the user's rows; the first row of a user is never held out. Last is by
+    `data.order`, among equals by row order. Other users' training rows may be later than what is held out; see
+    `time_holdout` for one moment for all.
+
+    Args:
+        test, validation: shares of each user's rows, each in [0, 1), together below 1.
+    Returns:
+        Split; notes["rows_kept_for_training"] counts the rows that stayed.
+    Raises:
+        ValueError: no rows, no order, or bad shares.
+    Reference: Tang and Wang 2018 (WSDM), section 4.1: 70, 10 and 20 per cent.
+    """
+    _need_rows("last_holdout", data)
+    _need_shares("last_holdout", test, validation)
+    if data.order is None:
+        raise ValueError(
+            f"last_holdout: the data must have an order, got {data.name} without; name its timestamp column, or take "
+            "random_holdout with by_user=True"
+        )
+    latest_first = np.argsort(data.order, kind="stable")[::-1]
+    return _holdout_by_user(data, latest_first, test, validation)
+
+
 def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, validation: float) -> Split:
     """The first shares of each user's rows in the order of `shuffled`; the last row of a user is never held out."""
     ordered = shuffled[np.argsort(data.users[shuffled], kind="stable")]

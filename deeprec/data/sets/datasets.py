@@ -34,6 +34,7 @@ from deeprec.data.interactions.selection import SELECTION, positives
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
+from deeprec.data.sets.media_sets import read_tiktok
 from deeprec.data.sets.publishers import SOURCES
 from deeprec.data.sets.sequence_sets import pair_reader, read_diginetica, read_grocery, s3rec_reader
 from deeprec.data.sets.synthetic import synthetic
@@ -350,6 +351,10 @@ _REGISTRY = {
         DatasetInfo("ncf-amusic", "Amazon Music as an NCF triple (DeepCF), 99 negatives a user",
                     "ncf", ("AMusic.train.rating",), 46_087, 1_776, 12_929,
                     _AMAZON_TERMS, _DEEP_CF, _triple_reader("AMusic")),
+        DatasetInfo("tiktok", "TikTok: videos with vectors of picture and sound, with a published split (DiffMM)",
+                    "tiktok", ("train.txt",), 68_722, 9_308, 6_710,
+                    "TikTok challenge data: research use, no redistribution; cite Jiang et al. 2024 (DiffMM)",
+                    "https://github.com/HKUDS/DiffMM", read_tiktok),
         DatasetInfo("cross-sport-phone", "Amazon: the same users in two domains, sport and phone (DisenCDR)",
                     "cross-domain", ("sport_phone/train.txt",), 100_701, 4_998, 34_500,
                     _AMAZON_TERMS, _CROSS, _cross_reader("sport", "phone")),
