@@ -250,10 +250,12 @@ def rank_events(
         how: dict[str, Any] = {"ties": protocol.ties, "top": top, "device": ids_on, "progress": progress}
         ranking = candidate_ranks(scorer, numbers, events.targets, drawn, **how)
         return dataclasses.replace(ranking, users=events.users)
-    like, blocks, start = getattr(split, part), [], 0
+    like, start = getattr(split, part), 0
+    blocks: list[Ranking] = []
     ends = np.cumsum(events.places - events.starts)
     while start < len(events):
-        end, masked = min(start + _EVENTS_A_PART, len(events)), []
+        end = min(start + _EVENTS_A_PART, len(events))
+        masked: list[Interactions] = []
         if protocol.mask:
             done = int(ends[start - 1]) if start else 0
             end = min(end, max(int(np.searchsorted(ends, done + _MASKED_A_PART, side="right")), start + 1))
@@ -266,6 +268,7 @@ def rank_events(
     if not blocks:
         none = np.zeros(0, dtype=np.int64)
         return Ranking(none, none, np.zeros(1, dtype=np.int64), none)
-    lists = None if blocks[0].top_items is None else np.concatenate([block.top_items for block in blocks])  # type: ignore[misc]
+    tops = [block.top_items for block in blocks if block.top_items is not None]
+    lists = np.concatenate(tops) if tops else None
     ranks, counts = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("ranks", "num_candidates"))
     return Ranking(events.users, ranks, np.arange(len(events) + 1), counts, lists)

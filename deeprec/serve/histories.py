@@ -122,7 +122,8 @@ def recommend_for_histories(
     is_out = require_flag(name, "exclude_seen", exclude_seen)
     filters = {each: item_filter(name, each, ids, items_map) for each, ids in (("allow", allow), ("deny", deny))}
     owners, lists = _read(name, require_table(name, "histories", histories), items_map, unknown)
-    blocks, start = [], 0
+    blocks: list[TopK] = []
+    start = 0
     while start < len(owners):
         upto = int(np.searchsorted(lists.offsets, lists.offsets[start] + _ITEMS_A_BLOCK, side="right")) - 1
         end = min(max(upto, start + 1), start + _HISTORIES_A_BLOCK, len(owners))
