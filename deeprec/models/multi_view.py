@@ -146,7 +146,8 @@ class MultiView(TowerModel):
             return vectors
         if self._hidden is None:
             return F.pad(vectors, (0, 1), value=1.0)
-        return vectors + self.domain_biases[self._hidden[0]]
+        bias: Tensor = self.domain_biases[self._hidden[0]]
+        return vectors + bias
 
     def _of_domain(self, view: int, batch: TermBatch) -> Tensor:
         """g_a(x_i); outside of a step beside b_a . g_a(x_i), so that one vector of a user serves all domains."""
