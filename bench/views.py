@@ -42,7 +42,7 @@ _ABOUT = [
     "are trained on. *Multi-view*: it reads what was met in all domains (but for the positive of the row, and in",
     "half of the rows of users known elsewhere nothing of its domain), and pairs of all domains are trained on.",
     "Both are the model `multi-view` with linear towers and dot products, and differ in nothing else, but that",
-    "single-view, which learns more slowly, waits 15 epochs for a better validation figure instead of 4. Amazon's items",
+    "single-view, the slower, waits 15 epochs for a better validation figure instead of 4. Amazon's items",
     "have numbers alone; the paper's have titles, and its users queries, so that its figures cannot be compared:",
     "single-view 0.436 / 0.268 and multi-view 0.466 / 0.297 for new users of its apps, where the most frequent apps",
     "are at chance.",
