@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from deeprec.data import Interactions
-
 
 def due_runs(results: Path, names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
     """Name, label and seed of each run without a card, seed by seed, so that a part of them is a table already."""
@@ -26,8 +24,8 @@ def run_command(
     labels: Collection[str],
     seeds: list[int],
     data_of: Callable[[str], str],
-    read: Callable[[str], Interactions],
-    run: Callable[[str, str, int, Interactions], None],
+    read: Callable[[str], Any],
+    run: Callable[[str, str, int, Any], None],
     write_page: Callable[[], Any],
 ) -> None:
     """Start what is asked for on the command line and not there yet; the page is written anew after every run.
@@ -50,7 +48,7 @@ def run_command(
     if given.list:
         print("\n".join(f"{name}, {label}, seed {seed}" for name, label, seed in due))
         return
-    data: dict[str, Interactions] = {}
+    data: dict[str, Any] = {}
     for number, (name, label, seed) in enumerate([] if given.page else due):
         source = data_of(name)
         if source not in data:

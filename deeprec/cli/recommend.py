@@ -17,6 +17,7 @@ from deeprec.data import IdMap
 from deeprec.data.reading.tables import read_table, typed
 from deeprec.data.reading.text import read_bytes
 from deeprec.registry import model_class, recommenders, require_capability
+from deeprec.serve.output import require_writable, write_frame
 
 _TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 _WHO = {
@@ -24,6 +25,7 @@ _WHO = {
     "--users": "FILE",
     "--all": "",
     "--history": "ITEM,ITEM",
+    "--histories": "FILE",
     "--tags": "TAG,TAG",
     "--features": "FILE",
 }  # one of them, and what it takes
@@ -31,8 +33,9 @@ _GOES_WITH = {
     "--all": ("--output",),
     "--resume": ("--output",),
     "--ratings": ("--history",),
-    "--output": ("--user", "--users", "--all"),
-    "--unknown": ("--user", "--users", "--all"),
+    "--output": ("--user", "--users", "--all", "--histories"),
+    "--unknown": ("--user", "--users", "--all", "--history", "--histories"),
+    "--include-seen": ("--user", "--users", "--all", "--history", "--histories"),
 }
 
 
@@ -51,12 +54,26 @@ def recommend(
     ] = False,
     unknown: Annotated[
         str,
-        typer.Option(help="Users whom the model does not know: raise an error, give popularity, or skip them."),
+        typer.Option(
+            help="Users whom the model does not know: raise an error, give popularity, or skip them; items of a "
+            "history: raise or skip."
+        ),
     ] = "raise",
     k: Annotated[int, typer.Option("-k", min=1, help="Items for each user.")] = 10,
     history: Annotated[
-        list[str] | None, typer.Option("--history", help="Instead of a user: items a new user liked, ITEM,ITEM,...")
+        list[str] | None,
+        typer.Option("--history", help="Instead of a user: items a new user liked, in order, ITEM,ITEM,..."),
     ] = None,
+    histories: Annotated[
+        Path | None,
+        typer.Option(
+            "--histories",
+            help="Instead of a user: a table of what many did: session_id or user_id, item_id and perhaps timestamp.",
+        ),
+    ] = None,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="What was met may come again, as in a session.")
+    ] = False,
     ratings: Annotated[
         list[str] | None, typer.Option("--ratings", help="What the new user gave each item of --history: 5,3,...")
     ] = None,
@@ -96,6 +113,8 @@ def recommend(
         "--users": users,
         "--all": everyone,
         "--history": history,
+        "--histories": histories,
+        "--include-seen": include_seen,
         "--tags": tags,
         "--features": features,
         "--ratings": ratings,
@@ -114,10 +133,20 @@ def recommend(
     if domain is not None:
         require_capability(model, "recommend: --domain", DOMAINS)
         filters["domain"] = domain
+    met = {"exclude_seen": not include_seen, "unknown": unknown}
     if history:
         liked = parse_ids(_words(history), model.item_ids)
         given = None if ratings is None else _numbers(ratings)
-        _show(model.recommend_for_history(liked, k, ratings=given, **filters), directory, as_json)
+        _show(model.recommend_for_history(liked, k, ratings=given, **met, **filters), directory, as_json)
+        return
+    if histories is not None:
+        path = None if output is None else require_writable("recommend", output)
+        lists = model.recommend_for_histories(_events(histories, model.item_ids), k, **met, **filters)
+        if path is None:
+            _show(lists, directory, as_json)
+        else:
+            write_frame(lists, path)
+            say(("done", "green"), f": {len(lists):,} rows written to {path}")
         return
     if tags:
         _show(_for_tags(model, _words(tags), k, filters), directory, as_json)
@@ -129,7 +158,7 @@ def recommend(
     if users is not None:
         asked = _ids_of_file("users", users, model.user_ids)
     if output is None:
-        _show(model.recommend(asked, k, **filters, unknown=unknown), directory, as_json)
+        _show(model.recommend(asked, k, **filters, **met), directory, as_json)
         return
     with progress() as bar:
         task = bar.add_task("recommending", total=None)
@@ -137,8 +166,17 @@ def recommend(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        rows = model.recommend_file(output, k, users=asked, **filters, unknown=unknown, resume=resume, on_progress=show)
+        rows = model.recommend_file(output, k, users=asked, **filters, **met, resume=resume, on_progress=show)
     say(("done", "green"), f": {rows:,} rows written to {output}")
+
+
+def _events(path: Path, ids: IdMap) -> pl.DataFrame:
+    """A table of histories, items in the type of the data's."""
+    frame = read_table(path).frame
+    if "item_id" in frame.columns and frame["item_id"].dtype == pl.String:
+        frame = frame.with_columns(ids.parse(frame["item_id"]).alias("item_id"))
+    others = frame.drop("item_id", strict=False)
+    return typed(others).with_columns(frame.select(pl.col("item_id"))) if others.width < frame.width else frame
 
 
 def _for_tags(model: Any, tags: list[str], k: int, filters: dict[str, Any]) -> pl.DataFrame:
@@ -260,7 +298,7 @@ def parse_ids(texts: list[str], ids: IdMap) -> list[Any]:
 
 def _print(listed: pl.DataFrame) -> None:
     out = console()
-    key = next((name for name in ("user_id", "row") if name in listed.columns), None)
+    key = next((name for name in ("session_id", "user_id", "row") if name in listed.columns), None)
     groups = [listed] if key is None else listed.partition_by(key, maintain_order=True)
     if not listed.height:
         out.print("No item is left to recommend.")

@@ -212,6 +212,7 @@ class LogSource:
         log, rule = task.log, task.protocol
         inputs, train = log.inputs, log.parts["train"]
         kinds = f"{len(inputs.fields)} fields, {len(inputs.numerics)} numerics, {len(inputs.bags)} bags"
+        kinds += f", {len(inputs.sequences)} sequences" if inputs.sequences else ""
         rows = ", ".join(f"{name} {len(part):,}" for name, part in log.parts.items())
         say(f"data      {log.name}: {rows} rows; {kinds}")
         if log.directory is not None:

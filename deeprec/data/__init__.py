@@ -21,6 +21,8 @@ from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.interactions.new_users import new_users_holdout
 from deeprec.data.interactions.selection import positives
+from deeprec.data.interactions.session_splits import official_sessions, sessions_holdout
+from deeprec.data.interactions.sessions import sessions
 from deeprec.data.interactions.splits import (
     items_holdout,
     leave_one_out,
@@ -32,6 +34,7 @@ from deeprec.data.interactions.splits import (
 from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.sources import open_source
 from deeprec.data.sets.click_datasets import load_clicks
+from deeprec.data.sets.click_histories import clicks_with_histories
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
 from deeprec.data.sets.fetch import fetch
 from deeprec.data.sets.publishers import SOURCES
@@ -67,6 +70,7 @@ __all__ = [
     "Vector",
     "Video",
     "cache_dir",
+    "clicks_with_histories",
     "domains_of",
     "encode_tables",
     "fetch",
@@ -81,11 +85,14 @@ __all__ = [
     "load_clicks",
     "new_users_holdout",
     "official",
+    "official_sessions",
     "open_source",
     "positives",
     "random_holdout",
     "sampled_negatives",
     "search_dirs",
+    "sessions",
+    "sessions_holdout",
     "synthetic",
     "time_holdout",
     "with_features",

@@ -14,6 +14,7 @@ from torch import nn
 from deeprec.contract import RATES, Scorable
 from deeprec.device import Device, device_of, placed, to_device
 from deeprec.evaluate import metrics
+from deeprec.evaluate.events import negatives_of, rank_events
 from deeprec.evaluate.histories import HistoryScorer, histories_before
 from deeprec.evaluate.protocols import Protocol
 from deeprec.evaluate.ranking import Progress, Ranking, Scorer, candidate_ranks, full_ranks
@@ -40,7 +41,7 @@ def evaluate(
     Args:
         model: anything with `score_pairs` and `score_items` (see `Scorer`); an nn.Module is put into eval mode
             meanwhile. One whose `reads_history` is True is asked for next items through `encode` and `scorer`, with the
-            ordered histories before the part.
+            ordered histories before the part; with targets="events" so is one that knows new users by a set.
         split: what `protocol.split(data)` returned.
         protocol: candidates, mask, tie rule, metrics and cutoffs.
         part: "validation" or "test". The test part is for the end: choosing anything on it inflates the figure.
@@ -87,6 +88,9 @@ def rank(
     top = max(protocol.cutoffs) if wants_lists else 0
     device = ids_on = device_of(model)
     scorer: Scorer = model
+    if protocol.targets == "events":
+        with _evaluating(model):
+            return rank_events(model, split, protocol, part, users=users, top=top, device=device, progress=progress)
     if protocol.task == "next-item" and getattr(model, "reads_history", False):
         # Histories are cut out on the CPU, where their lengths are known without waiting.
         scorer = HistoryScorer(cast(Scorable, model), histories_before(split, part), device)
@@ -104,14 +108,7 @@ def rank(
                 ids_on=ids_on,
                 progress=progress,
             )
-        negatives = split.validation_negatives if part == "validation" else split.test_negatives
-        if negatives is None or len(negatives) != len(held_out):
-            raise ValueError(f"evaluate: the {part} part has no negatives; take the split of protocol.split(data)")
-        if negatives.ndim != 2 or negatives.shape[1] != protocol.candidates:
-            raise ValueError(
-                f"evaluate: the protocol asks for {protocol.candidates} negatives, the {part} part has "
-                f"{negatives.shape[1:]}; take the split of protocol.split(data)"
-            )
+        negatives = negatives_of(split, protocol, part)
         rows = slice(None) if users is None else np.flatnonzero(np.isin(held_out.users, users))
         return candidate_ranks(
             scorer,

@@ -30,16 +30,22 @@ def split_of(protocol: Protocol, data: Interactions, met: Interactions) -> Split
     """The parts of `data` under a resolved protocol; negatives are no pairs of `met`."""
     from deeprec.data.interactions import (
         new_users,
+        session_splits,
         splits,
     )  # here, so that importing deeprec.evaluate brings torch and numpy only
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
     shares = (protocol.test_share, 0.0 if protocol.validation == "none" else protocol.validation_share)
+    of_each = protocol.targets == "events"
     if protocol.holdout in ("random", "random_by_user"):
         by_user = protocol.holdout == "random_by_user"
         parts = splits.random_holdout(data, *shares, seed=protocol.seed, by_user=by_user)
     elif protocol.holdout == "time":
-        parts = splits.time_holdout(data, *shares)
+        parts = splits.time_holdout(data, *shares, new_users=of_each)
+    elif protocol.holdout == "sessions":
+        parts = session_splits.sessions_holdout(data, *shares)
+    elif protocol.holdout == "official" and of_each:
+        parts = session_splits.official_sessions(data, shares[1])
     elif protocol.holdout == "items":
         parts = splits.items_holdout(data, *shares, seed=protocol.seed)
     elif protocol.holdout == "users":

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deeprec._suggest import did_you_mean
 from deeprec.evaluate.click_protocol import ClickProtocol
-from deeprec.evaluate.metrics import RATING_METRICS, WITHOUT_CUTOFF, check_metric
+from deeprec.evaluate.metrics import RATING_METRICS, WITHOUT_CUTOFF
 from deeprec.evaluate.parts import require_one_domain, split_of
+from deeprec.evaluate.protocol_checks import BY_SHARE, check_protocol, validates_by_share
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -28,17 +27,6 @@ _REPORTING_FIELDS = ("name", "metrics", "cutoffs")
 _CHOOSING_FIELDS = ("validation_users",)  # nor what only chooses the epoch, and measures nothing that is shown
 _CHOOSING_SCORES = 1 << 26  # a validation that takes more is made on a sample while the model is trained
 _FEWEST_CHOOSING = 1000  # users of such a sample
-_BY_SHARE = ("random", "random_by_user", "time", "items", "users")
-
-
-def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"protocol: unknown {field} {value!r}; {did_you_mean(str(value), choices)}")
-
-
-def _require(condition: bool, requirement: str, value: Any) -> None:
-    if not condition:
-        raise ValueError(f"protocol: {requirement}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +44,15 @@ class Protocol:
             for all users (each user's positives of that part are ranked in one list); "items": a random share of the
             items, with all their interactions; "users": a random share of the users, of new ones all their rows in
             `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
+            "sessions": the sessions (users of the data) that start last, whole, see `sessions_holdout`;
             "official": the split that came with the data; "auto": official where
-            the data has it, leave_one_out otherwise (see `resolve`).
-        test_share: test share for "random", "random_by_user", "time", "items" and "users", in (0, 1).
+            the data has it, leave_one_out otherwise, and sessions with targets="events" (see `resolve`).
+        test_share: test share for "random", "random_by_user", "time", "items", "users" and "sessions", in (0, 1).
+        targets: of the next-item task. "users": each user of a part is asked once, with what came before the first
+            held-out item, and all held-out items are ranked in one list. "events": each held-out event that has one
+            before it is a question of its own, asked with everything that the user or session did before it, held-out
+            events too, and nothing else; figures are means over events. Then models that know new users by a set of
+            items are asked with that set, and any other as it was trained. See `events.Events`.
         validation: "random" or "last" (one training interaction of each user), "share" (a share like that of
             the test, with the hold-outs that have one; before it in time) or "none".
         validation_share: validation share for "share", in (0, 1).
@@ -68,7 +62,8 @@ class Protocol:
             where the data has them, seeded otherwise; see `resolve`), "none" where none are sampled.
         negatives_seed: seed of seeded negatives, at least 0. Validation negatives are always seeded.
         mask: parts whose items are taken out of a user's candidates when all items are ranked; subset of
-            ("train", "validation"). Validation items are masked in the test only.
+            ("train", "validation"). Validation items are masked in the test only. With targets="events" either takes
+            out what stands in the history of the event; (): what was met may come again.
         repeats: rows held out whose user and item meet in a part before too, as the assignments of several tags do:
             "keep" ranks them, though the model saw the pair, "drop" leaves them out.
         ties: "pessimistic": among equal scores the positive ranks last; "authors": the order in which the NCF authors'
@@ -89,9 +84,9 @@ class Protocol:
     """
 
     name: str
-    holdout: Literal["leave_one_out", "random", "random_by_user", "time", "items", "users", "official", "auto"] = (
-        "leave_one_out"
-    )
+    holdout: Literal[
+        "leave_one_out", "random", "random_by_user", "time", "items", "users", "sessions", "official", "auto"
+    ] = "leave_one_out"
     test_share: float = 0.1
     validation: Literal["random", "last", "share", "none"] = "random"
     validation_share: float = 0.1
@@ -111,93 +106,13 @@ class Protocol:
     domain: str | None = None
     new_share: float = 0.2
     given_share: float = 0.5
+    targets: Literal["users", "events"] = "users"
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in ("holdout", "validation", "negatives", "repeats", "ties", "task"):
-            _check_choice(field, getattr(self, field), typing.get_args(hints[field]))
         for field in ("mask", "metrics", "cutoffs"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str | int) else tuple(value))
-        for part in self.mask:
-            _check_choice("mask", part, ("train", "validation"))
-        for metric in self.metrics:
-            check_metric(metric)
-        _require(bool(self.metrics), "metrics must name at least one metric", self.metrics)
-        fits = all((name in RATING_METRICS) == (self.task == "rating") for name in self.metrics)
-        _require(fits, f"metrics must fit the task {self.task!r}", self.metrics)
-        whole = all(isinstance(k, int) and k >= 1 for k in self.cutoffs)
-        _require(bool(self.cutoffs) and whole, "cutoffs must be whole numbers of at least 1", self.cutoffs)
-        for field in ("seed", "negatives_seed"):
-            value = getattr(self, field)
-            _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
-        _require(self.domain is None or isinstance(self.domain, str), "domain must be a name or None", self.domain)
-        for field in ("test_share", "validation_share", "default_rating", "new_share", "given_share"):
-            value = getattr(self, field)
-            if value is None and field == "default_rating":
-                continue
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _require(is_number, f"{field} must be a finite number", value)
-        for field in ("test_share", "validation_share"):
-            _require(0.0 < getattr(self, field) < 1.0, f"{field} must lie in (0, 1)", getattr(self, field))
-        _require(0.0 <= self.new_share <= 1.0, "new_share must lie in [0, 1]", self.new_share)
-        _require(0.0 <= self.given_share < 1.0, "given_share must lie in [0, 1)", self.given_share)
-        _require(isinstance(self.clamp, bool), "clamp must be True or False", self.clamp)
-        count = self.validation_users
-        is_count = count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 0)
-        _require(is_count, "validation_users must be a whole number of at least 0, or None", count)
-        random_share = (self.holdout in _BY_SHARE, self.validation == "share")
-        if self.validation != "none" and random_share[0] != random_share[1]:
-            remedy = "'share'" if random_share[0] else "'random' or 'last'"
-            raise ValueError(
-                f"protocol: validation={self.validation!r} does not go with holdout={self.holdout!r}; "
-                f"take validation={remedy} or 'none'"
-            )
-        self._check_task()
-        self._check_candidates()
-
-    def _check_task(self) -> None:
-        if self.task == "next-item" and (self.holdout not in ("leave_one_out", "time") or self.validation == "random"):
-            raise ValueError(
-                f"protocol: a next item needs what came before it, got holdout={self.holdout!r} and "
-                f"validation={self.validation!r}; take holdout='leave_one_out' with validation='last', or 'time' with "
-                "'share'"
-            )
-        if self.holdout in ("items", "users") and self.task != "ranking":
-            raise ValueError(
-                f"protocol: {self.holdout} held out whole can be ranked only, got task={self.task!r}; take another "
-                "holdout"
-            )
-
-    def _check_candidates(self) -> None:
-        candidates = self.candidates
-        sampled = self.has_negatives
-        enough = isinstance(candidates, int) and not isinstance(candidates, bool) and candidates >= 1
-        requirement = "candidates must be 'all', 'part' or a number of negatives of at least 1"
-        _require(not sampled or enough, requirement, candidates)
-        if candidates == "part" and self.holdout != "items":
-            raise ValueError(
-                f"protocol: candidates='part' goes with holdout='items', got {self.holdout!r}; take candidates='all'"
-            )
-        if self.domain is not None and not sampled and self.holdout == "users":
-            raise ValueError(
-                f"protocol: items of one domain are ranked against a number of others, got candidates={candidates!r}; "
-                "take candidates=9"
-            )
-        if sampled != (self.negatives != "none"):
-            remedy = "'given', 'seeded' or 'auto'" if sampled else "'none', or candidates a number"
-            raise ValueError(
-                f"protocol: candidates={candidates!r} does not go with negatives={self.negatives!r}; take {remedy}"
-            )
-        if self.ties == "authors" and not sampled:
-            raise ValueError("protocol: ties='authors' is defined for sampled candidates; take ties='pessimistic'")
-        if self.repeats == "drop" and self.negatives in ("given", "auto"):
-            raise ValueError("protocol: repeats='drop' does not go with given negatives; take negatives='seeded'")
-        if self.negatives == "given" and self.holdout not in ("official", "auto"):
-            raise ValueError(
-                f"protocol: given negatives belong to the official test part, got holdout={self.holdout!r}; "
-                "take holdout='official' or negatives='seeded'"
-            )
+        check_protocol(self)
 
     @property
     def has_negatives(self) -> bool:
@@ -224,7 +139,8 @@ class Protocol:
             raise ValueError(f"protocol: {data.name} carries no official split; take holdout='leave_one_out'")
         holdout, negatives = self.holdout, self.negatives
         if holdout == "auto":
-            holdout = "leave_one_out" if published is None else "official"
+            without = "sessions" if self.targets == "events" else "leave_one_out"
+            holdout = without if published is None else "official"
         fits = holdout == "official" and given is not None and given.shape[1] == self.candidates
         if negatives == "auto":
             negatives = "given" if fits else "seeded"
@@ -288,8 +204,10 @@ class Protocol:
             fields = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs", "validation_users"}
         if self.validation == "none":
             fields.add("validation_users")
-        if self.holdout not in _BY_SHARE:
-            fields |= {"test_share", "validation_share"}
+        if self.task != "next-item":
+            fields.add("targets")
+        if self.holdout not in BY_SHARE:
+            fields |= {"test_share"} if self.validation == "share" else {"test_share", "validation_share"}
         if self.holdout != "users":
             fields |= {"domain", "new_share", "given_share"}
         if self.holdout == "time" or self.task == "next-item":
@@ -374,6 +292,18 @@ PROTOCOLS: dict[str, Protocol] = {
     "next-item": Protocol(
         "next-item", task="next-item", validation="last", metrics=("hr", "ndcg", "mrr"), cutoffs=(10,)
     ),
+    # Hidasi et al. 2016, section 4, of sessions: every event but the first is ranked among all items, none of which is
+    # taken out; the official sessions where the data has them, otherwise those that start last.
+    "next-event": Protocol(
+        "next-event",
+        task="next-item",
+        targets="events",
+        holdout="auto",
+        validation="share",
+        mask=(),
+        metrics=("recall", "mrr", "ndcg"),
+        cutoffs=(20,),
+    ),
     # Wang and Blei 2011, "out-of-matrix": items without any training interaction, among themselves. A model that knows
     # nothing else of them gives them equal scores, which rank last, or guesses.
     "cold-items": Protocol(
@@ -430,9 +360,10 @@ def protocol(name: str, **overrides: Any) -> Protocol | ClickProtocol:
             overrides["negatives"] = "none"
         elif base.negatives == "none":
             overrides["negatives"] = "seeded"
-    if "holdout" in overrides and "validation" not in overrides and base.validation != "none":
-        if overrides["holdout"] in _BY_SHARE:
+    if overrides.keys() & {"holdout", "targets"} and "validation" not in overrides and base.validation != "none":
+        cut = {name: overrides.get(name, getattr(base, name)) for name in ("holdout", "targets")}
+        if validates_by_share(**cut):
             overrides["validation"] = "share"
         elif base.validation == "share":
-            overrides["validation"] = "random"
+            overrides["validation"] = "last" if base.task == "next-item" else "random"
     return base.changed(**overrides)

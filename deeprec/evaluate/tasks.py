@@ -239,8 +239,9 @@ class ClickTask:
         """Of the training rows, those negatives left out that the protocol leaves out."""
         part, inputs = self.log.parts["train"], self.log.inputs
         rows = part.positives + round((len(part) - part.positives) * self.protocol.negative_rate)
-        columns = len(inputs.fields) + len(inputs.numerics) + len(inputs.bags)
-        values = sum(each.size for each in inputs.fields) + sum(each.size for each in inputs.bags)
+        with_ids = (*inputs.fields, *inputs.bags, *inputs.sequences)
+        columns = len(with_ids) + len(inputs.numerics)
+        values = sum(each.size for each in with_ids)
         return Facts(rows, columns=columns, values=values, positives=part.positives)
 
     def baselines(self) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -1,27 +1,29 @@
 """From the rows of a log to the terms of the click models: first order, field embeddings, factorisation machine.
 
-Fields and numerics used as fields are looked up in one call of a fused layer, bags in another. The parts below take
-what they need of a `ClickBatch`; which inputs that is, a `Part` says.
+Fields and numerics used as fields are looked up in one call of a fused layer, bags in another; sequences that share the
+table of a field in `_click_sequences`. The parts below take what they need of a `ClickBatch`; which inputs that is, a
+`Part` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from deeprec.data.columns.inputs import BagField, Inputs
+from deeprec.data.columns.inputs import BagField, Inputs, SequenceField
 from deeprec.kernels.fm_interaction import fm_interaction
+from deeprec.models._click_sequences import Attend, SharedTables
 from deeprec.nn import EmbeddingCollection, FactorizationMachine, Table
+from deeprec.nn.tables import table_names
 
 if TYPE_CHECKING:
     from deeprec.models.click import ClickBatch
 
 INIT_STD = 0.01
-_TAKEN = frozenset(dir(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Part:
         fields: numbers of columns of `ClickBatch.ids`.
         numerics: whether the columns of `ClickBatch.values` belong to it.
         bags: the bags.
+        sequences: the sequences.
     """
 
     inputs: Inputs
     fields: tuple[int, ...]
     numerics: bool
     bags: tuple[BagField, ...]
+    sequences: tuple[SequenceField, ...] = ()
 
     @property
     def num_numerics(self) -> int:
@@ -48,7 +52,11 @@ class Part:
     @property
     def width(self) -> int:
         """How many inputs this part has."""
-        return len(self.fields) + self.num_numerics + len(self.bags)
+        return len(self.fields) + self.num_numerics + len(self.bags) + len(self.sequences)
+
+    def with_sequences_as_bags(self) -> Part:
+        """The same inputs, each sequence a bag with a table of its own."""
+        return replace(self, bags=(*self.bags, *map(_as_bag, self.sequences)), sequences=())
 
 
 def everything(inputs: Inputs) -> Part:
@@ -58,7 +66,7 @@ def everything(inputs: Inputs) -> Part:
         ValueError: an input of a kind that click models do not take.
     """
     _require_kinds(inputs)
-    return Part(inputs, tuple(range(len(inputs.fields))), True, inputs.bags)
+    return Part(inputs, tuple(range(len(inputs.fields))), True, inputs.bags, inputs.sequences)
 
 
 def without_crosses(inputs: Inputs, *, numerics: bool = True) -> Part:
@@ -69,20 +77,21 @@ def without_crosses(inputs: Inputs, *, numerics: bool = True) -> Part:
     """
     _require_kinds(inputs)
     fields = tuple(number for number, field in enumerate(inputs.fields) if not field.is_cross)
-    return Part(inputs, fields, numerics, tuple(bag for bag in inputs.bags if not bag.is_cross))
+    return Part(inputs, fields, numerics, tuple(bag for bag in inputs.bags if not bag.is_cross), inputs.sequences)
 
 
 def _require_kinds(inputs: Inputs) -> None:
-    others = [(field.name, "sequence of ids or tokens") for field in inputs.sequences]
-    others += [(field.name, field.kind) for field in inputs.texts] + [
-        (field.name, "vector") for field in inputs.vectors
-    ]
+    others = [(field.name, field.kind) for field in inputs.texts] + [(field.name, "vector") for field in inputs.vectors]
     if others:
         got = ", ".join(f"{name!r} ({kind})" for name, kind in others)
         raise ValueError(
-            f"build: click models take the kinds categorical, numeric, bag and cross, got {got}; leave them out of the "
-            "schema, or declare a sequence as a bag and a vector as numerics"
+            f"build: click models take the kinds categorical, numeric, bag, sequence and cross, got {got}; leave them "
+            "out of the schema, or declare a text with tokens and a vector as numerics"
         )
+
+
+def _as_bag(sequence: SequenceField) -> BagField:
+    return BagField(sequence.name, sequence.size, sequence.pooling)
 
 
 def require_width(model: str, part: Part, least: int, what: str) -> None:
@@ -92,17 +101,6 @@ def require_width(model: str, part: Part, least: int, what: str) -> None:
             f"{model}: {what} must have at least {least} input{'s' * (least > 1)} that "
             f"{'are' if least > 1 else 'is'} not a cross, got {part.width}; add a column to the schema, or take lr"
         )
-
-
-def table_names(names: Sequence[str]) -> list[str]:
-    """Names by which a module can hold tables: no dots, no attributes of modules, each once."""
-    made: list[str] = []
-    for name in names:
-        word = name.replace(".", "_") or "unnamed"
-        while word in _TAKEN or word in made:
-            word += "_table"
-        made.append(word)
-    return made
 
 
 class _Columns(nn.Module):
@@ -174,6 +172,8 @@ class PooledBags(nn.Module):
 class LinearTerms(nn.Module):
     """First order: b + sum_f w_f[id] + sum_p w_p x_p + the pooled weights of the bags. All weights begin as 0.
 
+    To have met an item is another variable than to be offered it: sequences have weights of their own, pooled as bags.
+
     Args:
         part: the inputs, at least one.
         bias: with b.
@@ -182,7 +182,7 @@ class LinearTerms(nn.Module):
 
     def __init__(self, part: Part, *, bias: bool, sparse: bool = True) -> None:
         super().__init__()
-        inputs = part.inputs
+        inputs, part = part.inputs, part.with_sequences_as_bags()
         self.columns = _Columns(part.fields, len(inputs.fields))
         self.tables = None
         if part.fields:
@@ -208,41 +208,70 @@ class LinearTerms(nn.Module):
 
 
 class FieldEmbeddings(nn.Module):
-    """A vector of each input: v_f[id] of a field, x_p v_p of a numeric, the pooled rows of a bag.
+    """A vector of each input: v_f[id] of a field, x_p v_p of a numeric, the pooled rows of a bag or a sequence.
 
-    At first v is N(0, 0.01^2).
+    At first v is N(0, 0.01^2). A sequence with the vocabulary of a field has the field's table. The order of the inputs
+    is that of the fields, numerics, bags and sequences, but fields and sequences that share a table come last.
 
     Args:
         part: the inputs, at least one.
         dim: D.
         generator: source of the initial weights.
         sparse: gradients of the touched rows only.
+        attend: makes the attention of fields over sequences, instead of pooling these; see `SharedTables`.
     Reference: Guo et al. 2017 (arXiv 1703.04247), section 2.1: a numeric field's embedding is its value times a vector.
     """
 
-    def __init__(self, part: Part, dim: int, generator: torch.Generator | None, *, sparse: bool = True) -> None:
+    def __init__(
+        self,
+        part: Part,
+        dim: int,
+        generator: torch.Generator | None,
+        *,
+        sparse: bool = True,
+        attend: Attend | None = None,
+    ) -> None:
         super().__init__()
         inputs = part.inputs
         self.dim = dim
-        self.columns = _Columns(part.fields, len(inputs.fields))
+        numbers = {inputs.fields[number].name: number for number in part.fields}
+        sharing = tuple(sequence for sequence in part.sequences if sequence.vocabulary in numbers)
+        owners = {sequence.vocabulary for sequence in sharing}
+        self.fields = tuple(inputs.fields[number] for name, number in numbers.items() if name not in owners)
+        self.columns = _Columns([numbers[field.name] for field in self.fields], len(inputs.fields))
         self.tables = None
-        if part.fields:
-            names = table_names([inputs.fields[number].name for number in part.fields])
-            tables = [Table(n, inputs.fields[number].size, dim) for n, number in zip(names, part.fields, strict=True)]
+        if self.fields:
+            names = table_names([field.name for field in self.fields])
+            tables = [Table(n, field.size, dim) for n, field in zip(names, self.fields, strict=True)]
             self.tables = _initialised(EmbeddingCollection(tables, sparse=sparse), INIT_STD, generator)
         self.numerics = None
         if part.num_numerics:
             start = torch.empty(part.num_numerics, dim).normal_(0.0, INIT_STD, generator=generator)
             self.numerics = nn.Parameter(start)
-        self.bags = PooledBags(part.bags, dim, INIT_STD, generator, sparse=sparse) if part.bags else None
+        bags = (*part.bags, *(_as_bag(sequence) for sequence in part.sequences if sequence not in sharing))
+        self.bags = PooledBags(bags, dim, INIT_STD, generator, sparse=sparse) if bags else None
+        self.shared = None
+        if sharing:
+            columns = {number: inputs.fields[number] for name, number in numbers.items() if name in owners}
+            self.shared = SharedTables(columns, sharing, dim, INIT_STD, generator, sparse=sparse, attend=attend)
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v, [R, D] each."""
         numerics = [] if self.numerics is None else [self.numerics]
-        return [*_weights(self.tables, self.bags), *numerics]
+        shared = [] if self.shared is None else self.shared.weights()
+        return [*_weights(self.tables, self.bags), *shared, *numerics]
+
+    def readers(self) -> list[tuple[nn.Parameter, tuple[str, ...]]]:
+        """Each table of ids, and the inputs that look up in it."""
+        each: list[tuple[nn.Parameter, tuple[str, ...]]] = []
+        if self.tables is not None:
+            each += zip(self.tables.weights(), ((field.name,) for field in self.fields), strict=True)
+        if self.bags is not None:
+            each += zip(self.bags.collection.weights(), ((bag.name,) for bag in self.bags.bags), strict=True)
+        return each if self.shared is None else each + self.shared.readers()
 
     def forward(self, batch: ClickBatch) -> Tensor:
-        """[B, fields + numerics + bags, D]."""
+        """[B, inputs, D]."""
         blocks: list[Tensor] = []
         if self.tables is not None:
             blocks.append(self.tables(self.columns.of(batch.ids)).unflatten(1, (-1, self.dim)))
@@ -250,6 +279,8 @@ class FieldEmbeddings(nn.Module):
             blocks.append(batch.values.to(self.numerics.dtype).unsqueeze(2) * self.numerics)
         if self.bags is not None:
             blocks.append(self.bags(batch))
+        if self.shared is not None:
+            blocks.append(self.shared(batch))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
 
@@ -259,7 +290,7 @@ class FMTerms(nn.Module):
     Fields and numerics go through the fused lookup of `FactorizationMachine`, numerics as entries with a value. A bag
     is one input, pooled first: with S = sum of the fields' and numerics' embeddings, the pairs that hold bags are those
     of the list S, bag 1, bag 2, ..., so that the fused part need not be done again. Crosses have a first-order weight
-    only.
+    only. With sequences, which share tables of fields, the embeddings are looked up first (`FieldEmbeddings`).
 
     Args:
         inputs: of the model.
@@ -269,6 +300,7 @@ class FMTerms(nn.Module):
         return_embeddings: `forward` gives the embeddings as well; they are not stored otherwise, but for bags.
         generator: source of the initial weights: v ~ N(0, 0.01^2), w and b are 0.
         sparse: gradients of the touched rows only.
+        attend: as of `FieldEmbeddings`.
     Reference: Rendle 2010, eq. 1; Guo et al. 2017 (arXiv 1703.04247), eq. 2.
     """
 
@@ -284,13 +316,22 @@ class FMTerms(nn.Module):
         numerics: bool = True,
         return_embeddings: bool = True,
         sparse: bool = True,
+        attend: Attend | None = None,
     ) -> None:
         super().__init__()
         part = without_crosses(inputs, numerics=numerics)
         self.return_embeddings = return_embeddings
+        self.bias = nn.Parameter(torch.zeros(1)) if bias else None
+        self.fm: FactorizationMachine | None = None
+        self.bags: PooledBags | None = None
+        self.rest: LinearTerms | None = None
+        self.embeddings: FieldEmbeddings | None = None
+        if part.sequences:
+            self.embeddings = FieldEmbeddings(part, dim, generator, sparse=sparse, attend=attend)
+            self.rest = LinearTerms(everything(inputs), bias=False, sparse=sparse)
+            return
         self.columns = _Columns(part.fields, len(inputs.fields))
         self.num_fields, self.num_numerics = len(part.fields), part.num_numerics
-        self.fm = None
         if self.num_fields + self.num_numerics:
             self.fm = FactorizationMachine(
                 fm_tables(part, dim, bags=False),
@@ -301,18 +342,18 @@ class FMTerms(nn.Module):
             )
             numbers = torch.arange(self.num_numerics, dtype=torch.int32)
             self.register_buffer("_numbers", numbers, persistent=False)  # ids of the numerics
-        self.bags = PooledBags(part.bags, dim, INIT_STD, generator, sparse=sparse) if part.bags else None
+        if part.bags:
+            self.bags = PooledBags(part.bags, dim, INIT_STD, generator, sparse=sparse)
         crosses = tuple(number for number, field in enumerate(inputs.fields) if field.is_cross)
         rest = Part(inputs, crosses, not numerics, inputs.bags)
         self.rest = LinearTerms(rest, bias=False, sparse=sparse) if rest.width else None
-        self.bias = nn.Parameter(torch.zeros(1)) if bias else None
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of v, [R, D] each."""
-        return _weights(self.fm, self.bags)
+        return _weights(self.fm, self.bags) if self.embeddings is None else self.embeddings.embedding_tables()
 
     def forward(self, batch: ClickBatch) -> tuple[Tensor, Tensor | None]:
-        """Logits [B] and embeddings [B, fields + numerics + bags, D]; None where none are there or asked for."""
+        """Logits [B] and embeddings [B, inputs, D]; None where none are there or asked for."""
         terms: list[Tensor] = []
         blocks: list[Tensor] = []
         if self.fm is not None:
@@ -323,6 +364,9 @@ class FMTerms(nn.Module):
             terms.append(part)
         if self.rest is not None:
             terms.append(self.rest(batch))
+        if self.embeddings is not None:
+            blocks.append(self.embeddings(batch))
+            terms.append(fm_interaction(blocks[0]))
         if self.bags is not None:
             pooled = self.bags(batch)
             several = torch.cat([block.sum(1, keepdim=True) for block in blocks] + [pooled], 1)

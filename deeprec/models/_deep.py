@@ -11,21 +11,22 @@ from torch import Tensor, nn
 
 from deeprec.config import ByData, Only, one_of
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_attention import AttentionConfig
 from deeprec.models._click_defaults import DEEP, NETWORK
 from deeprec.models._click_inputs import Part, require_width, without_crosses
-from deeprec.models.click import ClickBatch, ClickConfig
-from deeprec.nn.mlp import ACTIVATIONS, MLP
+from deeprec.models.click import ClickBatch
+from deeprec.nn.mlp import MLP, MLP_ACTIVATIONS
 
 NUMERICS = ("embedding", "input")
 
 
 @dataclass(frozen=True)
-class NetworkConfig(ClickConfig):
+class NetworkConfig(AttentionConfig):
     """Options of the network.
 
     Attributes:
         hidden: widths of the hidden layers, each >= 1.
-        activation: of the hidden layers, a key of `deeprec.nn.mlp.ACTIVATIONS`.
+        activation: of the hidden layers, of `deeprec.nn.mlp.MLP_ACTIVATIONS`.
         dropout: share of a hidden layer's outputs that is dropped, in [0, 1).
         batch_norm: normalise before each activation.
     """
@@ -43,7 +44,7 @@ class NetworkConfig(ClickConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "activation", tuple(ACTIVATIONS))
+        one_of(self, "activation", MLP_ACTIVATIONS)
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"{type(self).__name__}: hidden must be widths >= 1, got {self.hidden}")
         if not 0 <= self.dropout < 1:

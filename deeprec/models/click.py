@@ -252,9 +252,19 @@ class ClickModel(Model):
                     f"{self.name}: {name} must be [B, {width}], got {tuple(tensor.shape)}; encode the rows with the "
                     "encoder that the model was trained with"
                 )
-        missing = [bag.name for bag in inputs.bags if bag.name not in batch.bags]
+        missing = [bag.name for bag in (*inputs.bags, *inputs.sequences) if bag.name not in batch.bags]
         if missing:
-            raise ValueError(f"{self.name}: the batch must have all bags of the model, missing are {missing}")
+            raise ValueError(
+                f"{self.name}: the batch must have all bags and sequences of the model, missing are {missing}"
+            )
+        for sequence in inputs.sequences:
+            other = sequence.parallel_to or sequence.name
+            sizes = [len(batch.bags[name][0]) for name in (sequence.name, other)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"{self.name}: {sequence.name!r} must have as many ids as {other!r}, to which it is parallel, "
+                    f"{sizes[1]}, got {sizes[0]}; encode the rows with the encoder that the model was trained with"
+                )
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """The tables of embeddings, [R, D] each, that `embedding_l2` holds small; first-order weights are none."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deeprec.config import at_least, one_of
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_attention import attention_of
 from deeprec.models._click_inputs import FieldEmbeddings
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
@@ -69,7 +70,8 @@ class DCNV2(ClickModel):
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         config = self.config
         part, width = deep_part(self.name, inputs, config)
-        self.embeddings = FieldEmbeddings(part, config.factors, generator) if part.width else None
+        attend = attention_of(self.name, self.config, inputs, generator)
+        self.embeddings = FieldEmbeddings(part, config.factors, generator, attend=attend) if part.width else None
         self.cross = CrossNetwork(
             width,
             config.num_cross_layers,

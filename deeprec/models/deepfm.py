@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_attention import attention_of
 from deeprec.models._click_inputs import FMTerms
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
@@ -41,7 +42,8 @@ class DeepFM(ClickModel):
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         part, width = deep_part(self.name, inputs, self.config)
-        self.terms = FMTerms(inputs, self.config.factors, generator, bias=False, numerics=part.numerics)
+        attend = attention_of(self.name, self.config, inputs, generator)
+        self.terms = FMTerms(inputs, self.config.factors, generator, bias=False, numerics=part.numerics, attend=attend)
         self.mlp = network(self.config, width, 1, generator)
 
     def embedding_tables(self) -> list[nn.Parameter]:

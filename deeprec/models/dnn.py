@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_attention import attention_of
 from deeprec.models._click_inputs import FieldEmbeddings
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel
@@ -39,7 +40,8 @@ class DNN(ClickModel):
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         part, width = deep_part(self.name, inputs, self.config)
-        self.embeddings = FieldEmbeddings(part, self.config.factors, generator) if part.width else None
+        attend = attention_of(self.name, self.config, inputs, generator)
+        self.embeddings = FieldEmbeddings(part, self.config.factors, generator, attend=attend) if part.width else None
         self.mlp = network(self.config, width, 1, generator)
 
     def embedding_tables(self) -> list[nn.Parameter]:

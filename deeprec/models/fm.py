@@ -3,8 +3,9 @@
 Paper: Rendle 2010, "Factorization Machines", eq. 1; for the logistic loss Rendle 2012 (libFM), section 3.2.
 Official code: github.com/srendle/libfm.
 Deviations: by default a bag of ids is one variable, the pooled vector of its ids, so that ids of one bag do not
-interact; with pairs "entries" each id is a variable, as in libFM. Crosses have first-order weights only. Trained by
-mini-batches of any optimizer; libFM's groups of regularisation constants are `weight_decay` and `embedding_l2`.
+interact, and so is a sequence; with pairs "entries" each id is a variable, as in libFM, those of a sequence with
+vectors of their own. Crosses have first-order weights only. Trained by mini-batches of any optimizer; libFM's groups of
+regularisation constants are `weight_decay` and `embedding_l2`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class FM(ClickModel):
         part = without_crosses(inputs)
         require_width(self.name, part, 1, "the inputs")
         if part.width == 1 and self.config.pairs == "inputs":
-            what = "pairs=entries pairs its ids" if part.bags else "the model is a logistic regression"
+            what = (
+                "pairs=entries pairs its ids" if part.bags or part.sequences else "the model is a logistic regression"
+            )
             _logger.warning("fm: the one input has nothing to pair with; %s", what)
         factors = self.config.factors
         self.terms: FMTerms | EntryTerms
@@ -93,7 +96,7 @@ class EntryTerms(nn.Module):
 
     def __init__(self, inputs: Inputs, dim: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        self.part = without_crosses(inputs)
+        self.part = without_crosses(inputs).with_sequences_as_bags()
         self.fm = FactorizationMachine(fm_tables(self.part, dim, bags=True), generator=generator)
         numbers = tuple(number for number, field in enumerate(inputs.fields) if field.is_cross)
         crosses = Part(inputs, numbers, False, tuple(bag for bag in inputs.bags if bag.is_cross))

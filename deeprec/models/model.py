@@ -322,18 +322,33 @@ class Model(WholeTables):
         k: int = 10,
         *,
         ratings: Any = None,
+        exclude_seen: bool = True,
         allow: Any = None,
         deny: Any = None,
+        unknown: str = "raise",
         approximate: bool = False,
     ) -> pl.DataFrame:
         """The k best further items for a user whom the model never saw, from the items they liked or rated, in order.
 
-        `allow` are the only items that may come, `deny` items that may not. With `approximate` the index answers that
+        Without `exclude_seen` these may come again. `allow` are the only items that may come, `deny` items that may
+        not; unknown="skip" passes over items that the model does not know. With `approximate` the index answers that
         `build_index` made.
         """
         require_capability(self, "recommend_for_history", NEW_USERS, *([RATES] if ratings is not None else []))
         index = self._index("recommend_for_history", approximate)
-        return serve.recommend_for_history(self, item_ids, k, ratings=ratings, allow=allow, deny=deny, index=index)
+        filters = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "unknown": unknown}
+        return serve.recommend_for_history(self, item_ids, k, ratings=ratings, **filters, index=index)
+
+    def recommend_for_histories(self, histories: Any, k: int = 10, **options: Any) -> pl.DataFrame:
+        """The k best further items for many users or sessions; see `deeprec.serve.recommend_for_histories`.
+
+        Args:
+            histories: frame with session_id or user_id, item_id and, where there is one, timestamp.
+            **options: exclude_seen, allow, deny, unknown, approximate.
+        """
+        require_capability(self, "recommend_for_histories", NEW_USERS)
+        index = self._index("recommend_for_histories", options.pop("approximate", False))
+        return serve.recommend_for_histories(self, histories, k, **options, index=index)
 
     def recommend_for_features(
         self,

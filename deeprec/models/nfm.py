@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deeprec.data.columns.inputs import Inputs
 from deeprec.kernels.fm_interaction import bi_interaction
+from deeprec.models._click_attention import attention_of
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything, require_width, without_crosses
 from deeprec.models._deep import NetworkConfig, network, output_bias_of
 from deeprec.models.click import ClickBatch, ClickConfig, ClickModel, FirstOrderConfig
@@ -56,8 +57,9 @@ class NFM(ClickModel):
         part = without_crosses(inputs)
         require_width(self.name, part, 1, "the network")
         factors = self.config.factors
+        attend = attention_of(self.name, self.config, inputs, generator)
         self.linear = LinearTerms(everything(inputs), bias=False)  # w_0 is the bias of the network's output
-        self.embeddings = FieldEmbeddings(part, factors, generator)
+        self.embeddings = FieldEmbeddings(part, factors, generator, attend=attend)
         self.norm = BatchNorm(factors) if self.config.batch_norm else None
         self.dropout = Dropout(self.config.interaction_dropout)
         self.mlp = network(self.config, factors, 1, generator)

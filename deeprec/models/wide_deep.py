@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deeprec.config import ByData, Only, at_least, one_of
 from deeprec.contract import OptimizerOptions
 from deeprec.data.columns.inputs import Inputs
+from deeprec.models._click_attention import attention_of
 from deeprec.models._click_defaults import WIDE_LR
 from deeprec.models._click_inputs import FieldEmbeddings, LinearTerms, everything
 from deeprec.models._deep import DeepConfig, deep_input, deep_part, network, output_bias_of
@@ -77,8 +78,9 @@ class WideDeep(ClickModel):
 
     def _build(self, inputs: Inputs, generator: torch.Generator | None) -> None:
         part, width = deep_part(self.name, inputs, self.config)
+        attend = attention_of(self.name, self.config, inputs, generator)
         self.wide = LinearTerms(everything(inputs), bias=False)
-        self.embeddings = FieldEmbeddings(part, self.config.factors, generator) if part.width else None
+        self.embeddings = FieldEmbeddings(part, self.config.factors, generator, attend=attend) if part.width else None
         self.mlp = network(self.config, width, 1, generator)
 
     def embedding_tables(self) -> list[nn.Parameter]:

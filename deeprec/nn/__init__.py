@@ -11,6 +11,7 @@ from deeprec.nn.embedding_collection import EmbeddingCollection, Table
 from deeprec.nn.fm import BiInteraction, FactorizationMachine, FMInteraction
 from deeprec.nn.mlp import MLP
 from deeprec.nn.replace import replace_embeddings
+from deeprec.nn.sequence_encoder import SequenceEncoder
 from deeprec.nn.tower import TermBatch, TermRows, Tower
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FMInteraction",
     "FactorizationMachine",
     "PairAttention",
+    "SequenceEncoder",
     "Table",
     "TermBatch",
     "TermRows",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprec.nn.dice import Dice
 from deeprec.nn.dropout import Dropout
 from deeprec.nn.layer import check_floating, layer_forward
 
@@ -19,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+MLP_ACTIVATIONS = (*ACTIVATIONS, "dice")
 _PRECISIONS = ("float32", "bfloat16")
 _OUTPUT_STD = 0.01
 
@@ -49,9 +51,9 @@ class BatchNorm(nn.BatchNorm1d):
 class MLP(nn.Module):
     """a_{l+1} = dropout(f(batch_norm(W_l a_l + b_l))), and a linear output on request.
 
-    Parameters: `layers.L.weight` [H_l, H_{l-1}], `layers.L.bias` [H_l], with batch_norm `norms.L.*`, and `output.*`. At
-    first W is Kaiming uniform for relu, leaky-relu and gelu, Xavier uniform otherwise; the output N(0, 0.01^2), so that
-    a logit begins near 0 with batch normalisation too; biases 0.
+    Parameters: `layers.L.weight` [H_l, H_{l-1}], `layers.L.bias` [H_l], with batch_norm `norms.L.*`, with "dice"
+    `dices.L.*`, and `output.*`. At first W is Kaiming uniform for relu, leaky-relu, gelu and dice, Xavier uniform
+    otherwise; the output N(0, 0.01^2), so that a logit begins near 0 with batch normalisation too; biases 0.
 
     With precision "bfloat16" the matrix products take bfloat16 copies of float32 parameters and the hidden layers stay
     in bfloat16; sums in the products, the statistics of a batch, the output layer and the result are float32 (by hand:
@@ -65,7 +67,7 @@ class MLP(nn.Module):
         in_features: width of the input, >= 1.
         hidden: widths of the hidden layers, each >= 1; () has none.
         out_features: width of the linear output; None: the last hidden layer is the result.
-        activation: f, a key of ACTIVATIONS.
+        activation: f, of MLP_ACTIVATIONS: a key of ACTIVATIONS, or "dice", a `Dice` with parameters of its own.
         dropout: share of a hidden layer's outputs to drop, in [0, 1).
         batch_norm: normalise before the activation. A batch of one row takes the running statistics.
         precision: "float32" or "bfloat16".
@@ -92,8 +94,8 @@ class MLP(nn.Module):
         widths = (in_features, *hidden, *(() if out_features is None else (out_features,)))
         if min(widths) < 1:
             raise ValueError(f"MLP: in_features, hidden and out_features must be >= 1, got {widths}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        if activation not in MLP_ACTIVATIONS:
+            raise ValueError(f"MLP: activation must be one of {', '.join(MLP_ACTIVATIONS)}, got {activation!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"MLP: dropout must lie in [0, 1), got {dropout}; it is the share that is dropped")
         check_precision("MLP", precision)
@@ -103,6 +105,7 @@ class MLP(nn.Module):
         self.precision = precision
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip((in_features, *hidden), hidden, strict=False))
         self.norms = nn.ModuleList(BatchNorm(width) for width in hidden) if batch_norm else None
+        self.dices = nn.ModuleList(Dice(width) for width in hidden) if activation == "dice" else None
         self.dropout = Dropout(dropout)
         self.output = None if out_features is None else nn.Linear((in_features, *hidden)[-1], out_features)
         self.reset_parameters(generator)
@@ -112,7 +115,7 @@ class MLP(nn.Module):
         """The initial weights that the class names; batch normalisation starts as the identity."""
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            if self.activation in ("relu", "leaky-relu", "gelu"):
+            if self.activation in ("relu", "leaky-relu", "gelu", "dice"):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
             else:
                 nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -120,6 +123,9 @@ class MLP(nn.Module):
         for norm in self.norms or ():
             assert isinstance(norm, BatchNorm)
             norm.reset_parameters()
+        for dice in self.dices or ():
+            assert isinstance(dice, Dice)
+            dice.reset_parameters()
         if self.output is not None:
             self.output.weight.normal_(0.0, _OUTPUT_STD, generator=generator)
             self.output.bias.zero_()
@@ -139,7 +145,6 @@ class MLP(nn.Module):
         if not x.dim() or x.shape[-1] != self.in_features:
             raise ValueError(f"MLP: x must be [B, {self.in_features}], got {tuple(x.shape)}")
         check_floating("MLP", x)
-        activation = ACTIVATIONS[self.activation]
         dtype = x.dtype
         narrow = product_dtype(self.precision, dtype)
         for number, layer in enumerate(self.layers):
@@ -148,7 +153,7 @@ class MLP(nn.Module):
             x = F.linear(x.to(narrow), layer.weight.to(narrow), layer.bias.to(narrow))
             if self.norms is not None:
                 x = self.norms[number](x)
-            x = self.dropout(activation(x))
+            x = self.dropout(ACTIVATIONS[self.activation](x) if self.dices is None else self.dices[number](x))
         x = x.to(dtype)
         if self.output is None:
             return x

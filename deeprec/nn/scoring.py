@@ -40,6 +40,7 @@ __all__ = [
     "owners_of",
     "rows_of",
     "score_items",
+    "score_rows",
     "topk",
 ]
 
@@ -90,6 +91,12 @@ AnyScorer: TypeAlias = DotScorer | NCFScorer | MappedScorer | BlockScorer
 def score_items(scorer: AnyScorer) -> Tensor:
     """Scores [b, N], float32, of every item for every user; give few users at a time, or use `topk`."""
     return _block(scorer, 0, _shape(scorer)[0])
+
+
+@torch.no_grad()
+def score_rows(scorer: AnyScorer, start: int, end: int) -> Tensor:
+    """The same [end - start, N] of the users from `start` to `end`."""
+    return _block(scorer, start, end)
 
 
 @torch.no_grad()

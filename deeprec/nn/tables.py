@@ -40,6 +40,17 @@ class TableDict(nn.Module):
         return [module.weight for module in self._modules.values()]  # type: ignore[union-attr,misc]
 
 
+def table_names(names: Sequence[str]) -> list[str]:
+    """Names by which a module can hold tables: no dots, no attributes of modules, each once."""
+    made: list[str] = []
+    for name in names:
+        word = name.replace(".", "_") or "unnamed"
+        while word in _TAKEN or word in made:
+            word += "_table"
+        made.append(word)
+    return made
+
+
 @dataclass(frozen=True)
 class Table:
     """One table of a collection. TorchRec's EmbeddingBagConfig and EmbeddingConfig serve where a Table does.

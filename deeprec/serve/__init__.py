@@ -2,6 +2,7 @@
 
 from deeprec.serve.features import recommend_for_features
 from deeprec.serve.folder import load, save
+from deeprec.serve.histories import recommend_for_histories, recommend_for_history
 from deeprec.serve.index import ItemIndex
 from deeprec.serve.index_recall import RecallReport
 from deeprec.serve.predict import predict_file, predict_pairs_file
@@ -10,7 +11,6 @@ from deeprec.serve.recommend import (
     predict_for_item,
     predict_for_user,
     recommend,
-    recommend_for_history,
     score,
     similar_items,
 )
@@ -29,6 +29,7 @@ __all__ = [
     "recommend",
     "recommend_file",
     "recommend_for_features",
+    "recommend_for_histories",
     "recommend_for_history",
     "recommend_for_tags",
     "save",

@@ -15,7 +15,7 @@ from deeprec._suggest import did_you_mean
 from deeprec.contract import AnyModel, Queries
 from deeprec.data import IdMap
 from deeprec.device import device_of, to_device
-from deeprec.nn.scoring import AnyScorer, CosineScorer, DotScorer, KeptLists, Lists, TopK, score_items, topk
+from deeprec.nn.scoring import AnyScorer, CosineScorer, DotScorer, Lists, TopK, score_items, topk
 from deeprec.serve.arguments import codes_of, pairs_of, ratings_of, require_flag, require_k
 from deeprec.serve.index import ItemIndex
 from deeprec.serve.index_models import dot_side, require_index_of
@@ -145,58 +145,6 @@ def _filled(is_known: NDArray[np.bool_], known: TopK, popular: TopK) -> TopK:
     return TopK(values, items)
 
 
-@served
-def recommend_for_history(
-    model: AnyModel,
-    item_ids: Any,
-    k: int = 10,
-    *,
-    ratings: Any = None,
-    allow: Any = None,
-    deny: Any = None,
-    index: ItemIndex | None = None,
-) -> pl.DataFrame:
-    """The k best further items for a user whom the model never saw.
-
-    A model that knows no way of its own fits the user's vectors to the history with every other weight frozen: logistic
-    loss over the items and seeded negatives, from the mean user (the same call gives the same list).
-
-    Args:
-        item_ids: external ids of the items the user liked (without ratings) or rated, at least one, in the order the
-            user met them; most models take them as a set.
-        k: list length, >= 1.
-        ratings: what the user gave each item, in the units of the data; for models that predict ratings, which hold
-            them to the range of the training ratings.
-        allow: external ids of the only items that may come; None: all.
-        deny: external ids of items that may not come; they win over `allow`.
-        index: as of `recommend`.
-    Returns:
-        rank (from 1), item_id, score; fewer than k rows where fewer items are left.
-    Raises:
-        ValueError: an empty history, an unknown item, ratings that do not fit, or k < 1.
-        TypeError: ids of another type than the data's, ratings that are no numbers, or a k that is no whole number.
-    """
-    name = "recommend_for_history"
-    _, items_map = id_maps(model)
-    k = min(require_k(name, k), len(items_map))
-    if ratings is None:
-        history, rated = codes_of(name, "item_ids", item_ids, items_map), None
-        if not len(history):
-            raise ValueError(f"{name}: item_ids must hold at least one item, got none; try popularity")
-    else:
-        history, rated = _rated(name, "item_ids", item_ids, ratings, items_map)
-    only, never = item_filter(name, "allow", allow, items_map), item_filter(name, "deny", deny, items_map)
-    met = np.unique(history).astype(np.int32)
-    scorer, offsets = model.scorer(model.encode(_asked(history, rated))), np.array([0, len(met)], dtype=np.int64)
-    if index is not None:
-        met_lists = torch.from_numpy(offsets), torch.from_numpy(met)
-        best = by_index(model, index, scorer, k, met_lists, allow=only, deny=never)
-        return pl.DataFrame(ranked_columns([best], k, index.ids, "item_id")[1])
-    lists = KeptLists().on((offsets, met), device_of(model))
-    _, ranked = ranked_columns([topk(scorer, k, seen=lists, allow=only, deny=never)], k, items_map, "item_id")
-    return pl.DataFrame(ranked)
-
-
 def _asked(history: NDArray[np.int32], ratings: NDArray[np.float32] | None) -> Queries:
     """One new user with a history."""
     rows = torch.tensor([0, len(history)]), torch.from_numpy(history).long()
@@ -221,7 +169,7 @@ def predict_for_user(model: AnyModel, item_ids: Any, ratings: Any) -> pl.DataFra
         ValueError: an unknown item, ratings that do not fit, or a model that predicts no ratings.
     """
     _, items_map = id_maps(model)
-    asked = _asked(*_rated("predict_for_user", "item_ids", item_ids, ratings, items_map))
+    asked = _asked(*rated("predict_for_user", "item_ids", item_ids, ratings, items_map))
     return _all_ratings(model, "item_id", items_map, score_items(model.scorer(model.encode(asked)))[0])
 
 
@@ -238,7 +186,7 @@ def predict_for_item(model: AnyModel, user_ids: Any, ratings: Any) -> pl.DataFra
         ValueError: an unknown user, ratings that do not fit, or a model that predicts no ratings.
     """
     users_map, _ = id_maps(model)
-    users, given = _rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
+    users, given = rated("predict_for_item", "user_ids", user_ids, ratings, users_map)
     order = np.argsort(users)
     predicted = model.rate_new_item(_there(model, users[order]).long(), _there(model, given[order]))
     return _all_ratings(model, "user_id", users_map, predicted)
@@ -249,7 +197,7 @@ def _there(model: AnyModel, values: NDArray[Any]) -> Tensor:
     return to_device(torch.from_numpy(values), device_of(model))
 
 
-def _rated(
+def rated(
     function: str, argument: str, ids: Any, ratings: Any, known: IdMap
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Internal ids as they were given, with their ratings."""

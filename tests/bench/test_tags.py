@@ -20,13 +20,12 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     draw = np.random.default_rng(0)
     rows = [(user, int(item), f"t{int(item) % 4}") for user in range(40) for item in draw.permutation(30)[:9]]
     pl.DataFrame(rows, schema=["user_id", "item_id", "tag"], orient="row").write_csv(tmp_path / "tags.csv")
-    setting = tags.Setting("Small", "A few rows.", str(tmp_path / "tags.csv"), {"tag": "tag"}, {}, True, True)
+    setting = tags.Setting("Small", "A few rows.", str(tmp_path / "tags.csv"), {"tag": "tag"}, {}, True, True, epochs=2)
     monkeypatch.setattr(tags, "SETTINGS", {"small": setting})
     for name, file in (("CARDS", "cards"), ("PAGE", "page.md"), ("SCRATCH", "scratch")):
         monkeypatch.setattr(tags, name, tmp_path / file)
     tiny = {"layers": (8,), "factors": 4, "batch_size": 64}
     monkeypatch.setitem(tags.CANDIDATES, "dspr", ({"gamma": 5.0, **tiny}, {"gamma": 10.0, **tiny}))
-    monkeypatch.setattr(tags, "EPOCHS", {"dspr": 2, "dspr-printed": 1})
     monkeypatch.setattr(tags, "CHOOSING_EPOCHS", 1)
     return tmp_path
 

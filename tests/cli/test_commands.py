@@ -96,6 +96,28 @@ def test_recommend_serves_a_new_user_from_a_history(trained, deeprec) -> None:
     assert not {1, 2, 3} & {row["item_id"] for row in rows}
 
 
+def test_recommend_serves_many_histories_from_a_table(trained, deeprec, tmp_path) -> None:
+    frame = pl.DataFrame({"session_id": ["b", "a", "b"], "item_id": [1, 2, 3], "timestamp": [9, 5, 1]})
+    frame.write_csv(tmp_path / "events.csv")
+    words = ("recommend", trained[0], "--histories", tmp_path / "events.csv", "-k", 300)
+    done = deeprec(*words, "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    met = {"a": {2}, "b": {1, 3}}
+    for session, items in met.items():
+        own = {row["item_id"] for row in rows if row["session_id"] == session}
+        assert not own & items
+        again = json.loads(deeprec(*words, "--json", "--include-seen").stdout)
+        assert {row["item_id"] for row in again if row["session_id"] == session} == own | items
+    written = deeprec(*words, "--output", tmp_path / "lists.parquet")
+    assert f"{len(rows)} rows written" in written.output
+    assert pl.read_parquet(tmp_path / "lists.parquet")["item_id"].to_list() == [row["item_id"] for row in rows]
+    assert "For session b" in deeprec("recommend", trained[0], "--histories", tmp_path / "events.csv", "-k", 2).output
+    frame.with_columns(item_id=pl.Series([1, 2, 99999])).write_csv(tmp_path / "events.csv")
+    assert "99999" in _error(deeprec(*words))
+    assert deeprec(*words, "--unknown", "skip").exit_code == 0
+
+
 def test_recommend_takes_the_items_that_may_and_may_not_come(trained, deeprec, tmp_path) -> None:
     def listed(*words) -> list[int]:
         done = deeprec("recommend", trained[0], "-k", 100, "--json", *words)
@@ -273,7 +295,10 @@ def test_wrong_ids_are_named(trained, deeprec) -> None:
     assert "whole numbers such as 1, got abc" in _error(deeprec("recommend", trained[0], "--user", "abc"))
     assert "99999" in _error(deeprec("recommend", trained[0], "--user", 99999))
     assert "99999" in _error(deeprec("recommend", trained[0], "--history", "1,99999"))
-    who = "one of --user ID, --users FILE, --all, --history ITEM,ITEM, --tags TAG,TAG, --features FILE is needed"
+    who = (
+        "one of --user ID, --users FILE, --all, --history ITEM,ITEM, --histories FILE, --tags TAG,TAG, --features FILE "
+        "is needed"
+    )
     assert who in _error(deeprec("recommend", trained[0]))
 
 

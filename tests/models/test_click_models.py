@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from deeprec.config import taken_options
-from deeprec.data.columns.inputs import BagField, Field, Inputs
+from deeprec.data.columns.inputs import BagField, Field, Inputs, SequenceField
 from deeprec.models import (
     ClickBatch,
     ClickModel,
@@ -43,6 +43,12 @@ BAGS = (
     BagField("genre x user", 12, "sum", is_cross=True),
     BagField("bought", 5, "sum"),
 )
+SEQUENCES = (
+    SequenceField("seen", 11, 3, "item"),
+    SequenceField("seen with", 7, 3, "user", "seen", "sum"),
+    SequenceField("read", 8, 3, pooling="sum"),
+    SequenceField("left", 11, 3, "item"),
+)
 TRAINED = [name for name in click_models() if model_class(name).trains_by_gradient]
 INPUTS = {
     "everything": Inputs(FIELDS, NUMERICS, BAGS),
@@ -53,6 +59,8 @@ INPUTS = {
     "numerics": Inputs((), NUMERICS),
     "bags": Inputs((), (), BAGS),
     "unweighted-sums": Inputs(FIELDS[:1], (), BAGS[4:]),
+    "sequences": Inputs(FIELDS, NUMERICS, BAGS, SEQUENCES),
+    "shared-alone": Inputs((FIELDS[2],), (), (), SEQUENCES[:1]),
 }
 
 
@@ -64,7 +72,7 @@ def options(name):
 
 
 def batch_of(inputs, size, *, seed=0, dtype=torch.float32, ids=torch.int32):
-    """Random rows; each bag has 0 to 3 ids."""
+    """Random rows; each bag and sequence has 0 to 3 ids."""
     g = torch.Generator().manual_seed(seed)
     columns = [torch.randint(field.size, (size,), generator=g) for field in inputs.fields]
     columns = torch.stack(columns, 1) if columns else torch.zeros(size, 0)
@@ -75,6 +83,12 @@ def batch_of(inputs, size, *, seed=0, dtype=torch.float32, ids=torch.int32):
         nnz = int(offsets[-1])
         weights = torch.rand(nnz, generator=g, dtype=dtype) + 0.5 if bag.is_weighted else None
         bags[bag.name] = (torch.randint(bag.size, (nnz,), generator=g).to(ids), offsets, weights)
+    for sequence in inputs.sequences:
+        lengths = torch.randint(4, (size,), generator=g)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        offsets = bags[sequence.parallel_to][1] if sequence.parallel_to else offsets
+        ids_of = torch.randint(sequence.size, (int(offsets[-1]),), generator=g).to(ids)
+        bags[sequence.name] = (ids_of, offsets, None)
     values = torch.randn(size, len(inputs.numerics), generator=g, dtype=dtype)
     labels = torch.randint(2, (size,), generator=g).to(dtype)
     return ClickBatch(columns.to(ids), values, bags, labels)
@@ -125,12 +139,13 @@ class Plain:
         return found
 
     def vectors(self, batch, width):
-        """One [B, width] for each input that has a table of this width."""
-        found = []
+        """One [B, width] for each input that has a table of this width; those that share a table come last."""
+        found, last = [], []
         for column, field in enumerate(self.inputs.fields):
             table = self.table(field.name, width)
+            shared = width > 1 and any(s.vocabulary == field.name for s in self.inputs.sequences)
             if table is not None:
-                found.append(table[batch.ids[:, column].long()])
+                (last if shared else found).append(table[batch.ids[:, column].long()])
         weights = self.numerics(width)
         if weights is not None:
             found += [batch.values[:, [p]] * weights[p] for p in range(len(self.inputs.numerics))]
@@ -138,7 +153,12 @@ class Plain:
             table = self.table(bag.name, width)
             if table is not None:
                 found.append(self.pooled(batch, bag, table))
-        return found
+        for sequence in self.inputs.sequences:
+            is_own = width == 1 or not sequence.vocabulary
+            table = self.table(sequence.name if is_own else sequence.vocabulary, width)
+            if table is not None:
+                (found if is_own else last).append(self.pooled(batch, sequence, table))
+        return found + last
 
     def pooled(self, batch, bag, table):
         ids, offsets, weights = batch.bags[bag.name]

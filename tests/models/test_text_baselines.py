@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
+import bm25s
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,8 @@ import torch
 
 import deeprec
 from deeprec import models
-from deeprec.data import DataSchema, FeatureSchema, Interactions, Text, from_frame, with_features
+from deeprec.data import DataSchema, FeatureSchema, Interactions, Terms, Text, find, from_frame, load, with_features
+from deeprec.data.interactions.encoded import encode_tables
 
 WORDS = ["red", "blue", "dog", "cat", "car"]
 SCHEMA = DataSchema(items=FeatureSchema((Text("title", tokens="words"),), label=None))
@@ -62,6 +65,36 @@ def test_scores_are_the_formula(name: str, tmp_path: Any) -> None:
     liked = again.recommend_for_history([0, 5], 10)
     scores = expected(name, [0, 5])
     np.testing.assert_allclose(liked["score"], scores[liked["item_id"].to_list()], rtol=1e-4, atol=1e-5)
+
+
+def scores_of_bm25s(made: Interactions, history: list[int]) -> np.ndarray:
+    """Of the package bm25s, for the same tokens; its "atire" with the idf of Lucene is our formula."""
+    table = encode_tables(made, SCHEMA).items
+    assert table is not None
+    counts = Terms.of_table(table)
+    bounds = list(zip(counts.offsets[:-1], counts.offsets[1:], strict=True))
+    texts = [np.repeat(counts.ids[a:b], counts.weights[a:b].astype(int)).tolist() for a, b in bounds]
+    index = bm25s.BM25(k1=1.2, b=0.75, method="atire", idf_method="lucene")
+    index.index((texts, {str(term): term for term in range(counts.size)}), show_progress=False)
+    return index.get_scores([term for item in history for term in texts[item]])
+
+
+def test_bm25_scores_as_bm25s_does() -> None:
+    made = data()
+    model = models.create("bm25").fit(made, protocol="full", schema=SCHEMA, baselines=False)
+    met = model.history_items[model.history_offsets[3] : model.history_offsets[4]].tolist()
+    ours = model.score_items(torch.tensor([3]))[0]
+    np.testing.assert_allclose(ours, scores_of_bm25s(made, met), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not os.environ.get("DEEPREC_DATA") or find("ml-1m") is None, reason="DEEPREC_DATA has no ml-1m")
+def test_bm25_of_film_titles_scores_as_bm25s_does() -> None:
+    made = load("ml-1m")
+    model = models.create("bm25").fit(made, protocol="full", schema=SCHEMA, baselines=False)
+    for user in (0, 5000):
+        met = model.history_items[model.history_offsets[user] : model.history_offsets[user + 1]].tolist()
+        ours = model.score_items(torch.tensor([user]))[0]
+        np.testing.assert_allclose(ours, scores_of_bm25s(made, met), rtol=1e-4, atol=1e-3)
 
 
 def test_without_columns_the_terms_are_the_users() -> None:

@@ -36,7 +36,7 @@ from deeprec.batches import SequenceBatches
 from deeprec.config import OPTIMIZERS, taken_options
 from deeprec.contract import NEW_USERS, RATES, SIMILAR_ITEMS, Queries, Schema, Seen
 from deeprec.data import from_frame
-from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs
+from deeprec.data.columns.inputs import BagField, Bags, Encoded, Field, Inputs, SequenceField
 from deeprec.device import device_of
 from deeprec.evaluate import evaluate, protocol
 from deeprec.evaluate.tasks import logits_of_rows
@@ -227,6 +227,13 @@ INPUTS = Inputs(
     (BagField("genres", 6), BagField("tags", 9, "mean", is_weighted=True)),
 )
 
+HISTORIES = Inputs(
+    INPUTS.fields,
+    INPUTS.numerics,
+    INPUTS.bags,
+    (SequenceField("seen", 11, 3, "item"), SequenceField("users", 7, 3, "user", "seen")),
+)
+
 
 def recommender(name: str, optimizer: str = "") -> Any:
     """A model on the device, with the full batch where the optimizer asks for it."""
@@ -240,15 +247,15 @@ def recommender(name: str, optimizer: str = "") -> Any:
         return models.create(name, schema=Schema(DATA.num_users, DATA.num_items), **options)
 
 
-def made(name: str, optimizer: str = "", **options: Any) -> tuple[Any, Any]:
+def made(name: str, optimizer: str = "", inputs: Inputs = INPUTS, **options: Any) -> tuple[Any, Any]:
     """A model on the device, and a batch of its own sampler."""
     if name in models.recommenders():
         model = recommender(name, optimizer)
         return model, next(iter(model.batches(DATA, 0).epoch(0)))
     chosen = {"optimizer": optimizer} if optimizer else {}
     with OnShadow():
-        model = models.create(name, inputs=INPUTS, **chosen, **options)
-    return model, ClickBatch.of(rows()).to(SHADOW)
+        model = models.create(name, inputs=inputs, **chosen, **options)
+    return model, ClickBatch.of(rows(inputs)).to(SHADOW)
 
 
 def training_step(name: str, optimizer: str, **options: Any) -> dict[str, Any]:
@@ -334,10 +341,10 @@ def has_kernel(name: str) -> bool:
     return not isinstance(model.scorer(model.encode(Queries(torch.arange(2, device=SHADOW)))), BlockScorer)
 
 
-def rows() -> Encoded:
+def rows(inputs: Inputs = INPUTS) -> Encoded:
     """Twelve rows of a log."""
     draw, count = np.random.default_rng(0), 12
-    ids = np.stack([draw.integers(0, field.size, count) for field in INPUTS.fields], 1).astype(np.int32)
+    ids = np.stack([draw.integers(0, field.size, count) for field in inputs.fields], 1).astype(np.int32)
     offsets = np.arange(count + 1, dtype=np.int64) * 2
     bags = {
         bag.name: Bags(
@@ -345,9 +352,12 @@ def rows() -> Encoded:
             offsets,
             draw.random(2 * count).astype(np.float32) if bag.is_weighted else None,
         )
-        for bag in INPUTS.bags
+        for bag in inputs.bags
     }
-    values = draw.random((count, len(INPUTS.numerics))).astype(np.float32)
+    bags |= {
+        each.name: Bags(draw.integers(0, each.size, 2 * count).astype(np.int32), offsets) for each in inputs.sequences
+    }
+    values = draw.random((count, len(inputs.numerics))).astype(np.float32)
     return Encoded(ids, values, bags, (draw.random(count) < 0.5).astype(np.float32))
 
 
@@ -356,6 +366,21 @@ def click_serving(name: str) -> dict[str, Any]:
     with OnShadow():
         model = models.create(name, inputs=INPUTS)
     return {"predict": measured(lambda: logits_of_rows(model, rows()))}
+
+
+def histories(name: str) -> dict[str, Any]:
+    """A step and predictions with sequences that share tables: pooled, and weighed in each way that the model knows."""
+    ways: dict[str, dict[str, Any]] = {"pooled": {}}
+    if hasattr(models.config_class(name), "attention"):
+        ways = {"pooled": {"attention": "none"}, "softmax": {"attention": "din"}, "bst": {"attention": "bst"}}
+        ways["raw"] = {"attention": "din", "attention_weights": "raw", "attention_activation": "dice"}
+    out = {}
+    for way, options in ways.items():
+        out[f"{way}: step"] = training_step(name, "adagrad", inputs=HISTORIES, **options)
+        with OnShadow():
+            model = models.create(name, inputs=HISTORIES, **options)
+        out[f"{way}: predict"] = measured(lambda m=model: logits_of_rows(m, rows(HISTORIES)))
+    return out
 
 
 def faults() -> dict[str, Any]:
@@ -409,7 +434,7 @@ def main() -> None:
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
             if "step_in_backward" in taken_options(models.config_class(name)):
                 steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
-            found[name] = {"steps": steps, "serving": click_serving(name)}
+            found[name] = {"steps": steps, "serving": click_serving(name), "histories": histories(name)}
             if optimizers:
                 found[name]["checkpoint"] = checkpoint(name)
     json.dump(found, sys.stdout)

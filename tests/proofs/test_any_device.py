@@ -45,6 +45,10 @@ LOOKS = {
     "deeprec.nn.scoring._taken": "lengths of the lists",
     "deeprec.nn.scoring.rows_of": "lengths of the lists",
     "deeprec.models.history.pair_scores": "distinct users of the pairs",
+    # Neighbours are searched on the CPU: the items of those who ask, once a block, and the past sessions, once.
+    "deeprec.models.session_knn.history_rows": "items of the present sessions",
+    "deeprec.models.session_knn.user_rows": "items of the present sessions",
+    "deeprec.models.session_knn.<genexpr>": "the past sessions, once",
 }
 
 # Who writes floats by an index, which would leave open what stays where it repeats, and why it does not.
@@ -52,12 +56,17 @@ WRITES = {
     "deeprec.kernels.sampled_linear_loss.backward": "the rows of a plan, each once",
     "deeprec.evaluate.ranking._rank_block": "a user's positives, each once",
     "deeprec.models.slim.item_vectors": "the neighbours of an item, each once",
+    "deeprec.nn.target_attention.forward": "a place for each entry, but for those that are cut off again",
 }
 # Who sums floats by index_put_, as the gradient of x[ids] does: in order on a GPU, but not on a CPU of several threads,
 # where these call another operator.
 PUTS = {
     "deeprec.kernels.sums.add_rows": "index_add_",
     "deeprec.nn.attention.backward": "the gradient of sums.take, index_select there",
+}
+PUTS_OF_HISTORIES = PUTS | {
+    "deeprec.kernels.sums.sum_rows": "scatter_add",
+    "elsewhere": "the gradient of sums.take, which autograd calls: index_select there",
 }
 
 # Operator calls and looks of a training step, of the optimizer that has most, but for L-BFGS. A step that takes more is
@@ -97,13 +106,13 @@ def found() -> dict[str, Any]:
     return result
 
 
-def require_queued(where: str, work: dict[str, Any]) -> None:
+def require_queued(where: str, work: dict[str, Any], known_puts: dict[str, str] = PUTS) -> None:
     """Without a wait, and with the same bits in every run."""
     assert "error" not in work, f"{where}: {work['error']}"
     assert not work["sums"], f"{where} sums in no fixed order: {work['sums']}; use deeprec.kernels.sums"
     unlisted = {who: times for who, times in work["writes"].items() if who not in WRITES}
     assert not unlisted, f"{where} writes by an index that may repeat: {unlisted}"
-    unlisted = {who: times for who, times in work["puts"].items() if who not in PUTS}
+    unlisted = {who: times for who, times in work["puts"].items() if who not in known_puts}
     assert not unlisted, f"{where} sums by index_put_, without an order on several threads of a CPU: {unlisted}"
     unlisted = {who: times for who, times in work["reads"].items() if who not in LOOKS}
     assert not unlisted, f"{where} waits for the device: {unlisted}"
@@ -149,6 +158,12 @@ def test_training_step_of_every_optimizer(found: dict[str, Any], name: str) -> N
 def test_evaluation_recommendation_and_prediction(found: dict[str, Any], name: str) -> None:
     for what, work in found[name]["serving"].items():
         require_queued(f"{name}: {what}", work)
+
+
+@pytest.mark.parametrize("name", models.click_models())
+def test_histories_in_click_models(found: dict[str, Any], name: str) -> None:
+    for what, work in found[name]["histories"].items():
+        require_queued(f"{name}, history {what}", work, PUTS_OF_HISTORIES)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -164,6 +164,7 @@ class Encoder:
             elif isinstance(feature, Bag):
                 encoded.bags[name] = self._bags(feature, column_of(chunk, feature.column, "bags"))
             elif isinstance(feature, Sequence):
+                _check_parallel(chunk, feature, self.schema)
                 encoded.bags[name] = self._sequence(feature, column_of(chunk, feature.column, "bags"))
             elif not isinstance(feature, Cross):
                 encoded.bags[name] = self._text(feature, column_of(chunk, feature.column, "texts"))
@@ -336,6 +337,23 @@ class Encoder:
         return groups
 
 
+def _check_parallel(chunk: Chunk, feature: Sequence, schema: FeatureSchema) -> None:
+    """Raise RowError where a row has more or fewer entries than in the sequence that a feature is parallel to."""
+    if not feature.parallel_to:
+        return
+    other = next(f for f in schema.sequences if f.name == feature.parallel_to)
+    own, others = (np.diff(column_of(chunk, f.column, "bags").offsets) for f in (feature, other))
+    if (own != others).any():
+        row = int(np.argmax(own != others))
+        raise RowError(
+            "encode",
+            feature.name,
+            chunk.first_row + row,
+            f"as many entries as in {other.name!r}, to which it is parallel, are required, {others[row]}, got "
+            f"{own[row]}; correct the row",
+        )
+
+
 def _check_numbers(schema: FeatureSchema, numbers: dict[str, NumberState]) -> None:
     """Raise ValueError unless there is a usable state for each numeric feature; older files have none of weights."""
     features = [f.name for f in schema.features if isinstance(f, Numeric)]
@@ -410,7 +428,7 @@ def _inputs(schema: FeatureSchema, vocabularies: dict[str, Hashes], numbers: dic
         elif isinstance(f, Bag):
             bags[f.name] = BagField(f.name, size(f), f.pooling, f.is_weighted)
         elif isinstance(f, Sequence):
-            sequences.append(SequenceField(f.name, size(f), f.length, f.vocabulary))
+            sequences.append(SequenceField(f.name, size(f), f.length, f.vocabulary, f.parallel_to, f.pooling))
         elif isinstance(f, Text) and not f.is_raw:
             sequences.append(SequenceField(f.name, size(f), f.length))
         elif isinstance(f, (Text, *MEDIA)):

@@ -252,6 +252,6 @@ def _of_lists(column: pl.Series) -> Guess:
         return Guess((), f"a list of {inner}: only lists of text or whole numbers are bags")
     note = (
         f"lists of {lengths.mean():.1f} values on average, at most {lengths.max()}; `sequence: {column.name}` keeps "
-        "their order, for a model that takes sequences"
+        "their order, and with `vocabulary: COLUMN` click models weigh them by the value of that column"
     )
     return Guess((Bag(column.name),), note)

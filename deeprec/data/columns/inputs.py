@@ -52,8 +52,7 @@ class BagField:
 
     def __post_init__(self) -> None:
         _check_size(self.name, self.size)
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"Inputs: pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+        _check_pooling(self.pooling)
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,20 @@ class SequenceField:
         name, size: as of a `Field`.
         length: most ids of a row; None: any number.
         vocabulary: the field whose ids, and so whose table, these are; "": a table of its own.
+        parallel_to: another sequence with as many ids in each row; "": none.
+        pooling: as of a `BagField`.
     """
 
     name: str
     size: int
     length: int | None = None
     vocabulary: str = ""
+    parallel_to: str = field(default="", metadata={"optional": True})
+    pooling: str = field(default="mean", metadata={"optional": True})
 
     def __post_init__(self) -> None:
         _check_size(self.name, self.size)
+        _check_pooling(self.pooling)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,11 @@ class TextField:
     name: str
     kind: str = "text"
     folder: str = ""
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"Inputs: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
 
 
 def _check_size(name: str, size: int) -> None:

@@ -207,7 +207,11 @@ class Sequence:
         name, column, separator, min_count, max_size, num_buckets: as of a `Bag`.
         length: the last so many entries of a row are kept, >= 1; None: all.
         vocabulary: a categorical feature whose ids these are too, such as the item of the row; values that are not in
-            its vocabulary are unknown, and min_count, max_size and num_buckets are those of that feature.
+            its vocabulary are unknown, and min_count, max_size and num_buckets are those of that feature. Click models
+            have one table for both, and can weigh the entries by the feature (target attention).
+        parallel_to: another sequence, entry by entry of which this one says something else, such as the category of
+            each item; a row whose two lists differ in length is refused.
+        pooling: "mean" or "sum" of the embeddings where a model pools the entries; an empty sequence is zeros.
     """
 
     kind: ClassVar[str] = "sequence"
@@ -216,6 +220,8 @@ class Sequence:
     separator: str = "|"
     length: int | None = None
     vocabulary: str = ""
+    parallel_to: str = ""
+    pooling: str = "mean"
     min_count: int = 1
     max_size: int | None = None
     num_buckets: int | None = None
@@ -227,10 +233,12 @@ class Sequence:
         check_integer(self, "length", 1)
         if not (isinstance(self.separator, str) and self.separator):
             raise ValueError(f"{named(self)}: separator must be text such as '|', got {self.separator!r}")
-        if not isinstance(self.vocabulary, str):
-            raise TypeError(
-                f"{named(self)}: vocabulary must be the name of a categorical feature, got {self.vocabulary!r}"
-            )
+        for option, kind in (("vocabulary", "categorical feature"), ("parallel_to", "sequence")):
+            if not isinstance(value := getattr(self, option), str):
+                raise TypeError(f"{named(self)}: {option} must be the name of a {kind}, got {value!r}")
+        if self.parallel_to == self.name:
+            raise ValueError(f"{named(self)}: parallel_to must be another sequence, got its own name; leave it out")
+        check_choice(self, "pooling", POOLINGS)
         if self.vocabulary and (self.min_count, self.max_size, self.num_buckets) != (1, None, None):
             raise ValueError(
                 f"{named(self)}: the ids are those of {self.vocabulary!r}; set min_count, max_size and num_buckets "

@@ -11,6 +11,10 @@
       - sequence: viewed                # ids of the items before, the last 50
         vocabulary: item
         length: 50
+      - sequence: viewed_sites          # where each of them was viewed
+        vocabulary: site
+        parallel_to: viewed
+        length: 50
       - text: title
         tokens: trigrams
       - vector: visual
@@ -117,8 +121,8 @@ class FeatureSchema:
                 self._check_cross(feature)
             elif self.label in columns_of(feature):
                 raise ValueError(f"FeatureSchema: {named(feature)} reads the label {self.label!r}; leave it out")
-            if isinstance(feature, Sequence) and feature.vocabulary:
-                self._check_shared(feature)
+            if isinstance(feature, Sequence):
+                self._check_partners(feature)
         separators: dict[str, tuple[str, str | None]] = {}
         listed: tuple[Bag | Sequence, ...] = (*self.bags, *self.sequences)
         for bag in listed:
@@ -172,9 +176,27 @@ class FeatureSchema:
                 f"{named(cross)}: at most one of the columns may be a bag, got {bags}; cross them one by one"
             )
 
-    def _check_shared(self, sequence: Sequence) -> None:
+    def _check_partners(self, sequence: Sequence) -> None:
+        others = {f.name: f for f in self.sequences}
+        if sequence.parallel_to:
+            other = others.get(sequence.parallel_to)
+            if other is None:
+                raise ValueError(
+                    f"{named(sequence)}: parallel_to must be a sequence of the schema, got {sequence.parallel_to!r}; "
+                    f"{did_you_mean(sequence.parallel_to, others)}"
+                )
+            if other.parallel_to:
+                raise ValueError(
+                    f"{named(sequence)}: parallel_to must be a sequence that is parallel to none, got {other.name!r}; "
+                    f"take {other.parallel_to!r}"
+                )
+            if other.length != sequence.length:
+                raise ValueError(
+                    f"{named(sequence)}: length must be that of {other.name!r}, {other.length}, got {sequence.length}; "
+                    "give both the same"
+                )
         known = {f.name: f for f in self.features if isinstance(f, Categorical)}
-        if sequence.vocabulary not in known:
+        if sequence.vocabulary and sequence.vocabulary not in known:
             raise ValueError(
                 f"{named(sequence)}: vocabulary must be a categorical feature of the schema, got "
                 f"{sequence.vocabulary!r}; {did_you_mean(sequence.vocabulary, known)}"

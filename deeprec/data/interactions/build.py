@@ -43,10 +43,11 @@ def from_frame(
     label: str | None = None,
     *,
     tag: str | None = None,
+    session: str | None = None,
     time_format: str | None = None,
     name: str = "frame",
     on_bad: OnBad = "raise",
-    duplicates: Duplicates = "latest",
+    duplicates: Duplicates | None = None,
     first_row: int = 0,
     row_word: str = "row",
 ) -> Interactions:
@@ -66,11 +67,14 @@ def from_frame(
         tag: column of tags, which makes the rows assignments of a `Folksonomy`; names or numbers, of which blanks
             around a text are no part. A row without a tag, also one of blanks alone, is kept and counted. Not taken by
             itself.
+        session: column of sessions, which take the place of users: `user_features` says the user of each (owner; None
+            without a column of users) and its start. Not taken by itself.
         name: for messages and cards.
         on_bad: rows with a missing id, or with a rating, time or label that is not a number: "raise" names the first
             ones, "skip" drops and counts them.
         duplicates: rows with the same user and item (and tag): "latest" keeps the latest by timestamp, then by row;
-            "keep" keeps all, so that an assignment counts as often as it comes; "raise" refuses.
+            "keep" keeps all, so that an assignment counts as often as it comes; "raise" refuses. None: "latest", and
+            "keep" with `session`.
         first_row, row_word: how messages number rows: of the frame from 0, or of a file by line.
     Raises:
         ValueError: an empty frame, a missing column or one twice, bad rows, duplicates when refused. TypeError: not a
@@ -84,6 +88,7 @@ def from_frame(
         timestamp,
         label,
         tag=tag,
+        session=session,
         time_format=time_format,
         name=name,
         on_bad=on_bad,
@@ -101,10 +106,11 @@ def from_table(
     label: str | None = None,
     *,
     tag: str | None = None,
+    session: str | None = None,
     time_format: str | None = None,
     name: str,
     on_bad: OnBad = "raise",
-    duplicates: Duplicates = "latest",
+    duplicates: Duplicates | None = None,
     place: Callable[[int], str] = "row {}".format,
     dropped: int = 0,
 ) -> Interactions:
@@ -115,6 +121,10 @@ def from_table(
         dropped: malformed rows of the file that are not in the frame, for the count of repairs.
     """
     check_on_bad(on_bad)
+    if session is not None:
+        owner = user if user is not None or DEFAULT_COLUMNS["user"] in table.columns else session
+        owner, user = cast(str, _find_column("user", owner, table.columns, name)), session
+        duplicates = duplicates or "keep"
     given = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "label": label}
     columns = {role: _find_column(role, column, table.columns, name) for role, column in given.items()}
     tags = None if tag is None else table.get_column(cast(str, _find_column("tag", tag, table.columns, name)))
@@ -161,16 +171,22 @@ def from_table(
     if not keep.any():
         raise ValueError(f"from_frame: at least one valid row is required, got none of {table.height} in {name}")
     chosen = {role: column.filter(pl.Series(keep)) for role, column in raw.items()}
-    return build(
+    data = build(
         chosen["user"],
         chosen["item"],
         ratings=chosen["rating"].to_numpy() if "rating" in chosen else None,
         order=chosen["timestamp"].to_numpy() if "timestamp" in chosen else None,
         tags=None if tags is None else tags.filter(pl.Series(keep)),
         name=name,
-        duplicates=duplicates,
+        duplicates=duplicates or "latest",
         repairs=repairs,
     )
+    if session is None:
+        return data
+    from deeprec.data.interactions.sessions import owned  # which reads times, and is made of what this builds
+
+    owners = None if owner == session else normalise_ids(stripped_ids(table.get_column(owner).alias("owner"))[0])
+    return owned(data, owners, raw["user"])
 
 
 def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from deeprec._suggest import did_you_mean
+from deeprec.data.interactions.prefixes import PATTERN, read_prefixes
 from deeprec.data.interactions.roles import Column, Roles, roles_of
 from deeprec.data.reading.errors import START_BYTES
 from deeprec.data.reading.layout import SPACES, TEXT_OPTIONS, TextOptions, layout_of, told
@@ -21,9 +23,14 @@ from deeprec.data.reading.text import OnBad, read_bytes
 
 _log = logging.getLogger("deeprec")
 
-FORMATS = ("table", "csv", "tsv", "lists", "sessions", "matrix", "jsonl", "mind", "parquet")
+FORMATS = ("table", "csv", "tsv", "lists", "sessions", "prefixes", "rsc15", "matrix", "jsonl", "mind", "parquet")
 _CLICKS = ("criteo", "libsvm", "libffm", "libfm", ".libsvm", ".svm", ".libffm", ".ffm", ".libfm")
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_RSC15 = re.compile(r"^\d+,\d{4}-\d\d-\d\dT[\d:.]+Z,\d+,\w+$")
+_PATTERNS = {
+    "prefixes": "prefixes of sessions and the item after each (item item ...<TAB>item)",
+    "rsc15": "the clicks of RSC15 (session,time,item,category)",
+}
 _SHARE_SORTED = 0.95  # of the lists, from which on their order is that of the ids
 
 
@@ -33,7 +40,8 @@ class FileOptions:
 
     Attributes:
         format: one of `FORMATS`, or None: by the file's name and first rows.
-        columns: by role (user, item, rating, timestamp, label, tag, domain) the name of a column, or its place from 0.
+        columns: by role (user, item, rating, timestamp, label, tag, domain, session) the name of a column, or its place
+            from 0.
         time_format: of the column of times where it is neither numbers nor ISO 8601, as of `from_frame`.
         order: "file": the rows stand in the order of time; None: a column says it, if any.
         counted: lists whose first number is how many items follow; None: as the lines show it.
@@ -52,7 +60,7 @@ class FileOptions:
     on_bad: OnBad = "raise"
 
 
-ROLES = ("user", "item", "rating", "timestamp", "label", "tag", "domain")
+ROLES = ("user", "item", "rating", "timestamp", "label", "tag", "domain", "session")
 OPTIONS = ("format", *ROLES, "time_format", "order", "counted", "ordered", *(name for name in TEXT_OPTIONS), "on_bad")
 
 
@@ -89,6 +97,7 @@ class Rows(NamedTuple):
 
     Attributes:
         order_kind: what the order is; None: there is none, or its values must tell.
+        of_sessions: whether the users are sessions, in which an item may come again.
     """
 
     frame: pl.DataFrame
@@ -97,6 +106,7 @@ class Rows(NamedTuple):
     dropped: int = 0
     order_kind: Literal["rank"] | None = None
     has_names: bool = True
+    of_sessions: bool = False
 
 
 def read_rows(path: Path, options: FileOptions) -> Rows:
@@ -111,12 +121,16 @@ def read_rows(path: Path, options: FileOptions) -> Rows:
         or _guess_format(path, options)
     )
     if kind in ("lists", "sessions"):
-        return _read_lists(path, kind, options)
+        return _read_lists(path, kind, options)._replace(of_sessions=kind == "sessions")
+    if kind == "prefixes":
+        return _read_prefixes(path, options)
+    if kind == "rsc15":
+        kind, options = "table", _as_rsc15(path, options)
     if kind == "matrix":
         return _read_matrix(path, options)
     rows = _read_table(path, kind, options)
     if options.order == "file":
-        user = rows.columns["user"]
+        user = rows.columns.get("session", rows.columns["user"])
         places = rows.frame.select(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over(user)).to_series()
         frame = rows.frame.with_columns(places.alias("order in the file"))
         return rows._replace(frame=frame, columns={**rows.columns, "timestamp": frame.columns[-1]}, order_kind="rank")
@@ -157,7 +171,9 @@ def _line_of(text: SeparatedText) -> Callable[[int], str]:
 def _with_integers(rows: Rows, roles: Roles, path: Path, required: FileOptions | None = None) -> Rows:
     """Ids that are all plain integers as integers; where nearly all are, a warning names the first other one."""
     frame, dropped = rows.frame, rows.dropped
-    for role in ("user", "item"):
+    for role in ("user", "item", "session"):
+        if role not in roles.columns:
+            continue
         column = frame.get_column(roles.columns[role])
         if column.dtype != pl.String:
             continue
@@ -183,6 +199,40 @@ def _with_integers(rows: Rows, roles: Roles, path: Path, required: FileOptions |
     return rows._replace(frame=frame, dropped=dropped)
 
 
+def _read_prefixes(path: Path, options: FileOptions) -> Rows:
+    """Lines `item item ...<TAB>item` as the sessions, numbered from 0, that they are the prefixes of."""
+    if options.columns:
+        raise ValueError(f"load: {path} is read as prefixes of sessions, which have no columns, got "
+                         f"{next(iter(options.columns))}; leave it out, or pass format='table'")  # fmt: skip
+    rows = read_prefixes(path)
+    if rows.num_unlisted:
+        _log.warning("%s: %s events of its sessions are no target of any line; they are told apart by nothing from "
+                     "those that are", path.name, f"{rows.num_unlisted:,}")  # fmt: skip
+    frame = pl.DataFrame({"user_id": rows.sessions, "item_id": rows.items, "place": rows.places})
+    columns = {"user": "user_id", "item": "item_id", "timestamp": "place"}
+    return Rows(frame, columns, lambda row: f"line {rows.lines[row]}", 0, "rank", has_names=False, of_sessions=True)
+
+
+def _as_rsc15(path: Path, options: FileOptions) -> FileOptions:
+    """The options that read `session,time,item,category`, without names: the clicks of the RecSys Challenge 2015."""
+    if options.columns:
+        raise ValueError(f"load: {path} is read as the clicks of RSC15, whose columns are known, got "
+                         f"{next(iter(options.columns))}; leave it out, or pass format='table'")  # fmt: skip
+    columns: dict[str, Column] = {"session": 0, "user": 0, "timestamp": 1, "item": 2}
+    return replace(options, columns=columns, text=replace(options.text, header=False))
+
+
+def _by_pattern(data: bytes) -> str | None:
+    """ "prefixes" or "rsc15" where the first lines say so."""
+    lines = data.decode("utf-8", "replace").splitlines()[:1000]
+    lines = [line.rstrip() for line in (lines[:-1] if len(lines) > 1 else lines) if line.strip()]
+    if not lines:
+        return None
+    if all(re.match(PATTERN, line) for line in lines) and any(" " in line for line in lines):
+        return "prefixes"
+    return "rsc15" if all(_RSC15.match(line) for line in lines) else None
+
+
 def _guess_format(path: Path, options: FileOptions) -> str:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix in _CLICKS:
@@ -192,6 +242,9 @@ def _guess_format(path: Path, options: FileOptions) -> str:
     data = read_bytes(path)[:START_BYTES]
     if data.lstrip().startswith(b"{"):
         return "jsonl"
+    if not options.columns and (kind := _by_pattern(data)) is not None:
+        _log.warning("%s: taken as %s; format= says otherwise", path.name, _PATTERNS[kind])
+        return kind
     layout = layout_of(path, data, options.text)
     if layout.has_names or layout.dialect.separator == b"::":
         return "table"

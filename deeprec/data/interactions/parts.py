@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.interactions.build import Duplicates, build
+from deeprec.data.interactions.features import align
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions, OfficialSplit
 from deeprec.data.interactions.tags import Folksonomy
@@ -51,6 +52,7 @@ def joined(
         duplicates="keep",
         repairs={},
     )
+    data = replace(data, user_features=_owners(parts, users))
     part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     repairs = {kind: sum(part.repairs.get(kind, 0) for part in parts) for part in parts for kind in part.repairs}
     if duplicates != "keep":
@@ -96,6 +98,15 @@ def _orders(parts: list[Interactions]) -> list[NDArray[Any] | None]:
         return [part.order for part in parts]
     ends = np.cumsum([0, *(int(part.order.max(initial=0)) for part in parts if part.order is not None)])
     return [part.order + end for part, end in zip(parts, ends[:-1], strict=True) if part.order is not None]
+
+
+def _owners(parts: list[Interactions], users: IdMap) -> pl.DataFrame | None:
+    """What all parts say of their users, such as whose a session is; of one in several parts, what the first says."""
+    tables = [part.user_features for part in parts if part.user_features is not None]
+    if len(tables) < len(parts):
+        return None
+    typed = [table.with_columns(pl.col("user_id").cast(users.values.dtype)) for table in tables]
+    return align(pl.concat(typed, how="diagonal_relaxed"), users)
 
 
 def _tags(parts: list[Interactions]) -> pl.Series | None:

@@ -27,21 +27,30 @@ _MOVIELENS: dict[str, Any] = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
 _LARGEST_RANK = 1_000_000  # Unix times of this century are above 9e8, ranks within a user far below
 
 
-def read_file(path: Path, *, name: str, duplicates: Duplicates = "latest", **options: Any) -> Interactions:
+def read_file(path: Path, *, name: str, duplicates: Duplicates | None = None, **options: Any) -> Interactions:
     """One file of interactions of any layout.
 
     A column of places in each user's own sequence instead of times (`ratings_rank.dat`) is recognised by its values,
     where the text has no names of columns, and taken as order: 1 is the earliest; 0, not placed, goes first.
 
     Args:
-        duplicates: as in `from_frame`.
-        **options: of `file_options`; with `domain` the rows of each domain are read apart and joined, see `Domains`.
+        duplicates: as in `from_frame`; None: "keep" too for files of sessions.
+        **options: of `file_options`; with `domain` the rows of each domain are read apart and joined, see `Domains`;
+            with `session` and no `user` nobody knows whose the sessions are.
     """
+    if options.get("session") is not None and options.get("user") is None:
+        options["user"] = options["session"]
     how = file_options(**options)
     rows = read_rows(path, how)
-    names = rows.columns if rows.has_names else {role: role for role in rows.columns}  # for messages
-    table = pl.DataFrame({names[role]: rows.frame.get_column(column) for role, column in rows.columns.items()})
+    names = dict(rows.columns) if rows.has_names else {role: role for role in rows.columns}  # for messages
+    if rows.columns.get("session") == rows.columns["user"]:
+        del names["user"]
+    table = pl.DataFrame(
+        {names[role]: rows.frame.get_column(column) for role, column in rows.columns.items() if role in names}
+    )
     domain = names.get("domain")
+    if duplicates is None and rows.of_sessions:
+        duplicates = "keep"
     how_built: dict[str, Any] = {role: column for role, column in names.items() if role != "domain"}
     how_built |= {"time_format": how.time_format, "on_bad": how.on_bad, "duplicates": duplicates}
     if domain is not None:
@@ -246,7 +255,7 @@ def read_parts(
     test: Path | None,
     *,
     name: str,
-    duplicates: Duplicates = "latest",
+    duplicates: Duplicates | None = None,
     **options: Any,
 ) -> Interactions:
     """Several files of one layout as one set; with files for testing and choosing as its official split.
@@ -270,6 +279,8 @@ def read_parts(
     for path in files:
         with naming(path):
             parts.append(read_file(path, name=path.name.removesuffix(".gz"), duplicates=duplicates, **options))
+    of_sessions = options.get("session") is not None or options.get("format") in ("sessions", "prefixes", "rsc15")
+    duplicates = duplicates or ("keep" if of_sessions else "latest")
     return joined(parts, len(train), validation is not None, test is not None, name=name, duplicates=duplicates)
 
 

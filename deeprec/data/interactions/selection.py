@@ -62,8 +62,8 @@ def positives(
             f"min_interactions={min_interactions} and min_tag_uses={min_tag_uses}; lower them"
         )
     kept = data.take(keep)
-    user_ids, users_kept, new_users = _without_gaps(data.user_ids, kept.users)
-    item_ids, items_kept, new_items = _without_gaps(data.item_ids, kept.items)
+    user_ids, users_kept, new_users = without_gaps(data.user_ids, kept.users)
+    item_ids, items_kept, new_items = without_gaps(data.item_ids, kept.items)
     parts = [] if min_rating is None else [f"rating >= {min_rating:g}"]
     parts += [] if min_interactions == 1 else [f"{min_interactions}-core"]
     parts += [] if not min_tag_uses else [f"tags used {min_tag_uses} times or more"]
@@ -85,13 +85,13 @@ def _with_tags_in_use(data: Folksonomy) -> Folksonomy:
     has_tag = data.tags >= 0
     if not has_tag.any():
         return replace(data, tag_ids=IdMap(data.tag_ids.values.head(0), "tag"))
-    tag_ids, _, tags = _without_gaps(data.tag_ids, data.tags[has_tag])
+    tag_ids, _, tags = without_gaps(data.tag_ids, data.tags[has_tag])
     codes = np.full(len(data), -1, dtype=np.int32)
     codes[has_tag] = tags
     return replace(data, tags=codes, tag_ids=tag_ids)
 
 
-def _without_gaps(ids: IdMap, used: np.ndarray) -> tuple[IdMap, np.ndarray, np.ndarray]:
+def without_gaps(ids: IdMap, used: np.ndarray) -> tuple[IdMap, np.ndarray, np.ndarray]:
     """The id map of the ids in use, their old internal ids, and the rows in new ones; the order stays."""
     kept, renumbered = np.unique(used, return_inverse=True)
     return IdMap(ids.values.gather(kept), ids.name), kept, renumbered.astype(np.int32)

@@ -23,7 +23,7 @@ _log = logging.getLogger("deeprec")
 Validation = Literal["random", "last", "none"]
 
 # Streams of a seed.
-_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS = range(1, 7)
+_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS, _ROW_NEGATIVES = range(1, 8)
 
 
 def leave_one_out(
@@ -134,7 +134,7 @@ def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, vali
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
 
 
-def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1) -> Split:
+def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, *, new_users: bool = False) -> Split:
     """Hold out what came last: train before one moment, validate up to a second one, test from there on.
 
     The moments are those of the rows where the shares begin, so that rows of one moment are never divided; the test
@@ -143,6 +143,7 @@ def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1)
 
     Args:
         test, validation: shares of the rows, each in [0, 1), together below 1.
+        new_users: keep the held-out rows of users without training rows.
     Returns:
         Split; notes: users_left_out, items_left_out and rows_left_out, of validation and test together.
     Raises:
@@ -170,7 +171,7 @@ def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1)
             f"time_holdout: interactions must lie before the first moment held out, got none of the {len(data)} of "
             f"{data.name}; take smaller shares, or finer times"
         )
-    return _of_known(data, is_held, is_test, items_too=True)
+    return _of_known(data, is_held, is_test, items_too=True, users_too=not new_users)
 
 
 def items_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, seed: int = 0) -> Split:
@@ -207,10 +208,18 @@ def items_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1
     return _of_known(data, is_held, is_test, items_too=False)
 
 
-def _of_known(data: Interactions, is_held: NDArray[np.bool_], is_test: NDArray[np.bool_], *, items_too: bool) -> Split:
+def _of_known(
+    data: Interactions,
+    is_held: NDArray[np.bool_],
+    is_test: NDArray[np.bool_],
+    *,
+    items_too: bool,
+    users_too: bool = True,
+) -> Split:
     """The parts, in the order of the rows; held-out rows of users (and items) without training rows are left out."""
     train = data.take(~is_held)
     knows_user, knows_item = train.user_counts() > 0, train.item_counts() > 0
+    knows_user |= not users_too
     is_known = knows_user[data.users] & (knows_item[data.items] if items_too else True)
     notes = {"users_left_out": len(np.unique(data.users[is_held & ~knows_user[data.users]]))}
     if items_too:
@@ -273,6 +282,20 @@ def sampled_negatives(
         for ranks in (_floyd(rows, data.num_items - (indptr[rows + 1] - indptr[rows]), num_negatives, seed, stream),)
     ]
     return np.concatenate(blocks)[where] if len(distinct) else np.empty((0, num_negatives), dtype=np.int32)
+
+
+def negatives_of_rows(
+    data: Interactions, users: NDArray[np.integer], num_negatives: int, seed: int = 0, *, stream: int = _ROW_NEGATIVES
+) -> Int32Array:
+    """As `sampled_negatives`, but each row has a draw of its own: it depends on the number of the row too, [b, n]."""
+    users, (indptr, indices) = np.asarray(users, dtype=np.int64), data.csr()
+    sampled_negatives(data, np.unique(users), num_negatives, seed)  # for its errors
+    limits = data.num_items - np.diff(indptr)
+    blocks = [np.empty((0, num_negatives), dtype=np.int32)]
+    for rows in np.array_split(np.arange(len(users)), max(1, len(users) >> 13)):
+        of = users[rows]
+        blocks.append(_ranks_to_items(_floyd(rows, limits[of], num_negatives, seed, stream), of, indptr, indices))
+    return np.concatenate(blocks)
 
 
 def _floyd(users: Int64Array, limits: Int64Array, count: int, seed: int, stream: int) -> Int64Array:

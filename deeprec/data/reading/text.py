@@ -29,6 +29,14 @@ def with_gz(path: Path) -> Path | None:
     return path if path.is_file() else packed if packed.is_file() else None
 
 
+def needed(folder: Path, file: str) -> Path:
+    """The file of a data set's folder, or the same packed as .gz; FileNotFoundError without either."""
+    path = with_gz(folder / file)
+    if path is None:
+        raise FileNotFoundError(f"load: {file} (or with .gz) must be in {folder}; get all files of the set")
+    return path
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Content of a text file, unpacked when it is gzip, without a byte order mark.
 

@@ -23,6 +23,7 @@ from deeprec.data.reading.sources import open_source
 from deeprec.data.reading.tables import read_separated
 from deeprec.data.reading.text import OnBad, read_bytes, with_gz
 from deeprec.data.sets.click_files import Clicks, clicks_of
+from deeprec.data.sets.click_histories import read_grocery, read_mind
 from deeprec.data.sets.datasets import search_dirs
 
 IN_MEMORY_BYTES = 256 << 20  # larger files are converted to memory-mapped ones
@@ -71,7 +72,8 @@ def click_source(
     """A log by name, or any source with its schema.
 
     Args:
-        source: a name of `list_click_datasets`, "synthetic", or what `open_source` takes.
+        source: a name of `list_click_datasets`, "synthetic", `Clicks` such as those of `clicks_with_histories`, or what
+            `open_source` takes.
         schema: wins over that of a log known by name; None: of another one it is drafted (`infer_schema`).
         data_dir: looked in first for a name.
         **options: of `open_source`, or of `synthetic_clicks`. Of files also validation and test, which become official
@@ -81,6 +83,10 @@ def click_source(
         ValueError: no schema and no column of labels. FileNotFoundError: no such file or name, or the files of a name
             are nowhere. TypeError: options for a log that takes none.
     """
+    if isinstance(source, Clicks):
+        if options:
+            raise TypeError(f"load: Clicks are read without options, got {sorted(options)}; leave them out")
+        return source if schema is None else replace(source, schema=schema)
     if isinstance(source, str) and source == "synthetic":
         frame, own = synthetic_clicks(**options)
         return Clicks(frame, schema or own)
@@ -95,9 +101,7 @@ def click_source(
         if options:
             raise TypeError(f"load: {source} is read without options, got {sorted(options)}; leave them out")
         clicks = entry.read(*paths)
-        return (
-            clicks if schema is None else Clicks(clicks.source, schema, clicks.validation, clicks.test, clicks.options)
-        )
+        return clicks if schema is None else replace(clicks, schema=schema)
     if isinstance(source, str | Path) and not is_there(source):
         known = [*_REGISTRY, "synthetic"]
         raise FileNotFoundError(
@@ -177,7 +181,8 @@ def load_clicks(
             )
     else:
         log = convert(clicks.source, clicks.schema, directory, **how, **clicks.options)
-    return replace(log, name=source) if isinstance(source, str) and source in ("synthetic", *_REGISTRY) else log
+    is_named = isinstance(source, str) and source in ("synthetic", *_REGISTRY)
+    return replace(log, name=source) if is_named else replace(log, name=clicks.name or log.name)
 
 
 def _label(source: Any) -> str:
@@ -422,6 +427,14 @@ _REGISTRY = {
         ClickDataset("ml-1m-clicks", "MovieLens 1M: whether a rating is 4 or 5, with users and films",
                      "ml-1m", ("ratings_rank.dat", "users.dat", "movies.dat"), 1_000_209, _GROUPLENS,
                      "https://grouplens.org/datasets/movielens/1m/", _read_ml_1m_clicks),
+        ClickDataset("amazon-grocery-clicks", "groceries that a user reviewed next, with what came before",
+                     "amazon-grocery-time", ("train.csv", "item_meta.csv"), 214_422,
+                     "Amazon reviews (McAuley, UCSD): academic research",
+                     "https://github.com/THUwangcy/ReChorus", read_grocery),
+        ClickDataset("mind-clicks", "an extract of MIND: impressions of news, with what the reader clicked before",
+                     "mind-extract", ("behaviors.tsv", "news.tsv"), 126_245,
+                     "Microsoft Research License: non-commercial research; do not redistribute",
+                     "https://msnews.github.io", read_mind),
     )
 }
 # fmt: on

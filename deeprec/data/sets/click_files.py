@@ -30,6 +30,7 @@ class Clicks:
         schema: its features.
         validation, test: sources of the official parts, or None.
         options: of `open_source`.
+        name: for people; "": that of the source.
     """
 
     source: Any
@@ -37,6 +38,7 @@ class Clicks:
     validation: Any = None
     test: Any = None
     options: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 def clicks_of(source: Any, schema: FeatureSchema | None, options: dict[str, Any]) -> Clicks:

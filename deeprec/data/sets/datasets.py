@@ -35,6 +35,7 @@ from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
 from deeprec.data.sets.publishers import SOURCES
+from deeprec.data.sets.sequence_sets import pair_reader, read_diginetica, read_grocery, s3rec_reader
 from deeprec.data.sets.synthetic import synthetic
 from deeprec.data.sets.tag_sets import read_citeulike, read_lastfm_2k, read_tag_split
 
@@ -310,6 +311,7 @@ _HETREC = "https://grouplens.org/datasets/hetrec-2011/"
 _NCF = "https://github.com/hexiangnan/neural_collaborative_filtering"
 _DEEP_CF = "https://github.com/familyld/DeepCF"
 _CROSS = "https://github.com/cjx96/DisenCDR"
+_S3REC = "https://github.com/RUCAIBox/CIKM2020-S3Rec"
 _AMAZON_TERMS = "Amazon reviews (McAuley, UCSD): academic research"
 
 # fmt: off
@@ -357,6 +359,27 @@ _REGISTRY = {
         DatasetInfo("cross-electronic-cloth", "Amazon: the same users in two domains, electronic and cloth (DisenCDR)",
                     "cross-domain", ("electronic_cloth/train.txt",), 358_298, 15_761, 100_228,
                     _AMAZON_TERMS, _CROSS, _cross_reader("electronic", "cloth")),
+        DatasetInfo("sasrec-ml-1m", "MovieLens 1M as SASRec's file: histories in order, items rated five times or more",
+                    "sasrec", ("ml-1m.txt",), 999_611, 6_040, 3_416, _MOVIELENS_TERMS,
+                    "https://github.com/kang205/SASRec", pair_reader("ml-1m.txt")),
+        DatasetInfo("bert4rec-beauty", "Amazon Beauty as BERT4Rec's file: histories in order",
+                    "bert4rec", ("beauty.txt",), 353_962, 40_226, 54_542, _AMAZON_TERMS,
+                    "https://github.com/FeiSun/BERT4Rec", pair_reader("beauty.txt")),
+        DatasetInfo("s3rec-beauty", "Amazon Beauty as S3-Rec's file: histories in order, attributes of items",
+                    "s3rec", ("Beauty.txt",), 198_502, 22_363, 12_101, _AMAZON_TERMS, _S3REC, s3rec_reader("Beauty")),
+        DatasetInfo("s3rec-sports", "Amazon Sports as S3-Rec's file: histories in order, attributes of items",
+                    "s3rec", ("Sports_and_Outdoors.txt",), 296_337, 35_598, 18_357, _AMAZON_TERMS,
+                    _S3REC, s3rec_reader("Sports_and_Outdoors")),
+        DatasetInfo("s3rec-lastfm", "Last.fm as S3-Rec's files: histories in order, attributes, 99 negatives a user",
+                    "s3rec", ("LastFM.txt",), 52_551, 1_090, 3_646,
+                    "Last.fm: non-commercial use; cite HetRec 2011", _S3REC, s3rec_reader("LastFM")),
+        DatasetInfo("diginetica", "Diginetica: sessions in order of time, test sessions as SR-GNN prepares them",
+                    "session/diginetica", ("all_train_seq.txt",), 982_961, 202_633, 43_097,
+                    "CIKM Cup 2016: terms not stated by the source, research only",
+                    "https://github.com/CCIIPLab/GCE-GNN", read_diginetica),
+        DatasetInfo("amazon-grocery", "Amazon Grocery: histories with times, categories of items",
+                    "amazon-grocery-time", ("train.csv",), 121_892, 14_681, 8_687, _AMAZON_TERMS,
+                    "https://github.com/THUwangcy/ReChorus", read_grocery),
     )
 }
 # fmt: on

@@ -17,7 +17,7 @@ from deeprec.data.interactions.parts import joined
 from deeprec.data.interactions.readers import read_file
 from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.errors import naming
-from deeprec.data.reading.text import OnBad, read_bytes, with_gz
+from deeprec.data.reading.text import OnBad, needed, read_bytes, with_gz
 
 _LASTFM_RAW = "hetrec2011-lastfm-2k"
 
@@ -32,7 +32,7 @@ def read_tag_split(
     options: dict[str, Any] = {"on_bad": on_bad, "duplicates": duplicates, "header": True}
     parts = []
     for part in ("train", "val", "test"):
-        path, tag = _needed(folder, f"{part}.txt"), "tagID" if part == "train" else None
+        path, tag = needed(folder, f"{part}.txt"), "tagID" if part == "train" else None
         with naming(path):
             parts.append(read_file(path, name=part, user="userID", item="itemID", tag=tag, **options))
     data = joined(parts, 1, has_validation=True, has_test=True, name=name, duplicates=duplicates)
@@ -52,7 +52,7 @@ def read_lastfm_2k(
     folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest"
 ) -> Interactions:
     """user_taggedartists.dat: all triples of HetRec's Last.fm, with names of tags and artists where they are there."""
-    path = _needed(folder, "user_taggedartists.dat")
+    path = needed(folder, "user_taggedartists.dat")
     columns: dict[str, Any] = {"user": "userID", "item": "artistID", "tag": "tagID"}
     data = read_file(path, name=name, header=True, on_bad=on_bad, duplicates=duplicates, **columns)
     assert isinstance(data, Folksonomy)
@@ -66,9 +66,9 @@ def read_citeulike(folder: Path, *, name: str) -> Interactions:
 
     Users and articles are numbered by line, from 0. Articles without a tag have an empty list.
     """
-    likes = _lists(_needed(folder, "users.dat"))
-    tagged = _lists(_needed(folder, "item-tag.dat"))
-    names = pl.Series(_text(_needed(folder, "tags.dat")).splitlines())
+    likes = _lists(needed(folder, "users.dat"))
+    tagged = _lists(needed(folder, "item-tag.dat"))
+    names = pl.Series(_text(needed(folder, "tags.dat")).splitlines())
     counts, tags = likes.list.len().to_numpy(), tagged.explode().drop_nulls()
     items = likes.explode().drop_nulls().to_numpy()
     for what, numbers, end in (("item", items, len(tagged)), ("tag", tags.to_numpy(), len(names))):
@@ -88,13 +88,6 @@ def read_citeulike(folder: Path, *, name: str) -> Interactions:
     lists = [texts[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
     frame = pl.DataFrame({"item_id": np.arange(len(tagged)), "tags": pl.Series(lists, dtype=pl.List(pl.String))})
     return replace(data, item_features=align(frame, data.item_ids))
-
-
-def _needed(folder: Path, file: str) -> Path:
-    path = with_gz(folder / file)
-    if path is None:
-        raise FileNotFoundError(f"load: {file} (or with .gz) must be in {folder}; get all files of the set")
-    return path
 
 
 def _text(path: Path) -> str:
@@ -119,7 +112,7 @@ def _table(path: Path, *columns: str) -> pl.DataFrame:
 
 def _original(folder: Path, file: str, ids: IdMap) -> IdMap:
     """The map with the ids that its numbers stand for."""
-    path = _needed(folder, file)
+    path = needed(folder, file)
     table = _table(path, "original", "number").cast(pl.Int64)
     known = ids.values.cast(pl.Int64).alias("number").to_frame().join(table, on="number", how="left")
     original = known.get_column("original")

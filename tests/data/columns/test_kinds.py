@@ -200,6 +200,17 @@ def test_tokens_are_those_of_a_plain_loop(tokens: str, batch: int, monkeypatch: 
             "'t' must be categorical, .*got text",
         ),
         (lambda: FeatureSchema((Bag("a", ","), Sequence("b", column="a"))), "must have the same separators"),
+        (lambda: Sequence("a", pooling="max"), "pooling must be one of sum, mean"),
+        (lambda: Sequence("a", parallel_to="a"), "parallel_to must be another sequence"),
+        (lambda: FeatureSchema((Sequence("a", parallel_to="c"), Sequence("d"))), "must be a sequence of the schema"),
+        (
+            lambda: FeatureSchema((Sequence("a", length=3), Sequence("b", parallel_to="a"))),
+            "length must be that of 'a'",
+        ),
+        (
+            lambda: FeatureSchema((Sequence("a"), Sequence("b", parallel_to="a"), Sequence("c", parallel_to="b"))),
+            "parallel_to must be a sequence that is parallel to none, got 'b'; take 'a'",
+        ),
         (lambda: FeatureSchema((Vector("v", columns=("label", "x")),)), "Vector 'v' reads the label"),
         (lambda: FeatureSchema((Categorical("a"),), label=None, positive_from=1), "name its column"),
         (lambda: in_memory(FRAME, FeatureSchema((Categorical("item"),), label=None)), "must have a label"),
@@ -227,6 +238,21 @@ def test_a_vector_must_be_whole(column: pl.Series, message: str) -> None:
         in_memory(frame, schema, Split("tail", (1.0, 0.0, 0.0)))
 
 
+def test_parallel_sequences_are_cut_alike_and_must_be_as_long() -> None:
+    schema = FeatureSchema(
+        (Sequence("items", length=2), Sequence("kinds", length=2, parallel_to="items", pooling="sum")), label=None
+    )
+    assert FeatureSchema.from_yaml(schema.to_yaml()) == schema
+    frame = pl.DataFrame({"items": [["a", "b", "c"], []], "kinds": [["x", "y", "z"], []]})
+    encoder, rows = encoded(frame, schema)
+    assert rows.bags["items"].offsets.tolist() == rows.bags["kinds"].offsets.tolist() == [0, 2, 2]
+    assert encoder.inputs.sequences[1] == SequenceField("kinds", 4, 2, "", "items", "sum")
+    assert Inputs.from_dict(encoder.inputs.as_dict()) == encoder.inputs
+    uneven = frame.with_columns(kinds=pl.Series([["x", "y", "z"], ["x"]]))
+    with pytest.raises(ValueError, match=r"kinds, row 1 .*as many entries as in 'items'.*are required, 0, got 1"):
+        list(encoder.stream(uneven))
+
+
 def test_half_a_vector_of_columns_is_refused() -> None:
     frame = pl.DataFrame({"label": [0, 1], "x": [1.0, None], "y": [1.0, 2.0]})
     with pytest.raises(ValueError, match=r"v, row 1 .*got nan"):
@@ -236,14 +262,14 @@ def test_half_a_vector_of_columns_is_refused() -> None:
 @pytest.mark.parametrize("model", ["lr", "fm", "dnn", "wide-deep", "deepfm", "nfm", "afm", "dcn-v2"])
 def test_click_models_refuse_other_kinds_by_name(model: str) -> None:
     encoder, _ = encoded()
-    with pytest.raises(ValueError, match=r"take the kinds .*got 'viewed' \(sequence .*'poster' \(image\), 'visual'"):
+    with pytest.raises(ValueError, match=r"take the kinds .*sequence .*'poster' \(image\), 'visual'"):
         create(model).build(encoder.inputs)
 
 
 def test_a_click_model_says_so_before_training() -> None:
-    frame = pl.DataFrame({"label": [0, 1] * 20, "c": ["a", "b"] * 20, "s": [["a"], ["b", "a"]] * 20})
-    with pytest.raises(ValueError, match=r"'s' .*declare a sequence as a bag"):
-        DeepFM(epochs=1).fit(frame, FeatureSchema((Categorical("c"), Sequence("s"))))
+    frame = pl.DataFrame({"label": [0, 1] * 20, "c": ["a", "b"] * 20, "v": [[1.0], [2.0]] * 20})
+    with pytest.raises(ValueError, match=r"'v' .*declare .* a vector as numerics"):
+        DeepFM(epochs=1).fit(frame, FeatureSchema((Categorical("c"), Vector("v", 1))))
 
 
 def test_what_cannot_be_told_is_left_to_the_reader() -> None:
