@@ -51,7 +51,7 @@ def add_items(model: TowerModel, items: Any) -> TowerModel:
 def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:
     """Let the last ids of a map that has grown have these vectors, as they are scored."""
     sizes, count = model.require_built(), len(vectors)
-    model.vectors_of_items = torch.cat([model.item_vectors(), vectors])
+    model.vectors_of_items = torch.cat([model._vectors()[1], vectors])
     model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)
     model.item_ids = item_ids
     model.forget_training()

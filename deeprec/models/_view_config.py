@@ -19,6 +19,7 @@ class MultiViewConfig(TowerConfig):
 
     user_domains: domains whose items the view of a user shows, () for all.
     item_domains: domains whose pairs are trained on, () for all; with one of each the model is a single view.
+    domain_bias: with dot products, whether each domain adds a vector of its own to the user's.
     hide_own: share of the rows, in [0, 1], in which a user who met something elsewhere shows nothing of the domain of
         the positive.
     history_reduction: "none"; or what makes the items of a view of a user fewer: "top-k", the most frequent ones,
@@ -36,6 +37,7 @@ class MultiViewConfig(TowerConfig):
             'user_inputs with "history"',
             lambda config: "history" in config.user_inputs,
         ),
+        Only(("domain_bias",), 'similarity "dot"', lambda config: config.similarity == "dot"),
         Only(
             ("hide_own",),
             'user_inputs with "history", and not averaged',
@@ -46,6 +48,7 @@ class MultiViewConfig(TowerConfig):
 
     user_domains: tuple[str, ...] = ()
     item_domains: tuple[str, ...] = ()
+    domain_bias: bool = True
     hide_own: float = 0.5
     history_reduction: str = "none"
     history_width: int = 1000

@@ -9,7 +9,8 @@ no logarithm. By default the score is a dot product without layers between, and 
 step: on sparse domains this ranks better than cosines of tanh layers. Those of DSSM are `similarity="cosine"`,
 `gamma=10`, `layers=(300, 300)`, `factors=128`, `last_activation="tanh"`, `negatives="row"`, `num_negatives=4`. A
 positive is no part of the history that its row shows, and in some rows nothing of its domain is (`hide_own`): without
-that the towers would learn nothing of users who are new to a domain.
+that the towers would learn nothing of users who are new to a domain. With dot products each domain adds a vector of its
+own to the user's (`domain_bias`): without it what is popular must lie in the same direction in all domains.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ if TYPE_CHECKING:
 
 
 class MultiView(TowerModel):
-    """score(u, i) = s(f(x_u), g_a(x_i)) with a tower g_a for each domain a, all trained with one f.
+    """score(u, i) = s(f(x_u) + b_a, g_a(x_i)) with a tower g_a and a vector b_a for each domain a, and one f for all.
+
+    Parameters: beside the towers `domain_biases`, the b_a, [factors] each, none with cosines. With them the vectors
+    that are kept and served have a column more: 1 of users, and b_a . g_a(x_i) of items.
 
     Buffers: `item_domains` [num_items], the place of each item's domain; `history_places`, what becomes of each item
     of a history, -1 for nothing.
@@ -79,6 +83,10 @@ class MultiView(TowerModel):
 
     def _build(self, schema: TowerSizes, generator: torch.Generator | None) -> None:
         super()._build(schema, generator)
+        if self.has_domain_bias:
+            width = self.config.factors + 1
+            self.vectors_of_users = torch.zeros(schema.num_users, width)
+            self.vectors_of_items = torch.zeros(schema.num_items, width)
         count = schema.num_items - schema.added_items
         self.register_buffer("item_domains", torch.zeros(schema.num_items, dtype=torch.int64))
         self.register_buffer("history_places", torch.arange(count) if self.reads_items else torch.zeros(0).long())
@@ -100,6 +108,9 @@ class MultiView(TowerModel):
         self.item_towers = nn.ModuleList(
             self._tower(sizes.item_terms, sizes.item_values, generator) for _ in sizes.domains
         )
+        width = self.config.factors
+        count = len(sizes.domains) * self.has_domain_bias
+        self.domain_biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(count))
 
     def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
         """As `TowerModel`.
@@ -123,9 +134,27 @@ class MultiView(TowerModel):
 
     # -- vectors -------------------------------------------------------------------------------------------------------
 
+    @property
+    def has_domain_bias(self) -> bool:
+        """Whether each domain adds a vector to the user's."""
+        return self.config.domain_bias and self.config.similarity == "dot"
+
     def embed_users(self, batch: TermBatch) -> Tensor:
+        """f(x_u) + b_a in a step of the domain a; otherwise f(x_u) and a 1, see `_of_domain`."""
         vectors: Tensor = self.user_tower(self._shown(batch) if self.reads_items else batch)
-        return vectors
+        if not self.has_domain_bias:
+            return vectors
+        if self._hidden is None:
+            return F.pad(vectors, (0, 1), value=1.0)
+        bias: Tensor = self.domain_biases[self._hidden[0]]
+        return vectors + bias
+
+    def _of_domain(self, view: int, batch: TermBatch) -> Tensor:
+        """g_a(x_i); outside of a step beside b_a . g_a(x_i), so that one vector of a user serves all domains."""
+        vectors: Tensor = self.item_towers[view](batch)
+        if not self.has_domain_bias or self._hidden is not None:
+            return vectors
+        return torch.cat([vectors, (vectors @ self.domain_biases[view]).unsqueeze(1)], 1)
 
     @torch.no_grad()
     def _shown(self, batch: TermBatch) -> TermBatch:
@@ -158,18 +187,21 @@ class MultiView(TowerModel):
         codes = self._codes[items]
         domains = codes.unique().tolist()
         if len(domains) == 1:  # every step
-            vectors: Tensor = self.item_towers[domains[0]](self._item_rows.batch(items))
-            return vectors
+            return self._of_domain(domains[0], self._item_rows.batch(items))
         rows = [torch.nonzero(codes == domain).flatten() for domain in domains]
-        parts = [self.item_towers[at](self._item_rows.batch(items[own])) for at, own in zip(domains, rows, strict=True)]
+        parts = [self._of_domain(at, self._item_rows.batch(items[own])) for at, own in zip(domains, rows, strict=True)]
         order = torch.cat([items[:0], *rows]).argsort()
         return take(torch.cat([self.vectors_of_items[:0], *parts]), 0, to_device(order, self.device))
 
     def embed_new_items(self, batch: TermBatch) -> Tensor:
         assert self._new_codes is not None
-        vectors = torch.stack([tower(batch) for tower in self.item_towers], 1)
+        vectors = torch.stack([self._of_domain(view, batch) for view in range(len(self.item_towers))], 1)
         codes = to_device(self._new_codes, self.device)
         return vectors[torch.arange(len(codes), device=self.device), codes]
+
+    def item_vectors(self) -> Tensor:
+        """[num_items, factors]: what items are alike by, without the part that is the same for all users."""
+        return super().item_vectors()[:, : self.config.factors]
 
     def _readers(self, users_met: Tensor, items_met: Tensor) -> list[tuple[Tower, TermRows, Tensor]]:
         assert self._user_rows is not None

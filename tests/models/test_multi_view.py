@@ -110,6 +110,43 @@ def test_loss_is_minus_log_of_the_ratio_and_trains_one_item_tower(
     assert model.user_tower.bias.grad is not None
 
 
+@torch.no_grad()
+def test_each_domain_adds_a_vector_to_the_user_and_one_served_vector_stands_for_all(made: Interactions) -> None:
+    model, batches = ready(made)
+    for view, bias in enumerate(model.domain_biases):
+        bias.copy_(torch.linspace(-1, view + 1, 6))
+    batch = next(iter(batches.epoch(0)))
+    users = shown_by(model, made, batch) @ model.user_tower.terms + model.user_tower.bias
+    model._hidden = batch.view, batch.hidden
+    rows = model._user_rows.without(batch.epoch, batch.users, batch.items)
+    torch.testing.assert_close(model.embed_users(rows), users + model.domain_biases[batch.view])
+    model._hidden = None
+    codes, (offsets, items) = domains_of(made).codes, made.csr()
+    history = torch.zeros(120, 60)
+    history[np.repeat(np.arange(120), np.diff(offsets)), items] = 1
+    of_users = history / history.sum(1, keepdim=True).clip(1) @ model.user_tower.terms + model.user_tower.bias
+    vectors = torch.stack([model.item_towers[view].terms[at] + model.item_towers[view].bias for at, view in
+                           enumerate(codes)])  # fmt: skip
+    biases = torch.stack([model.domain_biases[view] for view in codes])
+    expected = of_users.double() @ vectors.T.double() + (biases * vectors).double().sum(1)
+    everyone, every = torch.arange(120).unsqueeze(1), torch.arange(60).unsqueeze(0)
+    torch.testing.assert_close(model(everyone, every).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.item_vectors(), vectors)  # what items are alike by has no such part
+    assert not ready(made, similarity="cosine")[0].domain_biases
+    plain, _ = ready(made, domain_bias=False)
+    assert plain.vectors_of_users.shape == (120, 6)
+
+
+def test_vectors_of_domains_learn_from_steps_of_their_own_and_are_saved(made: Interactions, tmp_path: Path) -> None:
+    single = models.create("multi-view", item_domains=("films",), **SMALL).fit(made, protocol="full", baselines=False)
+    assert [bool(bias.detach().any()) for bias in single.domain_biases] == [False, True, False]
+    single.save(tmp_path / "m")
+    loaded = deeprec.load(tmp_path / "m")
+    assert loaded.recommend([1, 2], 5).equals(single.recommend([1, 2], 5))
+    more = single.fit_more(made, protocol="full", epochs=1)
+    assert more.domain_biases[1].detach().any()
+
+
 @pytest.mark.parametrize("negatives", ["row", "mixed"])
 def test_a_user_of_whom_nothing_is_shown_has_no_gradient_by_cosines(negatives: str) -> None:
     # User 1 has the positive alone; user 3 met all of x, and user 2 all of y.
@@ -155,9 +192,9 @@ def test_a_reduced_history_is_that_of_the_training_rows_by_numpy(made: Interacti
     dense[np.repeat(np.arange(120), np.diff(x.offsets)), x.ids] = torch.from_numpy(x.weights)
     tower = model.user_tower
     expected = tower.bias + (torch.from_numpy(x.values) @ tower.numbers if kind == "lsh" else dense @ tower.terms)
-    torch.testing.assert_close(model.user_rows(torch.arange(120))[0], expected)
+    torch.testing.assert_close(model.user_rows(torch.arange(120))[0], F.pad(expected, (0, 1), value=1.0))
     offsets, items = (torch.from_numpy(each).long() for each in made.csr())
-    torch.testing.assert_close(model.history_rows(offsets, items)[0], expected)
+    torch.testing.assert_close(model.history_rows(offsets, items)[0], F.pad(expected, (0, 1), value=1.0))
 
 
 def test_a_single_view_learns_of_its_domains_alone(made: Interactions) -> None:
