@@ -194,7 +194,8 @@ class SessionBatches:
         places = plan.places[first:last]
 
         def there(values: NDArray[np.generic]) -> tuple[Tensor, ...]:
-            return to_device(torch.from_numpy(values), self._device).split(sizes)
+            parts: tuple[Tensor, ...] = to_device(torch.from_numpy(values), self._device).split(sizes)
+            return parts
 
         items, targets = there(self._items[places].astype(np.int64)), there(self._items[places + 1].astype(np.int64))
         lanes, is_first = there(plan.lanes[first:last]), there(plan.is_first[first:last])

@@ -149,9 +149,10 @@ class Protocol:
         if published is None and self.holdout == "official":
             raise ValueError(f"protocol: {data.name} carries no official split; take holdout='leave_one_out'")
         holdout, negatives = self.holdout, self.negatives
-        if holdout == "auto":
-            without = "sessions" if self.targets == "events" else "leave_one_out"
-            holdout = without if published is None else "official"
+        if holdout == "auto" and published is not None:
+            holdout = "official"
+        elif holdout == "auto":
+            holdout = "sessions" if self.targets == "events" else "leave_one_out"
         fits = holdout == "official" and given is not None and given.shape[1] == self.candidates
         if negatives == "auto":
             negatives = "given" if fits else "seeded"

@@ -239,7 +239,7 @@ class ClickTask:
         """Of the training rows, those negatives left out that the protocol leaves out."""
         part, inputs = self.log.parts["train"], self.log.inputs
         rows = part.positives + round((len(part) - part.positives) * self.protocol.negative_rate)
-        with_ids = (*inputs.fields, *inputs.bags, *inputs.sequences)
+        with_ids: tuple[Any, ...] = (*inputs.fields, *inputs.bags, *inputs.sequences)
         columns = len(with_ids) + len(inputs.numerics)
         values = sum(each.size for each in with_ids)
         return Facts(rows, columns=columns, values=values, positives=part.positives)

@@ -95,7 +95,7 @@ class AttentionModel(SequenceModel):
             to_device(torch.from_numpy(items), self.device),
         )
         self._set_draws(train)
-        options = {"batch_size": config.batch_size, "length": self.window_length, "device": self.device}
+        options: dict[str, Any] = {"batch_size": config.batch_size, "length": self.window_length, "device": self.device}
         return NumberedBatches(SequenceBatches(train, seed=seed, **options), seed)
 
     def _set_draws(self, train: Interactions) -> None:
@@ -123,7 +123,7 @@ class AttentionModel(SequenceModel):
         options |= {"mask_known": config.mask_known, "bias": bias}
         if config.loss == "full":
             return full_loss(states, vectors, targets, **options)
-        draws = {"popularity": self._popularity}
+        draws: dict[str, Any] = {"popularity": self._popularity}
         if config.shared:
             return shared_loss(states, vectors, targets, config.num_negatives, log_q=self._log_q, **draws, **options)
         return sampled_loss(

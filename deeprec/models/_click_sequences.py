@@ -84,7 +84,7 @@ class SharedTables(nn.Module):
 
     def weights(self) -> list[nn.Parameter]:
         """The tables, in the order of the fields."""
-        return [weight for each in self.collections for weight in each.weights()]  # type: ignore[operator,union-attr]
+        return [weight for each in self.collections for weight in each.weights()]  # type: ignore[operator]
 
     def readers(self) -> list[tuple[nn.Parameter, tuple[str, ...]]]:
         """Each table, and the inputs that look up in it."""

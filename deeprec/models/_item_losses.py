@@ -160,7 +160,7 @@ def shared_loss(
     candidates = torch.cat([items.new_zeros(1, items.shape[1]), take(items, 0, draws)])
     ids = torch.cat([draws.new_full((1,), len(items)), draws])
     shift = states.new_zeros(num_negatives) if log_q is None else log_q[draws]
-    own = {
+    own: dict[str, Any] = {
         "seen_indptr": torch.arange(len(states) + 1, device=device),
         "seen_indices": targets.items.to(torch.int32),
     }
@@ -186,6 +186,6 @@ def shared_loss(
     return F.softplus(over_draws - _APART - own_logits).mean()
 
 
-def _seen(targets: Targets) -> dict[str, Tensor]:
+def _seen(targets: Targets) -> dict[str, Any]:
     """The lists of known items, as the softmax losses take them; the target is among them, and is never left out."""
     return {"seen_indptr": targets.known[0], "seen_indices": targets.known[1], "seen_rows": targets.users}

@@ -226,7 +226,8 @@ class ACF(Recommender):
         known = [self.items(items), neighbours]
         if self.config.features:
             known.append(self._content(take(users, 0, owners), items))
-        return self.attention(users, torch.cat(known, 1), owners, neighbours)
+        attended: Tensor = self.attention(users, torch.cat(known, 1), owners, neighbours)
+        return attended
 
     def _content(self, users: Tensor, items: Tensor) -> Tensor:
         """[nnz, C] what is known of items, as users [nnz, D] look at them."""

@@ -35,4 +35,4 @@ class BST(DNN):
 
     name = "bst"
     config_class: ClassVar[type[ClickConfig]] = BSTConfig
-    config: BSTConfig  # type: ignore[assignment]
+    config: BSTConfig

@@ -12,7 +12,7 @@ ones. Users unknown in training have no vector of their own: the mean of all sta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +206,7 @@ class Caser(SequenceModel):
         count = batch.targets.shape[1]
         queries, targets = vectors.repeat_interleave(count, 0), batch.targets.flatten()
         weights = (targets >= 0).to(wide_dtype(vectors.dtype)) / batch.num_targets
-        options = {"bias": self.output_bias, "weights": weights, "reduction": "sum"}
+        options: dict[str, Any] = {"bias": self.output_bias, "weights": weights, "reduction": "sum"}
         items, targets = self.output.weight, targets.clamp(min=0)
         if self.config.loss == "softmax":
             return softmax_loss(queries, items, targets, **options)

@@ -57,7 +57,7 @@ class DIN(DNN):
 
     name = "din"
     config_class: ClassVar[type[ClickConfig]] = DINConfig
-    config: DINConfig  # type: ignore[assignment]
+    config: DINConfig
 
     _shares: list[Tensor] | None = None  # 1 / n of each row of each table, from the training rows
 

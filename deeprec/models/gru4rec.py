@@ -68,7 +68,7 @@ class GRU4Rec(SequenceModel):
             self._draw_weights(generator)
         if config.input == "one-hot":
             # The rows are what the gates get of the item: its matrix is the identity, and is not trained.
-            first = self.layers[0].weight_ih_l0
+            first = _weights(self.layers[0])[0]
             first.requires_grad_(False).copy_(torch.eye(input_width))
 
     def _draw_weights(self, generator: torch.Generator | None) -> None:
@@ -206,7 +206,7 @@ class GRU4Rec(SequenceModel):
         states = []
         hidden = F.dropout(inputs, config.dropout_embed, self.training)
         for layer, state in zip(self.layers, before, strict=True):
-            hidden = torch.gru_cell(hidden, state, *layer.all_weights[0])
+            hidden = torch.gru_cell(hidden, state, *_weights(layer))
             hidden = F.dropout(hidden, config.dropout_hidden, self.training)
             states.append(hidden.detach())
         return hidden, torch.stack(states)
@@ -325,7 +325,7 @@ class GRU4Rec(SequenceModel):
         hidden = (self.items if self.config.input == "constrained" else self.inputs)(items)
         after = []
         for layer, before in zip(self.layers, (*state[1:], state[0]), strict=True):
-            hidden = torch.gru_cell(hidden, before, *layer.all_weights[0])
+            hidden = torch.gru_cell(hidden, before, *_weights(layer))
             after.append(hidden)
         return (after[-1], *after[:-1])
 
@@ -341,3 +341,9 @@ def add_row_grad(table: Embedding, ids: Tensor, grads: Tensor) -> None:
     values = torch.ops.deeprec.embedding_grad(grads, *plan)
     grad = coalesced_grad(plan.rows.long().unsqueeze(0), values, table.num_embeddings)
     table.weight.grad = grad if table.weight.grad is None else table.weight.grad + grad
+
+
+def _weights(layer: nn.Module) -> list[Tensor]:
+    """Matrices and biases of a layer, in the order that `torch.gru_cell` takes them."""
+    assert isinstance(layer, nn.GRU)
+    return list(layer.all_weights[0])

@@ -84,7 +84,12 @@ class SequenceEncoder(nn.Module):
         self.dim, self.length, self.positions, self.scale, self.causal = dim, length, positions, scale, causal
         self.dropout = Dropout(dropout)
         self.position_vectors = nn.Parameter(torch.empty(length, dim)) if positions == "learned" else None
-        make = {"block": block, "feed_forward": feed_forward, "dropout": dropout, "rotary": positions == "rotary"}
+        make: dict[str, Any] = {
+            "block": block,
+            "feed_forward": feed_forward,
+            "dropout": dropout,
+            "rotary": positions == "rotary",
+        }
         self.blocks = nn.ModuleList(
             _Block(dim, heads, hidden, attention_dropout=attention_dropout, causal=causal, **make)
             for _ in range(blocks)
@@ -209,12 +214,12 @@ class _Block(nn.Module):
         """States [B, l, D] of states; keys [B, 1, 1, l] may be seen, all before a place where there are none."""
         if self.kind == "sasrec":
             normed = self.first_norm(x)
-            y = self.second_norm(normed + self._attend(normed, x, keys, angles))
+            y: Tensor = self.second_norm(normed + self._attend(normed, x, keys, angles))
             return y + self._network(y)
         if self.kind == "post-norm":
             y = self.first_norm(x + self._attend(x, x, keys, angles))
-            normed = self.second_norm(y + self._network(y))
-            return normed
+            out: Tensor = self.second_norm(y + self._network(y))
+            return out
         normed = self.first_norm(x)
         change = self._attend(normed, normed, keys, angles)
         y = x + (change if self.first_gate is None else torch.sigmoid(self.first_gate(x)) * change)
@@ -232,7 +237,8 @@ class _Block(nn.Module):
             out = self._attend_by_products(q, k, v, keys)
         else:
             out = F.scaled_dot_product_attention(q, k, v, keys, is_causal=self.causal)
-        return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
+        dropped: Tensor = self.dropout(self.out(out.transpose(1, 2).flatten(2)))
+        return dropped
 
     def _attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
         """The same with all weights [B, heads, l, l] held.
@@ -244,11 +250,13 @@ class _Block(nn.Module):
         if self.causal:
             keys = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
         assert keys is not None
-        return self.attention_dropout(scores.masked_fill(~keys, -torch.inf).softmax(3)) @ v
+        weights: Tensor = self.attention_dropout(scores.masked_fill(~keys, -torch.inf).softmax(3))
+        return weights @ v
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[B, heads, l, d] of [B, l, D]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        by_head: Tensor = x.unflatten(2, (self.heads, -1))
+        return by_head.transpose(1, 2)
 
     def _network(self, x: Tensor) -> Tensor:
         hidden = self.inner(x)
@@ -257,7 +265,8 @@ class _Block(nn.Module):
             hidden = F.silu(gate) * linear
         else:
             hidden = self.activation(hidden)
-        return self.dropout(self.outer(self.dropout(hidden)))
+        change: Tensor = self.dropout(self.outer(self.dropout(hidden)))
+        return change
 
 
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def _best(
     histories: _Histories,
     k: int,
     exclude_seen: bool,
-    filters: dict[str, NDArray[np.int32] | None],
+    filters: dict[str, Any],
     index: ItemIndex | None,
     ratings: NDArray[np.float32] | None = None,
 ) -> TopK:

@@ -263,7 +263,8 @@ def _trained_history(model: AnyModel, user: int) -> NDArray[np.int64]:
     if model.seen is None:
         return np.zeros(0, dtype=np.int64)
     first, last = model.seen.offsets[user : user + 2]
-    return model.seen.items[first:last].astype(np.int64)
+    met: NDArray[np.int64] = model.seen.items[first:last].astype(np.int64)
+    return met
 
 
 def _fingerprint(model: AnyModel) -> str:

@@ -185,7 +185,8 @@ def from_table(
         return data
     from deeprec.data.interactions.sessions import owned  # which reads times, and is made of what this builds
 
-    owners = None if owner == session else normalise_ids(stripped_ids(table.get_column(owner).alias("owner"))[0])
+    is_named = owner is not None and owner != session
+    owners = normalise_ids(stripped_ids(table.get_column(cast(str, owner)).alias("owner"))[0]) if is_named else None
     return owned(data, owners, raw["user"])
 
 

@@ -319,7 +319,7 @@ def negatives_of_rows(
     limits = data.num_items - np.diff(indptr)
     blocks = [np.empty((0, num_negatives), dtype=np.int32)]
     for rows in np.array_split(np.arange(len(users)), max(1, len(users) >> 13)):
-        of = users[rows]
+        of = users[rows].astype(np.int64)
         blocks.append(_ranks_to_items(_floyd(rows, limits[of], num_negatives, seed, stream), of, indptr, indices))
     return np.concatenate(blocks)
 

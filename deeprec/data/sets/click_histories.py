@@ -144,7 +144,8 @@ def _by_moment(order: Int64Array, shares: tuple[float, float]) -> NDArray[np.int
         raise ValueError(f"clicks_with_histories: shares must be > 0 with a sum below 1, got {shares}")
     ascending = np.sort(order)
     validation, test = (ascending[-max(1, round(len(order) * share))] for share in (sum(shares), shares[1]))
-    return (order >= validation).astype(np.int64) + (order >= test)
+    part: NDArray[np.int64] = (order >= validation).astype(np.int64) + (order >= test)
+    return part
 
 
 def _lists(values: pl.Series, begin: Int64Array, end: Int64Array) -> pl.Series:
