@@ -27,6 +27,7 @@ from deeprec.nn import (
     NeighbourAttention,
     PairAttention,
     SequenceConvolution,
+    SequenceEncoder,
     Table,
     TermBatch,
     Tower,
@@ -85,6 +86,9 @@ CASES = {
     ),
     "PairAttention": Case(lambda: PairAttention(8, 3), [X], []),
     "SequenceConvolution": Case(lambda: SequenceConvolution(3, 8, horizontal_filters=3, vertical_filters=2), [X], []),
+    "SequenceEncoder": Case(
+        lambda: SequenceEncoder(8, 4, heads=2, hidden=8, dropout=0.0), [X, torch.tensor([3, 0, 1, 2, 3])], []
+    ),
     "Tower": Case(OfTensors, TERMS, ["_bags_pool_kernel", *ROWS]),
 }
 

@@ -26,6 +26,7 @@ from deeprec.nn import (
     NeighbourAttention,
     PairAttention,
     SequenceConvolution,
+    SequenceEncoder,
     Table,
     TermBatch,
     Tower,
@@ -61,6 +62,7 @@ CASES = {
     ),
     "PairAttention": Case(lambda: PairAttention(4, 3), (X,)),
     "SequenceConvolution": Case(lambda: SequenceConvolution(2, 4, horizontal_filters=3, vertical_filters=2), (X,)),
+    "SequenceEncoder": Case(lambda: SequenceEncoder(4, 3, heads=2, hidden=4), (X, torch.tensor([2, 0, 1]))),
     "Tower": Case(lambda: Tower(5, 2, (4, 3)), (TERMS,)),
 }
 
@@ -68,13 +70,16 @@ CASES = {
 class Around(nn.Module):
     """A model with a layer in it, two levels down."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, count: int = 1) -> None:
         super().__init__()
+        self.count = count
         self.inner = nn.Sequential(nn.Identity())
         self.inner.layer = layer
 
-    def forward(self, x: Tensor, y: Any = None, z: Any = None) -> Any:
-        out = self.inner.layer(x) if z is None else self.inner.layer(x, None, per_sample_weights=z)
+    def forward(self, x: Any, y: Any = None, z: Any = None, w: Any = None) -> Any:
+        layer, given = self.inner.layer, [each for each in (y, z, w)[: self.count - 1] if each is not None]
+        # What is left out is the offsets of a bag.
+        out = layer(x, None, per_sample_weights=z) if len(given) < self.count - 1 else layer(x, *given)
         return out * 2
 
 
@@ -95,9 +100,10 @@ def called_modules(graph: torch.fx.Graph) -> list[Any]:
 def test_fx_sees_the_layer_as_a_leaf(name: str) -> None:
     case = CASES[name]
     layer = case.make().eval()
-    model = Around(layer)
-    fixed = {} if len(case.arguments) == 3 else {"y": None, "z": None}
-    traced = torch.fx.symbolic_trace(model, concrete_args=fixed or {"y": None})
+    model = Around(layer, len(case.arguments))
+    given = (*case.arguments, *[None] * (4 - len(case.arguments)))
+    fixed = {name: None for name, value in zip("xyzw", given, strict=True) if value is None}
+    traced = torch.fx.symbolic_trace(model, concrete_args=fixed)
     assert called_modules(traced.graph) == ["inner.layer"]
     assert traced.inner.layer is layer
     torch.testing.assert_close(traced(*case.arguments), model(*case.arguments))
