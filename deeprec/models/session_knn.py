@@ -25,7 +25,7 @@ from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.models.base import Recommender
 from deeprec.models.history import HistoryRecommender
-from deeprec.nn.scoring import BlockScorer
+from deeprec.nn.scoring import BlockScorer, Lists, rows_of
 
 VARIANTS = ("s-knn", "v-sknn", "s-sknn")
 _ENTRIES_A_BLOCK = 1 << 22  # of lists of sessions that are merged at a time: 32 MiB
@@ -87,7 +87,9 @@ class SessionKNN(HistoryRecommender):
     def _build_weights(self, schema: Schema) -> None:
         self.register_buffer("recency", torch.zeros(schema.num_users, dtype=torch.int64))  # place by the last event
         self.recency: Tensor
-        self._past: _Index | None = None  # made from the sessions when scores are first asked for
+        # Neighbours are searched on the CPU, wherever the model is; of one that was loaded these are made when needed.
+        self._past: _Index | None = None
+        self._kept: Lists | None = None
 
     def fit_directly(self, train: Interactions) -> None:
         """Keep the sessions in order; ratings are ignored."""
@@ -98,24 +100,27 @@ class SessionKNN(HistoryRecommender):
         np.cumsum(train.user_counts(), out=offsets[1:])
         last = np.full(train.num_users, np.iinfo(np.int64).min)
         np.maximum.at(last, train.users, order if train.order_kind == "time" else rows)
-        device = self.device
+        device, items = self.device, train.items[ordered]
         self.history_offsets = torch.from_numpy(offsets).to(device)
-        self.history_items = torch.from_numpy(train.items[ordered]).to(device)
+        self.history_items = torch.from_numpy(items).to(device)
         places = train.user_ids.ascending()[1]  # of equally recent ones the one with the larger id is the later
-        self.recency = torch.from_numpy(np.argsort(np.lexsort((places, last)))).to(device)
-        self._past = None
+        recency = np.argsort(np.lexsort((places, last)))
+        self.recency = torch.from_numpy(recency).to(device)
+        self._kept = torch.from_numpy(offsets), torch.from_numpy(items)
+        self._past = index_of_sessions(offsets, items, recency, train.num_items)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As torch's."""
-        self._past = None
+        self._past = self._kept = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
         return offsets, items.cpu()
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
-        offsets, items = super().user_rows(users)
-        return offsets, items.cpu()
+        if self._kept is None:
+            self._kept = self.history_offsets.cpu(), self.history_items.cpu()
+        return rows_of(self._kept, users.cpu())
 
     def scorer(self, state: tuple[Tensor, ...]) -> BlockScorer:
         offsets, items = (part.numpy() for part in state)
@@ -133,7 +138,8 @@ class SessionKNN(HistoryRecommender):
         if self._past is None:
             parts = (self.history_offsets, self.history_items, self.recency)
             offsets, items, recency = (part.cpu().numpy() for part in parts)
-            self._past = index_of_sessions(offsets, items, recency, self.require_built().num_items)
+            self._kept = torch.from_numpy(offsets), torch.from_numpy(items)
+        self._past = index_of_sessions(offsets, items, recency, self.require_built().num_items)
         return self._past
 
 

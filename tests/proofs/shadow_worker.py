@@ -56,6 +56,23 @@ aten = torch.ops.aten
 # In place, and without a shape function in torch: nothing to compute but that all is on the device.
 WITHOUT_SHAPES = (aten._fused_sgd_.default, aten._fused_adagrad_.default)
 
+# The shapes of the cell of a GRU, which torch does not say.
+_SHAPES = torch.library.Library("aten", "IMPL", "Meta")
+
+
+def _gru_cell(input_gates: Any, hidden_gates: Any, hx: Any, input_bias: Any = None, hidden_bias: Any = None) -> Any:
+    return torch.empty_like(hx), hx.new_empty(len(hx), 5 * hx.shape[1])
+
+
+def _gru_cell_backward(grad: Any, workspace: Any, has_bias: bool) -> Any:
+    width = 3 * grad.shape[1]
+    gates, biases = ([grad.new_empty(*shape) for _ in range(2)] for shape in ((len(grad), width), (width,)))
+    return (*gates, torch.empty_like(grad), *(biases if has_bias else (None, None)))
+
+
+_SHAPES.impl("_thnn_fused_gru_cell", _gru_cell)
+_SHAPES.impl("_thnn_fused_gru_cell_backward", _gru_cell_backward)
+
 
 class Shadow(TorchDispatchMode):
     """Counts the operator calls on the device, and looks at what it holds, sums and writes by who takes them."""
