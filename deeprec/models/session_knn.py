@@ -138,8 +138,7 @@ class SessionKNN(HistoryRecommender):
         if self._past is None:
             parts = (self.history_offsets, self.history_items, self.recency)
             offsets, items, recency = (part.cpu().numpy() for part in parts)
-            self._kept = torch.from_numpy(offsets), torch.from_numpy(items)
-        self._past = index_of_sessions(offsets, items, recency, self.require_built().num_items)
+            self._past = index_of_sessions(offsets, items, recency, self.require_built().num_items)
         return self._past
 
 
