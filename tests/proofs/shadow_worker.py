@@ -451,7 +451,9 @@ def main() -> None:
             steps = {optimizer: training_step(name, optimizer) for optimizer in optimizers}
             if "step_in_backward" in taken_options(models.config_class(name)):
                 steps["adagrad in backward"] = training_step(name, "adagrad", step_in_backward=True)
-            found[name] = {"steps": steps, "serving": click_serving(name), "histories": histories(name)}
+            found[name] = {"steps": steps, "serving": click_serving(name)}
+            if optimizers:
+                found[name]["histories"] = histories(name)
             if optimizers:
                 found[name]["checkpoint"] = checkpoint(name)
     json.dump(found, sys.stdout)

@@ -171,7 +171,9 @@ def test_evaluation_recommendation_and_prediction(found: dict[str, Any], name: s
         require_queued(f"{name}: {what}", work, PUTS_OF.get(name, PUTS))
 
 
-@pytest.mark.parametrize("name", models.click_models())
+@pytest.mark.parametrize(
+    "name", [name for name in models.click_models() if models.model_class(name).trains_by_gradient]
+)
 def test_histories_in_click_models(found: dict[str, Any], name: str) -> None:
     for what, work in found[name]["histories"].items():
         require_queued(f"{name}, history {what}", work, PUTS_OF_HISTORIES)
