@@ -106,6 +106,7 @@ BUDGET = {
 HEADROOM = 1.1
 BUDGET_OF_KIND = {"interactions": (400, 6), "log": (1200, 32)}  # by what the model reads
 TRAINED = [name for name in models.recommenders() if models.model_class(name).trains_by_gradient]
+TRAINED_CLICKS = [name for name in models.click_models() if models.model_class(name).trains_by_gradient]
 
 
 @pytest.fixture(scope="module")
