@@ -167,13 +167,13 @@ class SequenceModel(Recommender):
             if width:
                 parts.append(self.encode_last(*windows_of((offsets, items), rows, width)))
             else:
-                parts.append(torch.zeros(len(rows), self.config.factors, device=items.device))
+                parts.append(self.output_items()[0].new_zeros(len(rows), self.config.factors))
             if width and not int(counts[rows].min()):
                 is_empty = to_device(counts[rows] == 0, items.device)
                 parts[-1] = parts[-1].masked_fill(is_empty.unsqueeze(1), 0.0)
             start += len(rows)
         if not parts:
-            return (torch.zeros(0, self.config.factors, device=items.device),)
+            return (self.output_items()[0].new_zeros(0, self.config.factors),)
         return (take(torch.cat(parts), 0, to_device(order.argsort(), items.device)),)
 
     def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:

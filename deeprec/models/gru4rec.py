@@ -301,7 +301,7 @@ class GRU4Rec(SequenceModel):
         counts = offsets.diff()
         order = counts.argsort(stable=True)
         sizes = counts[order]
-        states = torch.zeros(self.config.num_layers, len(counts), self.config.factors, device=items.device)
+        states = self.items.weight.new_zeros(self.config.num_layers, len(counts), self.config.factors)
         start = int((sizes == 0).sum())
         while start < len(order):
             # Blocks of about as many places, each as wide as its longest history.

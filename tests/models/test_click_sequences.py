@@ -312,14 +312,14 @@ def test_mini_batch_l2_holds_the_touched_rows_by_their_count() -> None:
 )
 def test_din_ranks_groceries_better_than_the_same_network_without_history() -> None:
     clicks = load_clicks("amazon-grocery-clicks")
-    rule = protocol("click", metrics=("auc", "gauc", "log_loss"))
-    options = {"epochs": 2, "batch_size": 1024, "lr": 0.003, "batch_norm": False, "patience": 0, "factors": 16}
+    rule = protocol("click", metrics=("auc", "log_loss"))
+    options = {"epochs": 1, "batch_size": 1024, "lr": 0.003, "batch_norm": False, "patience": 0, "factors": 16}
     din = create("din", **options).fit(clicks, protocol=rule, seed=1, device="cpu", baselines=False)
     inputs = clicks.inputs
     assert inputs.sequences
-    gauc = din.evaluate(clicks)["gauc"]
+    auc = din.evaluate(clicks)["auc"]
     schema = FeatureSchema(clicks.schema.features[:2], group="user_id")
     plain = load_clicks("amazon-grocery-clicks", schema)
     base = create("dnn", **options, activation="dice", hidden=(80, 40), dropout=0.0)
-    without = base.fit(plain, protocol=rule, seed=1, device="cpu", baselines=False).evaluate(plain)["gauc"]
-    assert gauc > without + 0.02
+    without = base.fit(plain, protocol=rule, seed=1, device="cpu", baselines=False).evaluate(plain)["auc"]
+    assert auc > without + 0.02

@@ -116,7 +116,7 @@ def test_new_users_and_items_are_served(name: str, trained: Any, frames: Any, tm
 @pytest.mark.parametrize("name", DIRECT)
 def test_models_fitted_directly_learn_from_all_that_was_met(name: str, trained: Any, frames: Any) -> None:
     model, old = copy.deepcopy(trained[name]), trained[name]
-    task = later_task(model, frames[1], "full")
+    task = later_task(model, _later(name, frames), "full")
     fit_more(model, task)
     plain = create(name, config=model.config).build(model.schema)  # what the earlier rows chose stays
     train = task.train(0, joined=model.config.refit)
