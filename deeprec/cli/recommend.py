@@ -17,7 +17,6 @@ from deeprec.data import IdMap
 from deeprec.data.reading.tables import read_table, typed
 from deeprec.data.reading.text import read_bytes
 from deeprec.registry import model_class, recommenders, require_capability
-from deeprec.serve.output import require_writable, write_frame
 
 _TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 _WHO = {
@@ -140,6 +139,8 @@ def recommend(
         _show(model.recommend_for_history(liked, k, ratings=given, **met, **filters), directory, as_json)
         return
     if histories is not None:
+        from deeprec.serve.output import require_writable, write_frame  # here: the help text does not wait for torch
+
         path = None if output is None else require_writable("recommend", output)
         lists = model.recommend_for_histories(_events(histories, model.item_ids), k, **met, **filters)
         if path is None:
