@@ -3,9 +3,54 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterator
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from deeprec.evaluate import Card
+from deeprec.train import Progress
+
+
+class Sayer:
+    """Prints how far a run is: every epoch with a figure, and once in twenty seconds within one.
+
+    Args:
+        what: the run.
+        figure: a metric of the validation part.
+    """
+
+    def __init__(self, what: str, figure: str) -> None:
+        self.what, self.figure, self.last = what, figure, time.perf_counter()
+
+    def __call__(self, progress: Progress) -> None:
+        """What `fit` tells."""
+        where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
+        if progress.metrics is not None:
+            said = f"{self.figure} {progress.metrics[self.figure]:.4f}"
+            print(f"{where}, loss {progress.loss:.3f}, {said}", flush=True)
+        elif time.perf_counter() - self.last > 20:
+            print(f"{where}, {progress.done / max(1, progress.total):.0%}", flush=True)
+        else:
+            return
+        self.last = time.perf_counter()
+
+
+def figure_cells(cards: Sequence[Card], figures: Sequence[str], best: Sequence[float]) -> list[str]:
+    """Mean and standard deviation of figures over the cards of a contender, in bold where the mean is the best."""
+    cells = []
+    for figure, most in zip(figures, best, strict=True):
+        values = [float(card.metrics[figure] or 0.0) for card in cards]
+        mean = statistics.mean(values)
+        text = f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+        cells.append(f"**{text}**" if mean == most else text)
+    return cells
+
+
+def epochs_cell(cards: Sequence[Card]) -> str:
+    """The epochs that were chosen."""
+    return ", ".join(str(card.epoch) for card in cards if card.epoch is not None)
 
 
 def due_runs(results: Path, names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.card_runs import run_command
+from bench.card_runs import epochs_cell, figure_cells, run_command
 from deeprec.data import FeatureSchema, Sequence, load_clicks
 from deeprec.evaluate import protocol, read_card
 from deeprec.models import create
@@ -141,18 +141,14 @@ def page() -> str:
         winner = max(rows, key=lambda row: row[2]["gauc"])[0]
         lines += ["", f"## {each.what}", "", f"**{CONTENDERS[winner].words}** has the best gauc. {each.notes}", ""]
         lines += ["| method | seeds | auc | gauc | log loss | epoch | seconds |", "|---|---|---|---|---|---|---|"]
-        lines += [_row(label, cards, means, best) for label, cards, means in rows]
+        lines += [_row(label, cards, best) for label, cards, _ in rows]
     return "\n".join(lines) + "\n"
 
 
-def _row(label: str, cards: list[Any], means: dict[str, float], best: dict[str, float]) -> str:
+def _row(label: str, cards: list[Any], best: dict[str, float]) -> str:
     cells = [CONTENDERS[label].words, str(len(cards))]
-    for figure in FIGURES:
-        spread = statistics.stdev(c.metrics[figure] for c in cards) if len(cards) > 1 else 0.0
-        text = f"{means[figure]:.4f}" + (f" ± {spread:.4f}" if len(cards) > 1 else "")
-        cells.append(f"**{text}**" if means[figure] == best[figure] else text)
-    epochs = [c.epoch for c in cards if c.epoch is not None]
-    cells += [", ".join(map(str, epochs)), f"{statistics.mean(c.seconds for c in cards):.0f}"]
+    seconds = f"{statistics.mean(c.seconds for c in cards):.0f}"
+    cells += [*figure_cells(cards, FIGURES, [best[figure] for figure in FIGURES]), epochs_cell(cards), seconds]
     return f"| {' | '.join(cells)} |"
 
 

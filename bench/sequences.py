@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.card_runs import run_command
+from bench.card_runs import Sayer, epochs_cell, figure_cells, run_command
 from deeprec.data import Interactions, load
 from deeprec.evaluate import protocol, read_card
 from deeprec.models import create
-from deeprec.train import Progress, fit
+from deeprec.train import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "results" / "sequences", ROOT / "results" / "sequences.md"
@@ -152,7 +152,7 @@ def options_of(name: str, label: str) -> dict[str, Any]:
 def run(name: str, label: str, seed: int, data: Interactions) -> None:
     """Train one contender on one set and leave its card."""
     each, started = CONTENDERS[label], time.perf_counter()
-    say = Sayer(f"{name}, {label}, seed {seed}")
+    say = Sayer(f"{name}, {label}, seed {seed}", FIGURES[1])
     if label == "ease" and SETS[name].items > _MOST_ITEMS_OF_EASE:
         print(f"{say.what}: left out, {SETS[name].items:,} items squared", flush=True)
         return
@@ -165,24 +165,6 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
     result.card.write(card)
     figures = ", ".join(f"{figure} {result.card.metrics[figure]:.4f}" for figure in FIGURES)
     print(f"{say.what}: {figures}, epoch {result.card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
-
-
-class Sayer:
-    """Prints how far a run is: every epoch, and once in twenty seconds within one."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.last = what, time.perf_counter()
-
-    def __call__(self, progress: Progress) -> None:
-        """What `fit` tells."""
-        where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
-        if progress.metrics is not None:
-            print(f"{where}, loss {progress.loss:.3f}, ndcg@10 {progress.metrics['ndcg@10']:.4f}", flush=True)
-        elif time.perf_counter() - self.last > 20:
-            print(f"{where}, {progress.done / max(1, progress.total):.0%}", flush=True)
-        else:
-            return
-        self.last = time.perf_counter()
 
 
 def page() -> str:
@@ -211,21 +193,17 @@ def page() -> str:
             said += f"; of the methods that read no order, {simple.words}"
         lines += ["", f"## {each.what}", "", f"{said}.", ""]
         lines += [f"| method | seeds | {' | '.join(FIGURES)} | epoch | seconds |", "|---" * (len(FIGURES) + 4) + "|"]
-        lines += [_row(label, cards, means, best) for label, cards, means in rows]
+        lines += [_row(label, cards, best) for label, cards, _ in rows]
         for other in each.published:
             cells = " | ".join(f"{figure:.4f}" for figure in other.figures)
             lines.append(f"| published: {other.what}, {other.source} | | {cells} | | |")
     return "\n".join(lines) + "\n"
 
 
-def _row(label: str, cards: list[Any], means: list[float], best: list[float]) -> str:
+def _row(label: str, cards: list[Any], best: list[float]) -> str:
     cells = [CONTENDERS[label].words, str(len(cards))]
-    for figure, mean, most in zip(FIGURES, means, best, strict=True):
-        spread = statistics.stdev(c.metrics[figure] for c in cards) if len(cards) > 1 else 0.0
-        text = f"{mean:.4f}" + (f" ± {spread:.4f}" if len(cards) > 1 else "")
-        cells.append(f"**{text}**" if mean == most else text)
-    epochs = [c.epoch for c in cards if c.epoch is not None]
-    cells += [", ".join(map(str, epochs)), f"{statistics.mean(c.seconds for c in cards):.0f}"]
+    seconds = f"{statistics.mean(c.seconds for c in cards):.0f}"
+    cells += [*figure_cells(cards, FIGURES, best), epochs_cell(cards), seconds]
     return f"| {' | '.join(cells)} |"
 
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from bench.card_runs import run_command
+from bench.card_runs import Sayer, epochs_cell, figure_cells, run_command
 from deeprec.data import Bag, Categorical, DataSchema, FeatureSchema, Interactions, Numeric, Text, load, with_features
 from deeprec.evaluate import Card, protocol, read_card
 from deeprec.models import create
-from deeprec.train import Progress, fit
+from deeprec.train import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, WORK = ROOT / "results" / "towers", ROOT / "results" / "towers.md", ROOT / "build" / "towers"
@@ -189,7 +189,17 @@ def train(
     made = create(model, **options_of(name, label, options))
     schema = SETS[name].columns[each.columns] if each.columns else None
     given = {} if schema is None else {"schema": schema}
-    fit(made, data, protocol=rule, seed=seed, out=place, resume=True, on_progress=Sayer(what), baselines=False, **given)
+    fit(
+        made,
+        data,
+        protocol=rule,
+        seed=seed,
+        out=place,
+        resume=True,
+        on_progress=Sayer(what, FIGURES[0]),
+        baselines=False,
+        **given,
+    )
     card = read_card(place)
     shutil.rmtree(place)
     return card
@@ -234,24 +244,6 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
     print(f"{what}: {figures}, epoch {card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
-class Sayer:
-    """Prints how far a run is: every epoch, and once in twenty seconds within one."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.last = what, time.perf_counter()
-
-    def __call__(self, progress: Progress) -> None:
-        """What `fit` tells."""
-        where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
-        if progress.metrics is not None:
-            print(f"{where}, loss {progress.loss:.3f}, ndcg@20 {progress.metrics['ndcg@20']:.4f}", flush=True)
-        elif time.perf_counter() - self.last > 20:
-            print(f"{where}, {progress.done / max(1, progress.total):.0%}", flush=True)
-        else:
-            return
-        self.last = time.perf_counter()
-
-
 def page() -> str:
     """The Markdown of all cards that are there."""
     lines = [
@@ -282,19 +274,15 @@ def page() -> str:
         lines += ["", f"## {each.what}", "", f"{said} {each.note}", ""]
         lines += [f"| method | seeds | {' | '.join(FIGURES)} | epoch |"]
         lines.append("|---|---|" + "---|" * (len(FIGURES) + 1))
-        lines += [_row(label, cards, means, best) for label, cards, means in rows]
+        lines += [_row(label, cards, best) for label, cards, _ in rows]
     return "\n".join(lines) + "\n"
 
 
-def _row(label: str, cards: list[Any], means: list[float], best: list[float]) -> str:
+def _row(label: str, cards: list[Any], best: list[float]) -> str:
     words = CONTENDERS[label].words
     models = {model for model, _ in CONTENDERS[label].candidates}
     cells = [f"{words} ({cards[0].model})" if len(models) > 1 else words, str(len(cards))]
-    for figure, mean, most in zip(FIGURES, means, best, strict=True):
-        spread = statistics.stdev(c.metrics[figure] for c in cards) if len(cards) > 1 else 0.0
-        text = f"{mean:.4f}" + (f" ± {spread:.4f}" if len(cards) > 1 else "")
-        cells.append(f"**{text}**" if mean == most else text)
-    cells.append(", ".join(str(c.epoch) for c in cards if c.epoch is not None))
+    cells += [*figure_cells(cards, FIGURES, best), epochs_cell(cards)]
     return f"| {' | '.join(cells)} |"
 
 
