@@ -160,7 +160,7 @@ class ACF(Recommender):
                 assert isinstance(each, nn.Linear)
                 nn.init.xavier_uniform_(each.weight, generator=generator)
             if config.content == "attention":
-                self.looks = ComponentAttention(
+                self.component_attention = ComponentAttention(
                     config.factors, config.component_width, config.attention_factor, generator=generator
                 )
         self.register_buffer("components", torch.zeros(schema.num_items, sum(widths)))
@@ -234,7 +234,7 @@ class ACF(Recommender):
         parts = self.components[items].split(list(self.require_built().widths), 1)
         brought = [each(part / scale) for each, part, scale in zip(self.maps, parts, self.scales, strict=True)]
         components = torch.stack(brought, 1)
-        return self.looks(users, components) if self.config.content == "attention" else components.mean(1)
+        return self.component_attention(users, components) if self.config.content == "attention" else components.mean(1)
 
     # -- scores ------------------------------------------------------------------------------------------------------
 

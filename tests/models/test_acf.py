@@ -61,7 +61,7 @@ def code(model: ACF, user: torch.Tensor, items: list[int]) -> torch.Tensor:
             if config.content == "average":
                 known.append((parts[0] + parts[1]) / 2)
             else:
-                looks = model.looks
+                looks = model.component_attention
                 inner = [F.relu(looks.user_weight @ user + looks.weight @ part + looks.bias) for part in parts]
                 shares = softmax([looks.w @ each for each in inner])
                 known.append(shares[0] * parts[0] + shares[1] * parts[1])
@@ -221,13 +221,12 @@ def test_columns_that_are_not_there_are_named() -> None:
 
 @pytest.mark.skipif("DEEPREC_DATA" not in os.environ, reason="needs DEEPREC_DATA")
 def test_on_tiktok_pictures_and_sounds_are_its_components() -> None:
-    data = deeprec.data.load("tiktok")
+    whole = deeprec.data.load("tiktok")
+    data = whole.take(whole.users < 1000)
     model = ACF(
         factors=8, attention_factor=8, component_width=8, features=("image", "audio"), epochs=1, batch_size=1024
     )
-    rule = deeprec.evaluate.protocol(
-        "random", holdout="official", validation="random", metrics=("recall",), cutoffs=(20,)
-    )
+    rule = deeprec.evaluate.protocol("full", metrics=("recall",), cutoffs=(20,))
     card = fit(model, data, protocol=rule, seed=0, baselines=False).card
     assert model.require_built().widths == (128, 128)
     assert model.components.shape == (6710, 256)
