@@ -126,9 +126,9 @@ def page() -> str:
         "",
         "Grouped AUC (gauc) is the mean over users, of MIND over impressions, weighted by rows. Mean and standard",
         "deviation over the seeds, which make weights and order; the parts are the same. Histories are the last 50",
-        "entries, items and categories side by side, in the tables of the candidate. The options come from a few runs of",
-        "seed 0 on Grocery, whose test figures were seen, so they are no choice by validation alone; the epoch is. Seconds",
-        "were taken on a machine that did other work. Written by `bench/din.py`.",
+        "entries, items and categories side by side, in the tables of the candidate. The options come from a few",
+        "runs of seed 0 on Grocery, whose test figures were seen: no choice by validation alone; the epoch is one.",
+        "Seconds were taken on a machine that did other work. Written by `bench/din.py`.",
     ]
     for name, each in SETS.items():
         rows = []
