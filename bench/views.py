@@ -5,9 +5,9 @@
 Each run holds out users by the protocol cross-domain; the seed draws users, rows, negatives and weights. The options
 of the contenders were chosen on validation users of the splits of seeds 0 and 1, but for the patience, of which the
 page tells: results take other seeds. Directions "-of-N" are a learning curve: of N percent of the users the rows of
-the target domain are trained on, and all users who test are new to it. A finished run is kept as results/views/DIRECTION/LABEL/seed-N.json, and one that was cut off goes
-on from its checkpoint in build/views: start the same command again. Runs go seed by seed, so that a part of them is a
-table already. Data is found in DEEPREC_DATA.
+the target domain are trained on, and all users who test are new to it. A finished run is kept as
+results/views/DIRECTION/LABEL/seed-N.json, and one that was cut off goes on from its checkpoint in build/views: start
+the same command again. Runs go seed by seed, so that a part of them is a table already. Data is found in DEEPREC_DATA.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _ABOUT = [
     "half of the rows of users known elsewhere nothing of its domain), and pairs of all domains are trained on.",
     "Both are the model `multi-view` with linear towers and dot products, and differ in nothing else. Options were",
     "chosen on validation users of seeds 0 and 1, but the patience of 15 epochs with test figures of seed 11 in sight,",
-    "as single-view stopped within its first epochs with 4: its new MRR rose from .528 to .545 from phone to sport, and",
-    "fell from .643 to .632 from sport to phone. Seconds were taken on a machine that did other work. Amazon's items",
+    "as single-view stopped within its first epochs with 4: its new MRR rose from .528 to .545 from phone to sport,",
+    "and fell from .643 to .632 from sport to phone. Seconds were taken on a machine that did other work. Amazon's items",
     "have numbers alone; the paper's have titles, and its users queries, so that its figures cannot be compared:",
     "single-view 0.436 / 0.268 and multi-view 0.466 / 0.297 for new users of its apps, where the most frequent apps",
     "are at chance.",
