@@ -44,7 +44,7 @@ _ABOUT = [
     "Both are the model `multi-view` with linear towers and dot products, and differ in nothing else. Options were",
     "chosen on validation users of seeds 0 and 1, but the patience of 15 epochs with test figures of seed 11 in sight,",
     "as single-view stopped within its first epochs with 4: its new MRR rose from .528 to .545 from phone to sport,",
-    "and fell from .643 to .632 from sport to phone. Seconds were taken on a machine that did other work. Amazon's items",
+    "and fell from .643 to .632 from sport to phone. Seconds were taken beside other work. Amazon's items",
     "have numbers alone; the paper's have titles, and its users queries, so that its figures cannot be compared:",
     "single-view 0.436 / 0.268 and multi-view 0.466 / 0.297 for new users of its apps, where the most frequent apps",
     "are at chance.",
