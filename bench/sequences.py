@@ -3,7 +3,8 @@
     python -m bench.sequences [--only SET ...] [--labels LABEL ...] [--seeds 1 2 3] [--page] [--list]
 
 The last item of each user is the test, the one before it chooses the epoch, and all items are ranked; at the test the
-history holds the validation item. Methods that read no order are asked as they were trained. A finished run is kept as
+history holds the validation item, and methods that read no order are trained anew with it. Sessions are held out by
+their start. A finished run is kept as
 results/sequences/SET/LABEL/seed-N.json, and one that was cut off goes on from its checkpoint in build/sequences: start
 the same command again. Data is found in DEEPREC_DATA.
 """
@@ -24,7 +25,7 @@ from deeprec.train import fit
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "results" / "sequences", ROOT / "results" / "sequences.md"
 WORK = ROOT / "build" / "sequences"
-FIGURES = ("hr@10", "ndcg@10")
+FIGURES = {"next-item": ("hr@10", "ndcg@10"), "next-event": ("recall@20", "mrr@20")}
 _MOST_ITEMS_OF_EASE = 20_000
 
 
@@ -33,7 +34,7 @@ class Published(NamedTuple):
 
     Attributes:
         what: model.
-        figures: HR@10 and NDCG@10.
+        figures: as `FIGURES` names them.
         source: where they are printed.
     """
 
@@ -50,12 +51,19 @@ class Set(NamedTuple):
         items: about how many it has.
         sequences: options of all models of sequences on it.
         published: figures of others.
+        protocol: "next-item" for histories of users, "next-event" for sessions.
     """
 
     what: str
     items: int
     sequences: dict[str, Any]
     published: tuple[Published, ...] = ()
+    protocol: str = "next-item"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """On the page."""
+        return FIGURES[self.protocol]
 
 
 _KLENITSKIY = "Klenitskiy & Vasilev 2023 (arXiv 2309.07602)"
@@ -103,9 +111,10 @@ SETS = {
         ),
     ),
     "diginetica": Set(
-        "Diginetica sessions of the data folder; the preparation is not that of the published figures",
+        "Diginetica, 186,670 sessions of 43,097 items prepared as the data folder says, not as for published figures",
         43_097,
         {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 256, "lr": 0.001},
+        protocol="next-event",
     ),
 }
 
@@ -118,22 +127,36 @@ class Contender(NamedTuple):
         model: its name.
         options: of its config.
         is_sequence: whether it takes the options that all models of sequences have on a set.
+        protocols: those it is run by.
     """
 
     words: str
     model: str
     options: dict[str, Any]
     is_sequence: bool = False
+    protocols: tuple[str, ...] = ("next-item", "next-event")
 
 
+_DEEP = {"gru4rec", "caser", "sasrec", "bert4rec"}
+_ITEMS, _SESSIONS = ("next-item",), ("next-event",)
+_GRU = {"factors": 64, "batching": "windows", "negatives": "full", "optimizer": "adam", "lr": 0.001, "epochs": 100}
 _GBCE = {"loss": "gbce", "num_negatives": 256, "calibration": 0.75}
 _SHARED = {"loss": "sampled", "shared": True, "num_negatives": 2000}
 CONTENDERS = {
-    "popularity": Contender("popularity", "popularity", {}),
-    "item-knn": Contender("item-KNN", "item-knn", {"refit": False}),
-    "ease": Contender("EASE", "ease", {"refit": False}),
-    "bpr": Contender("MF by BPR", "bpr", {"factors": 64}),
-    "mf": Contender("MF", "mf", {"factors": 64, "batch_size": 4096, "lr": 0.003, "epochs": 20, "patience": 3}),
+    "popularity": Contender("popularity", "popularity", {"refit": True}),
+    "item-knn": Contender("item-KNN", "item-knn", {"refit": True}),
+    "session-knn": Contender("session-KNN", "session-knn", {"refit": True}),
+    "ease": Contender("EASE", "ease", {"refit": True}),
+    "bpr": Contender("MF by BPR", "bpr", {"factors": 64, "refit": True}, protocols=_ITEMS),
+    "mf": Contender(
+        "MF",
+        "mf",
+        {"factors": 64, "batch_size": 4096, "lr": 0.003, "epochs": 20, "patience": 3, "refit": True},
+        protocols=_ITEMS,
+    ),
+    "gru4rec": Contender("GRU4Rec, session-parallel", "gru4rec", {"refit": True}, protocols=_SESSIONS),
+    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, "patience": 5}, protocols=_ITEMS),
+    "caser": Contender("Caser", "caser", {}, protocols=_ITEMS),
     "sasrec-full": Contender("SASRec, full softmax", "sasrec", {}, True),
     "sasrec-sampled": Contender("SASRec, softmax of 2,000 shared draws", "sasrec", _SHARED, True),
     "sasrec-ligr": Contender("SASRec, full softmax, LiGR", "sasrec", {"block": "ligr", "hidden": 256}, True),
@@ -151,20 +174,23 @@ def options_of(name: str, label: str) -> dict[str, Any]:
 
 def run(name: str, label: str, seed: int, data: Interactions) -> None:
     """Train one contender on one set and leave its card."""
-    each, started = CONTENDERS[label], time.perf_counter()
-    say = Sayer(f"{name}, {label}, seed {seed}", FIGURES[1])
+    each, figures, started = CONTENDERS[label], SETS[name].figures, time.perf_counter()
+    if SETS[name].protocol not in each.protocols:
+        return
+    say = Sayer(f"{name}, {label}, seed {seed}", figures[1])
     if label == "ease" and SETS[name].items > _MOST_ITEMS_OF_EASE:
         print(f"{say.what}: left out, {SETS[name].items:,} items squared", flush=True)
         return
     place = WORK / name / label / f"seed-{seed}"
-    rule = protocol("next-item", metrics=("hr", "ndcg"), cutoffs=(10,))
+    metrics, cutoffs = zip(*(figure.split("@") for figure in figures), strict=True)
+    rule = protocol(SETS[name].protocol, metrics=metrics, cutoffs=(int(cutoffs[0]),))
     model = create(each.model, **options_of(name, label))
     result = fit(model, data, protocol=rule, seed=seed, out=place, resume=True, on_progress=say, baselines=False)
     card = RESULTS / name / label / f"seed-{seed}.json"
     card.parent.mkdir(parents=True, exist_ok=True)
     result.card.write(card)
-    figures = ", ".join(f"{figure} {result.card.metrics[figure]:.4f}" for figure in FIGURES)
-    print(f"{say.what}: {figures}, epoch {result.card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
+    reached = ", ".join(f"{figure} {result.card.metrics[figure]:.4f}" for figure in figures)
+    print(f"{say.what}: {reached}, epoch {result.card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def page() -> str:
@@ -173,37 +199,40 @@ def page() -> str:
         "# The next item of ordered histories",
         "",
         "Leave-one-out: the last item of each user is the test, the one before it chooses the epoch; all items are",
-        "ranked, those of the training part left out. Mean and deviation over the seeds. Figures of others",
-        "are on the same files and by the same protocol as far as their sources say. Written by `bench/sequences.py`.",
+        "ranked, those of the training part left out. Methods that read no order are trained anew on the training and",
+        "the validation items, for the models of sequences see the latter in the history. Sessions: each event of the",
+        "held-out ones after the first is told from those before it, nothing left out. Mean and deviation over the",
+        "seeds. Figures of others are on the same files and by the same protocol as far as their sources say. Written",
+        "by `bench/sequences.py`.",
     ]
     for name, each in SETS.items():
-        rows = []
+        rows, figures = [], each.figures
         for label in CONTENDERS:
             cards = [read_card(path) for path in sorted((RESULTS / name / label).glob("seed-*.json"))]
             if cards:
-                rows.append((label, cards, [statistics.mean(c.metrics[figure] for c in cards) for figure in FIGURES]))
+                rows.append((label, cards, [statistics.mean(c.metrics[figure] for c in cards) for figure in figures]))
         if not rows:
             continue
-        best = [max(means[at] for _, _, means in rows) for at in range(len(FIGURES))]
+        best = [max(means[at] for _, _, means in rows) for at in range(len(figures))]
         ranked = sorted(rows, key=lambda row: -row[2][1])
         first = CONTENDERS[ranked[0][0]]
-        simple = next((CONTENDERS[label] for label, _, _ in ranked if not CONTENDERS[label].is_sequence), None)
-        said = f"**{first.words}** ranks best by {FIGURES[1]}"
+        simple = next((CONTENDERS[label] for label, _, _ in ranked if CONTENDERS[label].model not in _DEEP), None)
+        said = f"**{first.words}** ranks best by {figures[1]}"
         if simple is not None and simple is not first:
-            said += f"; of the methods that read no order, {simple.words}"
+            said += f"; of the simple methods, {simple.words}"
         lines += ["", f"## {each.what}", "", f"{said}.", ""]
-        lines += [f"| method | seeds | {' | '.join(FIGURES)} | epoch | seconds |", "|---" * (len(FIGURES) + 4) + "|"]
-        lines += [_row(label, cards, best) for label, cards, _ in rows]
+        lines += [f"| method | seeds | {' | '.join(figures)} | epoch | seconds |", "|---" * (len(figures) + 4) + "|"]
+        lines += [_row(label, cards, figures, best) for label, cards, _ in rows]
         for other in each.published:
             cells = " | ".join(f"{figure:.4f}" for figure in other.figures)
             lines.append(f"| published: {other.what}, {other.source} | | {cells} | | |")
     return "\n".join(lines) + "\n"
 
 
-def _row(label: str, cards: list[Any], best: list[float]) -> str:
+def _row(label: str, cards: list[Any], figures: tuple[str, ...], best: list[float]) -> str:
     cells = [CONTENDERS[label].words, str(len(cards))]
     seconds = f"{statistics.mean(c.seconds for c in cards):.0f}"
-    cells += [*figure_cells(cards, FIGURES, best), epochs_cell(cards), seconds]
+    cells += [*figure_cells(cards, figures, best), epochs_cell(cards), seconds]
     return f"| {' | '.join(cells)} |"
 
 
