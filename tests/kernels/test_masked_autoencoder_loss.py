@@ -95,7 +95,9 @@ class Problem:
 def error(got: Tensor, want: Tensor, least: float = 1e-3) -> float:
     """The largest difference, as a fraction of the largest value, or of `least` where that is more."""
     want = want.double()
-    return float((got.to_dense().double() - want).abs().max() / want.abs().max().clamp(min=least)) if want.numel() else 0
+    return (
+        float((got.to_dense().double() - want).abs().max() / want.abs().max().clamp(min=least)) if want.numel() else 0
+    )
 
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
