@@ -21,6 +21,12 @@ for _package in pkgutil.iter_modules(deeprec.kernels.__path__):
     if _package.ispkg:
         importlib.import_module(f"deeprec.kernels.{_package.name}")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+    from quick_interpreter import make_quick
+
+    make_quick()
+
 # Files and words of names. What these add to the others is PyTorch's own work, which takes long under the sanitizers.
 NOT_SANITIZED = ("test_derivatives.py", "test_door.py", "test_opcheck.py", "test_sums.py")
 NOT_SANITIZED_WORDS = ("compile", "export", "gradcheck", "test_gpu_")
