@@ -9,6 +9,7 @@ import os
 import pkgutil
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def _is_sanitized(item: pytest.Item, shown: set[Any]) -> bool:
     is_new = not pairs <= shown
     shown |= pairs
     return is_new
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_threads() -> Iterator[None]:
+    """At least two threads, also where a process has one core: how a kernel shares its work is part of what is tested."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
