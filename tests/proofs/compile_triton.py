@@ -29,14 +29,14 @@ def chosen(cases: Sequence[CompileCase], which: str) -> list[int]:
     """Numbers of the cases to compile: all; the widest of each kernel and element type; or of each kernel, in float32."""
     if which == "all":
         return list(range(len(cases)))
-    widest: dict[tuple[str, str], tuple[tuple[int, bool], int]] = {}  # kernel, element type -> its size, its number
+    widest: dict[tuple[str, str], tuple[tuple[int, int], int]] = {}  # kernel, element type -> its size, its number
     for n, case in enumerate(cases):
         element = next((other for other in OTHERS if other in case.name), "")
         if which == "float32" and element:
             continue
         kind = (case.kernel.__name__, element)
-        # Of one width rather a step, which reads what it replaces, than a gradient.
-        size = (int((_WIDTH.findall(case.name) or [0])[0]), "update" in case.name)
+        # Of one width the one with most options, each of which is in its name.
+        size = (int((_WIDTH.findall(case.name) or [0])[0]), len(case.name))
         if kind not in widest or size > widest[kind][0]:
             widest[kind] = size, n
     return [n for _, n in widest.values()]
