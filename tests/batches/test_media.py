@@ -1,4 +1,4 @@
-"""Claims about media in batches: each file is decoded once, what cannot be is zeros, and an encoder learns from them."""
+"""Claims about media in batches: each file is decoded once, what cannot be is zeros, an encoder learns from them."""
 
 from __future__ import annotations
 

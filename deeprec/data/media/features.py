@@ -193,8 +193,9 @@ def _picture(images: NDArray[Any]) -> Vectors:
     grey = images.mean(axis=1, dtype=np.float32) / 255
     down, across = np.zeros_like(grey), np.zeros_like(grey)
     down[:, 1:-1], across[:, :, 1:-1] = grey[:, 2:] - grey[:, :-2], grey[:, :, 2:] - grey[:, :, :-2]
-    angle = np.arctan2(down, across) % np.pi
-    direction = np.minimum((angle * (_DIRECTIONS / np.pi)).astype(np.int64), _DIRECTIONS - 1)
+    angle = np.arctan2(down, across)
+    angle += np.float32(np.pi) * (angle < 0)  # half a turn is all that edges know
+    direction = (angle * np.float32(_DIRECTIONS / np.pi)).astype(np.int64) % _DIRECTIONS
     rows, columns = np.arange(height) * _CELLS // height, np.arange(width) * _CELLS // width
     cell = rows[:, None] * _CELLS + columns
     bins = _CELLS**2 * _DIRECTIONS

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec._files import make_folder, write_atomically
+from deeprec._files import make_folder, writing
 from deeprec._suggest import did_you_mean
 from deeprec.data.media.errors import library
 from deeprec.data.sets.synthetic import SyntheticInteractions
@@ -59,7 +59,8 @@ def with_media(
         for number, shares in enumerate(data.truth.item_genres):
             draw = np.random.Generator(np.random.Philox((seed, _STREAM, KINDS.index(kind), number)))
             keys.append(f"{kind}/{number}.{_ENDINGS[kind]}")
-            write_atomically(Path(folder) / keys[-1], _RENDER[kind](shares, draw))
+            with writing(folder):
+                (Path(folder) / keys[-1]).write_bytes(_RENDER[kind](shares, draw))
         columns[kind] = pl.Series(kind, keys)
     return replace(data, item_features=data.item_features.with_columns(**columns))
 

@@ -49,12 +49,12 @@ def told(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> floa
     ],
 )
 def test_drawn_media_tell_the_genres(kind: str, encoder, tmp_path: Path) -> None:
-    data = with_media(synthetic(60, 150, 1200), tmp_path, (kind,))
+    data = with_media(synthetic(40, 96, 800), tmp_path, (kind,))
     assert data.item_features is not None
     assert data.truth is not None
     features = vectors(data.item_features[kind].to_list(), MediaFiles(tmp_path), encoder, tmp_path / "cache")
     genres = data.truth.item_genres.argmax(axis=1)
-    held_out = np.arange(150) % 3 == 0
+    held_out = np.arange(96) % 4 == 0
     assert told(features, genres, held_out) > 0.5  # of 12
     shuffled = np.random.default_rng(0).permutation(features)
     assert told(shuffled, genres, held_out) < 0.25
@@ -66,7 +66,8 @@ def test_drawn_media_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
         with_media(data, tmp_path / folder, ("image", "audio", "video"), seed=seed)
     for kind, name in (("image", "3.png"), ("audio", "3.wav"), ("video", "3.mp4")):
         first, again, other = ((tmp_path / folder / kind / name).read_bytes() for folder in "abc")
-        assert first == again != other
+        assert first == again
+        assert first != other
     with pytest.raises(ValueError, match="kinds must be of image, audio, video, got 'picture'"):
         with_media(data, tmp_path, ("picture",))
 
@@ -130,24 +131,19 @@ def test_real_media_are_as_published() -> None:
 
 @real
 def test_films_have_plots_and_posters_when_asked_for() -> None:
-    plain, data = load("ml-1m"), load("ml-1m", media=True)
-    assert plain.sha256 == data.sha256
-    assert plain.item_features is not None
+    data = load("ml-1m", media=True)
     assert data.item_features is not None
-    assert data.item_features.columns == [*plain.item_features.columns, "plot", "abstract", "poster"]
+    assert data.item_features.columns == ["item_id", "title", "genres", "year", "plot", "abstract", "poster"]
     toy = data.item_features.filter(pl.col("title") == "Toy Story (1995)")
-    assert toy["poster"].to_list() == ["1.jpg"]
+    assert toy["poster"].to_list() == ["posters_64x96/1.jpg"]
     assert "Woody" in toy["plot"][0]
     assert data.item_features["poster"].null_count() == 450
 
 
 @real
-def test_simple_features_of_real_sounds_tell_digits_and_instruments(tmp_path: Path) -> None:
-    for name, decoder, least in (
-        ("audio-spoken-digits", AudioDecoder(8_000, 1.0), 0.25), ("audio-instruments", AudioDecoder(22_050, 5.0), 0.3),
-    ):  # fmt: skip
-        table = load_media(name)
-        part = table._replace(items=table.items[:: max(1, len(table.items) // 200)])
-        features = vectors(part.items["file"].to_list(), part.files, AudioFeatures(decoder), tmp_path)
-        held_out = part._replace(group="").held_out(0.3, seed=0)
-        assert told(features, part.items[part.label].to_numpy(), held_out) > least, name  # of ten
+def test_simple_features_of_real_sounds_tell_the_digits(tmp_path: Path) -> None:
+    table = load_media("audio-spoken-digits")
+    items = table.items[::13]
+    features = vectors(items["file"].to_list(), table.files, AudioFeatures(AudioDecoder(8_000, 1.0)), tmp_path)
+    held_out = table._replace(items=items, group="").held_out(0.3, seed=0)
+    assert told(features, items["digit"].to_numpy(), held_out) > 0.25  # of ten
