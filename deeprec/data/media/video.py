@@ -105,12 +105,10 @@ class _Clip:
                 self.container.seek(offset, stream=self.stream, backward=True)
                 taken.append(self._small(next(self._decoded())))
         except (av.FFmpegError, StopIteration):
-            return self._again()
+            self.stream.codec_context.skip_frame = "DEFAULT"
+            self.container.seek(0)
+            return None
         return taken
-
-    def _again(self) -> None:
-        self.stream.codec_context.skip_frame = "DEFAULT"
-        self.container.seek(0)
 
     def spread(self, frames: int, limit: int) -> list[Frame]:
         """Frames at even distances of a video of unknown length, between F and 2 F if it has as many.
