@@ -2,11 +2,11 @@
 
     python -m bench.media [--items N] [--rounds N] [--threads N] [--json FILE]
 
-Each stage by itself in one thread, items a second of processor time, best of the rounds: the hash of the file, decoding
-to the array of the decoder (resizing or resampling is part of it), the features without training, and the module of
-`deeprec.nn` where it is there. Then how many times faster several threads decode, by the clock, which says how much runs
-outside of Python's lock. The media are those of $DEEPREC_DATA, or drawn where a set is not there, and photographs of 1,500
-x 1,000 pixels drawn with a seed.
+Each stage by itself in one thread, items a second of processor time, best of the rounds: the hash of the file,
+decoding to the array of the decoder (resizing or resampling is part of it), the features without training, and the
+module of `deeprec.nn` where it is there. Then how many times faster several threads decode, by the clock, which says
+how much runs outside of Python's lock. The media are those of $DEEPREC_DATA, or drawn where a set is not there, and
+photographs of 1,500 x 1,000 pixels drawn with a seed.
 """
 
 from __future__ import annotations
