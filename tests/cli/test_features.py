@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from deeprec.data import EncodedTable, FeatureSchema, Vector
 
@@ -71,3 +73,23 @@ def test_what_does_not_fit_is_one_line(deeprec, items: Path, tmp_path: Path) -> 
         assert done.exit_code == 2, (words, done.output)
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_saved_encoder_makes_the_vectors(deeprec, items: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deeprec.nn.media_encoder")
+    encoder = importlib.import_module("deeprec.nn.image_cnn").ImageCNN(5, channels=(8,))
+    encoder.save(tmp_path / "encoder")
+    words = ("features", "extract", "--items", items, "--column", "cover", "--out", tmp_path / "out", "--size", 12)
+    words = (*words, "--encoder", tmp_path / "encoder", "--device", "cpu")
+    done = deeprec(*words)
+    assert done.exit_code == 0, done.output
+    assert "3 of 5 items have a vector of 5 numbers; 3 files were new" in done.output
+    assert "0 files were new" in deeprec(*words).output
+    with torch.no_grad():
+        encoder.output.bias += 1
+    encoder.save(tmp_path / "encoder")  # other weights make other vectors
+    before = np.load(tmp_path / "out" / "cover.npy")
+    assert "3 files were new" in deeprec(*words).output
+    assert np.load(tmp_path / "out" / "cover.npy")[:3] == pytest.approx(before[:3] + 1, abs=1e-5)
+    (tmp_path / "encoder" / "encoder.json").unlink()
+    assert "encoder.json" in deeprec(*words).stderr

@@ -167,13 +167,14 @@ def word_weights(num_texts: int, num_with: NDArray[np.int64]) -> Vectors:
 
     Reference: as scikit-learn's TfidfVectorizer smooths it.
     """
-    return (1.0 + np.log((1.0 + num_texts) / (1.0 + num_with))).astype(np.float32)
+    return np.asarray(1.0 + np.log((1.0 + num_texts) / (1.0 + num_with)), dtype=np.float32)
 
 
 def weighted_words(vectors: Vectors, weights: Vectors) -> Vectors:
     """Rows times weights, of length 1; zeros stay."""
     weighted = vectors * weights
-    return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), np.float32(1e-12))
+    lengths = np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+    return np.asarray(weighted / lengths, dtype=np.float32)
 
 
 def _check_grid(size: tuple[int, int]) -> None:
@@ -201,7 +202,7 @@ def _picture(images: NDArray[Any]) -> Vectors:
     bins = _CELLS**2 * _DIRECTIONS
     place = first * bins + cell * _DIRECTIONS + direction
     edges = np.bincount(place.ravel(), np.hypot(down, across).ravel(), count * bins).reshape(count, bins)
-    edges /= np.maximum(np.linalg.norm(edges, axis=1, keepdims=True), 1e-6)
+    edges = edges / np.maximum(np.linalg.norm(edges, axis=1, keepdims=True), 1e-6)
     parts = (shares.reshape(count, -1) / (height * width), _squares(images) / 255, edges)
     return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
 
@@ -210,7 +211,7 @@ def _squares(planes: NDArray[Any]) -> Vectors:
     """Means over a grid of 8 x 8 of [B, C, H, W], [B, C * 64]."""
     count, channels, height, width = planes.shape
     tiles = planes.reshape(count, channels, _GRID, height // _GRID, _GRID, width // _GRID)
-    return tiles.mean(axis=(3, 5), dtype=np.float32).reshape(count, -1)
+    return np.asarray(tiles.mean(axis=(3, 5), dtype=np.float32)).reshape(count, -1)
 
 
 def _mel_filters(rate: int) -> NDArray[np.float32]:
@@ -226,4 +227,4 @@ def _mel_filters(rate: int) -> NDArray[np.float32]:
     nearest = np.abs(frequencies[:, None] - centre).argmin(axis=0)
     narrow = np.flatnonzero(filters.sum(axis=0) == 0)
     filters[nearest[narrow], narrow] = 1.0
-    return (filters / filters.sum(axis=0)).astype(np.float32)
+    return np.asarray(filters / filters.sum(axis=0), dtype=np.float32)

@@ -76,7 +76,7 @@ def _stripes(shares: NDArray[Any], draw: np.random.Generator, times: NDArray[Any
         hue = np.array(colorsys.hsv_to_rgb(genre / len(shares), 0.8, 0.9))
         frames += shares[genre] * wave[..., None] * hue
     frames += _NOISE * draw.standard_normal(frames.shape)
-    return np.round(255 * np.clip(frames, 0, 1)).astype(np.uint8)
+    return np.asarray(np.round(255 * np.clip(frames, 0, 1)), dtype=np.uint8)
 
 
 def _image(shares: NDArray[Any], draw: np.random.Generator) -> bytes:
