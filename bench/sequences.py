@@ -212,8 +212,8 @@ def page() -> str:
         "",
         "Leave-one-out: the last item of each user is the test. The one before it chooses the epoch, of 2,000 users,",
         "drawn by the seed of the split; of all others it is trained on, as where the figures of others come from. All",
-        "items but those met before are ranked. Methods that read no order are trained anew with the validation items, which",
-        "models of sequences see in the history. Sessions: each event of the held-out ones, but for the first of",
+        "items but those met before are ranked. Methods that read no order are trained anew with the validation items,",
+        "which models of sequences see in the history. Sessions: each event of the held-out ones, but for the first of",
         "each, is told from those before it, nothing left out. Mean and deviation over the seeds. Figures of others",
         "are on the same files and by the same protocol as far as their sources say. Written by `bench/sequences.py`.",
     ]
