@@ -196,8 +196,9 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
     if SETS[name].protocol == "next-item":
         rule = rule.changed(validating=_VALIDATING)
     model = create(each.model, **options_of(name, label))
-    quiet: dict[str, Any] = {"on_progress": say, "baselines": False}
-    result = fit(model, data, protocol=rule, seed=seed, select=figures[1], out=place, resume=True, **quiet)
+    given: dict[str, Any] = {"select": figures[1]} if model.trains_by_gradient else {}
+    given |= {"protocol": rule, "seed": seed, "out": place, "resume": True, "on_progress": say, "baselines": False}
+    result = fit(model, data, **given)
     card = RESULTS / name / label / f"seed-{seed}.json"
     card.parent.mkdir(parents=True, exist_ok=True)
     result.card.write(card)
