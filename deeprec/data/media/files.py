@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import tarfile
@@ -31,7 +32,8 @@ class MediaFiles:
         self.source = Path(source)
         self._members: dict[str, tuple[int, int]] | None = None
         if self.source.suffix == ".tar" and not self.source.is_dir():
-            self._members = _members(require_regular(self.source, "MediaFiles", "name a folder or a .tar"))
+            status = require_regular(self.source, "MediaFiles", "name a folder or a .tar").stat()
+            self._members = _members(self.source.absolute(), status.st_mtime_ns, status.st_size)
         elif not self.source.is_dir():
             raise FileNotFoundError(f"MediaFiles: no folder or .tar {self.source}; name where the media lie")
 
@@ -135,8 +137,13 @@ def _normal(key: str) -> str:
     return key.removeprefix("./")
 
 
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the content of each regular member of an archive begins, and how long it is."""
+@functools.lru_cache(maxsize=8)
+def _members(path: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
+    """Where the content of each regular member of an archive begins, and how long it is.
+
+    Args:
+        changed, size: of the file; an archive that is another one by then is looked through again.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
             return {_normal(each.name): (each.offset_data, each.size) for each in archive if each.isreg()}

@@ -16,7 +16,7 @@ _BUDGET = 1_200_000_000  # pixels decoded in turn of one video: 600 frames of 10
 _MOST_FRAMES = 3_000  # the same for small ones
 _REMEDY = "save it anew, as MP4, WebM or Matroska"
 # Containers that hold the video itself. Playlists and lists of files, which others are, could name files to be read.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,m4v,mjpeg"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,m4v,mjpeg,aac"
 
 Frame = NDArray[np.uint8]
 
@@ -45,7 +45,7 @@ def read_video(source: Source, frames: int, size: Size, *, max_pixels: int = MAX
     av = library("av", "av (PyAV)")
     # An error later on is of the file, too: index and frames come one by one.
     with opened(source) as file, decoding("video", _REMEDY):
-        options = {"format_whitelist": _CONTAINERS}
+        options = {"format_whitelist": CONTAINERS}
         with av.open(file, mode="r", container_options=options, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise MediaError("has no picture, only sound or text", "name a video")

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-av, soundfile, pillow = (pytest.importorskip(name) for name in ("av", "soundfile", "PIL.Image"))
-pytest.importorskip("soxr")
-
 RED = (230, 20, 30)
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (48, 32), *, form: str = "PNG", **options: Any) -> bytes:
     """An image with a red left and a blue right half."""
+    pillow = pytest.importorskip("PIL.Image")
     image = pillow.new("RGB", size, RED)
     image.paste((20, 30, 230), (size[0] // 2, 0, size[0], size[1]))
     buffer = io.BytesIO()
@@ -52,7 +50,7 @@ def tone(hertz: float, rate: int = 16_000, seconds: float = 1.0, channels: int =
 
 def sound(samples: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str | None = None) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=form, subtype=subtype)
+    pytest.importorskip("soundfile").write(buffer, samples, rate, format=form, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -60,7 +58,7 @@ def clip(
     greys: Sequence[int], size: tuple[int, int] = (64, 48), form: str = "mp4", codec: str = "libx264", gop: int = 12
 ) -> bytes:
     """A video whose frame i is of one grey, greys[i], at 12 frames a second."""
-    buffer = io.BytesIO()
+    av, buffer = pytest.importorskip("av"), io.BytesIO()
     with av.open(buffer, "w", format=form) as container:
         stream = container.add_stream(codec, rate=12)
         stream.width, stream.height = size
@@ -77,6 +75,8 @@ def clip(
 
 @pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
-    """What makes media."""
+    """What makes media; a test is skipped without the libraries that decode them."""
+    for name in ("PIL.Image", "soundfile", "soxr", "av"):
+        pytest.importorskip(name)
     makers = (picture, saved, claimed_png, tone, sound, clip)
     return SimpleNamespace(RED=RED, **{make.__name__: make for make in makers})

@@ -92,6 +92,27 @@ def test_samples_beyond_one_are_held_and_what_is_no_number_is_a_fault(made) -> N
         read_audio(made.sound(loud, subtype="FLOAT"), RATE, 1.0)
 
 
+def test_the_sound_of_a_video_and_aac_are_sounds(made, tmp_path) -> None:
+    av = pytest.importorskip("av")
+    samples = made.tone(440, 44_100, 2.0)[:, 0]
+    with av.open(tmp_path / "sound.m4a", "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44_100)
+        for at in range(0, len(samples), 1024):
+            both = np.stack([samples[at : at + 1024], -0.5 * samples[at : at + 1024]])
+            frame = av.AudioFrame.from_ndarray(both, format="fltp", layout="stereo")
+            frame.sample_rate = 44_100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    wave = read_audio(tmp_path / "sound.m4a", RATE, 1.0)
+    assert len(wave) == RATE
+    assert abs(loudest(wave) - 440) < 3
+    assert abs(float(wave[4000:8000].std()) - 0.125 / 2**0.5) < 0.02
+    later = read_audio(tmp_path / "sound.m4a", RATE, 1.0, start=1.5)
+    assert abs(len(later) - RATE // 2) < 1200  # frames of AAC have 1,024 samples
+    with pytest.raises(MediaError, match="has no sound, only a picture or text; name a sound"):
+        read_audio(made.clip([50]), RATE, 1.0)
+
+
 def test_what_is_no_sound_is_a_fault(made) -> None:
     whole = made.sound(made.tone(440))
     for content, message in (

@@ -130,6 +130,7 @@ def test_what_is_no_image_is_a_fault(content: bytes, message: str) -> None:
         read_image(content, 8)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about metadata
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_a_cut_or_damaged_image_is_a_fault_or_a_picture(made, form: str) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
