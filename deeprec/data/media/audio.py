@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.media.errors import MediaError, decoding, library
-from deeprec.data.media.image import Source, opened
+from deeprec.data.media.source import Source, opened
 from deeprec.data.media.video import CONTAINERS
 
 Wave: TypeAlias = NDArray[np.float32]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import os
-from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.media.errors import MediaError, decoding, library
+from deeprec.data.media.source import Source, opened
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 Size: TypeAlias = int | tuple[int, int]
 
 MAX_PIXELS = 64_000_000  # of an image before it is made smaller: at most about 0.25 GB while it is decoded
@@ -63,26 +60,6 @@ def check_size(owner: str, size: Size) -> tuple[int, int]:
     if not (1 <= height <= 4096 and 1 <= width <= 4096):
         raise ValueError(f"{owner}: size must be in [1, 4096] on both sides, got {size}; images are scaled to it")
     return height, width
-
-
-def opened(source: Source) -> BinaryIO:
-    """A source as a file; one without a byte is refused.
-
-    Raises:
-        MediaError: it is empty, or there is no such file.
-    """
-    if isinstance(source, bytes):
-        if not source:
-            raise MediaError("is empty (0 bytes)", "get the file again")
-        return io.BytesIO(source)
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_file():
-            raise MediaError("is not there or no file", "check the path", path=str(path))
-        if not path.stat().st_size:
-            raise MediaError("is empty (0 bytes)", "get the file again", path=str(path))
-        return path.open("rb")
-    return source
 
 
 def _too_large(got: str, max_pixels: int) -> MediaError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deeprec.data.media.errors import MediaError
-from deeprec.data.media.image import Source, opened
+from deeprec.data.media.source import Source, opened
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 

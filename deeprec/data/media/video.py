@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprec.data.media.errors import MediaError, decoding, library
-from deeprec.data.media.image import Size, Source, check_size, opened
+from deeprec.data.media.image import Size, check_size
+from deeprec.data.media.source import Source, opened
 
 MAX_PIXELS = 34_000_000  # of a frame: 8K
 _BUDGET = 1_200_000_000  # pixels decoded in turn of one video: 600 frames of 1080p, 6,500 of 640 x 288
