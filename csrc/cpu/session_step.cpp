@@ -117,11 +117,11 @@ void session_softmax_rows(const SessionSoftmaxArgs& a) {
     });
     const float total = sum_lanes<float, kWide>(sums);
     const float scale = 1.0f / total;
-    each_wide(a.width, [&](int64_t d, int64_t count) {
-      store_some(slopes + d, load_some(slopes + d, count) * scale, count);
-    });
+    each_wide(a.width,
+              [&](int64_t d, int64_t count) { store_some(slopes + d, load_some(slopes + d, count) * scale, count); });
     slopes[target] -= 1.0f;
-    a.losses[b] = log_positive<kWide>(Wide{} + total)[0] - (own_score - top);
+    const float log_total = total == total ? log_positive<kWide>(Wide{} + total)[0] : total;  // which knows no NaN
+    a.losses[b] = log_total - (own_score - top);
   }
 }
 
@@ -135,7 +135,8 @@ void session_gate_rows(const SessionGateArgs& a) {
       const auto sum = [&](int64_t at) { return load_some(given + at, count) + load_some(recurrent + at, count); };
       const Wide reset = sigma(sum(d)), update = sigma(sum(width + d));
       const int64_t last = 2 * width + d;
-      const Wide fresh = hyperbolic_tangent(load_some(given + last, count) + reset * load_some(recurrent + last, count));
+      const Wide fresh =
+          hyperbolic_tangent(load_some(given + last, count) + reset * load_some(recurrent + last, count));
       store_some(gates + d, reset, count);
       store_some(gates + width + d, update, count);
       store_some(gates + last, fresh, count);
@@ -222,9 +223,9 @@ std::tuple<Tensor, Tensor, Tensor> session_columns(const Tensor& ids_in, int64_t
 }
 
 void check_matrix(const char* op, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
-  DEEPREC_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 && x.size(0) == rows &&
-                    x.size(1) == columns,
-                op, ": ", name, " must be [", rows, ", ", columns, "] in float32");
+  DEEPREC_CHECK(
+      x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 && x.size(0) == rows && x.size(1) == columns,
+      op, ": ", name, " must be [", rows, ", ", columns, "] in float32");
 }
 
 const float* data(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
