@@ -221,7 +221,8 @@ class GRU4Rec(SequenceModel):
             with torch.enable_grad():
                 scores.requires_grad_()
                 loss = self._pairwise(take(scores, 1, columns.places), candidates, batch).sum()
-                return loss.detach(), *torch.autograd.grad(loss, scores)
+                (slopes,) = torch.autograd.grad(loss, scores)
+                return loss.detach(), slopes
         counts = columns.counts.to(bias.dtype)
         if self._log_q is None:
             log_counts = counts.log_()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprec.kernels._checks import check_index, outside, require
-
-_FLOATS = (torch.float32, torch.float64)
+from deeprec.kernels._checks import FLOATS, check_index, outside, require
 
 
 def check_columns(ids: Tensor, num_embeddings: int) -> None:
@@ -20,8 +18,8 @@ def check_columns(ids: Tensor, num_embeddings: int) -> None:
 def check_softmax(scores: Tensor, targets: Tensor, own: Tensor) -> None:
     """Raise ValueError for arguments of `session_softmax` that do not fit."""
     function = "session_softmax"
-    is_right = scores.dim() == 2 and scores.dtype in _FLOATS
-    require(is_right, function, "scores must be [m, U] in float32 or float64", scores)
+    is_right = scores.dim() == 2 and scores.dtype in FLOATS
+    require(is_right, function, "scores must be [m, U] of a floating dtype", scores)
     lanes, width = scores.shape
     require(
         targets.shape == (lanes,) and targets.dtype == torch.int64,
@@ -36,8 +34,8 @@ def check_softmax(scores: Tensor, targets: Tensor, own: Tensor) -> None:
 
 def check_gates(function: str, before: Tensor, **wide: Tensor) -> None:
     """Raise ValueError unless before is [m, H] and the others [m, 3H], all of one dtype."""
-    is_right = before.dim() == 2 and before.dtype in _FLOATS
-    require(is_right, function, "before must be [m, H] in float32 or float64", before)
+    is_right = before.dim() == 2 and before.dtype in FLOATS
+    require(is_right, function, "before must be [m, H] of a floating dtype", before)
     lanes, width = before.shape
     for name, given in wide.items():
         is_right = given.shape == (lanes, 3 * width) and given.dtype == before.dtype
