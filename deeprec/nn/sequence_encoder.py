@@ -123,10 +123,9 @@ class SequenceEncoder(nn.Module):
             ValueError: another shape.
         """
         x, there, keys, angles = self._begin(x, lengths)
-        if self.causal:
-            keys = None
+        seen = None if self.causal else keys
         for block in self.blocks:
-            x = block(x, keys, angles)
+            x = block(x, seen, angles)
         if self.norm is not None:
             x = self.norm(x)
         return torch.where(there, x, 0.0)
