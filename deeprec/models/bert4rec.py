@@ -108,9 +108,12 @@ class BERT4Rec(AttentionModel):
 
     def _states(self, items: Tensor, lengths: Tensor, is_masked: Tensor, vectors: Tensor | None) -> Tensor:
         """States [b, l, D] of windows at the left end of their rows, some items of which are masked."""
-        rows = torch.where(is_masked.unsqueeze(2), self.mask_vector, self._rows(items, vectors))
-        states: Tensor = self.encoder(rows, lengths)
+        states: Tensor = self.encoder(self._masked(items, is_masked, vectors), lengths)
         return states
+
+    def _masked(self, items: Tensor, is_masked: Tensor, vectors: Tensor | None) -> Tensor:
+        """Vectors of items, some of which are masked."""
+        return torch.where(is_masked.unsqueeze(2), self.mask_vector, self._rows(items, vectors))
 
     def encode_last(self, items: Tensor, mask: Tensor) -> Tensor:
         """As in `SequenceModel`; of L items the first is left out, as the mask takes a place."""
@@ -118,8 +121,7 @@ class BERT4Rec(AttentionModel):
         lengths = mask.sum(1) + 1
         moved = at_left(F.pad(items, (0, 1), value=0), lengths)
         is_masked = torch.arange(moved.shape[1], device=mask.device) == (lengths - 1).unsqueeze(1)
-        states = self._states(moved, lengths, is_masked, self._read_vectors())
-        last = self.head(states[torch.arange(len(lengths), device=mask.device), lengths - 1])
+        last: Tensor = self.head(self.encoder.last(self._masked(moved, is_masked, self._read_vectors()), lengths))
         return unit(last) if self.config.similarity == "cosine" else last
 
     def output_items(self) -> tuple[Tensor, Tensor | None]:

@@ -79,8 +79,7 @@ class SASRec(AttentionModel):
 
     def encode_last(self, items: Tensor, mask: Tensor) -> Tensor:
         lengths = mask.sum(1)
-        states = self._states(items, lengths, self._read_vectors())
-        last = states[torch.arange(len(lengths), device=mask.device), (lengths - 1).clamp(min=0)]
+        last: Tensor = self.encoder.last(self._rows(at_left(items, lengths), self._read_vectors()), lengths)
         return unit(last) if self.config.similarity == "cosine" else last
 
     def output_items(self) -> tuple[Tensor, None]:
