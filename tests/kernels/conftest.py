@@ -61,7 +61,7 @@ def _is_sanitized(item: pytest.Item, shown: set[Any]) -> bool:
 
 @pytest.fixture(autouse=True, scope="module")
 def several_threads() -> Iterator[None]:
-    """At least two threads, also where a process has one core: how a kernel shares its work is part of what is tested."""
+    """At least two threads, also where a process has one core: how kernels share their work is part of the claims."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(2, before))
     yield

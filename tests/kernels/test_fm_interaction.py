@@ -252,12 +252,8 @@ def test_lesser_instruction_sets_match_the_reference(isa: str, tmp_path: Path) -
         pytest.skip(f"this processor or build has no {isa} kernels, {ran or 'the reference'} ran")
     for (x, grad), (fm, bi, grad_x) in zip(data, outs, strict=True):
         wide = x.double()
-        assert_as_accurate(
-            fm, fm_interaction_reference(x), fm_interaction_reference(wide), pair_terms(wide, "fm")
-        )
-        assert_as_accurate(
-            bi, bi_interaction_reference(x), bi_interaction_reference(wide), pair_terms(wide, "bi")
-        )
+        assert_as_accurate(fm, fm_interaction_reference(x), fm_interaction_reference(wide), pair_terms(wide, "fm"))
+        assert_as_accurate(bi, bi_interaction_reference(x), bi_interaction_reference(wide), pair_terms(wide, "bi"))
         exact = fm_interaction_grad_reference(grad.double(), wide)
         assert_as_accurate(grad_x, fm_interaction_grad_reference(grad, x), exact, grad_terms(grad, wide))
 

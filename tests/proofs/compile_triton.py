@@ -26,7 +26,7 @@ _WIDTH = re.compile(r"_[dk](\d+)(?=_|$)")
 
 
 def chosen(cases: Sequence[CompileCase], which: str) -> list[int]:
-    """Numbers of the cases to compile: all; the widest of each kernel and element type; or of each kernel, in float32."""
+    """Numbers of the cases to compile: all; the widest of each kernel and element type; of each kernel, in float32."""
     if which == "all":
         return list(range(len(cases)))
     widest: dict[tuple[str, str], tuple[tuple[int, int], int]] = {}  # kernel, element type -> its size, its number
