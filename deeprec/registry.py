@@ -50,6 +50,7 @@ _MODELS = {
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",
     "tf-idf": "deeprec.models.text_baselines:TFIDF",
+    "vbpr": "deeprec.models.vbpr:VBPR",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 

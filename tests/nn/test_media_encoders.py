@@ -196,7 +196,7 @@ def test_foreign_files_are_refused_and_named(tmp_path: Any) -> None:
         kept.load_weights(tmp_path / "broken")
     assert all(torch.equal(value, before[name]) for name, value in kept.state_dict().items())
     (folder / "encoder.json").write_text(json.dumps({"encoder": "ImageCNN", "options": {"width": 6, "depth": 9}}))
-    with pytest.raises(ValueError, match="must hold the options of ImageCNN, got .*depth"):
+    with pytest.raises(ValueError, match=r"must hold the options of ImageCNN, got .*depth"):
         ImageCNN.load(folder)
 
 

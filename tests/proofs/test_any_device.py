@@ -101,6 +101,7 @@ BUDGET = {
     "nfm": (978, 32),
     "sasrec": (1342, 0),
     "svd++": (528, 7),
+    "vbpr": (417, 3),
     "wide-deep": (989, 29),
 }
 HEADROOM = 1.1
