@@ -78,6 +78,7 @@ class VBPR(Recommender):
     config_class: ClassVar[type[TrainConfig]] = VBPRConfig
     config: VBPRConfig
     capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
+    takes: ClassVar[frozenset[str]] = Recommender.takes | {"item_features"}
     sizes_class: ClassVar[type[Any]] = VBPRSizes
 
     # -- the data ----------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_bad_features_are_refused(data: Interactions) -> None:
         create("vbpr", features=("seen", "seen"))
     with pytest.raises(ValueError, match="content_factors has no effect here"):
         create("vbpr", content_factors=9)
-    with pytest.raises(ValueError, match="must be one of .*seen.*got 'sene'"):
+    with pytest.raises(ValueError, match=r"must be one of .*seen.*got 'sene'"):
         create("vbpr", features=("sene",)).fit(data)
     values = data.item_features["seen"].to_list()
     for wrong, message in ((float("nan"), "seen"), (None, "seen")):
