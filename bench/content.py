@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -115,8 +116,9 @@ def _topics(data: Interactions) -> Any:
     assert table is not None
     terms = Terms.of_table(table).weighted("tf-idf")
     torch.manual_seed(0)
-    offsets, ids, weights = (torch.from_numpy(part) for part in (terms.offsets, terms.ids, terms.weights))
-    matrix = torch.sparse_csr_tensor(offsets, ids.long(), weights, (len(terms), terms.size)).to_dense()
+    matrix = torch.zeros(len(terms), terms.size)
+    owners = torch.arange(len(terms)).repeat_interleave(torch.from_numpy(np.diff(terms.offsets)))
+    matrix[owners, torch.from_numpy(terms.ids).long()] = torch.from_numpy(terms.weights)
     left, sizes, _ = torch.svd_lowrank(matrix, _TOPICS, niter=4)
     return (left * sizes).numpy()
 
@@ -177,7 +179,9 @@ def page() -> str:
         rows = {label: [read_card(path) for path in paths] for label, paths in places.items() if paths}
         if not rows:
             continue
-        means = {label: [statistics.mean(c.metrics[f] for c in cards) for f in FIGURES] for label, cards in rows.items()}
+        means = {
+            label: [statistics.mean(c.metrics[f] for c in cards) for f in FIGURES] for label, cards in rows.items()
+        }
         best = [max(each[at] for each in means.values()) for at in range(len(FIGURES))]
         leader = max(means, key=lambda label: means[label][0])
         lines += ["", f"## {SETS[name].what}", "", f"**{CONTENDERS[leader].words}** ranks best by {FIGURES[0]}.", ""]

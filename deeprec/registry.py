@@ -26,6 +26,7 @@ _MODELS = {
     "caser": "deeprec.models.caser:Caser",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
+    "convmf": "deeprec.models.convmf:ConvMF",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "din": "deeprec.models.din:DIN",
