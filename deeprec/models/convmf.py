@@ -36,19 +36,20 @@ if TYPE_CHECKING:
 _ENTRIES_A_BATCH = 1 << 18
 _PAIRS_A_BLOCK = 1 << 16
 _MOST_TEXTS = 0.5  # share of the texts from which on a word says nothing
-_OF_TEXT = ("lr", "batch_size", "weight_decay", "length", "vocabulary", "embedding_dim", "filters", "hidden",
+_OF_TEXT = ("lr", "batch_size", "weight_decay", "length", "vocabulary", "embedding_dim", "filters", "text_hidden",
             "dropout", "text_epochs")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ConvMFConfig(TrainConfig):
     """Attributes:
-    factors: D, >= 1.
+    factors: width D of the vectors, >= 1.
     text: column of the item table with a text for each item; "": none.
     user_l2, item_l2: lambda_U and lambda_V, > 0; the latter holds items near to what their texts say.
     length: words of a text that are read, >= 1.
     vocabulary: most words that are known, >= 1.
-    embedding_dim, filters, hidden, dropout: of the `TextCNN`.
+    embedding_dim, filters, text_hidden, dropout: of the `TextCNN`: width of the words, filters of each window, width of
+        the layer between, >= 1; share of that layer that is dropped, in [0, 1).
     text_epochs: passes over the texts in an epoch, >= 1.
     batch_size: texts a step, >= 1.
     epochs: sweeps over users and items.
@@ -68,7 +69,7 @@ class ConvMFConfig(TrainConfig):
     vocabulary: int = 8000
     embedding_dim: int = 200
     filters: int = 100
-    hidden: int = 200
+    text_hidden: int = 200
     dropout: float = 0.2
     text_epochs: int = 5
     batch_size: int = 128
@@ -77,7 +78,7 @@ class ConvMFConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("factors", "length", "vocabulary", "embedding_dim", "filters", "hidden", "text_epochs"):
+        for name in ("factors", "length", "vocabulary", "embedding_dim", "filters", "text_hidden", "text_epochs"):
             at_least(self, name, 1)
         for name in ("user_l2", "item_l2"):
             if not getattr(self, name) > 0:
@@ -167,12 +168,12 @@ class ConvMF(Recommender):
         self.register_buffer("item_factors", items)
         self.register_buffer("prior", torch.zeros(schema.num_items, config.factors))
         self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("top", torch.zeros(()))  # largest rating
+        self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
         self.user_factors: Tensor
         self.item_factors: Tensor
         self.prior: Tensor
         self.mean: Tensor
-        self.top: Tensor
+        self.limits: Tensor
         self.cnn: TextCNN | None = None
         if schema.words:
             self.cnn = TextCNN(
@@ -180,7 +181,7 @@ class ConvMF(Recommender):
                 config.factors,
                 embedding_dim=config.embedding_dim,
                 filters=config.filters,
-                hidden=config.hidden,
+                hidden=config.text_hidden,
                 dropout=config.dropout,
                 generator=generator,
             )
@@ -210,7 +211,7 @@ class ConvMF(Recommender):
             )
         mean = float(train.ratings.mean(dtype=np.float64))
         self.mean.fill_(mean)
-        self.top.fill_(float(train.ratings.max()))
+        self.limits.copy_(torch.tensor([float(train.ratings.min()), float(train.ratings.max())]))
         sides = Sides(train, train.ratings - np.float32(mean), entries_a_batch=_ENTRIES_A_BATCH, device=self.device)
         self._documents = None
         if self.config.text:
@@ -274,11 +275,11 @@ class ConvMF(Recommender):
 
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
         """As if all of them had the largest rating."""
-        return self.rated_rows(offsets, items, self.top.expand(len(items)))
+        return self.rated_rows(offsets, items, self.limits[1].expand(len(items)))
 
     def rated_rows(self, offsets: Tensor, items: Tensor, ratings: Tensor) -> tuple[Tensor, ...]:
         """The solution for users who gave these ratings."""
-        values = ratings.to(self.item_factors.dtype) - self.mean
+        values = ratings.to(self.item_factors.dtype).clamp(*self.limits) - self.mean
         there = to_device(offsets, items.device)
         return (_solved(there, items, values, self.item_factors, None, self.config.user_l2),)
 

@@ -12,7 +12,7 @@ from deeprec.data import Interactions, from_frame, with_features
 from deeprec.models import create
 from deeprec.models.convmf import _solved
 
-SMALL = {"text": "plot", "factors": 4, "embedding_dim": 5, "filters": 3, "hidden": 6, "batch_size": 16}
+SMALL = {"text": "plot", "factors": 4, "embedding_dim": 5, "filters": 3, "text_hidden": 6, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_cold_items_are_rated_by_their_texts(data: Interactions) -> None:
 
 
 def test_what_is_missing_is_said(data: Interactions) -> None:
-    with pytest.raises(ValueError, match="text must be a column of the item table, got 'plott' and columns .*plot"):
+    with pytest.raises(ValueError, match=r"text must be a column of the item table, got 'plott' and columns .*plot"):
         create("convmf", text="plott").fit(data, protocol="rating")
     bare = with_features(data, items=data.item_features.with_columns(plot=pl.Series([None] + ["a b"] * 59)))
     with pytest.raises(ValueError, match="every item must have a text in 'plot', got 1 without, the first 0"):
