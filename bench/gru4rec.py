@@ -137,7 +137,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="in a block")
     parser.add_argument("--blocks", type=int, default=7, help="of each, after one to warm up")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    kept = Path(__file__).with_name("results") / "gru4rec.json"
+    parser.add_argument("--json", type=Path, default=kept, help="write the result there")
     args = parser.parse_args()
     rows = measure(args)
     print(table(rows))

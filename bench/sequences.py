@@ -2,9 +2,9 @@
 
     python -m bench.sequences [--only SET ...] [--labels LABEL ...] [--seeds 1 2 3] [--page] [--list]
 
-The last item of each user is the test, the one before it chooses the epoch, and all items are ranked; at the test the
-history holds the validation item, and methods that read no order are trained anew with it. Sessions are held out by
-their start. A finished run is kept as
+The last item of each user is the test, the one before it chooses the epoch (of 2,000 users; of the others it is trained
+on), and all items are ranked; at the test the history holds the validation item, and methods that read no order are
+trained anew with it. Sessions are held out by their start. A finished run is kept as
 results/sequences/SET/LABEL/seed-N.json, and one that was cut off goes on from its checkpoint in build/sequences: start
 the same command again. Data is found in DEEPREC_DATA.
 """
@@ -27,6 +27,7 @@ RESULTS, PAGE = ROOT / "results" / "sequences", ROOT / "results" / "sequences.md
 WORK = ROOT / "build" / "sequences"
 FIGURES = {"next-item": ("hr@10", "ndcg@10"), "next-event": ("recall@20", "mrr@20")}
 _MOST_ITEMS_OF_EASE = 20_000
+_VALIDATING = 2000  # users who choose the epoch; the others are trained on up to the test, as published figures do
 
 
 class Published(NamedTuple):
@@ -72,7 +73,7 @@ SETS = {
     "sasrec-ml-1m": Set(
         "MovieLens-1M, the SASRec authors' file: 999,611 ratings taken as likes, 6,040 users, 3,416 films",
         3_416,
-        {"factors": 64, "length": 200, "dropout": 0.1, "batch_size": 128, "lr": 0.001},
+        {"factors": 64, "length": 200, "dropout": 0.1, "batch_size": 32, "lr": 0.001, "patience": 10},
         (
             Published("SASRec, BCE", (0.2500, 0.1341), _KLENITSKIY),
             Published("SASRec, full softmax", (0.3152, 0.1821), _KLENITSKIY),
@@ -85,7 +86,7 @@ SETS = {
     "bert4rec-beauty": Set(
         "Amazon Beauty, the BERT4Rec authors' file: 353,962 reviews, 40,226 users, 54,542 items",
         54_542,
-        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001},
+        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001, "patience": 8},
         (
             Published("SASRec, BCE", (0.0246, 0.0126), _KLENITSKIY),
             Published("SASRec, full softmax", (0.0533, 0.0327), _KLENITSKIY),
@@ -95,7 +96,7 @@ SETS = {
     "s3rec-beauty": Set(
         "Amazon Beauty, the S3-Rec authors' file: 198,502 reviews, 22,363 users, 12,101 items",
         12_101,
-        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001},
+        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001, "patience": 8},
         (
             Published("SASRec, sampled softmax", (0.0921, 0.0531), _ESASREC),
             Published("eSASRec", (0.0928, 0.0523), _ESASREC),
@@ -104,7 +105,7 @@ SETS = {
     "s3rec-sports": Set(
         "Amazon Sports, the S3-Rec authors' file: 296,337 reviews, 35,598 users, 18,357 items",
         18_357,
-        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001},
+        {"factors": 64, "length": 50, "blocks": 1, "dropout": 0.2, "batch_size": 128, "lr": 0.001, "patience": 8},
         (
             Published("SASRec, sampled softmax", (0.0569, 0.0314), _ESASREC),
             Published("eSASRec", (0.0560, 0.0323), _ESASREC),
@@ -139,7 +140,15 @@ class Contender(NamedTuple):
 
 _DEEP = {"gru4rec", "caser", "sasrec", "bert4rec"}
 _ITEMS, _SESSIONS = ("next-item",), ("next-event",)
-_GRU = {"factors": 64, "batching": "windows", "negatives": "full", "optimizer": "adam", "lr": 0.001, "epochs": 100}
+_GRU = {
+    "factors": 64,
+    "batching": "windows",
+    "negatives": "full",
+    "optimizer": "adam",
+    "lr": 0.001,
+    "epochs": 100,
+    "batch_size": 32,
+}
 _GBCE = {"loss": "gbce", "num_negatives": 256, "calibration": 0.75}
 _SHARED = {"loss": "sampled", "shared": True, "num_negatives": 2000}
 CONTENDERS = {
@@ -155,14 +164,14 @@ CONTENDERS = {
         protocols=_ITEMS,
     ),
     "gru4rec": Contender("GRU4Rec, session-parallel", "gru4rec", {"refit": True}, protocols=_SESSIONS),
-    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, "patience": 5}, protocols=_ITEMS),
+    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, "patience": 10}, protocols=_ITEMS),
     "caser": Contender("Caser", "caser", {}, protocols=_ITEMS),
     "sasrec-full": Contender("SASRec, full softmax", "sasrec", {}, True),
     "sasrec-sampled": Contender("SASRec, softmax of 2,000 shared draws", "sasrec", _SHARED, True),
     "sasrec-ligr": Contender("SASRec, full softmax, LiGR", "sasrec", {"block": "ligr", "hidden": 256}, True),
     "sasrec-bce": Contender("SASRec, BCE, 1 negative", "sasrec", {"loss": "bce", "num_negatives": 1}, True),
     "sasrec-gbce": Contender("SASRec, gBCE, 256 negatives", "sasrec", _GBCE, True),
-    "bert4rec": Contender("BERT4Rec, full softmax", "bert4rec", {"hidden": 256, "blocks": 2}, True),
+    "bert4rec": Contender("BERT4Rec, full softmax", "bert4rec", {"hidden": 256, "blocks": 2, "patience": 20}, True),
 }
 
 
@@ -184,8 +193,12 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
     place = WORK / name / label / f"seed-{seed}"
     metrics, cutoffs = zip(*(figure.split("@") for figure in figures), strict=True)
     rule = protocol(SETS[name].protocol, metrics=metrics, cutoffs=(int(cutoffs[0]),))
+    if SETS[name].protocol == "next-item":
+        rule = rule.changed(validating=_VALIDATING)
     model = create(each.model, **options_of(name, label))
-    result = fit(model, data, protocol=rule, seed=seed, out=place, resume=True, on_progress=say, baselines=False)
+    given: dict[str, Any] = {"select": figures[1]} if model.trains_by_gradient else {}
+    given |= {"protocol": rule, "seed": seed, "out": place, "resume": True, "on_progress": say, "baselines": False}
+    result = fit(model, data, **given)
     card = RESULTS / name / label / f"seed-{seed}.json"
     card.parent.mkdir(parents=True, exist_ok=True)
     result.card.write(card)
@@ -198,12 +211,12 @@ def page() -> str:
     lines = [
         "# The next item of ordered histories",
         "",
-        "Leave-one-out: the last item of each user is the test, the one before it chooses the epoch; all items are",
-        "ranked, those of the training part left out. Methods that read no order are trained anew on the training and",
-        "the validation items, for the models of sequences see the latter in the history. Sessions: each event of the",
-        "held-out ones after the first is told from those before it, nothing left out. Mean and deviation over the",
-        "seeds. Figures of others are on the same files and by the same protocol as far as their sources say. Written",
-        "by `bench/sequences.py`.",
+        "Leave-one-out: the last item of each user is the test. The one before it chooses the epoch, of 2,000 users,",
+        "drawn by the seed of the split; of all others it is trained on, as where the figures of others come from. All",
+        "items but those met before are ranked. Methods that read no order are trained anew with the validation items,",
+        "which models of sequences see in the history. Sessions: each event of the held-out ones, but for the first of",
+        "each, is told from those before it, nothing left out. Mean and deviation over the seeds. Figures of others",
+        "are on the same files and by the same protocol as far as their sources say. Written by `bench/sequences.py`.",
     ]
     for name, each in SETS.items():
         rows, figures = [], each.figures

@@ -332,3 +332,11 @@ def one_of(config: TrainConfig, name: str, options: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in options:
         raise ValueError(f"{type(config).__name__}: {name} must be one of {', '.join(options)}; got {value!r}")
+
+
+def chosen_of(config: TrainConfig, name: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError where a field of the config is not one or more of `known`, each once."""
+    given = getattr(config, name)
+    if not given or len(set(given)) < len(given) or not set(given) <= set(known):
+        owner = type(config).__name__
+        raise ValueError(f"{owner}: {name} must be one or more of {', '.join(known)}, each once, got {given}")

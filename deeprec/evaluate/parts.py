@@ -36,7 +36,7 @@ def split_of(protocol: Protocol, data: Interactions, met: Interactions) -> Split
 
     validation_rows = "none" if protocol.validation == "share" else protocol.validation
     shares = (protocol.test_share, 0.0 if protocol.validation == "none" else protocol.validation_share)
-    of_each = protocol.targets == "events"
+    of_each, validating = protocol.targets == "events", protocol.validating
     if protocol.holdout in ("random", "random_by_user"):
         by_user = protocol.holdout == "random_by_user"
         parts = splits.random_holdout(data, *shares, seed=protocol.seed, by_user=by_user)
@@ -54,9 +54,10 @@ def split_of(protocol: Protocol, data: Interactions, met: Interactions) -> Split
         held_out = new_users.HeldOut(*shares, protocol.new_share, protocol.given_share)
         parts = new_users.new_users_holdout(data, held_out, protocol.seed, domain=protocol.domain)
     elif protocol.holdout == "official":
-        parts = splits.official(data, seed=protocol.seed, validation=validation_rows, num_negatives=0)
+        options = {"validation": validation_rows, "num_negatives": 0, "validating": validating}
+        parts = splits.official(data, protocol.seed, **options)  # type: ignore[arg-type]
     else:
-        parts = splits.leave_one_out(data, validation=validation_rows, seed=protocol.seed)
+        parts = splits.leave_one_out(data, validation_rows, protocol.seed, validating=validating)
     if protocol.repeats == "drop":
         parts = splits.without_repeats(parts)
     if not isinstance(protocol.candidates, int):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deeprec.evaluate.protocols import Protocol
 
 BY_SHARE = ("random", "random_by_user", "last_by_user", "time", "items", "users", "sessions")
+ONE_ROW = ("leave_one_out", "official", "auto")  # of these the validation part is a row of each user, by itself
 
 
 def check_protocol(made: Protocol) -> None:
@@ -51,7 +52,7 @@ def _check_fields(made: Protocol) -> None:
     _require(fits, f"metrics must fit the task {made.task!r}", made.metrics)
     whole = all(isinstance(k, int) and k >= 1 for k in made.cutoffs)
     _require(bool(made.cutoffs) and whole, "cutoffs must be whole numbers of at least 1", made.cutoffs)
-    for field in ("seed", "negatives_seed"):
+    for field in ("seed", "negatives_seed", "validating"):
         value = getattr(made, field)
         _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)
     _require(made.domain is None or isinstance(made.domain, str), "domain must be a name or None", made.domain)

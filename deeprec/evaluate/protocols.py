@@ -15,7 +15,7 @@ from deeprec._suggest import did_you_mean
 from deeprec.evaluate.click_protocol import ClickProtocol
 from deeprec.evaluate.metrics import RATING_METRICS, WITHOUT_CUTOFF
 from deeprec.evaluate.parts import require_one_domain, split_of
-from deeprec.evaluate.protocol_checks import BY_SHARE, check_protocol, validates_by_share
+from deeprec.evaluate.protocol_checks import BY_SHARE, ONE_ROW, check_protocol, validates_by_share
 
 if TYPE_CHECKING:
     from deeprec.data import Interactions, Split
@@ -79,6 +79,8 @@ class Protocol:
         validation_users: users of the validation part who are ranked after each epoch to choose one, always the same;
             0: all. None: all where that takes at most 2^26 scores (users x candidates), otherwise as many as these
             allow and 1,000 at least; `resolve` puts the number. At the end the chosen epoch is measured on all.
+        validating: so many users, drawn by their ids and the seed, give the validation rows of "random" and "last";
+            what would be those of others is trained on, as where published figures train on all but the test. 0: all.
         domain: for holdout "users": the domain whose items are held out and sampled as negatives; None: all items are
             of one.
         new_share: for "users": share of the held-out users who are new to the domain, in [0, 1].
@@ -114,6 +116,7 @@ class Protocol:
     default_rating: float | None = None
     clamp: bool = True
     validation_users: int | None = None
+    validating: int = 0
     domain: str | None = None
     new_share: float = 0.2
     given_share: float = 0.5
@@ -216,13 +219,15 @@ class Protocol:
             fields = {"candidates", "negatives", "negatives_seed", "mask", "ties", "cutoffs", "validation_users"}
         if self.validation == "none":
             fields.add("validation_users")
+        if self.validation not in ("random", "last") or self.holdout not in ONE_ROW:
+            fields.add("validating")
         if self.task != "next-item":
             fields.add("targets")
         if self.holdout not in BY_SHARE:
             fields |= {"test_share"} if self.validation == "share" else {"test_share", "validation_share"}
         if self.holdout != "users":
             fields |= {"domain", "new_share", "given_share"}
-        if self.holdout in ("last_by_user", "time") or self.task == "next-item":
+        if self.holdout in ("last_by_user", "time") or (self.task == "next-item" and not self.validating):
             fields.add("seed")
         if self.candidates != "all":  # of items held out whole, nothing of a part is in the parts before
             fields.add("mask")

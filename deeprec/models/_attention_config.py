@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deeprec.config import Only, at_least, one_of
+from deeprec.config import Only, at_least, chosen_of, one_of
 from deeprec.models._sequence_model import SequenceConfig
+from deeprec.models._tower_config import ITEM_INPUTS
 from deeprec.nn.sequence_encoder import check_encoder
 
 SIMILARITIES = ("dot", "cosine")
@@ -16,6 +17,8 @@ _SAMPLED = ("sampled", "bce", "gbce")
 @dataclass(frozen=True)
 class AttentionConfig(SequenceConfig):
     """Attributes:
+    item_inputs: what an item's vector is made of, added up: "id", a vector of its own; "features", a linear map of the
+        columns of the item table, which items without a training row have too.
     blocks: of attention and a network each, >= 0.
     heads: of attention, >= 1; factors must be a multiple.
     hidden: width of the network at each place, >= 1; 0: `factors`.
@@ -51,6 +54,7 @@ class AttentionConfig(SequenceConfig):
         ),
     )
 
+    item_inputs: tuple[str, ...] = ("id",)
     blocks: int = 2
     heads: int = 1
     hidden: int = 0
@@ -84,6 +88,7 @@ class AttentionConfig(SequenceConfig):
         check_encoder(owner, {**vars(self), "dim": self.factors, "hidden": self.width})
         one_of(self, "loss", self.losses)
         one_of(self, "similarity", SIMILARITIES)
+        chosen_of(self, "item_inputs", ITEM_INPUTS)
         for name in ("init_std", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{owner}: {name} must be > 0, got {getattr(self, name)}")

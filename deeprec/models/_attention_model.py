@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from deeprec.batches.numbered import NumberedBatches
 from deeprec.batches.sequences import SequenceBatches
 from deeprec.config import TrainConfig
-from deeprec.contract import Batches, Schema
+from deeprec.contract import Batches
 from deeprec.data import Interactions
 from deeprec.device import to_device
+from deeprec.kernels.embedding import embedding
 from deeprec.kernels.sample_negatives import AliasTable, alias_table
 from deeprec.models._attention_config import AttentionConfig
+from deeprec.models._item_columns import ItemColumns, ItemSizes
 from deeprec.models._item_losses import Targets, binary_loss, full_loss, gbce_beta, sampled_loss, shared_loss
 from deeprec.models._sequence_model import SequenceModel
 from deeprec.nn.embedding import Embedding
@@ -25,20 +27,22 @@ from deeprec.nn.sequence_encoder import SequenceEncoder
 _SPARSE_FROM = 20_000  # rows of a table: below that a dense gradient costs less than sorting the ids of a batch
 
 
-class AttentionModel(SequenceModel):
+class AttentionModel(ItemColumns, SequenceModel):
     """Base of the models with a `SequenceEncoder`; `is_causal` says whether a place sees what comes after it.
 
-    Parameters: `items.weight` [N, D], `outputs.weight` where the scored vectors are others, and those of `encoder`.
+    Parameters: `items.weight` [N, D] unless item_inputs has no "id", `outputs.weight` where the scored vectors are
+    others, those of `encoder`, and of `towers` (see `ItemColumns`).
     """
 
     config_class: ClassVar[type[TrainConfig]] = AttentionConfig
     is_causal: ClassVar[bool] = True
     config: AttentionConfig
 
-    def _build_network(self, schema: Schema, generator: torch.Generator | None) -> None:
-        config = self.config
-        self.items = self._table(schema.num_items, generator)
-        self.outputs = None if config.tied else self._table(schema.num_items, generator)
+    def _build_network(self, schema: ItemSizes, generator: torch.Generator | None) -> None:
+        config, count = self.config, schema.num_items - schema.added_items
+        has_ids = "id" in config.item_inputs
+        self.items = self._table(count, generator) if has_ids else None
+        self.outputs = self._table(count, generator) if has_ids and not config.tied else None
         self.encoder = SequenceEncoder(
             config.factors,
             config.length,
@@ -54,19 +58,49 @@ class AttentionModel(SequenceModel):
             causal=self.is_causal,
             generator=generator,
         )
+        self._build_columns(schema, 1 if config.tied else 2, config.init_std, generator)
         self._known: Lists | None = None
         self._popularity: AliasTable | None = None
         self._log_q: Tensor | None = None
 
     def _table(self, count: int, generator: torch.Generator | None) -> Embedding:
-        is_sparse = count >= _SPARSE_FROM and self.config.loss != "full" and not self.config.shared
-        table = Embedding(count, self.config.factors, sparse=is_sparse, name="item")
-        nn.init.normal_(table.weight, 0.0, self.config.init_std, generator=generator)
+        config = self.config
+        is_sparse = count >= _SPARSE_FROM and config.loss != "full" and not config.shared and not self.reads_columns
+        table = Embedding(count, config.factors, sparse=is_sparse, name="item")
+        nn.init.normal_(table.weight, 0.0, config.init_std, generator=generator)
         return table
 
-    @property
-    def _scored(self) -> Embedding:
-        return self.items if self.outputs is None else self.outputs
+    # -- vectors of items ----------------------------------------------------------------------------------------------
+
+    def _vector_tables(self) -> list[Embedding | None]:
+        return [self.items] if self.config.tied else [self.items, self.outputs]
+
+    def _trained_vectors(self) -> tuple[Tensor | None, Tensor]:
+        """Vectors that are read, None for the rows of `items`, and vectors [N, D] that are scored, with gradients."""
+        if self.reads_columns:
+            tables = [self._with_columns(table, number) for number, table in enumerate(self._vector_tables())]
+            return tables[0], tables[-1]
+        return None, self._scored_vectors()
+
+    def _read_vectors(self) -> Tensor | None:
+        """Vectors that are read after training; None for the rows of `items`."""
+        return self._kept_vectors()[0] if self.reads_columns else None
+
+    def _scored_vectors(self) -> Tensor:
+        """Vectors [N, D] that are scored after training, but for the length that cosines take from them."""
+        if self.reads_columns:
+            return self._kept_vectors()[-1]
+        table = self.items if self.outputs is None else self.outputs
+        assert table is not None
+        return table.weight
+
+    def _rows(self, items: Tensor, vectors: Tensor | None) -> Tensor:
+        """Rows of the vectors that are read."""
+        if vectors is not None:
+            return embedding(vectors, items, sparse_grad=False, name="item")
+        assert self.items is not None
+        rows: Tensor = self.items(items)
+        return rows
 
     @property
     def window_length(self) -> int:
@@ -95,6 +129,7 @@ class AttentionModel(SequenceModel):
             to_device(torch.from_numpy(items), self.device),
         )
         self._set_draws(train)
+        self._prepare_columns(train, [table for table in self._vector_tables() if table is not None])
         options: dict[str, Any] = {"batch_size": config.batch_size, "length": self.window_length, "device": self.device}
         return NumberedBatches(SequenceBatches(train, seed=seed, **options), seed)
 
@@ -112,13 +147,15 @@ class AttentionModel(SequenceModel):
                 log_q = np.log(config.num_negatives * weights / weights.sum())
             self._log_q = to_device(torch.from_numpy(log_q.astype(np.float32)), self.device)
 
-    def _item_loss(self, states: Tensor, targets: Targets, bias: Tensor | None = None) -> Tensor:
+    def _item_loss(self, states: Tensor, targets: Targets, vectors: Tensor, bias: Tensor | None = None) -> Tensor:
         """Of states [T, D] against the vectors of items, with a bias [N] where the model has one."""
-        config, table = self.config, self._scored
-        vectors, num_items = table.weight, table.num_embeddings
+        config, num_items = self.config, len(vectors)
+        is_sparse = self.items is not None and self.items.sparse
+        if self._absent is not None:
+            bias = self._absent if bias is None else bias + self._absent
         if config.loss in ("bce", "gbce"):
             beta = gbce_beta(config.calibration, config.num_negatives, num_items) if config.loss == "gbce" else 1.0
-            return binary_loss(states, vectors, targets, config.num_negatives, beta=beta, sparse=table.sparse)
+            return binary_loss(states, vectors, targets, config.num_negatives, beta=beta, bias=bias, sparse=is_sparse)
         options: dict[str, Any] = {"similarity": config.similarity, "gamma": config.gamma}
         options |= {"mask_known": config.mask_known, "bias": bias}
         if config.loss == "full":
@@ -127,7 +164,7 @@ class AttentionModel(SequenceModel):
         if config.shared:
             return shared_loss(states, vectors, targets, config.num_negatives, log_q=self._log_q, **draws, **options)
         return sampled_loss(
-            states, vectors, targets, config.num_negatives, log_q=config.log_q, sparse=table.sparse, **draws, **options
+            states, vectors, targets, config.num_negatives, log_q=config.log_q, sparse=is_sparse, **draws, **options
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

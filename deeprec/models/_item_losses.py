@@ -45,7 +45,14 @@ def gbce_beta(calibration: float, num_negatives: int, num_items: int) -> float:
 
 
 def binary_loss(
-    states: Tensor, items: Tensor, targets: Targets, num_negatives: int, *, beta: float = 1.0, sparse: bool = True
+    states: Tensor,
+    items: Tensor,
+    targets: Targets,
+    num_negatives: int,
+    *,
+    beta: float = 1.0,
+    bias: Tensor | None = None,
+    sparse: bool = True,
 ) -> Tensor:
     """Mean over states of -(beta log s(z+) + sum of log(1 - s(z-)) over n draws) / (n + 1), s the sigmoid.
 
@@ -56,6 +63,7 @@ def binary_loss(
         states: [T, D]; items: [N, D].
         num_negatives: n, >= 1.
         beta: 1 for BCE, `gbce_beta` for gBCE.
+        bias: [N], added to the scores.
         sparse: whether the gradient of items is.
     """
     count, width = len(targets.items), 1 + num_negatives
@@ -70,7 +78,7 @@ def binary_loss(
     loss: Tensor = sampled_linear_loss(
         states,
         items,
-        None,
+        bias,
         indptr,
         columns.flatten(),
         labels.flatten(),

@@ -66,7 +66,7 @@ class SequenceModel(Recommender):
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
-    def _build_network(self, schema: Schema, generator: torch.Generator | None) -> None:
+    def _build_network(self, schema: Any, generator: torch.Generator | None) -> None:
         raise NotImplementedError
 
     def encode_windows(self, items: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from deeprec.batches.towers import LOG_Q, NEGATIVES
 from deeprec.batches.user_rows import POOLINGS
-from deeprec.config import Only, TrainConfig, at_least, one_of
+from deeprec.config import Only, TrainConfig, at_least, chosen_of, one_of
 from deeprec.data.columns.terms import WEIGHTINGS
 from deeprec.nn.mlp import ACTIVATIONS
 
@@ -99,10 +99,8 @@ class TowerConfig(TrainConfig):
     def __post_init__(self) -> None:
         self._check_types()
         owner = type(self).__name__
-        for name, known in (("user_inputs", USER_INPUTS), ("item_inputs", ITEM_INPUTS)):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given) or not set(given) <= set(known):
-                raise ValueError(f"{owner}: {name} must be one or more of {', '.join(known)}, each once, got {given}")
+        chosen_of(self, "user_inputs", USER_INPUTS)
+        chosen_of(self, "item_inputs", ITEM_INPUTS)
         if self.layers and min(self.layers) < 1:
             raise ValueError(f"{owner}: layers must be widths >= 1, got {self.layers}")
         for name in ("factors", "batch_size"):

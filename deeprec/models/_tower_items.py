@@ -14,7 +14,7 @@ from deeprec.serve.features import require_table
 from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
-    from deeprec.data import IdMap
+    from deeprec.data import IdMap, Terms
     from deeprec.models._tower_model import TowerModel
 
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def add_items(model: TowerModel, items: Any) -> TowerModel:
     """See `TowerModel.add_items`."""
+    new = new_items(model, items)
+    if new is not None:
+        item_ids, terms = new
+        append_items(model, item_ids, model._scored(model.embed_new_items(TermRows(terms, model.device).whole())))
+    return model
+
+
+def new_items(model: Any, items: Any) -> tuple[IdMap, Terms] | None:
+    """The ids of a model's items with the new ones of a frame behind them, and the terms of these; None: no rows.
+
+    Raises:
+        ValueError: columns are no input of the model, one is missing, an id is known or comes twice.
+    """
     model.require_built()
     frame = require_table("add_items", "items", items)
     if model.item_encoder is None or model.item_ids is None:
@@ -32,7 +45,7 @@ def add_items(model: TowerModel, items: Any) -> TowerModel:
     if "item_id" not in frame.columns:
         raise ValueError(f"add_items: items must have a column item_id, got {', '.join(frame.columns)}; rename it")
     if not len(frame):
-        return model
+        return None
     known = model.item_ids
     grown = known.grown(frame["item_id"])
     if len(grown) != len(known) + len(frame):
@@ -40,12 +53,7 @@ def add_items(model: TowerModel, items: Any) -> TowerModel:
             f"add_items: every item_id must be new and there once, got {len(frame)} rows with "
             f"{len(grown) - len(known)} new ones; drop the others"
         )
-    rows = join(list(model.item_encoder.stream(frame)))
-    vectors = model._scored(
-        model.embed_new_items(TermRows(model.new_item_terms(len(frame), rows), model.device).whole())
-    )
-    append_items(model, grown, vectors)
-    return model
+    return grown, model.new_item_terms(len(frame), join(list(model.item_encoder.stream(frame))))
 
 
 def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from deeprec.batches.numbered import Numbered
 from deeprec.config import TrainConfig
-from deeprec.contract import Schema
 from deeprec.kernels.softmax_loss.reference import unit
 from deeprec.models._attention_config import AttentionConfig
 from deeprec.models._attention_model import AttentionModel
+from deeprec.models._item_columns import ItemSizes
 from deeprec.models._item_losses import Targets
 from deeprec.nn.sequence_encoder import Places, at_left, in_line
 
@@ -65,7 +65,7 @@ class BERT4Rec(AttentionModel):
     is_causal: ClassVar[bool] = False
     config: BERT4RecConfig
 
-    def _build_network(self, schema: Schema, generator: torch.Generator | None) -> None:
+    def _build_network(self, schema: ItemSizes, generator: torch.Generator | None) -> None:
         super()._build_network(schema, generator)
         dim = self.config.factors
         self.mask_vector = nn.Parameter(torch.empty(dim))
@@ -75,7 +75,7 @@ class BERT4Rec(AttentionModel):
         assert isinstance(first, nn.Linear)
         nn.init.xavier_normal_(first.weight, generator=generator)
         nn.init.zeros_(first.bias)
-        self.item_bias = nn.Parameter(torch.zeros(schema.num_items))
+        self.item_bias = nn.Parameter(torch.zeros(schema.num_items - schema.added_items))
 
     @property
     def window_length(self) -> int:
@@ -100,16 +100,20 @@ class BERT4Rec(AttentionModel):
             )
             places = Places.of(lengths, width + 1, count).chosen(is_chosen)
         moved = at_left(whole, lengths)
-        states = in_line(self._states(moved, lengths, places.there), places)
+        read, scored = self._trained_vectors()
+        states = in_line(self._states(moved, lengths, places.there, read), places)
         items = moved.flatten()[places.in_rows]
         targets = Targets(items, windows.users[places.owners], self._known, batch.seed)
-        return self._item_loss(self.head(states), targets, self.item_bias)
+        return self._item_loss(self.head(states), targets, scored, self.item_bias)
 
-    def _states(self, items: Tensor, lengths: Tensor, is_masked: Tensor) -> Tensor:
+    def _states(self, items: Tensor, lengths: Tensor, is_masked: Tensor, vectors: Tensor | None) -> Tensor:
         """States [b, l, D] of windows at the left end of their rows, some items of which are masked."""
-        vectors = torch.where(is_masked.unsqueeze(2), self.mask_vector, self.items(items))
-        states: Tensor = self.encoder(vectors, lengths)
+        states: Tensor = self.encoder(self._masked(items, is_masked, vectors), lengths)
         return states
+
+    def _masked(self, items: Tensor, is_masked: Tensor, vectors: Tensor | None) -> Tensor:
+        """Vectors of items, some of which are masked."""
+        return torch.where(is_masked.unsqueeze(2), self.mask_vector, self._rows(items, vectors))
 
     def encode_last(self, items: Tensor, mask: Tensor) -> Tensor:
         """As in `SequenceModel`; of L items the first is left out, as the mask takes a place."""
@@ -117,10 +121,10 @@ class BERT4Rec(AttentionModel):
         lengths = mask.sum(1) + 1
         moved = at_left(F.pad(items, (0, 1), value=0), lengths)
         is_masked = torch.arange(moved.shape[1], device=mask.device) == (lengths - 1).unsqueeze(1)
-        states = self._states(moved, lengths, is_masked)
-        last = self.head(states[torch.arange(len(lengths), device=mask.device), lengths - 1])
+        last: Tensor = self.head(self.encoder.last(self._masked(moved, is_masked, self._read_vectors()), lengths))
         return unit(last) if self.config.similarity == "cosine" else last
 
     def output_items(self) -> tuple[Tensor, Tensor | None]:
-        vectors = self._scored.weight
-        return (unit(vectors) if self.config.similarity == "cosine" else vectors), self.item_bias
+        vectors = self._scored_vectors()
+        bias = F.pad(self.item_bias, (0, len(vectors) - len(self.item_bias)))  # of items that came later 0
+        return (unit(vectors) if self.config.similarity == "cosine" else vectors), bias

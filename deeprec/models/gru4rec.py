@@ -16,7 +16,7 @@ authors' code that of the embedding is a second one on the first layer's output)
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,20 @@ from deeprec.batches.sessions import SessionBatch, SessionBatches
 from deeprec.contract import Batches, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
-from deeprec.kernels.embedding import coalesced_grad, embedding_plan
 from deeprec.kernels.sample_negatives import alias_table
+from deeprec.kernels.session_step import session_columns, session_softmax
 from deeprec.kernels.softmax_loss import softmax_loss
+from deeprec.kernels.sums import add_rows, take
 from deeprec.models._sequence_model import SequenceConfig, SequenceModel
 from deeprec.models._session_config import GRU4RecConfig
 from deeprec.models._session_losses import PairwiseOptions, pairwise_losses
+from deeprec.models._session_step import (
+    add_cell_gradients,
+    add_repeated_grad,
+    add_row_grad,
+    cell_step,
+    dropped,
+)
 from deeprec.nn.embedding import Embedding, catch_up
 
 _PLACES_A_BLOCK = 1 << 14  # of histories that are read at a time
@@ -135,15 +143,16 @@ class GRU4Rec(SequenceModel):
             loss, states = self._step(batch)
             loss.backward()
         else:
-            loss, states = self._backward_by_rows(batch)
-        if batch.lanes is None:
-            self.lane_states[:, : len(batch)] = states
-        else:
-            self.lane_states.index_copy_(1, batch.lanes, states)
+            loss, states = self._backward_by_hand(batch)
+        for kept, state in zip(self.lane_states, states, strict=True):
+            if batch.lanes is None:
+                kept[: len(batch)] = state
+            else:
+                kept.index_copy_(0, batch.lanes, state)
         return loss.detach()
 
-    def _step(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """The loss of one step of the lanes, and their states [num_layers, m, H] after it."""
+    def _step(self, batch: SessionBatch) -> tuple[Tensor, list[Tensor]]:
+        """The loss of one step of the lanes, and each layer's states [m, H] after it."""
         candidates, vectors = candidates_of(batch), self.items.weight
         if self.config.negatives != "full":
             vectors = self.items(candidates)
@@ -151,65 +160,98 @@ class GRU4Rec(SequenceModel):
         hidden, states = self._next_states(inputs(batch.items), batch)
         return self._loss_of(hidden, vectors, candidates, batch) / self.config.batch_size, states
 
-    def _backward_by_rows(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """As `_step`, and the gradients of its loss: autograd's, with the scores and the rows of the tables by hand.
-
-        What autograd would copy several times, [m + n, H], is written once.
-        """
+    @torch.no_grad()
+    def _backward_by_hand(self, batch: SessionBatch) -> tuple[Tensor, list[Tensor]]:
+        """As `_step`, and the gradients of its loss: autograd's but for rounding, without the cost of a graph."""
         config, size, candidates = self.config, len(batch), candidates_of(batch)
-        with torch.no_grad():
-            is_shared = config.input == "constrained"
-            ids = torch.cat([batch.items, candidates]) if is_shared else candidates
-            catch_up(self.items.weight, ids)  # as the layers do where autograd watches
-            catch_up(self.item_bias.weight, candidates)
-            if not is_shared:
-                catch_up(self.inputs.weight, batch.items)
-            rows, bias = self.items(ids), self.item_bias(candidates).squeeze(1)
-            inputs, vectors = (rows[:size], rows[size:]) if is_shared else (self.inputs(batch.items), rows)
-        inputs = inputs.requires_grad_()
-        with torch.enable_grad():
-            hidden, states = self._next_states(inputs, batch)
-        with torch.no_grad():
-            queries, slopes = hidden.detach(), None
-            scores = torch.addmm(bias, queries, vectors.T)
-            if config.loss == "cross-entropy":
-                shares = self._logits(scores, candidates, batch).log_softmax(1)
-                loss = -shares.diagonal().sum() / config.batch_size
-                slopes = shares.exp_()
-                slopes.diagonal().sub_(1)
-                slopes.div_(config.batch_size)
-        if slopes is None:
+        is_shared = config.input == "constrained"
+        # Equal candidates share a column of the scores: the gradient of a table has each row once by itself.
+        ids = torch.cat([batch.items, candidates]) if is_shared else candidates
+        rows, places, counts = session_columns(ids, self.items.num_embeddings, name="item")
+        own_places, places = (places[:size], places[size:]) if is_shared else (None, places)
+        scored = None
+        if own_places is not None:
+            counts.index_add_(0, own_places, torch.full_like(own_places, -1))
+            scored = counts.nonzero().squeeze(1)
+        scored_rows = rows if scored is None else rows[scored]
+        catch_up(self.items.weight, rows)  # as the layers do where autograd watches
+        catch_up(self.item_bias.weight, scored_rows)
+        if own_places is None:
+            catch_up(self.inputs.weight, batch.items)
+        vectors, bias = self.items(rows), self.item_bias(rows).squeeze(1)
+        inputs = self.inputs(batch.items) if own_places is None else vectors.index_select(0, own_places)
+
+        embed_share, hidden_share = (
+            share if self.training else 0.0 for share in (config.dropout_embed, config.dropout_hidden)
+        )
+        hidden, mask = dropped(inputs, embed_share)
+        cells, masks, states = [], [mask], []
+        for layer, before in zip(self.layers, self._states_before(batch), strict=True):
+            hidden, cell = cell_step(hidden, before, _weights(layer))
+            hidden, mask = dropped(hidden, hidden_share)
+            cells.append(cell)
+            masks.append(mask)
+            states.append(hidden)
+
+        columns = _Columns(rows, places, counts)
+        loss, slopes = self._slopes(hidden, vectors, bias, columns, candidates, batch)
+        grad = (slopes @ vectors).div_(config.batch_size)
+        for layer, cell in zip(reversed(self.layers), reversed(cells), strict=True):
+            mask = masks.pop()
+            grad = add_cell_gradients(cell, grad if mask is None else grad * mask, _weights(layer))
+        grad = grad if masks[0] is None else grad * masks[0]
+        grads = slopes.T @ (hidden / config.batch_size)
+        if own_places is None:
+            add_repeated_grad(self.inputs, batch.items, grad)
+        else:
+            add_rows(grads, own_places, grad)
+        add_row_grad(self.items, rows, grads)
+        bias_grads = slopes.sum(0).div_(config.batch_size)
+        bias_grads = bias_grads if scored is None else bias_grads[scored]
+        add_row_grad(self.item_bias, scored_rows, bias_grads.unsqueeze(1))
+        return loss / config.batch_size, states
+
+    def _slopes(
+        self, hidden: Tensor, vectors: Tensor, bias: Tensor, columns: _Columns, candidates: Tensor, batch: SessionBatch
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of states [m, H], and its gradient by the scores of the columns [m, U]."""
+        targets = columns.places[: len(batch)]
+        if self.config.loss != "cross-entropy":
+            scores = torch.addmm(bias, hidden, vectors.T)
             with torch.enable_grad():
                 scores.requires_grad_()
-                loss = self._pairwise(scores, candidates, batch).sum() / config.batch_size
+                loss = self._pairwise(take(scores, 1, columns.places), candidates, batch).sum()
                 (slopes,) = torch.autograd.grad(loss, scores)
-        hidden.backward(slopes @ vectors)
-        with torch.no_grad():
-            grads = torch.empty_like(rows)
-            if is_shared:
-                grads[:size] = inputs.grad
-                torch.mm(slopes.T, queries, out=grads[size:])
-            else:
-                torch.mm(slopes.T, queries, out=grads)
-                add_row_grad(self.inputs, batch.items, inputs.grad)
-            add_row_grad(self.items, ids, grads)
-            add_row_grad(self.item_bias, candidates, slopes.sum(0).unsqueeze(1))
-        return loss, states
+                return loss.detach(), slopes
+        counts = columns.counts.to(bias.dtype)
+        if self._log_q is None:
+            log_counts = counts.log_()
+            own = -log_counts[targets]
+        else:
+            of_targets, of_drawn = (each[columns.rows] for each in self._log_q)
+            num_targets = torch.zeros_like(columns.counts).index_add_(0, targets, torch.ones_like(targets))
+            num_targets = num_targets.to(bias.dtype)
+            log_counts = torch.logaddexp(num_targets.log() - of_targets, (counts - num_targets).log() - of_drawn)
+            own = -of_targets[targets] - log_counts[targets]
+        scores = torch.addmm(bias + log_counts, hidden, vectors.T)
+        return session_softmax(scores, targets, own, is_masked=self.config.mask_targets)
 
-    def _next_states(self, inputs: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """The last layer's states [m, H] after the inputs [m, D] of a step, and, for the lanes, all layers' without a
+    def _states_before(self, batch: SessionBatch) -> Tensor:
+        """What the lanes of a step know, [num_layers, m, H]."""
+        before = self.lane_states[:, : len(batch)] if batch.lanes is None else self.lane_states[:, batch.lanes]
+        return before if batch.is_first is None else before.masked_fill(batch.is_first.unsqueeze(1), 0.0)
+
+    def _next_states(self, inputs: Tensor, batch: SessionBatch) -> tuple[Tensor, list[Tensor]]:
+        """The last layer's states [m, H] after the inputs [m, D] of a step, and, for the lanes, each layer's without a
         gradient."""
         config = self.config
-        before = self.lane_states[:, : len(batch)] if batch.lanes is None else self.lane_states[:, batch.lanes]
-        if batch.is_first is not None:
-            before = before.masked_fill(batch.is_first.unsqueeze(1), 0.0)
         states = []
         hidden = F.dropout(inputs, config.dropout_embed, self.training)
-        for layer, state in zip(self.layers, before, strict=True):
+        for layer, state in zip(self.layers, self._states_before(batch), strict=True):
             hidden = torch.gru_cell(hidden, state, *_weights(layer))
             hidden = F.dropout(hidden, config.dropout_hidden, self.training)
             states.append(hidden.detach())
-        return hidden, torch.stack(states)
+        return hidden, states
 
     def _loss_of(self, states: Tensor, vectors: Tensor, candidates: Tensor, batch: SessionBatch) -> Tensor:
         """The sum of the losses of states [m, H] whose targets are the first m candidates, or among all items."""
@@ -235,18 +277,6 @@ class GRU4Rec(SequenceModel):
         if self._log_q is None:
             return None
         return torch.cat([self._log_q[0][batch.targets], self._log_q[1][candidates[len(batch) :]]])
-
-    def _logits(self, scores: Tensor, candidates: Tensor, batch: SessionBatch) -> Tensor:
-        """Scores [m, c] as the softmax takes them; as `softmax_loss`, whose streaming has nothing to save for a step's
-        few lanes."""
-        log_q = self._log_q_of(candidates, batch)
-        if log_q is not None:
-            scores = scores - log_q
-        if self.config.mask_targets:
-            is_same = candidates == batch.targets.unsqueeze(1)
-            is_same.diagonal().fill_(False)
-            scores = scores.masked_fill(is_same, -torch.inf)
-        return scores
 
     def _pairwise(self, scores: Tensor, candidates: Tensor, batch: SessionBatch) -> Tensor:
         """Losses [m] of scores [m, c]."""
@@ -330,17 +360,23 @@ class GRU4Rec(SequenceModel):
         return (after[-1], *after[:-1])
 
 
+class _Columns(NamedTuple):
+    """The distinct items of a step.
+
+    Attributes:
+        rows: [U], int64, ascending.
+        places: [c], int64, the place of each candidate among them, targets first.
+        counts: [U], int64, how many candidates are the row; 0 of an input alone.
+    """
+
+    rows: Tensor
+    places: Tensor
+    counts: Tensor
+
+
 def candidates_of(batch: SessionBatch) -> Tensor:
     """The targets of a step, then its drawn items."""
     return batch.targets if batch.negatives is None else torch.cat([batch.targets, batch.negatives])
-
-
-def add_row_grad(table: Embedding, ids: Tensor, grads: Tensor) -> None:
-    """Add the gradients [n, D] of the rows `ids` [n] to those of a table."""
-    plan = embedding_plan(ids, table.num_embeddings)
-    values = torch.ops.deeprec.embedding_grad(grads, *plan)
-    grad = coalesced_grad(plan.rows.long().unsqueeze(0), values, table.num_embeddings)
-    table.weight.grad = grad if table.weight.grad is None else table.weight.grad + grad
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:

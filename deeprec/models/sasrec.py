@@ -53,33 +53,35 @@ class SASRec(AttentionModel):
         assert self._known is not None
         mask, width = windows.mask, windows.mask.shape[1]
         lengths = mask.sum(1)
-        states = self._states(windows.items, lengths)
+        read, scored = self._trained_vectors()
+        states = self._states(windows.items, lengths, read)
         is_last = self.config.targets == "last"
         places = Places.last(lengths, width) if is_last else Places.of(lengths, width, windows.num_targets)
         # Windows come at the right end of their rows.
         at_right = places.in_rows + (width - lengths)[places.owners]
         targets = Targets(windows.targets.flatten()[at_right], windows.users[places.owners], self._known, batch.seed)
-        return self._item_loss(in_line(states, places), targets)
+        return self._item_loss(in_line(states, places), targets, scored)
 
     # -- states --------------------------------------------------------------------------------------------------------
 
-    def _states(self, items: Tensor, lengths: Tensor) -> Tensor:
+    def _states(self, items: Tensor, lengths: Tensor, vectors: Tensor | None) -> Tensor:
         """States [b, l, D] of windows [b, l] at the right end of their rows, each moved to the left end of its row."""
-        states: Tensor = self.encoder(self.items(at_left(items, lengths)), lengths)
+        states: Tensor = self.encoder(self._rows(at_left(items, lengths), vectors), lengths)
         return states
 
     def encode_windows(self, items: Tensor, mask: Tensor) -> Tensor:
         lengths, width = mask.sum(1), mask.shape[1]
         columns = torch.arange(width, device=mask.device)
         at = (columns - (width - lengths).unsqueeze(1)).clamp(min=0)
-        states = self._states(items, lengths).gather(1, at.unsqueeze(2).expand(-1, -1, self.config.factors))
+        states = self._states(items, lengths, self._read_vectors())
+        states = states.gather(1, at.unsqueeze(2).expand(-1, -1, self.config.factors))
         return states * mask.unsqueeze(2)
 
     def encode_last(self, items: Tensor, mask: Tensor) -> Tensor:
         lengths = mask.sum(1)
-        last = self._states(items, lengths)[torch.arange(len(lengths), device=mask.device), (lengths - 1).clamp(min=0)]
+        last: Tensor = self.encoder.last(self._rows(at_left(items, lengths), self._read_vectors()), lengths)
         return unit(last) if self.config.similarity == "cosine" else last
 
     def output_items(self) -> tuple[Tensor, None]:
-        vectors = self._scored.weight
+        vectors = self._scored_vectors()
         return (unit(vectors) if self.config.similarity == "cosine" else vectors), None

@@ -122,6 +122,37 @@ class SequenceEncoder(nn.Module):
         Raises:
             ValueError: another shape.
         """
+        x, there, keys, angles = self._begin(x, lengths)
+        seen = None if self.causal else keys
+        for block in self.blocks:
+            x = block(x, seen, angles)
+        if self.norm is not None:
+            x = self.norm(x)
+        return torch.where(there, x, 0.0)
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The states [B, D] of the last items alone, as of `forward`; the last block is not asked for the others.
+
+        Args:
+            x, lengths: as of `forward`.
+        Returns:
+            [B, D], dtype of x; zeros for a history without items.
+        Raises:
+            ValueError: another shape.
+        """
+        x, _, keys, angles = self._begin(x, lengths)
+        at = (lengths.long() - 1).clamp(min=0)
+        for number, block in enumerate(self.blocks):
+            is_last = number == len(self.blocks) - 1
+            x = block(x, keys if is_last or not self.causal else None, angles, at if is_last else None)
+        if not self.blocks:
+            x = _places_of(x, at)
+        if self.norm is not None:
+            x = self.norm(x)
+        return torch.where(lengths.unsqueeze(1) > 0, x.squeeze(1), 0.0)
+
+    def _begin(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """What the blocks are given: vectors, which places there are [B, l, 1], keys [B, 1, 1, l] and angles."""
         if x.dim() != 3 or x.shape[2] != self.dim or x.shape[1] > self.length or lengths.shape != x.shape[:1]:
             raise ValueError(
                 f"SequenceEncoder: x must be [B, l, {self.dim}] with l <= {self.length} and lengths [B], got "
@@ -138,12 +169,8 @@ class SequenceEncoder(nn.Module):
         # Zeros behind a history, so that whatever stood there has no way into a sum (0 times NaN is NaN).
         x = torch.where(there, self.dropout(x), 0.0)
         angles = self._angles(from_end, x.dtype) if self.positions == "rotary" and self.blocks else None
-        keys = None if self.causal else there.squeeze(2)[:, None, None, :] | (lengths == 0)[:, None, None, None]
-        for block in self.blocks:
-            x = block(x, keys, angles)
-        if self.norm is not None:
-            x = self.norm(x)
-        return torch.where(there, x, 0.0)
+        keys = there.squeeze(2)[:, None, None, :] | (lengths == 0)[:, None, None, None]
+        return x, there, keys, angles
 
     def _angles(self, from_end: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, 1, l, d / 2] of the turns."""
@@ -210,19 +237,26 @@ class _Block(nn.Module):
         self.second_gate = nn.Linear(dim, dim) if is_ligr else None
         self.dropout, self.attention_dropout = Dropout(dropout), Dropout(attention_dropout)
 
-    def forward(self, x: Tensor, keys: Tensor | None, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """States [B, l, D] of states; keys [B, 1, 1, l] may be seen, all before a place where there are none."""
+    def forward(
+        self, x: Tensor, keys: Tensor | None, angles: tuple[Tensor, Tensor] | None, at: Tensor | None = None
+    ) -> Tensor:
+        """States [B, l, D] of states; keys [B, 1, 1, l] may be seen, all before a place where there are none.
+
+        Args:
+            at: [B], int64: the one place of each row whose state is asked for, [B, 1, D]; it is the last, of angle 0.
+        """
+        rows = x if at is None else _places_of(x, at)
         if self.kind == "sasrec":
-            normed = self.first_norm(x)
+            normed = self.first_norm(rows)
             y: Tensor = self.second_norm(normed + self._attend(normed, x, keys, angles))
             return y + self._network(y)
         if self.kind == "post-norm":
-            y = self.first_norm(x + self._attend(x, x, keys, angles))
+            y = self.first_norm(rows + self._attend(rows, x, keys, angles))
             out: Tensor = self.second_norm(y + self._network(y))
             return out
         normed = self.first_norm(x)
-        change = self._attend(normed, normed, keys, angles)
-        y = x + (change if self.first_gate is None else torch.sigmoid(self.first_gate(x)) * change)
+        change = self._attend(normed if at is None else _places_of(normed, at), normed, keys, angles)
+        y = rows + (change if self.first_gate is None else torch.sigmoid(self.first_gate(rows)) * change)
         change = self._network(self.second_norm(y))
         return y + (change if self.second_gate is None else torch.sigmoid(self.second_gate(y)) * change)
 
@@ -232,11 +266,11 @@ class _Block(nn.Module):
         q = self._by_head(self.query(queries))
         k, v = (self._by_head(part) for part in self.key_value(values).chunk(2, 2))
         if angles is not None:
-            q, k = turned(q, *angles), turned(k, *angles)
+            q, k = turned(q, *angles) if q.shape == k.shape else q, turned(k, *angles)
         if self.training and (self.attention_dropout.p or not q.is_cpu):
             out = self._attend_by_products(q, k, v, keys)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, keys, is_causal=self.causal)
+            out = F.scaled_dot_product_attention(q, k, v, keys, is_causal=keys is None)
         dropped: Tensor = self.dropout(self.out(out.transpose(1, 2).flatten(2)))
         return dropped
 
@@ -247,9 +281,8 @@ class _Block(nn.Module):
         fused attention is summed in no fixed order.
         """
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        if self.causal:
+        if keys is None:
             keys = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
-        assert keys is not None
         weights: Tensor = self.attention_dropout(scores.masked_fill(~keys, -torch.inf).softmax(3))
         return weights @ v
 
@@ -267,6 +300,11 @@ class _Block(nn.Module):
             hidden = self.activation(hidden)
         change: Tensor = self.dropout(self.outer(self.dropout(hidden)))
         return change
+
+
+def _places_of(x: Tensor, at: Tensor) -> Tensor:
+    """[B, 1, D], a place of each row of x [B, l, D]."""
+    return x.gather(1, at[:, None, None].expand(-1, 1, x.shape[2]))
 
 
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

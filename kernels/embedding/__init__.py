@@ -82,7 +82,7 @@ _library.define(
 _library.implement_triton("embedding", ("embedding", "embedding_grad"))  # embedding_plan is torch.sort there
 
 
-def _raise_out_of_range(function: str, ids: Tensor, num_embeddings: int, name: str, error: Exception) -> None:
+def raise_out_of_range(function: str, ids: Tensor, num_embeddings: int, name: str, error: Exception) -> None:
     """Turn the operator's error into an IndexError that names the table, when an id is what was wrong."""
     flat = ids.flatten()
     bad = outside(flat, num_embeddings)
@@ -120,7 +120,7 @@ def embedding_plan(ids: Tensor, num_embeddings: int, *, name: str = "") -> Embed
     try:
         plan = EmbeddingPlan(*torch.ops.deeprec.embedding_plan(ids, num_embeddings))
     except (RuntimeError, IndexError) as error:
-        _raise_out_of_range("embedding_plan", ids, num_embeddings, name, error)
+        raise_out_of_range("embedding_plan", ids, num_embeddings, name, error)
         raise
     remember_source(plan, ids, None, num_embeddings)
     return plan
@@ -154,7 +154,7 @@ def _lookup(weight: Tensor, ids: Tensor, name: str) -> Tensor:
         out = torch.ops.deeprec.embedding(weight, ids)
         return out
     except (RuntimeError, IndexError) as error:
-        _raise_out_of_range("embedding", ids, weight.shape[0], name, error)
+        raise_out_of_range("embedding", ids, weight.shape[0], name, error)
         raise
 
 

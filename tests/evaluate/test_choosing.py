@@ -49,3 +49,27 @@ def test_a_run_goes_on_only_with_the_same_sample(tmp_path) -> None:
     other = protocol("full", validation_users=0)
     with pytest.raises(ValueError, match=r"protocol\.validation_users is 9 there and 0 here"):
         fit(create("mf", **options), DATA, protocol=other, out=tmp_path, resume=True, baselines=False)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("next-item", "last"), ("full", "random")])
+def test_the_rows_of_users_who_do_not_validate_are_trained_on(name: str, mode: str) -> None:
+    whole, part = (InteractionTask(DATA, protocol(name, validating=count)).split for count in (0, 15))
+    validating = set(part.validation.users.tolist())
+    assert len(part.validation) == 15 == len(validating)
+    assert protocol(name).validation == mode
+    parts = (whole.train, part.train, whole.validation, part.validation)
+    before, after, all_rows, rows = ({*zip(each.users.tolist(), each.items.tolist(), strict=True)} for each in parts)
+    assert after - before == all_rows - rows
+    assert not {user for user, _ in all_rows - rows} & validating
+    assert whole.test.users.tolist() == part.test.users.tolist()
+    assert whole.test.items.tolist() == part.test.items.tolist()
+    assert not protocol(name).same_as(protocol(name, validating=15))
+    again = InteractionTask(DATA, protocol(name, validating=15, seed=1)).split.validation
+    assert set(again.users.tolist()) != validating
+
+
+def test_validating_is_for_rows_of_users() -> None:
+    with pytest.raises(ValueError, match="validating has no effect"):
+        protocol("rating", validating=5)
+    with pytest.raises(ValueError, match="validating must be a whole number of at least 0, got -1"):
+        protocol("full", validating=-1)

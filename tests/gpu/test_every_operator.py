@@ -138,6 +138,13 @@ def _of_the_rest() -> Iterator[Call]:
     users, table = integers(3, 9), alias_table(normal(40).abs())
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0), []
     yield "sample_negatives", (users, *seen_of(3, 40, left=1), 40, 4, 7, 0, *table), []
+    yield "session_columns", (integers(9, 40), 9), []
+    yield "session_softmax", (normal(3, 20), integers(20, 3), normal(3, seed=1), False), []
+    yield "session_softmax", (normal(3, 20), integers(20, 3), normal(3, seed=1), True), []
+    given = (normal(3, 15), normal(3, 15, seed=1), normal(3, 5, seed=2))
+    yield "session_gates", given, []
+    gates = OPERATORS["session_gates"].reference(*given)[1]
+    yield "session_gates_grad", (normal(3, 5, seed=3), gates, *given[1:]), []
 
 
 CALLS = [*_of_one_table(), *_of_bags(), *_of_the_rest()]

@@ -183,6 +183,28 @@ def test_backward_gives_the_gradients_of_the_loss(loss: str, given: str, negativ
     assert not torch.equal(model.lane_states, before)
 
 
+@pytest.mark.parametrize("negatives", ["mixed", "in-batch"])
+@pytest.mark.parametrize(("log_q", "is_masked"), [(0.7, False), (0.0, True), (0.7, True)])
+def test_backward_gives_the_gradients_of_corrected_and_masked_losses(
+    log_q: float, is_masked: bool, negatives: str
+) -> None:
+    """With candidates that are the same item: targets of two lanes, drawn targets, items drawn twice."""
+    data = chains()
+    model = model_of(data.num_items, log_q=log_q, mask_targets=is_masked, negatives=negatives, batch_size=4).train()
+    model.batches(data, 0)
+    drawn = [3, 9, 3, 19, 7, 0] if negatives == "mixed" else None
+    batch = step_of([4, 7, 7, 2], [7, 9, 7, 9], is_first=[True] * 4, negatives=drawn)
+    model.items.weight.data.mul_(3)
+    value = model.loss(batch)
+    value.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    torch.testing.assert_close(model.backward(batch), value.detach())
+    for name, parameter in model.named_parameters():
+        mine, theirs = (grad.to_dense() if grad.is_sparse else grad for grad in (parameter.grad, expected[name]))
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "lazy-adam", "sgd", "adagrad"])
 @pytest.mark.parametrize("given", ["constrained", "separate"])
 def test_every_optimizer_steps_as_with_gradients_of_autograd(optimizer: str, given: str) -> None:

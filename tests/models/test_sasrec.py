@@ -188,12 +188,12 @@ def test_as_many_places_are_masked_as_the_share_says(data: Interactions, monkeyp
     model = create("bert4rec", **SMALL, mask_share=0.3, last_share=0.0).fit(data, protocol="full", baselines=False)
     asked: list[tuple[int, int]] = []
     loss = model._item_loss
-    monkeypatch.setattr(model, "_item_loss", lambda states, targets, bias: loss(states, targets, bias))
+    monkeypatch.setattr(model, "_item_loss", lambda *arguments: loss(*arguments))
     states_of = model._states
 
-    def noted(items: Tensor, lengths: Tensor, is_masked: Tensor) -> Tensor:
+    def noted(items: Tensor, lengths: Tensor, is_masked: Tensor, vectors: Tensor | None) -> Tensor:
         asked.append((int(is_masked.sum()), int(lengths.sum())))
-        return states_of(items, lengths, is_masked)
+        return states_of(items, lengths, is_masked, vectors)
 
     monkeypatch.setattr(model, "_states", noted)
     for batch in model.batches(data, 3).epoch(0):
@@ -249,7 +249,7 @@ def test_histories_of_any_length_are_served_together(fitted: Any) -> None:
     for row in range(len(counts)):
         part = items[offsets[row] : offsets[row + 1]]
         alone = fitted.history_rows(torch.tensor([0, len(part)]), part)[0]
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -122,6 +122,19 @@ def test_states_and_gradients_match_the_reference(options: dict[str, Any]) -> No
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("options", [*CASES, {"blocks": 0}], ids=lambda options: "-".join(map(str, options.values())))
+def test_the_last_states_alone_are_those_of_all(options: dict[str, Any]) -> None:
+    made = encoder(**options)
+    x = torch.randn(4, 6, DIM, generator=torch.Generator().manual_seed(3)).double().requires_grad_()
+    lengths = torch.tensor([4, 6, 1, 0])
+    states, last = made(x, lengths), made.last(x, lengths)
+    every = states[torch.arange(4), (lengths - 1).clamp(min=0)]
+    torch.testing.assert_close(last, every)
+    assert not last[3].any()
+    grads = [torch.autograd.grad(each.square().sum(), x)[0] for each in (last, every)]
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_no_place_sees_what_comes_after_it(block: str, positions: str) -> None:

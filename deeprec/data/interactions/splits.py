@@ -23,7 +23,7 @@ _log = logging.getLogger("deeprec")
 Validation = Literal["random", "last", "none"]
 
 # Streams of a seed.
-_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS, _ROW_NEGATIVES = range(1, 8)
+_TEST, _VALIDATION, _HOLDOUT, _TEST_NEGATIVES, _VALIDATION_NEGATIVES, _ITEMS, _ROW_NEGATIVES, _VALIDATING = range(1, 9)
 
 
 def leave_one_out(
@@ -32,6 +32,7 @@ def leave_one_out(
     seed: int = 0,
     *,
     num_negatives: int = 0,
+    validating: int = 0,
 ) -> Split:
     """Hold out each user's last interaction for testing and one more for choosing the epoch.
 
@@ -42,6 +43,7 @@ def leave_one_out(
             order is known) or "none"; True is "random", False "none".
         seed: of every random choice.
         num_negatives: items sampled for each test and validation row, none of them met by the user anywhere; 0: none.
+        validating: so many users, drawn by their ids, give a validation row; that of any other is trained on. 0: all.
     Returns:
         Split; users with one interaction are in train only (notes["users_without_test"]).
     Raises:
@@ -55,7 +57,7 @@ def leave_one_out(
         _log.info("leave_one_out: %s has no order, so one interaction of each user is held out at random", data.name)
     test = _pick_per_user(data, np.arange(len(data)), "last", seed, _TEST)
     test = test[counts[data.users[test]] > 1]
-    return _finish(data, _without(len(data), test), test, mode, seed, num_negatives, None)
+    return _finish(data, _without(len(data), test), test, mode, seed, num_negatives, None, validating=validating)
 
 
 def official(
@@ -64,6 +66,7 @@ def official(
     *,
     validation: Validation | bool = "random",
     num_negatives: int | None = None,
+    validating: int = 0,
 ) -> Split:
     """The split published with the data set; validation is its own part, or taken from its training rows.
 
@@ -73,6 +76,7 @@ def official(
             or none of it with "none".
         num_negatives: for each validation row; None: as many as the published test rows have. A published list is
             used as it is; test rows without one get this many sampled items.
+        validating: as in `leave_one_out`.
     Raises:
         ValueError: the data carries no official split.
     """
@@ -87,7 +91,8 @@ def official(
         num_negatives = 0 if given is None else given.shape[1]
     train = np.sort(data.official.train_index)
     test = np.asarray(data.official.test_index)
-    return _finish(data, train, test, mode, seed, num_negatives, given, data.official.validation_index)
+    own = data.official.validation_index
+    return _finish(data, train, test, mode, seed, num_negatives, given, own, validating=validating)
 
 
 def random_holdout(
@@ -362,6 +367,8 @@ def _finish(
     num_negatives: int,
     test_negatives: Int32Array | None,
     own_validation: Int64Array | None = None,
+    *,
+    validating: int = 0,
 ) -> Split:
     """Take a validation row per user out of `train`, unless there are such rows, sample what is asked for, and count
     who was left out."""
@@ -372,6 +379,9 @@ def _finish(
         validation = _pick_per_user(data, train, mode, seed, _VALIDATION)
         counts = np.bincount(data.users[train], minlength=data.num_users)
         validation = validation[counts[data.users[validation]] > 1]
+        if 0 < validating < len(validation):
+            drawn = random_bits(seed, _VALIDATING, data.user_ids.keys()[data.users[validation]])
+            validation = np.sort(validation[np.argsort(drawn, kind="stable")[:validating]])
         held = np.zeros(len(data), dtype=np.bool_)
         held[validation] = True
         train = train[~held[train]]
@@ -385,7 +395,7 @@ def _finish(
             )
     active = int((data.user_counts() > 0).sum())
     notes = {"users_without_test": active - len(np.unique(data.users[test]))}
-    if mode != "none":
+    if mode != "none" and not validating:
         notes["users_without_validation"] = active - len(np.unique(data.users[validation]))
     if any(notes.values()):
         _log.info("split of %s: %s (too few interactions; they stay in training)", data.name, notes)
