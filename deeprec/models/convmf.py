@@ -6,6 +6,8 @@ Salakhutdinov 2007), the paper's ablation.
 Deviations: ratings stand as they are less their mean; Adam in place of RMSprop; the vocabulary is the most frequent
 words, not those of the largest TF-IDF; no list of stop words, but words in more than half of the texts are left out;
 the first sweep precedes the first pass over the texts. An item without ratings is where the CNN puts it.
+Defaults: of (10, 10) and the paper's (100, 10) for (user_l2, item_l2) the latter has the lower error on the validation
+part of ML-1M, with and without texts.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class ConvMFConfig(TrainConfig):
 
     factors: int = 50
     text: str = ""
-    user_l2: float = 10.0
+    user_l2: float = 100.0
     item_l2: float = 10.0
     length: int = 300
     vocabulary: int = 8000
