@@ -170,8 +170,8 @@ def page() -> str:
         "",
         "Cold: items held out whole with all their rows, a tenth for the test and a tenth to choose the epoch by,",
         "ranked among themselves. What knows nothing of an item but who met it gives all of them one score, which",
-        "ranks last; by guessing, recall@20 would be 20 over the number of test items. Mean and deviation over the seeds.",
-        "Written by `bench/content.py`.",
+        "ranks last; by guessing, recall@20 would be 20 over the number of test items. Mean and deviation over the",
+        "seeds. Written by `bench/content.py`.",
     ]
     tables: list[tuple[str, Callable[[str], bool]]] = [(name, lambda label, n=name: is_run(n, label)) for name in SETS]
     for name, is_asked in tables:

@@ -226,7 +226,8 @@ class ConvMF(Recommender):
     def loss(self, batch: DocumentBatch) -> Tensor:
         """Mean squared distance of the items from where the CNN puts them, eq. 12."""
         assert self.cnn is not None
-        return (self.cnn(batch.words) - self.item_factors[batch.items]).square().sum(1).mean()
+        distances: Tensor = (self.cnn(batch.words) - self.item_factors[batch.items]).square().sum(1)
+        return distances.mean()
 
     def backward(self, batch: DocumentBatch | SideBatch) -> Tensor:
         """Gradients of the CNN, or the solved rows of the batch and their mean squared error, eq. 9 and 10."""
