@@ -89,7 +89,7 @@ CASES = {
         [IDS],
         ["_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"],
     ),
-    "ImageCNN": Case(lambda: ImageCNN(3, channels=(8, 16)), [normal(5, 3, 5, 4)], []),
+    "ImageCNN": Case(lambda: ImageCNN(3, channels=(8,)), [normal(5, 3, 4, 3)], []),
     "ComponentAttention": Case(lambda: ComponentAttention(8, 8, 3), [X[:, 0], X], []),
     "NeighbourAttention": Case(
         lambda: NeighbourAttention(8, 8, 3), [X[:, 0], X[:, 1], torch.tensor([0, 2, 0, 1, 2]), X[:, 2]], []
