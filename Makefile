@@ -29,6 +29,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WITH_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Compiled Python is kept, whatever the environment says: the tests start a hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 # In the order of tests/conftest.py, which says what stays together.
 XDIST := -n $(PYTEST_JOBS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 CSRC := $(shell find csrc -type f 2>/dev/null)
@@ -79,7 +81,8 @@ setup: $(VENV)/.installed
 build: $(VENV)/.installed $(VENV)/.built  ## Compile csrc into deeprec/ (incremental)
 
 # Each part keeps all cores busy by itself. pip and mypy do not, so they run beside the compiler. Passive: threads that wait leave
-# their core to the tests beside them.
+# their core to the tests beside them. One thread a process, where there is a process a core: two that share it wait for
+# each other (tests/kernels takes two all the same).
 test:  ## Lint, all tests, the sanitizer build and its tests
 	@$(MAKE) --no-print-directory -j2 --output-sync lint build
 	@export OMP_WAIT_POLICY=PASSIVE; \
@@ -87,7 +90,7 @@ test:  ## Lint, all tests, the sanitizer build and its tests
 	  $(MAKE) --no-print-directory sanitize || status=$$?; exit $$status
 
 pytest: build $(VENV)/.torchrec  ## All tests, or some: PYTEST_ARGS="-k embedding -x"
-	@$(WITH_VENV) pytest $(XDIST) $(PYTEST_ARGS)
+	@$(WITH_VENV) $(if $(filter-out 0,$(PYTEST_JOBS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}) pytest $(XDIST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff check and format, mypy strict, clang-format
 	$(BIN)/ruff check .

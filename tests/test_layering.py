@@ -28,10 +28,11 @@ LEVELS = {
 # The rooms of deeprec.data, and the rooms that each knows.
 ROOMS = {
     "reading": set[str](),
-    "columns": {"reading"},
+    "media": {"reading"},
+    "columns": {"reading", "media"},
     "interactions": {"reading", "columns"},
     "clicks": {"reading", "columns"},
-    "sets": {"reading", "columns", "interactions", "clicks"},
+    "sets": {"reading", "media", "columns", "interactions", "clicks"},
 }
 SOURCES = sorted([*(ROOT / "deeprec").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCES = [path for path in SOURCES if path.parts[len(ROOT.parts) :][:2] != ("deeprec", "kernels")]

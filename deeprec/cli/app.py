@@ -63,6 +63,10 @@ _COMMANDS = {
         "Write the click probability of every row of a file, by the features of training; no label is needed.",
     ),
     "schema": ("schema:schema", "Draft a feature schema from the first rows of a file, as YAML to be corrected."),
+    "features": (
+        "features:app",
+        "Vectors of the media of items (image, audio, video, text): deeprec features extract.",
+    ),
     "compare": (
         "compare:compare",
         "Put results side by side; runs that differ in the seed only also as mean and spread.",

@@ -1,6 +1,7 @@
 """Interactions and click logs: readers, schemas, data sets, splits, candidates. Knows no model, needs no torch.
 
-Rooms, each of which knows none after it: `reading` (files to columns), `columns` (what they mean) and
+Rooms, each of which knows none after it: `reading` (files to columns), `media` (images, sounds, videos and texts of
+items, decoded and as vectors), `columns` (what they mean) and
 `interactions` (who met what, divided), `clicks` (encoded logs), `sets` (by name, fetched, synthetic).
 """
 
@@ -37,8 +38,10 @@ from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.data.sets.click_histories import clicks_with_histories
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
 from deeprec.data.sets.fetch import fetch
+from deeprec.data.sets.media_tables import MediaTable, load_media
 from deeprec.data.sets.publishers import SOURCES
-from deeprec.data.sets.synthetic import SyntheticInteractions, SyntheticTruth, synthetic
+from deeprec.data.sets.rendered import with_media
+from deeprec.data.sets.synthetic import SyntheticInteractions, SyntheticTruth, interactions_of_labels, synthetic
 
 __all__ = [
     "SOURCES",
@@ -58,6 +61,7 @@ __all__ = [
     "IdMap",
     "Image",
     "Interactions",
+    "MediaTable",
     "Numeric",
     "OfficialSplit",
     "Sequence",
@@ -78,11 +82,13 @@ __all__ = [
     "from_frame",
     "infer_schema",
     "info",
+    "interactions_of_labels",
     "items_holdout",
     "leave_one_out",
     "list_datasets",
     "load",
     "load_clicks",
+    "load_media",
     "new_users_holdout",
     "official",
     "official_sessions",
@@ -96,4 +102,5 @@ __all__ = [
     "synthetic",
     "time_holdout",
     "with_features",
+    "with_media",
 ]

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from deeprec.evaluate import metrics
+
+
+@pytest.fixture(scope="module")
+def ranx() -> Iterator[Any]:
+    """Its functions as plain Python: to compile them takes more than a minute, to run them on few users nothing."""
+    numba = pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", True)
+        yield pytest.importorskip("ranx")
 
 
 def _random_case(seed: int, users: int = 40, items: int = 60, most: int = 9):
@@ -28,8 +39,7 @@ def _random_case(seed: int, users: int = 40, items: int = 60, most: int = 9):
     ("name", "theirs"),
     [("hr", "hit_rate"), ("recall", "recall"), ("precision", "precision"), ("ndcg", "ndcg"), ("mrr", "mrr")],
 )
-def test_metric_equals_ranx(name: str, theirs: str, k: int) -> None:
-    ranx = pytest.importorskip("ranx")
+def test_metric_equals_ranx(ranx: Any, name: str, theirs: str, k: int) -> None:
     scores, positives, _, ranks, offsets = _random_case(seed=k)
     qrels = ranx.Qrels({f"{u}": {f"{i}": 1 for i in p} for u, p in enumerate(positives)})
     run = ranx.Run({f"{u}": {f"{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})
@@ -37,8 +47,7 @@ def test_metric_equals_ranx(name: str, theirs: str, k: int) -> None:
     assert metrics.RANK_METRICS[name](ranks, k, offsets).mean() == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_map_equals_ranx_when_the_cutoff_holds_all_positives() -> None:
-    ranx = pytest.importorskip("ranx")
+def test_map_equals_ranx_when_the_cutoff_holds_all_positives(ranx: Any) -> None:
     scores, positives, _, ranks, offsets = _random_case(seed=4)
     qrels = ranx.Qrels({f"{u}": {f"{i}": 1 for i in p} for u, p in enumerate(positives)})
     run = ranx.Run({f"{u}": {f"{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})

@@ -63,6 +63,9 @@ def _import_operators() -> None:
 
 
 if STANDS_IN:
+    from quick_interpreter import make_quick
+
+    make_quick()
     _stand_in()
 else:
     _import_operators()

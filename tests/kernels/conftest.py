@@ -9,6 +9,7 @@ import os
 import pkgutil
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ import deeprec.kernels
 for _package in pkgutil.iter_modules(deeprec.kernels.__path__):
     if _package.ispkg:
         importlib.import_module(f"deeprec.kernels.{_package.name}")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+    from quick_interpreter import make_quick
+
+    make_quick()
 
 # Files and words of names. What these add to the others is PyTorch's own work, which takes long under the sanitizers.
 NOT_SANITIZED = ("test_derivatives.py", "test_door.py", "test_opcheck.py", "test_sums.py")
@@ -50,6 +57,15 @@ def _is_sanitized(item: pytest.Item, shown: set[Any]) -> bool:
     is_new = not pairs <= shown
     shown |= pairs
     return is_new
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_threads() -> Iterator[None]:
+    """At least two threads, also where a process has one core: how kernels share their work is part of the claims."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -53,8 +53,8 @@ def test_reference_and_launcher_agree_on_spoiled_arguments(
     # The last has most of what there is; where the interpreter is quick, or that one has no entries, the first as well.
     for sample in own[:1] + own[-1:] if operator.triton in _TWO_SAMPLES else own[-1:]:
         for place, right in enumerate(sample):
-            # The interpreter is slow: a third of the ways to spoil an argument, other ones for the next argument.
-            for how, spoiled in list(same._spoiled(right))[place % 3 :: 3]:
+            # The interpreter is slow: a quarter of the ways to spoil an argument, other ones for the next argument.
+            for how, spoiled in list(same._spoiled(right))[place % 4 :: 4]:
                 arguments = [*sample[:place], spoiled, *sample[place + 1 :]]
                 mine, refused, after = same._outcome(launch, arguments)
                 other, other_refused, other_after = same._outcome(operator.reference, arguments)

@@ -222,13 +222,13 @@ def test_columns_that_are_not_there_are_named() -> None:
 @pytest.mark.skipif("DEEPREC_DATA" not in os.environ, reason="needs DEEPREC_DATA")
 def test_on_tiktok_pictures_and_sounds_are_its_components() -> None:
     whole = deeprec.data.load("tiktok")
-    data = whole.take(whole.users < 1000)
+    data = whole.take(whole.users < 60)
     model = ACF(
         factors=8, attention_factor=8, component_width=8, features=("image", "audio"), epochs=1, batch_size=1024
     )
-    rule = deeprec.evaluate.protocol("full", metrics=("recall",), cutoffs=(20,))
+    rule = deeprec.evaluate.protocol("full", metrics=("recall",), cutoffs=(100,))
     card = fit(model, data, protocol=rule, seed=0, baselines=False).card
     assert model.require_built().widths == (128, 128)
     assert model.components.shape == (6710, 256)
-    assert 0 < card.metrics["recall@20"] < 1
+    assert 0 < card.metrics["recall@100"] < 1
     assert np.isfinite(card.history[0]["loss"])

@@ -27,8 +27,8 @@ ALLOWED = {
     "sm_100": {"rows_pieces": 8},
     "gfx942": {"embedding_fm_fwd_all_fp32_d300": 40},
 }
-# All for the GPU at hand at times, all element types for the other vendor; the rest differ little from the first. By
-# hand, compile_triton.py takes all for any.
+# All for the GPU at hand at times; of each kernel the widest case of every element type for the other vendor, and the
+# widest of float32 for those that differ little from the first. By hand, compile_triton.py takes all for any.
 WHICH = {"sm_80": "float32", "sm_90": "all", "sm_100": "float32", "gfx942": "widest"}
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 

@@ -77,10 +77,10 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _ask(channel: Any, model: Any, rows: pl.DataFrame, log: Any, text: str) -> None:
+def _ask(channel: Any, models: dict[str, Any], rows: pl.DataFrame, log: Any, text: str) -> None:
     global LOG, TEXT
     LOG, TEXT = log, text
-    channel.send_bytes(pickle.dumps(answers(model, rows)))
+    channel.send_bytes(pickle.dumps({name: answers(model, rows) for name, model in models.items()}))
 
 
 class Asked(Dataset):
@@ -123,16 +123,18 @@ def main(path: str, how: str) -> None:
         print("asked", len(loader))
         return
     context = multiprocessing.get_context(how)
-    for name, model in models.items():
+    # A process for each, but for those that begin with all imports.
+    for asked in [models] if how == "spawn" else [{name: model} for name, model in models.items()]:
         mine, theirs = context.Pipe()
-        process = context.Process(target=_ask, args=(theirs, model, rows, LOG, TEXT), daemon=True)
+        process = context.Process(target=_ask, args=(theirs, asked, rows, LOG, TEXT), daemon=True)
         process.start()
         if mine.poll(PATIENCE):
             there = pickle.loads(mine.recv_bytes())  # noqa: S301  # our own
-            for line in differences(name, here[name], there):
-                print(line)
+            for name in asked:
+                for line in differences(name, here[name], there[name]):
+                    print(line)
         else:
-            print(f"{name}: no answer after {PATIENCE:g} s")
+            print(f"{', '.join(asked)}: no answer after {PATIENCE:g} s")
             process.kill()
         process.join()
     print("asked", len(models))

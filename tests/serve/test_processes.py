@@ -36,7 +36,7 @@ def test_a_forked_process_answers_as_its_parent(how: str, everything: Path) -> N
 
 def test_a_spawned_process_answers_as_its_parent(everything: Path, tmp_path: Path) -> None:
     saved = torch.load(everything, weights_only=False)
-    some = {name: saved["models"][name] for name in ("neumf", "cfn", "deepfm", "dcn-v2")}  # 5 s each, for the imports
+    some = {name: saved["models"][name] for name in ("neumf", "cfn", "deepfm", "dcn-v2")}
     torch.save({**saved, "models": some}, tmp_path / "some.pt")
     _run(tmp_path / "some.pt", "spawn")
 

@@ -35,6 +35,11 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "float64": float64_by_default,
 }
+# A training takes the longest, so it meets all that could change its numbers at once.
+AROUND_TRAINING = {
+    "inference, autocast and float64": ("inference", "autocast", "float64"),
+    "no gradients": ("no gradients",),
+}
 
 
 def answers(model: Any, rows: pl.DataFrame, log: ClickLog) -> dict[str, Any]:
@@ -84,13 +89,15 @@ def test_modes_change_no_answer(
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("mode", SURROUNDINGS)
+@pytest.mark.parametrize("around", AROUND_TRAINING)
 def test_modes_change_no_training(
-    name: str, mode: str, ratings: Interactions, rows: pl.DataFrame, log: ClickLog, fitted: Callable[[str], Any]
+    name: str, around: str, ratings: Interactions, rows: pl.DataFrame, log: ClickLog, fitted: Callable[[str], Any]
 ) -> None:
     data = {"data": log} if is_click_model(name) else {"data": ratings, "protocol": "full"}
     config = fitted(name).config
-    with SURROUNDINGS[mode]():
+    with contextlib.ExitStack() as stack:
+        for mode in AROUND_TRAINING[around]:
+            stack.enter_context(SURROUNDINGS[mode]())
         model = create(name, config=config).fit(**data, seed=3)
     assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} <= {torch.float32}
     assert not any(parameter.is_inference() for parameter in model.parameters())

@@ -348,7 +348,7 @@ class _Media:
 
     Attributes:
         name, column: as of a `Categorical`; an empty or missing key is no file.
-        folder: that the paths are relative to; they do not lead out of it.
+        folder: that the paths are relative to, or a .tar that they are names in; they do not lead out of it.
     """
 
     kind: ClassVar[str]

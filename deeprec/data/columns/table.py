@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from deeprec.data.columns.kinds import MEDIA, Media
 from deeprec.data.columns.numbers import Rows
 from deeprec.data.columns.rows import join, take
 from deeprec.data.columns.schema import FeatureSchema
+from deeprec.data.media.files import MediaFiles
 from deeprec.data.reading.chunks import Chunk
 from deeprec.data.reading.frames import refuse_written_lists
 from deeprec.data.reading.sources import open_source
@@ -189,19 +190,11 @@ def _missing_files(schema: FeatureSchema, chunks: list[Chunk]) -> dict[str, Numb
 
 def missing_files(feature: Media, keys: pl.Series) -> Numbers:
     """The rows of a column of media whose file is named but not there, or would lie outside of the folder."""
-    folder = Path(feature.folder)
-    rows = [row for row, key in enumerate(keys.to_list()) if key and not _is_there(folder, key)]
-    return np.array(rows, dtype=np.int64)
-
-
-def _is_there(folder: Path, key: str) -> bool:
-    path = PurePosixPath(key)
-    if path.is_absolute() or ".." in path.parts:
-        return False
     try:
-        return (folder / path).is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
-        return False
+        files = MediaFiles(feature.folder)
+    except FileNotFoundError:
+        return np.array([row for row, key in enumerate(keys.to_list()) if key], dtype=np.int64)
+    return np.array([row for row, key in enumerate(keys.to_list()) if key and key not in files], dtype=np.int64)
 
 
 def _check_rows(encoder: Encoder, rows: Encoded) -> None:

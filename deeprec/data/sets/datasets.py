@@ -34,7 +34,7 @@ from deeprec.data.interactions.selection import SELECTION, positives
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
-from deeprec.data.sets.media_sets import read_tiktok
+from deeprec.data.sets.media_sets import film_media, read_tiktok
 from deeprec.data.sets.publishers import SOURCES
 from deeprec.data.sets.sequence_sets import pair_reader, read_diginetica, read_grocery, s3rec_reader
 from deeprec.data.sets.synthetic import synthetic
@@ -124,7 +124,8 @@ def load(
         options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label,
             tag and domain by name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns;
             time_format, on_bad and duplicates (see `from_frame`); validation and test, files that become the official
-            split. For ml-100k fold ("u1".."u5", "ua", "ub"); for synthetic its sizes and seed. With min_rating,
+            split. For ml-100k fold ("u1".."u5", "ua", "ub"), for ml-1m media (True: columns plot, abstract and poster
+            of the items, as far as the files are there); for synthetic its sizes and seed. With min_rating,
             min_interactions or min_tag_uses rows are selected, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
@@ -196,7 +197,7 @@ def _not_there(text: str, path: Path) -> Exception:
 
 
 def _call(read: Callable[..., Interactions], path: Path, options: dict[str, Any]) -> Interactions:
-    known = {"name", "prefix", "duplicates", "fold", "validation", "test", *OPTIONS}
+    known = {"name", "prefix", "duplicates", "fold", "media", "validation", "test", *OPTIONS}
     for option in options:
         if option not in known:
             raise TypeError(
@@ -245,9 +246,15 @@ def _with_features(
     return replace(data, user_features=aligned(*user, data.user_ids), item_features=aligned(*item, data.item_ids))
 
 
-def _read_ml_1m(folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest") -> Interactions:
+def _read_ml_1m(
+    folder: Path, *, name: str, on_bad: OnBad = "raise", duplicates: Duplicates = "latest", media: bool = False
+) -> Interactions:
     data = read_movielens(_first_file(folder, _ML_1M_FILES), name=name, on_bad=on_bad, duplicates=duplicates)
     data = _with_features(data, folder, ("users.dat", features.users_1m), ("movies.dat", features.movies_1m))
+    if media:
+        films = features.align(film_media(folder), data.item_ids)
+        known = data.item_features
+        data = replace(data, item_features=films if known is None else known.hstack(films.drop("item_id")))
     for place in (folder.parent / "ncf", folder):
         test, negative = (with_gz(place / f"ml-1m.{part}") for part in ("test.rating", "test.negative"))
         if test and negative:

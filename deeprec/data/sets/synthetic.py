@@ -20,12 +20,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec.data.interactions.features import align
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Float32Array, Interactions
 
 _CELLS = 1 << 22  # (user, item) cells scored at a time
 _DOMAINS = ("films", "books", "games", "songs")
-_DOMAIN_STREAM = 1  # of the seed; all that is drawn without domains stays what it is with them
+_DOMAIN_STREAM, _LABEL_STREAM = 1, 2  # of the seed; all that is drawn without domains stays what it is with them
 
 # genre: (nouns of titles, plots and tags)
 _GENRES: dict[str, str] = {
@@ -118,12 +119,7 @@ def synthetic(
     for label, value in {"num_users": num_users, "num_items": num_items, "num_factors": num_factors}.items():
         if value < 1:
             raise ValueError(f"synthetic: {label} must be at least 1, got {value}")
-    low, high = num_users * min_per_user, num_users * num_items // 2
-    if min_per_user < 1 or not low <= num_interactions <= high:
-        raise ValueError(
-            f"synthetic: num_interactions must be in [{low}, {high}] (min_per_user={min_per_user} for each user, at "
-            f"most half of all pairs), got {num_interactions}; change num_interactions, num_users or num_items"
-        )
+    _check_sizes("synthetic", num_users, num_items, num_interactions, min_per_user)
     if not 1 <= domains <= min(len(_DOMAINS), num_items):
         raise ValueError(
             f"synthetic: domains must be in [1, {min(len(_DOMAINS), num_items)}] of {num_items} items, got {domains}"
@@ -155,6 +151,71 @@ def synthetic(
     )
 
 
+def interactions_of_labels(
+    items: pl.DataFrame,
+    label: str,
+    num_users: int = 500,
+    num_interactions: int = 10_000,
+    *,
+    seed: int = 0,
+    num_factors: int = 16,
+    strength: float = 2.0,
+    popularity: float = 0.7,
+    min_per_user: int = 5,
+    name: str = "labels",
+) -> SyntheticInteractions:
+    """Interactions with real items, drawn by the same law from tastes for what the items are labelled as.
+
+    A user likes labels, and so what a model learns of the items' media is what there is to know of items that nobody
+    met: their popularity is drawn without regard to the label.
+
+    Args:
+        items: a table with item_id, and any other columns, which become the features of the items.
+        label: its column with the label of each item, two different ones at least.
+        num_users, num_interactions, seed, num_factors, strength, popularity, min_per_user: as of `synthetic`.
+    Returns:
+        Interactions with timestamps, without ratings; `.truth.genres` are the labels in ascending order.
+    Raises:
+        ValueError: sizes that do not fit, as of `synthetic`; no such column, or fewer than two labels.
+    """
+    if label not in items.columns or items.get_column(label).n_unique() < 2:
+        raise ValueError(
+            f"interactions_of_labels: label must be a column with two labels at least, of {items.columns}, got "
+            f"{label!r}"
+        )
+    _check_sizes("interactions_of_labels", num_users, len(items), num_interactions, min_per_user)
+    ids = IdMap(items.get_column("item_id").sort(), "item")
+    frame = align(items, ids)
+    labels, genre_of = np.unique(frame.get_column(label).cast(pl.String).to_numpy(), return_inverse=True)
+    rng = np.random.Generator(np.random.Philox((seed, _LABEL_STREAM)))
+    ages = rng.integers(0, len(_AGES), num_users)
+    centres = rng.standard_normal((len(labels), num_factors)) / np.sqrt(num_factors)
+    genres = tuple(str(each) for each in labels)
+    truth = _with_users(rng, ages, centres, np.eye(len(labels))[genre_of], strength, popularity, genres)
+    counts = _activity(rng, num_users, len(items), num_interactions, min_per_user)
+    users, met = _draw_pairs(rng, truth, counts)
+    return SyntheticInteractions(
+        users=users,
+        items=met,
+        user_ids=IdMap(pl.Series("user_id", np.arange(1, num_users + 1)), "user"),
+        item_ids=ids,
+        order=_timestamps(rng, users),
+        order_kind="time",
+        name=name,
+        item_features=frame,
+        truth=truth,
+    )
+
+
+def _check_sizes(owner: str, num_users: int, num_items: int, num_interactions: int, min_per_user: int) -> None:
+    low, high = num_users * min_per_user, num_users * num_items // 2
+    if min_per_user < 1 or not low <= num_interactions <= high:
+        raise ValueError(
+            f"{owner}: num_interactions must be in [{low}, {high}] (min_per_user={min_per_user} for each user, at "
+            f"most half of all pairs), got {num_interactions}; change num_interactions, num_users or num_items"
+        )
+
+
 def _draw_truth(
     rng: np.random.Generator,
     ages: NDArray[np.int64],
@@ -171,8 +232,22 @@ def _draw_truth(
     rows = np.arange(num_items)
     item_genres[rows, first] += weight
     item_genres[rows, second] += 1 - weight
+    return _with_users(rng, ages, centres, item_genres, strength, popularity, tuple(_GENRES))
+
+
+def _with_users(
+    rng: np.random.Generator,
+    ages: NDArray[np.int64],
+    centres: NDArray[np.float64],
+    item_genres: NDArray[np.float64],
+    strength: float,
+    popularity: float,
+    genres: tuple[str, ...],
+) -> SyntheticTruth:
+    """Tastes of users for genres with these centres [num_genres, k], and the factors that follow."""
+    num_items, num_factors = len(item_genres), centres.shape[1]
     # Tastes: a sparse Dirichlet tilted towards what the age group likes.
-    tilt = rng.gamma(0.5, 1.0, (len(_AGES), num_genres))
+    tilt = rng.gamma(0.5, 1.0, (len(_AGES), len(genres)))
     user_genres = rng.gamma(0.15 + 0.25 * tilt[ages])
     user_genres /= user_genres.sum(axis=1, keepdims=True)
     user_factors = user_genres @ centres * 2.0 + 0.35 * rng.standard_normal((len(ages), num_factors)) / 4.0
@@ -185,7 +260,7 @@ def _draw_truth(
         strength=strength,
         user_genres=user_genres.astype(np.float32),
         item_genres=item_genres.astype(np.float32),
-        genres=tuple(_GENRES),
+        genres=genres,
     )
 
 

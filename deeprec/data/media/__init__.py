@@ -1,0 +1,1 @@
+"""Media of items: decoding, features, a cache by content. Needs the extra `content`; knows no model, needs no torch."""
