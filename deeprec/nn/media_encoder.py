@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from deeprec._files import make_folder, read_json, read_regular, write_atomically
@@ -44,6 +41,8 @@ class MediaEncoder(nn.Module):
         Returns:
             the folder.
         """
+        from safetensors.torch import save as save_tensors  # layers themselves need torch and numpy alone
+
         place = Path(folder)
         make_folder(place)
         # Files of safetensors cannot hold two names of one storage, nor a tensor with gaps.
@@ -80,6 +79,9 @@ class MediaEncoder(nn.Module):
         Raises:
             FileNotFoundError. ValueError: a file that is damaged, or of other names or shapes; nothing is changed.
         """
+        from safetensors import SafetensorError
+        from safetensors.torch import load as load_tensors
+
         owner, place = f"{type(self).__name__}.load_weights", Path(path)
         try:
             given = load_tensors(read_regular(place, owner, "name a file of safetensors"))
