@@ -67,13 +67,14 @@ class Set(NamedTuple):
         return FIGURES[self.protocol]
 
 
+_FALLING = {"lr": 0.0015, "lr_schedule": "cosine", "epochs": 40, "patience": 0}
 _KLENITSKIY = "Klenitskiy & Vasilev 2023 (arXiv 2309.07602)"
 _ESASREC = "README of the eSASRec repository"
 SETS = {
     "sasrec-ml-1m": Set(
         "MovieLens-1M, the SASRec authors' file: 999,611 ratings taken as likes, 6,040 users, 3,416 films",
         3_416,
-        {"factors": 64, "length": 200, "dropout": 0.1, "batch_size": 32, "lr": 0.001, "patience": 10},
+        {"factors": 64, "length": 200, "dropout": 0.1, "batch_size": 32, **_FALLING},
         (
             Published("SASRec, BCE", (0.2500, 0.1341), _KLENITSKIY),
             Published("SASRec, full softmax", (0.3152, 0.1821), _KLENITSKIY),

@@ -26,6 +26,7 @@ _MODELS = {
     "caser": "deeprec.models.caser:Caser",
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
+    "convmf": "deeprec.models.convmf:ConvMF",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "din": "deeprec.models.din:DIN",
@@ -50,6 +51,7 @@ _MODELS = {
     "svd++": "deeprec.models.svdpp:SVDPlusPlus",
     "tag-cosine": "deeprec.models.tag_cosine:TagCosine",
     "tf-idf": "deeprec.models.text_baselines:TFIDF",
+    "vbpr": "deeprec.models.vbpr:VBPR",
     "wide-deep": "deeprec.models.wide_deep:WideDeep",
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deeprec.nn
 from deeprec.nn import (
     MLP,
+    AudioCNN,
     BiInteraction,
     ComponentAttention,
     CrossNetwork,
@@ -24,13 +25,16 @@ from deeprec.nn import (
     EmbeddingCollection,
     FactorizationMachine,
     FMInteraction,
+    ImageCNN,
     NeighbourAttention,
     PairAttention,
     SequenceConvolution,
     SequenceEncoder,
     Table,
     TermBatch,
+    TextCNN,
     Tower,
+    VideoCNN,
 )
 
 IDS = torch.tensor([[1, 2], [0, 3], [4, 4], [1, 1], [2, 0]])
@@ -61,6 +65,11 @@ class OfTensors(nn.Module):
 
 TERMS = [torch.tensor([0, 2, 5, 5, 6, 8]), torch.tensor([0, 3, 1, 3, 6, 2, 0, 3]), normal(8), normal(5, 2)]
 CASES = {
+    "AudioCNN": Case(
+        lambda: AudioCNN(3, sample_rate=80, window=16, hop=8, mels=2, channels=(4, 4)),
+        [normal(5, 60), torch.tensor([60, 0, 9, 30, 17])],
+        [],
+    ),
     "MLP": Case(lambda: MLP(8, (7,), out_features=1, batch_norm=True), [X[:, 0]], []),
     "BiInteraction": Case(BiInteraction, [X], ["_fm_interaction_fwd_kernel", "_fm_interaction_grad_kernel"]),
     "CrossNetwork": Case(lambda: CrossNetwork(8, 2), [X[:, 0]], []),
@@ -80,6 +89,7 @@ CASES = {
         [IDS],
         ["_embedding_fm_fwd_kernel", "_embedding_fm_rows_kernel"],
     ),
+    "ImageCNN": Case(lambda: ImageCNN(3, channels=(8,)), [normal(5, 3, 4, 3)], []),
     "ComponentAttention": Case(lambda: ComponentAttention(8, 8, 3), [X[:, 0], X], []),
     "NeighbourAttention": Case(
         lambda: NeighbourAttention(8, 8, 3), [X[:, 0], X[:, 1], torch.tensor([0, 2, 0, 1, 2]), X[:, 2]], []
@@ -89,7 +99,17 @@ CASES = {
     "SequenceEncoder": Case(
         lambda: SequenceEncoder(8, 4, heads=2, hidden=8, dropout=0.0), [X, torch.tensor([3, 0, 1, 2, 3])], []
     ),
+    "TextCNN": Case(
+        lambda: TextCNN(5, 3, embedding_dim=8, filters=4, hidden=4, dropout=0.0),
+        [IDS],
+        ["_embedding_fwd_kernel", "_embedding_grad_kernel"],
+    ),
     "Tower": Case(OfTensors, TERMS, ["_bags_pool_kernel", *ROWS]),
+    "VideoCNN": Case(
+        lambda: VideoCNN(3, frame_width=4, channels=(8,), temporal=(4,)),
+        [normal(5, 2, 3, 4, 3), torch.tensor([2, 0, 1, 2, 1])],
+        [],
+    ),
 }
 
 

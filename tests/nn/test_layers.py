@@ -14,6 +14,7 @@ import deeprec.nn
 from deeprec.kernels.embedding import embedding_plan
 from deeprec.nn import (
     MLP,
+    AudioCNN,
     BiInteraction,
     ComponentAttention,
     CrossNetwork,
@@ -23,13 +24,16 @@ from deeprec.nn import (
     EmbeddingCollection,
     FactorizationMachine,
     FMInteraction,
+    ImageCNN,
     NeighbourAttention,
     PairAttention,
     SequenceConvolution,
     SequenceEncoder,
     Table,
     TermBatch,
+    TextCNN,
     Tower,
+    VideoCNN,
 )
 from deeprec.train import optim
 
@@ -47,6 +51,10 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "AudioCNN": Case(
+        lambda: AudioCNN(3, sample_rate=80, window=16, hop=8, mels=2, channels=(4,)),
+        (X.flatten(1), torch.tensor([8, 0, 3])),
+    ),
     "MLP": Case(lambda: MLP(4, (3,), out_features=1, dropout=0.5, batch_norm=True), (X[:, 0],)),
     "BiInteraction": Case(BiInteraction, (X,)),
     "CrossNetwork": Case(lambda: CrossNetwork(4, 2), (X[:, 0],)),
@@ -56,6 +64,7 @@ CASES = {
     "EmbeddingCollection": Case(lambda: EmbeddingCollection(TABLES), (IDS,)),
     "FMInteraction": Case(FMInteraction, (X,)),
     "FactorizationMachine": Case(lambda: FactorizationMachine(TABLES), (IDS,)),
+    "ImageCNN": Case(lambda: ImageCNN(3, channels=(8,)), (X[:, None].expand(3, 3, 2, 4),)),
     "ComponentAttention": Case(lambda: ComponentAttention(4, 4, 3), (X[:, 0], X)),
     "NeighbourAttention": Case(
         lambda: NeighbourAttention(4, 4, 3), (X[:, 0], X[:, 1], torch.tensor([0, 2, 0]), X[:, 0])
@@ -63,7 +72,12 @@ CASES = {
     "PairAttention": Case(lambda: PairAttention(4, 3), (X,)),
     "SequenceConvolution": Case(lambda: SequenceConvolution(2, 4, horizontal_filters=3, vertical_filters=2), (X,)),
     "SequenceEncoder": Case(lambda: SequenceEncoder(4, 3, heads=2, hidden=4), (X, torch.tensor([2, 0, 1]))),
+    "TextCNN": Case(lambda: TextCNN(5, 3, embedding_dim=4, filters=2, hidden=3), (IDS,)),
     "Tower": Case(lambda: Tower(5, 2, (4, 3)), (TERMS,)),
+    "VideoCNN": Case(
+        lambda: VideoCNN(3, frame_width=4, channels=(8,), temporal=(4,)),
+        (X[:, :, None, :, None].expand(3, 2, 3, 4, 1), torch.tensor([2, 0, 1])),
+    ),
 }
 
 
