@@ -97,10 +97,10 @@ def cuda_load_error() -> str:
 
 
 def cpu_isa() -> str:
-    """Instruction set of the compiled CPU kernels: "portable", "avx2" or "avx512"; "" without them."""
+    """Instruction set of the compiled CPU kernels: "portable", "avx2", "avx512" or "avx512bf16"; "" without them."""
     if _cpu_error:
         return ""
-    return ("portable", "avx2", "avx512")[torch.ops.deeprec._cpu_isa()]
+    return ("portable", "avx2", "avx512", "avx512bf16")[torch.ops.deeprec._cpu_isa()]
 
 
 def has_triton() -> bool:

@@ -1,4 +1,5 @@
-// deeprec::_cpu_isa() -> int: which instruction set the compiled CPU kernels use (0 portable, 1 AVX2, 2 AVX-512).
+// deeprec::_cpu_isa() -> int: which instruction set the compiled CPU kernels use (0 portable, 1 AVX2, 2 AVX-512,
+// 3 AVX-512 with the dot products of bfloat16 and int8).
 #include "isa.h"
 
 #ifdef DEEPREC_ISA_portable
@@ -18,15 +19,18 @@ Isa detect() {
     best = Isa::avx2;
   }
   if (best == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
     best = Isa::avx512;
+  }
+  if (best == Isa::avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+    best = Isa::avx512bf16;
   }
 #endif
   if (const char* asked = std::getenv("DEEPREC_ISA")) {
     const Isa limit = !std::strcmp(asked, "portable") ? Isa::portable
                       : !std::strcmp(asked, "avx2")   ? Isa::avx2
-                                                      : Isa::avx512;
+                      : !std::strcmp(asked, "avx512") ? Isa::avx512
+                                                      : Isa::avx512bf16;
     if (static_cast<int>(limit) < static_cast<int>(best)) {
       best = limit;
     }

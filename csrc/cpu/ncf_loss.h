@@ -60,9 +60,10 @@ int64_t ncf_scratch_words(const NcfProblem& p);
 
 }  // namespace deeprec
 
-DEEPREC_DECLARE(void, ncf_pack, (const NcfProblem& p, int64_t job))  // 2 jobs a layer
-DEEPREC_DECLARE(void, ncf_hidden,
-                (const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch))
-DEEPREC_DECLARE(void, ncf_tiles, (const NcfProblem& p, int64_t chunk, uint32_t* scratch))
-DEEPREC_DECLARE(void, ncf_rows, (const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch))
-DEEPREC_DECLARE(void, ncf_sum, (float* out, const float* chunks, int64_t stride, int64_t num_chunks, int64_t width))
+DEEPREC_DECLARE_BF16(void, ncf_pack, (const NcfProblem& p, int64_t job))  // 2 jobs a layer
+DEEPREC_DECLARE_BF16(void, ncf_hidden,
+                     (const NcfProblem& p, const NcfSide& side, int64_t begin, int64_t end, uint32_t* scratch))
+DEEPREC_DECLARE_BF16(void, ncf_tiles, (const NcfProblem& p, int64_t chunk, uint32_t* scratch))
+DEEPREC_DECLARE_BF16(void, ncf_rows, (const NcfProblem& p, const NcfSide& side, int64_t chunk, uint32_t* scratch))
+DEEPREC_DECLARE_BF16(void, ncf_sum,
+                     (float* out, const float* chunks, int64_t stride, int64_t num_chunks, int64_t width))

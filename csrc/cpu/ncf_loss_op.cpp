@@ -234,18 +234,18 @@ void run_passes(const Call& call) {
   const NcfProblem& p = call.p;
   const int64_t user_jobs = p.user.num_chunks, row_jobs = user_jobs + p.item.num_chunks;
   if (p.num_layers) {
-    const auto pack = DEEPREC_DISPATCH(ncf_pack);
+    const auto pack = DEEPREC_DISPATCH_BF16(ncf_pack);
     run_jobs(call, 2 * p.num_layers, [&](int64_t job, uint32_t*) { pack(p, job); }, 2 * num_weights(call) < kSmall);
-    const auto hidden = DEEPREC_DISPATCH(ncf_hidden);
+    const auto hidden = DEEPREC_DISPATCH_BF16(ncf_hidden);
     run_jobs(call, row_jobs, [&](int64_t job, uint32_t* scratch) {
       const NcfSide& side = job < user_jobs ? p.user : p.item;
       const int64_t begin = (job < user_jobs ? job : job - user_jobs) * side.chunk_rows;
       hidden(p, side, begin, std::min(begin + side.chunk_rows, side.num_rows), scratch);
     });
   }
-  const auto tiles = DEEPREC_DISPATCH(ncf_tiles);
+  const auto tiles = DEEPREC_DISPATCH_BF16(ncf_tiles);
   run_jobs(call, p.num_chunks, [&](int64_t job, uint32_t* scratch) { tiles(p, job, scratch); });
-  const auto rows = DEEPREC_DISPATCH(ncf_rows);
+  const auto rows = DEEPREC_DISPATCH_BF16(ncf_rows);
   run_jobs(call, row_jobs, [&](int64_t job, uint32_t* scratch) {
     rows(p, job < user_jobs ? p.user : p.item, job < user_jobs ? job : job - user_jobs, scratch);
   });
@@ -254,7 +254,7 @@ void run_passes(const Call& call) {
 void sum_chunks(const Call& call, const std::vector<Tensor>& d_weights, const std::vector<Tensor>& d_biases,
                 const Tensor& d_out_weight, const Tensor& d_out_bias, const Tensor& loss) {
   const NcfProblem& p = call.p;
-  const auto sum = DEEPREC_DISPATCH(ncf_sum);
+  const auto sum = DEEPREC_DISPATCH_BF16(ncf_sum);
   std::vector<int64_t> ends;  // rows of all weights in one sequence
   for (const NcfLayer& layer : call.layers) {
     ends.push_back((ends.empty() ? 0 : ends.back()) + layer.out);

@@ -16,7 +16,7 @@ struct Bytes {
   uint32_t word;
 };
 
-#if defined(DEEPREC_ISA_avx512)
+#if defined(DEEPREC_ISA_avx512bf16)
 constexpr int32_t kShift = 128;  // the product is sum (q + 128) p
 #else
 constexpr int32_t kShift = 0;
@@ -27,11 +27,17 @@ typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
 
 DEEPREC_INLINE Vec multiply_add(Bytes a, const Bytes* b, Vec acc) {
   const Bits words = *reinterpret_cast<const BitsMem*>(b);
-#if defined(DEEPREC_ISA_avx512)
+#if defined(DEEPREC_ISA_avx512bf16)
   // Not by _mm512_dpbusd_epi32: GCC 12 then moves and stores each sum once a step, which doubles the time.
   const __m512i user = _mm512_set1_epi32(static_cast<int>(a.word));
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(words), "v"(user));
   return acc;
+#elif defined(DEEPREC_ISA_avx512)
+  // As AVX2 below; a mask takes the place of vpsignb.
+  const __m512i user = _mm512_set1_epi32(static_cast<int>(a.word)), item = (__m512i)(words ^ 0x80808080u);
+  const __m512i signed_item = _mm512_mask_sub_epi8(item, _mm512_movepi8_mask(user), _mm512_setzero_si512(), item);
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(user), signed_item);
+  return (Vec)((Whole)acc + (Whole)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #elif defined(DEEPREC_ISA_avx2)
   // |p| times q with the sign of p: sums of two stay within 2 * 128 * 127 < 2^15, so nothing saturates.
   const __m256i user = _mm256_set1_epi32(static_cast<int>(a.word));

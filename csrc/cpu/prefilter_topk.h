@@ -101,12 +101,12 @@ struct PrefilterSink {
 }  // namespace deeprec
 
 // For the users of a block, the part that is the tiles [tile_begin, tile_end).
-DEEPREC_DECLARE(void, prefilter_scan,
-                (const ::deeprec::PrefilterJob& job, const ::deeprec::PrefilterScratch& scratch,
-                 const ::deeprec::PrefilterSink& sink, int64_t user_begin, int64_t user_end, int64_t tile_begin,
-                 int64_t tile_end))
+DEEPREC_DECLARE_BF16(void, prefilter_scan,
+                     (const ::deeprec::PrefilterJob& job, const ::deeprec::PrefilterScratch& scratch,
+                      const ::deeprec::PrefilterSink& sink, int64_t user_begin, int64_t user_end, int64_t tile_begin,
+                      int64_t tile_end))
 // The k best of the keys in order; (-inf, -1) where there are fewer.
-DEEPREC_DECLARE(void, prefilter_finish, (uint64_t* keys, int64_t count, int64_t k, float* values, int64_t* ids))
+DEEPREC_DECLARE_BF16(void, prefilter_finish, (uint64_t* keys, int64_t count, int64_t k, float* values, int64_t* ids))
 // One tile of the copy, from `count` <= 64 item rows.
 DEEPREC_DECLARE(void, prefilter_pack,
                 (const float* rows, int64_t count, int64_t dim, bool is_int8, uint32_t* words, float* scales,

@@ -229,7 +229,7 @@ bool finish_user(const PrefilterJob& job, int64_t parts, uint64_t* keys, const i
     std::copy_n(keys + part * job.capacity, counts[part], keys + count);
     count += counts[part];
   }
-  DEEPREC_DISPATCH(prefilter_finish)(keys, count, job.k, values, ids);
+  DEEPREC_DISPATCH_BF16(prefilter_finish)(keys, count, job.k, values, ids);
   return gave_up;
 }
 
@@ -238,7 +238,7 @@ void scan_all(const PrefilterJob& job, float* values, int64_t* ids, bool* gave_u
   const int64_t stride = split.parts * job.capacity;
   const std::unique_ptr<uint64_t[]> keys(new uint64_t[static_cast<size_t>(job.num_users * stride)]);
   const std::unique_ptr<int64_t[]> counts(new int64_t[static_cast<size_t>(job.num_users * split.parts)]);
-  const auto kernel = DEEPREC_DISPATCH(prefilter_scan);
+  const auto kernel = DEEPREC_DISPATCH_BF16(prefilter_scan);
   torch::stable::parallel_for(0, split.blocks * split.parts, 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch(job, std::min(split.block, job.num_users));
     for (int64_t unit = begin; unit < end; ++unit) {

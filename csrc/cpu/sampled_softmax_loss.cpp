@@ -74,12 +74,14 @@ A read_query(const SampledSoftmaxJob& job, int64_t b, const Row<A>& row) {
   return inverse;
 }
 
-// x = log x, by vectors, then by ones.
+// x = log x, by vectors, then by ones. A table that is none may hold weights that are not positive.
 inline void log_all(float* x, int64_t n) {
   constexpr int L = kFullLanes<float>;
   int64_t j = 0;
   for (; j + L <= n; j += L) {
-    store_lanes<L>(x + j, log_positive<L>(load_lanes<L>(x + j)));
+    const auto values = load_lanes<L>(x + j);
+    const Lanes<float, L> zero = {}, outside = values < zero ? zero + __builtin_nanf("") : zero - __builtin_inff();
+    store_lanes<L>(x + j, values > zero ? log_positive<L>(values) : outside);
   }
   for (; j < n; ++j) {
     x[j] = __builtin_logf(x[j]);

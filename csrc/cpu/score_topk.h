@@ -72,7 +72,7 @@ struct ScoreSink {
 
 }  // namespace deeprec
 
-DEEPREC_DECLARE(void, score_block,
-                (const ::deeprec::ScoreJob& job, const ::deeprec::ScoreScratch& scratch,
-                 const ::deeprec::ScoreSink& sink, const ::deeprec::ScoreRange& range))
-DEEPREC_DECLARE(void, pack_score_weights, (const float* weight, int64_t rows, int64_t columns, uint32_t* packed))
+DEEPREC_DECLARE_BF16(void, score_block,
+                     (const ::deeprec::ScoreJob& job, const ::deeprec::ScoreScratch& scratch,
+                      const ::deeprec::ScoreSink& sink, const ::deeprec::ScoreRange& range))
+DEEPREC_DECLARE_BF16(void, pack_score_weights, (const float* weight, int64_t rows, int64_t columns, uint32_t* packed))

@@ -122,7 +122,7 @@ void add_layers(OwnedJob& owned, const std::vector<Tensor>& weights, const std::
   if (job.use_bfloat16) {
     for (ScoreLayer& layer : owned.layers) {
       owned.packed.emplace_back(static_cast<size_t>(layer.out * ((layer.in + 1) / 2)));
-      DEEPREC_DISPATCH(pack_score_weights)(layer.weight, layer.out, layer.in, owned.packed.back().data());
+      DEEPREC_DISPATCH_BF16(pack_score_weights)(layer.weight, layer.out, layer.in, owned.packed.back().data());
       layer.packed = owned.packed.back().data();
     }
   }
@@ -316,7 +316,7 @@ ScoreRange range_of(const ScoreJob& job, const Allowed& allowed, const Plan& pla
 
 // sink.values holds the best of each part of each user, one part after the other.
 void run(const ScoreJob& job, const Allowed& allowed, const Plan& plan, const ScoreSink& sink) {
-  const auto kernel = DEEPREC_DISPATCH(score_block);
+  const auto kernel = DEEPREC_DISPATCH_BF16(score_block);
   torch::stable::parallel_for(0, plan.blocks(job) * plan.chunks, 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch(job, plan.block, sink.capacity);
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -71,12 +71,12 @@ inline constexpr int64_t softmax_scratch_size(int64_t dim, bool has_pairs) {
 
 }  // namespace deeprec
 
-DEEPREC_DECLARE(void, softmax_pack, (const ::deeprec::SoftmaxJob& job, int64_t begin, int64_t end))
-DEEPREC_DECLARE(void, softmax_part,
-                (const ::deeprec::SoftmaxJob& job, const ::deeprec::SoftmaxParts& parts, void* scratch,
-                 int64_t row_begin, int64_t row_end, int64_t chunk, int64_t item_begin, int64_t item_end))
-DEEPREC_DECLARE(void, softmax_merge,
-                (const ::deeprec::SoftmaxJob& job, const ::deeprec::SoftmaxParts& parts, void* scratch, int64_t begin,
-                 int64_t end))
-DEEPREC_DECLARE(void, softmax_items_grad,
-                (const ::deeprec::SoftmaxJob& job, void* scratch, int64_t item_begin, int64_t item_end))
+DEEPREC_DECLARE_BF16(void, softmax_pack, (const ::deeprec::SoftmaxJob& job, int64_t begin, int64_t end))
+DEEPREC_DECLARE_BF16(void, softmax_part,
+                     (const ::deeprec::SoftmaxJob& job, const ::deeprec::SoftmaxParts& parts, void* scratch,
+                      int64_t row_begin, int64_t row_end, int64_t chunk, int64_t item_begin, int64_t item_end))
+DEEPREC_DECLARE_BF16(void, softmax_merge,
+                     (const ::deeprec::SoftmaxJob& job, const ::deeprec::SoftmaxParts& parts, void* scratch,
+                      int64_t begin, int64_t end))
+DEEPREC_DECLARE_BF16(void, softmax_items_grad,
+                     (const ::deeprec::SoftmaxJob& job, void* scratch, int64_t item_begin, int64_t item_end))

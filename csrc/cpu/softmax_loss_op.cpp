@@ -80,7 +80,7 @@ class Call : public SoftmaxInputs {
       job.pairs = pairs_->get();
       job.scale = scale_->get();
     }
-    const auto pack = DEEPREC_DISPATCH(softmax_pack);
+    const auto pack = DEEPREC_DISPATCH_BF16(softmax_pack);
     const int64_t chunks = threads_for(job.batch * (job.dim + 1), 1 << 15);
     for_each_chunk(chunks, [&](int64_t c) { pack(job, job.batch * c / chunks, job.batch * (c + 1) / chunks); });
   }
@@ -181,7 +181,7 @@ void run_forward(const Call& call) {
                            positives.get(),
                            weighted.get(),
                            plain.get()};
-  const auto part = DEEPREC_DISPATCH(softmax_part);
+  const auto part = DEEPREC_DISPATCH_BF16(softmax_part);
   torch::stable::parallel_for(0, blocks * chunks, 1, [&](int64_t begin, int64_t end) {
     const Buffer scratch(softmax_scratch_size(job.dim, call.has_pairs) * wide_bytes);
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -191,7 +191,7 @@ void run_forward(const Call& call) {
     }
   });
   const Buffer scratch(stride * wide_bytes);
-  DEEPREC_DISPATCH(softmax_merge)(job, parts, scratch.get(), 0, job.batch);
+  DEEPREC_DISPATCH_BF16(softmax_merge)(job, parts, scratch.get(), 0, job.batch);
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_loss(
@@ -238,7 +238,7 @@ std::tuple<Tensor, Tensor> softmax_loss_grad(const Tensor& queries, const Tensor
   job.row_grads = row_grads.data_ptr();
   job.items_grad = grad.data_ptr();
   job.bias_grad = bias ? bias_grad.data_ptr() : nullptr;
-  const auto kernel = DEEPREC_DISPATCH(softmax_items_grad);
+  const auto kernel = DEEPREC_DISPATCH_BF16(softmax_items_grad);
   const int64_t units = divide_up(job.num_items, kItemsGrain);
   torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
     const Buffer scratch(softmax_scratch_size(job.dim, call.has_pairs) * call.wide_bytes);

@@ -15,7 +15,7 @@
 // stride(n) pads a row of n words to an odd number of 64-byte lines, so that a column panel spreads over all the
 // sets of the first-level cache. Buffers should be 64-byte aligned; nothing breaks when they are not.
 //
-// Instruction sets: AVX-512 uses vdpbf16ps for bfloat16; AVX2 and portable code widen to float32. Everything is in
+// Instruction sets: avx512bf16 uses vdpbf16ps for bfloat16; all others widen to float32. Everything is in
 // namespace deeprec::DEEPREC_ISA and uses compiler vector types only (see isa.h for why no std:: templates).
 #pragma once
 
@@ -68,26 +68,29 @@ DEEPREC_INLINE uint32_t bf16(float x) {
   return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
 }
 
+DEEPREC_INLINE Bits bf16(Vec x) {
+  const Bits bits = (Bits)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+}
+
 // One word a lane: low in the lower half, high in the upper half.
 DEEPREC_INLINE Bits pair_bf16(Vec low, Vec high) {
-#if defined(DEEPREC_ISA_avx512)
+#if defined(DEEPREC_ISA_avx512bf16)
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return (Bits)_mm512_permutexvar_epi16(order, both);
 #else
-  Bits out;
-  for (int i = 0; i < kLanes; ++i) {
-    out[i] = bf16(low[i]) | bf16(high[i]) << 16;
-  }
-  return out;
+  return bf16(low) | bf16(high) << 16;
 #endif
 }
 
 // kLanes floats of one row -> kLanes bfloat16, i.e. kLanes / 2 words of the row-major operand.
 DEEPREC_INLINE void store_row_bf16(uint32_t* p, Vec v) {
-#if defined(DEEPREC_ISA_avx512)
+#if defined(DEEPREC_ISA_avx512bf16)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#elif defined(DEEPREC_ISA_avx512)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bf16(v)));
 #else
   for (int i = 0; i < kLanes / 2; ++i) {
     p[i] = bf16(v[2 * i]) | bf16(v[2 * i + 1]) << 16;
@@ -98,7 +101,7 @@ DEEPREC_INLINE void store_row_bf16(uint32_t* p, Vec v) {
 DEEPREC_INLINE Vec multiply_add(float a, const float* b, Vec acc) { return acc + a * load(b); }
 DEEPREC_INLINE Vec multiply_add(uint32_t a, const uint32_t* b, Vec acc) {
   const Bits words = *reinterpret_cast<const BitsMem*>(b);
-#if defined(DEEPREC_ISA_avx512)
+#if defined(DEEPREC_ISA_avx512bf16)
   return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)), (__m512bh)words);
 #else
   const uint32_t low_bits = a << 16, high_bits = a & 0xffff0000u;

@@ -34,7 +34,7 @@ def test_library_needs_no_unstable_torch_symbol(library: Path) -> None:
 
 
 @pytest.mark.skipif(not OBJECTS.exists(), reason="no build/make: build with make")
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
 def test_code_for_newer_processors_stays_in_its_namespace(isa: str) -> None:
     # The linker keeps one copy of a weak (inline or template) symbol; an older processor dies of the AVX-512 one.
     weak = {
