@@ -90,7 +90,8 @@ def test_steps_cover_every_operator_file_of_tests_and_model(tmp_path: Path) -> N
     others = [path for path in ROOT.glob("tests/*/test_*.py") if marked in path.read_text(encoding="utf-8")]
     files = {ROOT / file for file in gpu_steps.test_files().values()}
     assert {path for path in others if path.parent.name != "gpu"} == {f for f in files if f.parent.name != "gpu"}
-    operators = {path.parent.name for path in ROOT.glob("kernels/*/reference.py")} - {"plan_check"}
+    # plan_check is part of every launch; session_step is the step of GRU4Rec, which bench/gru4rec.py times whole.
+    operators = {path.parent.name for path in ROOT.glob("kernels/*/reference.py")} - {"plan_check", "session_step"}
     assert {name.partition("/")[2] for name in names if name.startswith("bench/")} == operators
     assert names[0] == "build"
     assert names[-1] == "train/neumf"
