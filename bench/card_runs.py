@@ -27,7 +27,7 @@ class Sayer:
     def __call__(self, progress: Progress) -> None:
         """What `fit` tells."""
         where = f"  {self.what}: epoch {progress.epoch} of {progress.num_epochs}"
-        if progress.metrics is not None:
+        if progress.metrics:  # none where the model is trained again on all rows
             said = f"{self.figure} {progress.metrics[self.figure]:.4f}"
             print(f"{where}, loss {progress.loss:.3f}, {said}", flush=True)
         elif time.perf_counter() - self.last > 20:

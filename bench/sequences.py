@@ -141,15 +141,7 @@ class Contender(NamedTuple):
 
 _DEEP = {"gru4rec", "caser", "sasrec", "bert4rec"}
 _ITEMS, _SESSIONS = ("next-item",), ("next-event",)
-_GRU = {
-    "factors": 64,
-    "batching": "windows",
-    "negatives": "full",
-    "optimizer": "adam",
-    "lr": 0.001,
-    "epochs": 100,
-    "batch_size": 32,
-}
+_GRU = {"factors": 64, "batching": "windows", "negatives": "full", "optimizer": "adam", "batch_size": 32}
 _GBCE = {"loss": "gbce", "num_negatives": 256, "calibration": 0.75}
 _SHARED = {"loss": "sampled", "shared": True, "num_negatives": 2000}
 CONTENDERS = {
@@ -165,7 +157,7 @@ CONTENDERS = {
         protocols=_ITEMS,
     ),
     "gru4rec": Contender("GRU4Rec, session-parallel", "gru4rec", {"refit": True}, protocols=_SESSIONS),
-    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, "patience": 10}, protocols=_ITEMS),
+    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, **_FALLING}, protocols=_ITEMS),
     "caser": Contender("Caser", "caser", {}, protocols=_ITEMS),
     "sasrec-full": Contender("SASRec, full softmax", "sasrec", {}, True),
     "sasrec-sampled": Contender("SASRec, softmax of 2,000 shared draws", "sasrec", _SHARED, True),
