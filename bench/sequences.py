@@ -68,6 +68,7 @@ class Set(NamedTuple):
 
 
 _FALLING = {"lr": 0.0015, "lr_schedule": "cosine", "epochs": 40, "patience": 0}
+_CONSTANT = {"lr": 0.001, "epochs": 100, "patience": 10}
 _KLENITSKIY = "Klenitskiy & Vasilev 2023 (arXiv 2309.07602)"
 _ESASREC = "README of the eSASRec repository"
 SETS = {
@@ -157,7 +158,7 @@ CONTENDERS = {
         protocols=_ITEMS,
     ),
     "gru4rec": Contender("GRU4Rec, session-parallel", "gru4rec", {"refit": True}, protocols=_SESSIONS),
-    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, **_FALLING}, protocols=_ITEMS),
+    "gru4rec-full": Contender("GRU4Rec, full softmax", "gru4rec", {**_GRU, **_CONSTANT}, protocols=_ITEMS),
     "caser": Contender("Caser", "caser", {}, protocols=_ITEMS),
     "sasrec-full": Contender("SASRec, full softmax", "sasrec", {}, True),
     "sasrec-sampled": Contender("SASRec, softmax of 2,000 shared draws", "sasrec", _SHARED, True),
