@@ -76,7 +76,6 @@ def test_what_does_not_fit_is_one_line(deeprec, items: Path, tmp_path: Path) -> 
 
 
 def test_a_saved_encoder_makes_the_vectors(deeprec, items: Path, tmp_path: Path) -> None:
-    pytest.importorskip("deeprec.nn.media_encoder")
     encoder = importlib.import_module("deeprec.nn.image_cnn").ImageCNN(5, channels=(8,))
     encoder.save(tmp_path / "encoder")
     words = ("features", "extract", "--items", items, "--column", "cover", "--out", tmp_path / "out", "--size", 12)
