@@ -38,6 +38,7 @@ _MODELS = {
     "fm": "deeprec.models.fm:FM",
     "gmf": "deeprec.models.gmf:GMF",
     "gru4rec": "deeprec.models.gru4rec:GRU4Rec",
+    "ips-mf": "deeprec.models.ips_mf:IPSMF",
     "item-knn": "deeprec.models.item_knn:ItemKNN",
     "lr": "deeprec.models.lr:LR",
     "mf": "deeprec.models.mf:MF",

@@ -1,7 +1,7 @@
 """DQN: the value of showing an item to somebody, later rewards included; double, duelling, with a target network.
 
-Papers: Zheng et al. 2018, "DRN: A Deep Reinforcement Learning Framework for News Recommendation" (WWW): Q(s, a) = V(s) +
-A(s, a) with the target r + discount * Q'(s', argmax_a Q(s', a)), and exploration by duelling bandit gradient descent
+Papers: Zheng et al. 2018, "DRN: A Deep Reinforcement Learning Framework for News Recommendation" (WWW): Q(s, a) = V(s)
++ A(s, a) with the target r + discount * Q'(s', argmax_a Q(s', a)), and exploration by duelling bandit gradient descent
 (`explorer`, `interleaved`, `step_towards`). Zhao et al. 2018, "Recommendations with Negative Feedback via Pairwise Deep
 Reinforcement Learning" (DEERS, KDD, arXiv 1802.06501): `two_sided` states, and `pair_weight`, which parts liked items
 from others. Van Hasselt, Guez, Silver 2016 (AAAI, arXiv 1509.06461); Wang et al. 2016 (ICML, arXiv 1511.06581).
@@ -9,11 +9,12 @@ It learns from logs: each event, its reward and the one after it; the last event
 Deviations: items and states are vectors that are learnt, not columns of news and users; A is a product of the two less
 its mean over all items, so that an index can serve it; the target network follows at each step (`target_rate`) instead
 of being copied now and then; of DRN's printed update W' = W + rate W~, which makes the weights grow, the usual step
-rate (W~ - W) is taken; DRN's activeness of users is left out. Of DEERS: one state W+ h+ + P h- in place of two branches;
+rate (W~ - W) is taken; DRN's activeness of users is left out. Of DEERS: one state h+ + P h- in place of two branches;
 the competitor of an event is the last one before it with the opposite feedback, of any category; the squared difference
 is capped at `pair_margin`, as it has no lower bound otherwise.
-Where not to use it: Q of items that are hardly ever logged is a guess, and the maximum over all items finds the guesses
-that are too high. Where rewards do not depend on what came before, discount=0 is the better choice.
+Where not to use it: on data without ratings, whose rewards are all 1: nothing tells items apart. Q of items that are
+hardly ever logged is a guess, and the maximum over all items finds the guesses that are too high. Where rewards do not
+depend on what came before, discount=0 is the better choice.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class DQN(FeedbackModel):
             others = self.heads.values(states.before, take(states.items, 0, places))
             apart = (values - others).square().clamp(max=config.pair_margin**2)
             errors = errors - config.pair_weight * apart * has_one
-        return (errors * states.mask).sum() / len(batch)
+        loss: Tensor = (errors * states.mask).sum() / len(batch)
+        return loss
 
     @torch.no_grad()
     def targets(self, batch: FeedbackBatch, states: States) -> Tensor:
@@ -119,11 +121,13 @@ class DQN(FeedbackModel):
         values = self.target["heads"].values(later, best)  # type: ignore[operator]
         goes_on = torch.ones_like(batch.mask)
         goes_on[:, -1] = False  # windows stand at the right end of their rows
-        return rewards + self.config.discount * values * goes_on.flatten()
+        targets: Tensor = rewards + self.config.discount * values * goes_on.flatten()
+        return targets
 
     def head(self, states: Tensor) -> Tensor:
         """W s."""
-        return self.heads.advantage(states)
+        codes: Tensor = self.heads.advantage(states)
+        return codes
 
     def output_items(self) -> tuple[Tensor, Tensor]:
         """The vectors and biases of A."""

@@ -128,14 +128,15 @@ class Reinforce(FeedbackModel):
             mask=states.mask if config.normalise else None,
         )
         gains = weights * events.returns.flatten() * states.mask
-        return (gains * losses).sum() / len(batch) + behind
+        loss: Tensor = (gains * losses).sum() / len(batch) + behind
+        return loss
 
     def _surprise(self, states: Tensor, items: Tensor, table: Any, bias: Any, seed: int) -> Tensor:
         """-log of the probability of the items, [n]."""
         given: dict[str, Any] = {"bias": bias.weight.squeeze(1), "reduction": "none"}
         if self.config.softmax == "sampled":
             given |= {"seed": seed, "sparse_grad": False}
-            losses = sampled_softmax_loss(states, table.weight, items, self.config.num_negatives, **given)
+            losses: Tensor = sampled_softmax_loss(states, table.weight, items, self.config.num_negatives, **given)
         else:
             losses = softmax_loss(states, table.weight, items, **given)
         return losses
