@@ -79,7 +79,7 @@ class FeedbackModel(SequenceModel):
     A subclass says `_build_heads`, `output_items`, `loss` and, where the states are not scored as they are, `head`.
 
     Buffers beside those of `SequenceModel`, whose items are the liked ones: `skipped_offsets` [num_users + 1] and
-    `skipped_items`, the last L others of each user; empty without `two_sided`.
+    `skipped_items`, the last L others of each user, with `two_sided`.
     """
 
     config_class: ClassVar[type[TrainConfig]] = FeedbackConfig
@@ -100,8 +100,9 @@ class FeedbackModel(SequenceModel):
 
     def _build_network(self, schema: Schema, generator: torch.Generator | None) -> None:
         width = self.config.factors
-        self.register_buffer("skipped_offsets", torch.zeros(schema.num_users + 1, dtype=torch.int64))
-        self.register_buffer("skipped_items", torch.zeros(0, dtype=torch.int32))
+        if self.config.two_sided:
+            self.register_buffer("skipped_offsets", torch.zeros(schema.num_users + 1, dtype=torch.int64))
+            self.register_buffer("skipped_items", torch.zeros(0, dtype=torch.int32))
         self.reader = Reader(schema.num_items, width, two_sided=self.config.two_sided)
         self._build_heads(schema, generator)
         draw_weights(self, self.config.init_std, generator)

@@ -192,7 +192,9 @@ class Heads(nn.Module):
     @torch.no_grad()
     def best(self, states: Tensor) -> Tensor:
         """The item with the largest Q of each state, [n], int64; of equal ones the first. No [n, N] is made."""
-        scorer = DotScorer(self.advantage(states), self.actions.weight.detach(), self.action_bias.weight.detach()[:, 0])
+        parts = (self.advantage(states), self.actions.weight.detach(), self.action_bias.weight.detach()[:, 0])
+        # The operator takes no float64; which item is best needs no more than float32.
+        scorer = DotScorer(*(part.float() if part.dtype == torch.float64 else part for part in parts))
         return score_topk(scorer, 1).ids.squeeze(1)
 
 

@@ -36,6 +36,8 @@ class ReinforceConfig(FeedbackConfig):
     correction: "off-policy", events are weighted with pi / beta; or "none", which copies what was logged.
     top_k: K, items of a page, >= 1; 1 is the plain correction.
     weight_cap: c, the largest pi / beta, > 0.
+    baseline: what returns are measured from: "none", 0, or "mean", that of the step. With "none" nothing that was shown
+        becomes less likely but by others becoming more so, and events with reward 0 teach nothing.
     normalise: whether the weights pi / beta of a step are divided by their mean.
     behaviour: beta: "learned" from the log, or "logged", the propensities of the data.
     softmax: "full", pi and beta over all items; or "sampled", over the item and `num_negatives` draws, for catalogues
@@ -55,6 +57,7 @@ class ReinforceConfig(FeedbackConfig):
     correction: str = "off-policy"
     top_k: int = 10
     weight_cap: float = 10.0
+    baseline: str = "none"
     normalise: bool = False
     behaviour: str = "learned"
     softmax: str = "full"
@@ -65,6 +68,7 @@ class ReinforceConfig(FeedbackConfig):
         one_of(self, "correction", ("off-policy", "none"))
         one_of(self, "behaviour", ("learned", "logged"))
         one_of(self, "softmax", ("full", "sampled"))
+        one_of(self, "baseline", ("none", "mean"))
         at_least(self, "top_k", 1)
         if not self.weight_cap > 0:
             raise ValueError(f"ReinforceConfig: weight_cap must be > 0, got {self.weight_cap}; 10 is usual")
@@ -127,7 +131,10 @@ class Reinforce(FeedbackModel):
             cap=config.weight_cap,
             mask=states.mask if config.normalise else None,
         )
-        gains = weights * events.returns.flatten() * states.mask
+        returns = events.returns.flatten()
+        if config.baseline == "mean":
+            returns = returns - (returns * states.mask).sum() / len(batch)
+        gains = weights * returns * states.mask
         loss: Tensor = (gains * losses).sum() / len(batch) + behind
         return loss
 
