@@ -354,9 +354,9 @@ def _open_bandit_page() -> list[str]:
         "## Open Bandit, women, 10,000 rows a log",
         "",
         "Clicks in a thousand. **The width of the intervals is the result**: with 46 clicks a log no policy here can",
-        "be told from another. Uniform and Thompson sampling (BTS) ran both, so the last column is what each had in its",
-        "own log. The BTS policy is not published: it is taken as how often its log has each item at each position.",
-        "Bootstrap intervals, 95 %.",
+        "be told from another. Uniform and Thompson sampling (BTS) ran both, so the last column is what each had in",
+        "its own log. The BTS policy is not published: it is taken as how often its log has each item at each",
+        "position. Bootstrap intervals, 95 %.",
         "",
         "| policy | log | estimator | value | interval | rows it rests on | largest weight | on its own log |",
         "|---|---|---|---|---|---|---|---|",
@@ -393,7 +393,8 @@ def _coat_page() -> list[str]:
         "",
         f"**{_COAT[best]}** has the smallest error. Width, l2 and epochs are chosen by four folds of the training",
         "ratings, by the squared error, weighted as the model weighs it. 5 % of the random ratings give P(r)",
-        "for naive Bayes, and are in no test. Mean and standard deviation over seeds, which draw folds, weights and that sample.",
+        "for naive Bayes, and are in no test. Mean and standard deviation over seeds, which draw folds, weights and",
+        "that sample.",
         "",
         "| model | seeds | MSE | MAE | mean of predictions (of the ratings: {:.2f}) |".format(
             statistics.mean(run["figures"]["mean_rating"] for runs in rows.values() for run in runs)
