@@ -77,46 +77,58 @@ class Contender(NamedTuple):
     words: str
     model: str = ""
     options: dict[str, Any] = {}  # noqa: RUF012
-    parts: tuple[str, ...] = ("users", "pages", "plans")
+    parts: tuple[str, ...] = ("bandit", "pages", "users", "plans")
 
 
-_EVENTS = 50  # of a user
-_TRAINED = {"factors": 16, "length": 50, "lr": 0.01, "batch_size": 32, "epochs": 40, "patience": 0}
-_POLICY = {"top_k": 1, "weight_cap": 30.0, "baseline": "mean"}
+_TRAINED = {"factors": 16, "init_std": 0.5, "lr": 0.01, "batch_size": 32, "epochs": 20, "patience": 0}
+_POLICY = {"top_k": 1, "weight_cap": 30.0, "baseline": "mean", "normalise": True}
 _COPY = {"top_k": 1, "correction": "none"}
 CONTENDERS = {
     "uniform": Contender("shown at random"),
     "behaviour": Contender("the logged policy"),
-    "same-for-all": Contender("item with the best mean reward (simple)", parts=("users", "pages")),
-    "means": Contender("mean reward of user and item, shrunk to the item's (simple)", parts=("users", "pages")),
+    "same-for-all": Contender("items with the best mean reward (simple)", parts=("bandit", "pages", "users")),
+    "means": Contender("mean reward of user and item, shrunk to the item's (simple)", parts=("users",)),
     "greedy": Contender("best item of each step, states known", parts=("plans",)),
     "cloning": Contender("behaviour cloning: what was shown", "reinforce", {**_COPY, "reward": "one"}),
     "uncorrected": Contender("REINFORCE without correction", "reinforce", _COPY),
     "reinforce": Contender("REINFORCE, learnt propensities", "reinforce", _POLICY),
     "reinforce-logged": Contender("REINFORCE, logged propensities", "reinforce", {**_POLICY, "behaviour": "logged"}),
     "top-k": Contender("top-K REINFORCE, K = 10", "reinforce", {**_POLICY, "top_k": 10}, ("pages",)),
-    "dqn-0": Contender("DQN, discount 0: the reward now", "dqn", {"discount": 0.0, "two_sided": True}),
-    "dqn": Contender("DQN, discount 1", "dqn", {"discount": 1.0, "two_sided": True}, ("plans",)),
+    "dqn-0": Contender("DQN, discount 0: the reward now", "dqn", {"discount": 0.0}),
+    "dqn": Contender("DQN, discount 1", "dqn", {"discount": 1.0}, ("plans",)),
 }
 
 
-def users_of(seed: int) -> Setting:
-    """1,000 users of ten items, 50 events each by a policy that shows most what earns least; tastes do not move."""
-    return _without_drift(seed, num_users=1000, num_items=10, slate=1)
+def bandit_of(seed: int) -> Setting:
+    """Ten items for one user, 5,000 events of a policy that shows most what earns least."""
+    return _of_one(seed, num_items=10, rows=5000, slate=1)
 
 
 def pages_of(seed: int) -> Setting:
-    """700 users of 30 items, 50 events each by such a policy; a page holds ten items."""
-    return _without_drift(seed, num_users=700, num_items=30, slate=10)
+    """A page of ten of 50 items for one user, 10,000 events of such a policy, an item each."""
+    return _of_one(seed, num_items=50, rows=10_000, slate=10)
 
 
-def _without_drift(seed: int, *, num_users: int, num_items: int, slate: int) -> Setting:
+def _of_one(seed: int, *, num_items: int, rows: int, slate: int) -> Setting:
+    world = _world(seed, 50, num_items, strength=0.5)
+    world = World(world.users[:1], world.items, world.bias)
+    behaviour = softmax_policy(world, -4.0)
+    log = simulate(world, behaviour, np.zeros(rows, dtype=np.int64), seed=seed)
+    return Setting(world, log, slate, 1, behaviour)
+
+
+def users_of(seed: int) -> Setting:
+    """Ten items for each of 3,000 users, 50 events each of such a policy, the same for all; tastes do not move."""
+    world = _world(seed, 3000, 10, strength=3.0)
+    behaviour = softmax_policy(world, -3.0, knows_states=False)
+    log = simulate(world, behaviour, np.arange(3000), steps=50, seed=seed)
+    return Setting(world, log, 1, 1, behaviour)
+
+
+def _world(seed: int, num_users: int, num_items: int, *, strength: float) -> World:
     made = synthetic(num_users, num_items, num_users * 5, num_factors=2, seed=seed)
     assert made.truth is not None
-    world = World.of_truth(made.truth, click_rate=0.25, strength=1.0)
-    behaviour = softmax_policy(world, -3.0, knows_states=False)
-    log = simulate(world, behaviour, np.arange(num_users), steps=_EVENTS, seed=seed)
-    return Setting(world, log, slate, 1, behaviour)
+    return World.of_truth(made.truth, click_rate=0.25, strength=strength)
 
 
 def plans_of(seed: int) -> Setting:
@@ -133,16 +145,25 @@ def plans_of(seed: int) -> Setting:
     return Setting(world, log, 1, 3, behaviour)
 
 
-SETTINGS: dict[str, Callable[[int], Setting]] = {"users": users_of, "pages": pages_of, "plans": plans_of}
+_OF_PART: dict[str, dict[str, Any]] = {
+    "bandit": {"length": 1, "batch_size": 128, "epochs": 40},
+    "pages": {"length": 1, "batch_size": 128, "epochs": 30},
+    "users": {"length": 50, "two_sided": True, "epochs": 12},
+    "plans": {"length": 3, "two_sided": True, "batch_size": 64},
+}
+SETTINGS: dict[str, Callable[[int], Setting]] = {
+    "bandit": bandit_of,
+    "pages": pages_of,
+    "users": users_of,
+    "plans": plans_of,
+}
 
 
 def trained(setting: Setting, contender: Contender, seed: int, part: str) -> Any:
     """The model after its epochs on the whole log; nothing chooses among them."""
-    given = {**_TRAINED, **contender.options}
-    if part == "plans":
-        given["length"] = 3
-        if contender.model == "reinforce" and given.get("reward") != "one":
-            given["discount"] = 1.0
+    given = {**_TRAINED, **_OF_PART[part], **contender.options}
+    if part == "plans" and contender.model == "reinforce" and given.get("reward") != "one":
+        given["discount"] = 1.0
     data = setting.log.interactions()
     generator = torch.Generator().manual_seed(seed)
     model = create(contender.model, schema=Schema(data.num_users, data.num_items), generator=generator, **given)
@@ -154,18 +175,22 @@ def trained(setting: Setting, contender: Contender, seed: int, part: str) -> Any
 
 
 def scores_of_users(setting: Setting, label: str, seed: int, part: str) -> Array:
-    """Scores [U, N] of the items for the users of the log, whose states are the ones they began with."""
+    """Scores [U, N] of the items for the users of a world without drift."""
     world, log, contender = setting.world, setting.log, CONTENDERS[label]
     if contender.model:
-        scores = trained(setting, contender, seed, part).score_items(torch.arange(world.num_users))
+        model = trained(setting, contender, seed, part)
+        if part == "users":
+            scores = model.score_items(torch.arange(world.num_users))
+        else:  # sessions of one event: what comes first in a new one
+            scores = model.output_items()[1].detach()[None]
         return np.asarray(scores.numpy().astype(np.float64))
     if label == "behaviour":
         return np.asarray(setting.behaviour(world.begin(np.arange(world.num_users))))
     items, rewards = log.sessions.items[..., 0], log.rewards[..., 0]
+    owners = np.broadcast_to(log.sessions.users[:, None], items.shape)
     sums, counts = np.zeros((2, world.num_users, world.num_items))
-    rows = np.arange(world.num_users)[:, None]
-    np.add.at(sums, (rows, items), rewards)
-    np.add.at(counts, (rows, items), 1.0)
+    np.add.at(sums, (owners, items), rewards)
+    np.add.at(counts, (owners, items), 1.0)
     means = sums.sum(0) / np.maximum(counts.sum(0), 1)
     if label == "same-for-all":
         return np.broadcast_to(means, sums.shape)
@@ -245,7 +270,7 @@ def run(part: str, label: str, seed: int, data: Any) -> None:
         "part": part,
         "label": label,
         "seed": seed,
-        "options": {**_TRAINED, **CONTENDERS[label].options} if label in CONTENDERS else {},
+        "options": {**_TRAINED, **_OF_PART[part], **CONTENDERS[label].options} if part in SETTINGS else {},
         "figures": figures,
         "seconds": round(time.perf_counter() - started, 1),
         "hardware": hardware(),
@@ -287,8 +312,9 @@ def page() -> str:
         "the log and the weights anew.",
     ]
     titles = {
-        "users": "One item for each of 1,000 users",
-        "pages": "Ten items of 30 on a page",
+        "bandit": "One item of ten",
+        "pages": "Ten items of 50 on a page",
+        "users": "One item of ten for each of 3,000 users",
         "plans": "Three steps of a user whose taste moves",
     }
     for part, title in titles.items():
@@ -323,7 +349,7 @@ def _estimators_page() -> list[str]:
         "",
         "## Estimators beside the truth",
         "",
-        "500 logs of 2,000 rows of ten items and 50 users, logged at random or by a policy that shows most what earns",
+        "300 logs of 2,000 rows of ten items and 50 users, logged at random or by a policy that shows most what earns",
         "least; the policy that is valued is a softmax that prefers what earns most. Errors are in hundredths of the",
         f"true value, of {len(runs)} worlds; cover is how often the 95 % interval holds the truth. `dm` and `dr` take",
         "the mean reward of each item, which knows nothing of users; the clip is 5. `replay` values the best item of",
@@ -418,9 +444,9 @@ def main() -> None:
         RESULTS,
         [*SETTINGS, *MEASURED],
         LABELS,
-        [1, 2, 3],
+        [1, 2, 3, 4, 5],
         lambda name: name,
-        lambda name: None,
+        str,
         run,
         lambda: PAGE.write_text(page(), encoding="utf-8"),
     )
