@@ -12,6 +12,7 @@ of being copied now and then; of DRN's printed update W' = W + rate W~, which ma
 rate (W~ - W) is taken; DRN's activeness of users is left out. Of DEERS: one state h+ + P h- in place of two branches;
 the competitor of an event is the last one before it with the opposite feedback, of any category; the squared difference
 is capped at `pair_margin`, as it has no lower bound otherwise.
+Defaults: discount of DRN; init_std as `reinforce`. `fit` chooses the epoch by how the protocol ranks what was logged.
 Where not to use it: on data without ratings, whose rewards are all 1: nothing tells items apart. Q of items that are
 hardly ever logged is a guess, and the maximum over all items finds the guesses that are too high. Where rewards do not
 depend on what came before, discount=0 is the better choice.

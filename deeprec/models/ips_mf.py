@@ -5,6 +5,7 @@ Evaluation" (ICML, arXiv 1602.05352), eq. 8: users rate what they expect to like
 too high for all else. With weights 1 / P the error on what was rated is in expectation that on all items.
 `propensity="none"` is the plain, naive factorisation. Weights are divided by their mean, which l2 alone notices.
 Deviations: steps over mini-batches of users with Adam instead of L-BFGS.
+Defaults: l2 and width by folds of the training ratings of Coat.
 Where not to use it: the probabilities must be known or estimated well, best with a few ratings of items drawn at random
 (`deeprec.data.naive_bayes_propensities`); those of "popularity" are a guess, and where test ratings are chosen by users
 as the training ratings are, plain factorisation and SVD++ have the smaller error.
