@@ -89,10 +89,20 @@ CONTENDERS = {
     "same-for-all": Contender("items with the best mean reward (simple)", parts=("bandit", "pages", "users")),
     "means": Contender("mean reward of user and item, shrunk to the item's (simple)", parts=("users",)),
     "greedy": Contender("best item of each step, states known", parts=("plans",)),
-    "cloning": Contender("behaviour cloning: what was shown", "reinforce", {**_COPY, "reward": "one"}),
+    "cloning": Contender(
+        "behaviour cloning: what was shown",
+        "reinforce",
+        {**_COPY, "reward": "one"},
+        ("bandit", "users", "plans"),
+    ),
     "uncorrected": Contender("REINFORCE without correction", "reinforce", _COPY),
     "reinforce": Contender("REINFORCE, learnt propensities", "reinforce", _POLICY),
-    "reinforce-logged": Contender("REINFORCE, logged propensities", "reinforce", {**_POLICY, "behaviour": "logged"}),
+    "reinforce-logged": Contender(
+        "REINFORCE, logged propensities",
+        "reinforce",
+        {**_POLICY, "behaviour": "logged"},
+        ("bandit", "plans"),
+    ),
     "top-k": Contender("top-K REINFORCE, K = 10", "reinforce", {**_POLICY, "top_k": 10}, ("pages",)),
     "dqn-0": Contender("DQN, discount 0: the reward now", "dqn", {"discount": 0.0}),
     "dqn": Contender("DQN, discount 1", "dqn", {"discount": 1.0}, ("plans",)),
@@ -105,8 +115,9 @@ def bandit_of(seed: int) -> Setting:
 
 
 def pages_of(seed: int) -> Setting:
-    """A page of ten of 50 items for one user, 10,000 events of such a policy, an item each."""
-    return _of_one(seed, num_items=50, rows=10_000, slate=10)
+    """A page of ten of 50 items for one user, 5,000 events of such a policy, an item each. The best ten are shown; or
+    ten are drawn from the policy with replacement, what the top-K correction is for (shares of the best policy)."""
+    return _of_one(seed, num_items=50, rows=5000, slate=10)
 
 
 def _of_one(seed: int, *, num_items: int, rows: int, slate: int) -> Setting:
@@ -220,7 +231,7 @@ def share_of_optimum(part: str, label: str, seed: int) -> dict[str, float]:
         policy = policy_of(trained(setting, contender, seed, part)) if contender.model else simple[label]
         most, reached = optimum(world, steps=setting.steps).values, value(world, policy, steps=setting.steps)
     else:
-        gains = world.gains(world.users)
+        gains, shown, scores = world.gains(world.users), np.zeros(0), np.zeros(0)
         most = optimum(world, slate_size=setting.slate).values
         if label in ("uniform", "behaviour"):  # they show at random
             shown = np.full(gains.shape, 1 / world.num_items)
@@ -231,7 +242,28 @@ def share_of_optimum(part: str, label: str, seed: int) -> dict[str, float]:
             scores = scores_of_users(setting, label, seed, part)
             best = np.argsort(-scores, axis=1, kind="stable")[:, : setting.slate]
             reached = np.take_along_axis(gains, best, 1).sum(1)
-    return {"value": float(reached.mean()), "optimum": float(most.mean()), "share": float(reached.mean() / most.mean())}
+    figures = {"value": float(reached.mean()), "optimum": float(most.mean())}
+    figures["share"] = figures["value"] / figures["optimum"]
+    if part == "pages" and (contender.model == "reinforce" or label in ("uniform", "behaviour")):
+        shown = shown if not contender.model else np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+        best_drawn = value_of_draws(best_for_draws(gains[0], setting.slate), gains[0], setting.slate)
+        figures["drawn"] = value_of_draws(shown[0], gains[0], setting.slate) / best_drawn
+    return figures
+
+
+def value_of_draws(shown: Array, gains: Array, slate: int) -> float:
+    """Expected reward of the different items among K draws with replacement: sum of (1 - (1 - pi)^K) g, exactly."""
+    return float(((1 - (1 - shown) ** slate) * gains).sum())
+
+
+def best_for_draws(gains: Array, slate: int) -> Array:
+    """The pi, [N], with the largest `value_of_draws`: K (1 - pi)^(K - 1) g is the same for all items with pi > 0."""
+    low, high = 0.0, slate * float(gains.max())
+    for _ in range(200):
+        level = (low + high) / 2
+        shown = np.maximum(0.0, 1 - (level / (slate * gains)) ** (1 / (slate - 1)))
+        low, high = (level, high) if shown.sum() > 1 else (low, level)
+    return np.asarray(shown / shown.sum())
 
 
 def _mean_of_slates(world: World, shown: Array, slate: int, seed: int) -> Array:
@@ -322,8 +354,11 @@ def page() -> str:
         for label, contender in CONTENDERS.items():
             runs = read(part, label)
             if runs:
-                rows.append((contender.words, len(runs), interval([each["figures"]["share"] for each in runs]),
-                             statistics.mean(each["seconds"] for each in runs)))  # fmt: skip
+                shares, drawn = (
+                    [each["figures"][key] for each in runs if key in each["figures"]] for key in ("share", "drawn")
+                )
+                seconds = statistics.mean(each["seconds"] for each in runs)
+                rows.append((contender.words, len(runs), interval(shares), seconds, drawn))
         if not rows:
             continue
         best = max(rows, key=lambda row: row[2][0])
@@ -334,11 +369,19 @@ def page() -> str:
             f"{SETTINGS[part].__doc__} Share of the optimum; **{best[0]}** reaches most.",
             "",
         ]
-        lines += ["| what is shown | seeds | share of the optimum | 95 % interval | seconds |", "|---|---|---|---|---|"]
-        for words, count, (mean, low, high), seconds in rows:
-            lines.append(f"| {words} | {count} | {mean:.3f} | {low:.3f} to {high:.3f} | {seconds:.0f} |")
+        head = "| what is shown | seeds | share of the optimum | 95 % interval | seconds |"
+        lines += [head + (" ten draws | 95 % interval |" if part == "pages" else ""), "|---" * head.count(" | ")]
+        lines[-1] += "|---" * (3 if part == "pages" else 1) + "|"
+        for words, count, bounds, seconds, drawn in rows:
+            lines.append(f"| {words} | {count} | {_cells(bounds)} | {seconds:.0f} |")
+            if part == "pages":
+                lines[-1] += f" {_cells(interval(drawn))} |" if drawn else " | |"
     lines += _estimators_page() + _open_bandit_page() + _coat_page()
     return "\n".join(lines) + "\n"
+
+
+def _cells(bounds: tuple[float, float, float]) -> str:
+    return f"{bounds[0]:.3f} | {bounds[1]:.3f} to {bounds[2]:.3f}"
 
 
 def _estimators_page() -> list[str]:
