@@ -46,6 +46,7 @@ _MODELS = {
     "neumf": "deeprec.models.neumf:NeuMF",
     "nfm": "deeprec.models.nfm:NFM",
     "popularity": "deeprec.models.popularity:Popularity",
+    "rbm": "deeprec.models.rbm:RBM",
     "sasrec": "deeprec.models.sasrec:SASRec",
     "session-knn": "deeprec.models.session_knn:SessionKNN",
     "slim": "deeprec.models.slim:SLIM",

@@ -94,5 +94,7 @@ def level_costs(scores: Tensor, levels: Tensor, ordinal: float) -> Tensor:
     above.reverse()
     cost = torch.zeros_like(own)
     for level, (score, up_to, from_it) in enumerate(zip(columns, below, above, strict=True)):
-        cost = cost + torch.where(levels >= level, up_to - score, 0.0) + torch.where(levels <= level, from_it - score, 0.0)
+        cost = (
+            cost + torch.where(levels >= level, up_to - score, 0.0) + torch.where(levels <= level, from_it - score, 0.0)
+        )
     return cost if ordinal == 1 else torch.lerp(regular, cost, ordinal)

@@ -106,15 +106,15 @@ class LevelModel(Recommender):
     center: Tensor
     scale: Tensor
 
-    def _build_shared(self, schema: Schema, num_codes: int = 1) -> None:
+    def _build_shared(self, schema: Schema, num_codes: int = 1, code_width: int | None = None) -> None:
         rows, columns = self._sizes(schema)
         self.per_column = len(self.decoder) // columns
         width = self.decoder.shape[1]
-        self.register_buffer("codes", torch.zeros(rows, num_codes, width))
+        self.register_buffer("codes", torch.zeros(rows, num_codes, width if code_width is None else code_width))
         self.register_buffer("center", torch.zeros(self.per_column, width + 1))
         self.register_buffer("scale", torch.tensor(self.config.levels))
         self._rows: RatingRows | None = None
-        self._is_stale = False
+        self._is_stale = self._reaches_all = False
         self.register_state_dict_pre_hook(refresh_codes)  # type: ignore[no-untyped-call]
 
     def _sizes(self, schema: Schema) -> tuple[int, int]:
@@ -144,10 +144,18 @@ class LevelModel(Recommender):
         """Loss [n] of levels [n] under scores [n, K]."""
         raise NotImplementedError
 
-    def _products(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
-        """[a, c, R] of codes [a, C] with the vectors [c, R, C] and biases [c, R] of columns."""
+    def _all_scores(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
+        """Scores [a, c, K] of codes [a, C] with the vectors [c, R, C] and biases [c, R] of columns."""
         flat = codes @ vectors.flatten(0, 1).T + biases.flatten()
-        return flat.view(len(codes), *biases.shape)
+        return self._levels_of(flat.view(len(codes), *biases.shape))
+
+    def _pair_scores(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
+        """Scores [n, S, K] of codes [n, S, C] with the vectors [n, R, C] and biases [n, R] of one column each."""
+        return self._levels_of(codes @ vectors.transpose(1, 2) + biases.unsqueeze(1))
+
+    @property
+    def _gives_sparse_grad(self) -> bool:
+        return self.sparse_grad and not self._reaches_all
 
     # -- the scale ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +224,9 @@ class LevelModel(Recommender):
         places = rows.indices * len(config.levels) + torch.from_numpy(levels)
         counts.index_add_(0, places, torch.ones_like(places))
         self._begin(counts.view(rows.num_columns, -1))
+        # Where the entries of a batch reach most rows of the tables anyway, steps by row would only cost.
+        share = config.batch_size / max(1, int((rows.lengths > 0).sum()))
+        self._reaches_all = len(rows.indices) * share * self.per_column >= len(self.decoder)
         self._rows, self._is_stale = rows, True
         return rows
 
@@ -241,7 +252,7 @@ class LevelModel(Recommender):
         if torch.is_grad_enabled():
             catch_up(self.decoder, lookups)
         products = sampled_linear(
-            codes, self.decoder, self.decoder_bias, offsets * each, lookups, self.sparse_grad
+            codes, self.decoder, self.decoder_bias, offsets * each, lookups, self._gives_sparse_grad
         )
         return self._levels_of(products.view(len(columns), each))
 
@@ -296,7 +307,7 @@ class LevelModel(Recommender):
         num_codes, per_block = codes.shape[1], codes.shape[1] * len(self.scale) * max(len(vectors), 1)
         blocks = []
         for block in codes.split(max(1, _NUMBERS_A_BLOCK // per_block)):
-            scores = self._levels_of(self._products(block.flatten(0, 1), vectors, biases))
+            scores = self._all_scores(block.flatten(0, 1), vectors, biases)
             scores = scores.view(len(block), num_codes, len(vectors), -1).transpose(1, 2)
             blocks.append(self._expected(scores))
         return torch.cat(blocks) if blocks else codes.new_empty(0, len(vectors))
@@ -309,8 +320,8 @@ class LevelModel(Recommender):
         users, items = torch.broadcast_tensors(users.long(), items.long())
         rows, columns = (items, users) if self.config.side == "item" else (users, items)
         rated = [
-            self._pairs(self.codes[some_rows], *self._columns(some_columns))
-            for some_rows, some_columns in self._pair_blocks(rows.flatten(), columns.flatten())
+            self._expected(self._pair_scores(self.codes[of_rows], *self._columns(of_columns)))
+            for of_rows, of_columns in self._pair_blocks(rows.flatten(), columns.flatten())
         ]
         return torch.cat([self.scale.new_empty(0), *rated]).view(users.shape)
 
@@ -318,11 +329,6 @@ class LevelModel(Recommender):
         width = self.per_column * self.decoder.shape[1] * self.codes.shape[1]
         step = max(1, _NUMBERS_A_BLOCK // width)
         return zip(rows.split(step), columns.split(step), strict=True)
-
-    def _pairs(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
-        """Ratings [n] of codes [n, S, C] with one column each."""
-        products = codes @ vectors.transpose(1, 2) + biases.unsqueeze(1)  # [n, S, R]
-        return self._expected(self._levels_of(products))
 
     @torch.no_grad()
     def predict_ratings(self, users: Tensor, items: Tensor) -> Tensor:
@@ -416,8 +422,8 @@ class LevelModel(Recommender):
         optimizer = torch.optim.Adam([column], lr=_LR)
         with torch.enable_grad():
             for step in range(_STEPS):
-                products = self._products(codes, column[None, :, :-1], column[None, :, -1]).squeeze(1)
-                fit = self._costs(self._levels_of(products), levels).sum() / self.codes.shape[1]
+                scores = self._all_scores(codes, column[None, :, :-1], column[None, :, -1]).squeeze(1)
+                fit = self._costs(scores, levels).sum() / self.codes.shape[1]
                 loss = fit + ((column - self.center).square() / spread).sum() / 2
                 optimizer.param_groups[0]["lr"] = _LR * (1 - step / _STEPS)
                 (column.grad,) = torch.autograd.grad(loss, [column])

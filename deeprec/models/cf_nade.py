@@ -9,6 +9,7 @@ as the mean column of the ratings, where the paper's 3 is `default_rating=3` of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -87,7 +88,7 @@ class CFNADE(LevelModel):
         self.encoder_factors: nn.Parameter | None
         self.decoder_factors: nn.Parameter | None
         widths = (config.hidden, *config.inner)
-        self.inner_weights = nn.ParameterList([uniform(*pair) for pair in zip(widths, widths[1:], strict=False)])
+        self.inner_weights = nn.ParameterList([uniform(*pair) for pair in pairwise(widths)])
         self.inner_biases = nn.ParameterDict(
             {f"{place}_bias": nn.Parameter(torch.zeros(size)) for place, size in enumerate(config.inner)}
         )
@@ -131,10 +132,16 @@ class CFNADE(LevelModel):
         ones = self.encoder.new_ones(len(lookups))
         if self.encoder_factors is None:
             hidden = sparse_linear(
-                offsets, lookups, ones, self.encoder, self.encoder_bias, activation="tanh", sparse_grad=self.sparse_grad
+                offsets,
+                lookups,
+                ones,
+                self.encoder,
+                self.encoder_bias,
+                activation="tanh",
+                sparse_grad=self._gives_sparse_grad,
             )
         else:
-            sums = sparse_linear(offsets, lookups, ones, self.encoder, sparse_grad=self.sparse_grad)
+            sums = sparse_linear(offsets, lookups, ones, self.encoder, sparse_grad=self._gives_sparse_grad)
             hidden = torch.tanh(torch.addmm(self.encoder_bias, sums, self.encoder_factors))
         for weight, bias in zip(self.inner_weights, self.inner_biases.values(), strict=True):
             hidden = torch.tanh(torch.addmm(bias, hidden, weight))
