@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -91,10 +91,8 @@ class ChainBatch:
 def _moved(batch: _BatchT, device: torch.device) -> _BatchT:
     if batch.offsets.device == device:
         return batch
-    there = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(
-        batch, **{name: to_device(each, device) for name, each in there.items() if isinstance(each, Tensor)}
-    )
+    parts: Any = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    return type(batch)(*(to_device(each, device) if isinstance(each, Tensor) else each for each in parts))
 
 
 class _LevelBatches:
@@ -126,8 +124,8 @@ class _LevelBatches:
 class Splits(_LevelBatches):
     """Rows in shuffled batches; of a row with D ratings 0 to D - 1, all numbers as likely, are shown, drawn at random.
 
-    That is an ordering of the ratings and a place in it, both uniform, as CF-NADE trains (Zheng et al. 2016, section
-    3.3). Drawn anew every epoch.
+    That is an ordering of the ratings and a place in it, both uniform, as CF-NADE trains (Zheng et al. 2016). Drawn
+    anew every epoch.
     """
 
     stream = _SPLITS

@@ -29,7 +29,7 @@ class _SampledLinear(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, indptr, indices = ctx.saved_tensors
         grad, positions, column = grad.contiguous(), (indptr, indices), weight.new_empty(len(weight), 1)
@@ -78,23 +78,19 @@ def level_costs(scores: Tensor, levels: Tensor, ordinal: float) -> Tensor:
     j >= level of log softmax(scores[j:])[j]: level is the best of those up to it, that below it the best of those up to
     that, and so on, and the same upwards.
 
-    Reference: Zheng et al. 2016, eq. 13 to 16; the ordinal likelihood is that of Truyen, Phung, Venkatesh 2009.
+    Reference: Zheng et al. 2016, the section on the ordinal cost.
     """
-    columns = scores.T.contiguous().unbind()
-    below = [columns[0]]  # log of the sum of exp of the scores up to each level
-    for each in columns[1:]:
-        below.append(torch.logaddexp(below[-1], each))
+    num_levels = scores.shape[1]
     own = scores.gather(1, levels.unsqueeze(1)).squeeze(1)
-    regular = below[-1] - own
+    regular = scores.logsumexp(1) - own
     if not ordinal:
         return regular
-    above = [columns[-1]]
-    for each in reversed(columns[:-1]):
-        above.append(torch.logaddexp(above[-1], each))
-    above.reverse()
-    cost = torch.zeros_like(own)
-    for level, (score, up_to, from_it) in enumerate(zip(columns, below, above, strict=True)):
-        cost = (
-            cost + torch.where(levels >= level, up_to - score, 0.0) + torch.where(levels <= level, from_it - score, 0.0)
-        )
+    # Sums over the levels up to each, and from each; of these, the cost of level k has the former up to k, the latter
+    # from k on, and with each the score itself.
+    every = torch.arange(num_levels, device=scores.device)
+    is_up_to = every <= every.unsqueeze(1)
+    is_in = torch.cat([is_up_to, is_up_to.T])
+    sums = scores.unsqueeze(1).masked_fill(~is_in, -torch.inf).logsumexp(2)  # [n, 2 K]
+    is_counted = torch.cat([is_up_to, is_up_to.T], 1).to(scores.dtype)  # [K, 2 K]
+    cost = (sums * is_counted[levels]).sum(1) - scores.sum(1) - own
     return cost if ordinal == 1 else torch.lerp(regular, cost, ordinal)

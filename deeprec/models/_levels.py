@@ -28,7 +28,7 @@ from deeprec.models._autoencoder import refresh_codes
 from deeprec.models._level_scores import level_lookups, sampled_linear
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.embedding import catch_up
-from deeprec.nn.scoring import BlockScorer
+from deeprec.nn.scoring import BlockScorer, DotScorer, score_items
 
 _ENTRIES_A_BLOCK = 1 << 20
 _NUMBERS_A_BLOCK = 1 << 23
@@ -71,7 +71,7 @@ class LevelConfig(TrainConfig):
         one_of(self, "side", SIDES)
         for name, least in (("hidden", 1), ("rank", 0), ("batch_size", 1)):
             at_least(self, name, least)
-        if len(self.levels) < 2 or not all(a < b for a, b in pairwise(np.float32(self.levels))):
+        if len(self.levels) < 2 or not all(np.float32(a) < np.float32(b) for a, b in pairwise(self.levels)):
             raise ValueError(
                 f"{type(self).__name__}: levels must be two ratings at least, ascending, got {self.levels}; for five "
                 "stars take (1, 2, 3, 4, 5)"
@@ -85,8 +85,9 @@ class LevelConfig(TrainConfig):
 
 
 class LevelModel(Recommender):
-    """Base: a subclass has `decoder` [columns * R, C] and `decoder_bias` [columns * R], R vectors a column, and says how
-    rows are encoded and how the products with R vectors become scores of K levels.
+    """Base: a subclass has `decoder` [columns * R, C] and `decoder_bias` [columns * R], R vectors a column.
+
+    It says how rows are encoded, and how the products of a code with R vectors become scores of K levels.
 
     Buffers: `codes` [rows, S, C], S codes whose distributions are averaged; `center` [R, C + 1], the mean column of the
     ratings, all that is known of a new one; `scale` [K], the ratings of the levels.
@@ -146,7 +147,7 @@ class LevelModel(Recommender):
 
     def _all_scores(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
         """Scores [a, c, K] of codes [a, C] with the vectors [c, R, C] and biases [c, R] of columns."""
-        flat = codes @ vectors.flatten(0, 1).T + biases.flatten()
+        flat = score_items(DotScorer(codes, vectors.flatten(0, 1), biases.flatten()))
         return self._levels_of(flat.view(len(codes), *biases.shape))
 
     def _pair_scores(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class LevelModel(Recommender):
         Raises:
             ValueError: one is not among `levels`.
         """
-        scale = np.float32(self.config.levels)
+        scale = np.asarray(self.config.levels, np.float32)
         levels = np.searchsorted(scale, ratings).clip(max=len(scale) - 1)
         is_off = scale[levels] != ratings
         if is_off.any():
@@ -194,8 +195,8 @@ class LevelModel(Recommender):
             user, item = data.user_ids.values[int(data.users[row])], data.item_ids.values[int(data.items[row])]
             raise ValueError(
                 f"{self.name}: ratings must be among the levels {', '.join(f'{each:g}' for each in scale)}, got "
-                f"{ratings[row]:g} of user {user!r} and item {item!r}; pass all there are as levels=, or with more than "
-                f"{MOST_LEVELS} round them, or take autorec"
+                f"{ratings[row]:g} of user {user!r} and item {item!r}; pass all there are as levels=, or where these "
+                f"are more than {MOST_LEVELS} round them or take autorec"
             )
         return levels.astype(np.int64)
 
@@ -292,7 +293,7 @@ class LevelModel(Recommender):
     def _columns(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [c, R, C] and biases [c, R] of columns [c]; of one without ratings those of the mean column."""
         lookups = level_lookups(columns, self.per_column)
-        vectors = self.decoder.detach()[lookups].view(len(columns), self.per_column, -1)
+        vectors = self.decoder.detach()[lookups].view(len(columns), *self.center[:, :-1].shape)
         biases = self.decoder_bias.detach()[lookups].view(len(columns), self.per_column)
         is_cold = ~(vectors.flatten(1).any(1) | biases.any(1))
         vectors = torch.where(is_cold.view(-1, 1, 1), self.center[:, :-1], vectors)
@@ -300,7 +301,8 @@ class LevelModel(Recommender):
 
     def _expected(self, scores: Tensor) -> Tensor:
         """Ratings [...] of scores [..., S, K]: the expectation under the mean of the S distributions."""
-        return scores.softmax(-1).mean(-2) @ self.scale
+        shares: Tensor = scores.softmax(-1).mean(-2)
+        return (shares * self.scale).sum(-1)
 
     def _rate(self, codes: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
         """Ratings [a, c] of codes [a, S, C] and columns, a block of codes at a time."""
@@ -416,13 +418,13 @@ class LevelModel(Recommender):
             return self.center
         columns = torch.cat([self.decoder.detach(), self.decoder_bias.detach().unsqueeze(1)], 1)
         spread = (columns.view(-1, *self.center.shape) - self.center).square().mean(0).clamp(min=1e-8)
-        codes = self.codes[rows.long()].flatten(0, 1)
+        codes = self.codes[rows.long()].flatten(0, 1).unsqueeze(0)
         levels = levels.repeat_interleave(self.codes.shape[1])
         column = self.center.clone().requires_grad_()
         optimizer = torch.optim.Adam([column], lr=_LR)
         with torch.enable_grad():
             for step in range(_STEPS):
-                scores = self._all_scores(codes, column[None, :, :-1], column[None, :, -1]).squeeze(1)
+                scores = self._pair_scores(codes, column[None, :, :-1], column[None, :, -1]).squeeze(0)
                 fit = self._costs(scores, levels).sum() / self.codes.shape[1]
                 loss = fit + ((column - self.center).square() / spread).sum() / 2
                 optimizer.param_groups[0]["lr"] = _LR * (1 - step / _STEPS)

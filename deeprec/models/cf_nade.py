@@ -20,6 +20,7 @@ from deeprec.config import TrainConfig, at_least
 from deeprec.contract import Schema
 from deeprec.data import Interactions
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.kernels.sums import running_sums
 from deeprec.models._level_scores import level_costs, lookups_up_to
 from deeprec.models._levels import LevelConfig, LevelModel
 from deeprec.nn.embedding import catch_up
@@ -32,7 +33,7 @@ class CFNADEConfig(LevelConfig):
     hidden: hidden units H, >= 1.
     inner: widths of further hidden layers, (500,) for the paper's model of two layers; () for one.
     rank: J of the factored model, W^k = B A^k and V^k = P^k Q, >= 1; 0: whole matrices.
-    shared: whether the vectors of a level are sums of those up to it (CF-NADE-S, section 4.1).
+    shared: whether the vectors of a level are sums of those up to it (CF-NADE-S).
     ordinal: lambda, the share of the ordinal cost in the loss, in [0, 1].
     contexts: 1: a prediction knows all ratings of its row; n >= 2: it is the mean over n contexts, each without another
         n-th of them.
@@ -62,8 +63,10 @@ class CFNADEConfig(LevelConfig):
 
 
 class CFNADE(LevelModel):
-    """p(r_m = k | shown) = softmax_k(s_m^k), s_m^k = sum_{j <= k} (b_m^j + V_m^j h), h = tanh(c + sum over what is shown
-    of sum_{j <= r} W_m^j), eq. 6 to 9; the loss is eq. 10 with the cost of eq. 16.
+    """p(r_m = k | shown) = softmax_k(s_m), s_m^k = sum over j <= k of b_m^j + V_m^j h.
+
+    h = tanh(c + sum over the ratings r_i that are shown of sum over j <= r_i of W_i^j). Trained on the ordinal cost of
+    the ratings that are not shown.
     """
 
     name = "cf-nade"
@@ -148,12 +151,7 @@ class CFNADE(LevelModel):
         return hidden if self.decoder_factors is None else hidden @ self.decoder_factors
 
     def _levels_of(self, products: Tensor) -> Tensor:
-        if not self.config.shared:
-            return products
-        parts = list(products.unbind(-1))
-        for place in range(1, len(parts)):
-            parts[place] = parts[place - 1] + parts[place]
-        return torch.stack(parts, -1)
+        return running_sums(products, -1) if self.config.shared else products
 
     def _start_biases(self, log_shares: Tensor) -> Tensor:
         if not self.config.shared:

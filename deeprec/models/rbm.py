@@ -43,10 +43,10 @@ class RBMConfig(LevelConfig):
     visible: units of the ratings, "softmax" or "binomial".
     units: hidden units, "bernoulli" or "gaussian".
     hidden: how many, >= 1.
-    conditional: whether the hidden units depend on which columns a row has, too (section 4).
-    rank: C of the factored model, W^k = A^k B (section 5), >= 1; 0: whole matrices.
+    conditional: whether the hidden units depend on which columns a row has, too.
+    rank: C of the factored model, W^k = A^k B, >= 1; 0: whole matrices.
     cd_steps: steps of the chains of contrastive divergence, each >= 1; equal parts of the training take them in turn.
-    prediction: "mean-field", section 2.2, or "exact", with the hidden units summed out; it takes longer.
+    prediction: "mean-field" or "exact", with the hidden units summed out; it takes longer.
     momentum: of the steps, in [0, 1); "sgd" only.
     init_std: standard deviation of the initial weights, > 0.
     levels: the ratings that there can be, ascending, two at least.
@@ -91,8 +91,9 @@ class RBMConfig(LevelConfig):
 
 
 class RBM(LevelModel):
-    """E(V, h) = -sum of W_mj^k h_j v_m^k - sum of v_m^k b_m^k - sum of h_j b_j over the rated m, eq. 5; with Gaussian
-    hidden units sum of (h_j - b_j)^2 / 2 in place of the last sum. Trained by contrastive divergence.
+    """E(V, h) = -sum of W_mj^k h_j v_m^k - sum of v_m^k b_m^k - sum of h_j b_j, over the columns m that a row has.
+
+    With Gaussian hidden units the sum of (h_j - b_j)^2 / 2 in place of the last one. Trained by contrastive divergence.
     """
 
     name = "rbm"
