@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from deeprec.device import to_device
 
 MOST_LEVELS = 32
 _SPLITS, _CHAINS = 13, 14  # streams of the run's seed: those before are of other draws
-_BatchT = TypeVar("_BatchT", "SplitBatch", "ChainBatch")
 
 
 def distinct_levels(ratings: NDArray[np.float32]) -> tuple[float, ...]:
@@ -61,7 +60,8 @@ class SplitBatch:
 
     def to(self, device: torch.device) -> SplitBatch:
         """The batch on a device; itself where it is there."""
-        return _moved(self, device)
+        there: SplitBatch = _moved(self, device)
+        return there
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,14 @@ class ChainBatch:
 
     def to(self, device: torch.device) -> ChainBatch:
         """The batch on a device; itself where it is there."""
-        return _moved(self, device)
+        there: ChainBatch = _moved(self, device)
+        return there
 
 
-def _moved(batch: _BatchT, device: torch.device) -> _BatchT:
+def _moved(batch: Any, device: torch.device) -> Any:
     if batch.offsets.device == device:
         return batch
-    parts: Any = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    parts = (getattr(batch, field.name) for field in dataclasses.fields(batch))
     return type(batch)(*(to_device(each, device) if isinstance(each, Tensor) else each for each in parts))
 
 
