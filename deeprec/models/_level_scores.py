@@ -80,14 +80,14 @@ def level_costs(scores: Tensor, levels: Tensor, ordinal: float) -> Tensor:
 
     Reference: Zheng et al. 2016, the section on the ordinal cost.
     """
-    num_levels = scores.shape[1]
-    own = scores.gather(1, levels.unsqueeze(1)).squeeze(1)
+    every = torch.arange(scores.shape[1], device=scores.device)
+    is_own = (levels.unsqueeze(1) == every).to(scores.dtype)
+    own = (scores * is_own).sum(1)
     regular = scores.logsumexp(1) - own
     if not ordinal:
         return regular
     # Sums over the levels up to each, and from each; of these, the cost of level k has the former up to k, the latter
     # from k on, and with each the score itself.
-    every = torch.arange(num_levels, device=scores.device)
     is_up_to = every <= every.unsqueeze(1)
     is_in = torch.cat([is_up_to, is_up_to.T])
     sums = scores.unsqueeze(1).masked_fill(~is_in, -torch.inf).logsumexp(2)  # [n, 2 K]
