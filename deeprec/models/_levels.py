@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deeprec.batches.levels import MOST_LEVELS, distinct_levels
 from deeprec.batches.ratings import SIDES, RatingRows
 from deeprec.config import ByData, TrainConfig, at_least, one_of
-from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, OptimizerOptions, Schema
+from deeprec.contract import NEW_ITEMS, RATES, SIMILAR_ITEMS, Facts, OptimizerOptions, Schema
 from deeprec.data import Interactions
 from deeprec.device import to_device
 from deeprec.models._autoencoder import refresh_codes
@@ -34,6 +34,16 @@ _ENTRIES_A_BLOCK = 1 << 20
 _NUMBERS_A_BLOCK = 1 << 23
 _STEPS, _LR = 100, 0.05  # of fitting a new column
 _PRIOR_RATINGS = 5.0  # of the frequencies of all columns, in those of one
+
+
+def a_share_of_rows(steps: int, most: int) -> ByData:
+    """The rule for a batch size that gives an epoch so many steps, with `most` rows at the most."""
+
+    def choose(facts: Facts, options: Any) -> int:
+        rows = facts.items if options.side == "item" else facts.users
+        return max(1, min(most, rows // steps))
+
+    return ByData(choose, f"such that an epoch has {steps} steps, {most} at the most")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 Paper: Zheng, Tang, Ding, Zhou 2016, "A Neural Autoregressive Approach to Collaborative Filtering" (ICML).
 Code: Ian09/CF-NADE.
 Deviations: the average over orderings that `contexts` asks for is ours; a column without training ratings is predicted
-as the mean column of the ratings, where the paper's 3 is `default_rating=3` of the rating protocol.
+as the mean column of the ratings, where the paper's 3 is `default_rating=3` of the rating protocol. The learning rate
+falls to nothing over the training. The defaults of rate and batch were chosen on validation ratings of MovieLens-1M.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -16,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.batches.levels import SplitBatch, Splits
-from deeprec.config import TrainConfig, at_least
+from deeprec.config import ByData, TrainConfig, at_least
 from deeprec.contract import Schema
 from deeprec.data import Interactions
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.kernels.sums import running_sums
 from deeprec.models._level_scores import level_costs, lookups_up_to
-from deeprec.models._levels import LevelConfig, LevelModel
+from deeprec.models._levels import LevelConfig, LevelModel, a_share_of_rows
 from deeprec.nn.embedding import catch_up
 
 
@@ -42,13 +44,15 @@ class CFNADEConfig(LevelConfig):
     epochs: passes over the ratings.
     """
 
+    by_data: ClassVar[Mapping[str, ByData]] = {"batch_size": a_share_of_rows(16, 256)}
+
     inner: tuple[int, ...] = ()
     shared: bool = True
     ordinal: float = 1.0
     contexts: int = 1
     epochs: int = 60
-    batch_size: int = 128
-    lr: float = 0.001
+    batch_size: int = 256
+    lr: float = 0.002
     lr_schedule: str = "linear"
     weight_decay: float = 0.015
     refit: bool = True

@@ -7,12 +7,15 @@ those of the test part. Gaussian hidden units have variance 1, as their scale is
 the hidden units enter the gradient by their probabilities (the free energy's), samples only lead the chain.
 `visible="binomial"`, the visible units that softmax ones are compared with, is the softmax model whose vectors of a
 level are the level times one vector: a rating is the number of successes in K - 1 trials. A column without training
-ratings is predicted as the mean column of the ratings.
+ratings is predicted as the mean column of the ratings. Adam, whose steps do not depend on how many rated a column,
+takes the place of the paper's steps with momentum (`optimizer="sgd"`, `momentum=0.9`); rate and batch were chosen on
+validation ratings of MovieLens-100K and MovieLens-1M.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.batches.levels import ChainBatch, Chains
-from deeprec.config import Only, TrainConfig, one_of
+from deeprec.config import ByData, Only, TrainConfig, one_of
 from deeprec.contract import OptimizerOptions, Schema
 from deeprec.data import Interactions
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.kernels.sums import running_sums
 from deeprec.models._level_scores import level_lookups
-from deeprec.models._levels import LevelConfig, LevelModel
+from deeprec.models._levels import LevelConfig, LevelModel, a_share_of_rows
 from deeprec.nn.embedding import catch_up
 
 VISIBLE = ("softmax", "binomial")
@@ -58,6 +61,8 @@ class RBMConfig(LevelConfig):
         Only(("momentum",), "the optimizer sgd", lambda config: config.optimizer == "sgd"),
     )
 
+    by_data: ClassVar[Mapping[str, ByData]] = {"batch_size": a_share_of_rows(32, 128)}
+
     side: str = "user"
     visible: str = "softmax"
     units: str = "bernoulli"
@@ -69,7 +74,7 @@ class RBMConfig(LevelConfig):
     init_std: float = 0.01
     epochs: int = 40
     batch_size: int = 128
-    lr: float = 0.001
+    lr: float = 0.005
     lr_schedule: str = "linear"
     weight_decay: float = 0.001
     refit: bool = True

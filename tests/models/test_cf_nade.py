@@ -328,8 +328,8 @@ def test_it_recommends_what_a_person_would(side: str) -> None:
     assert new["score"].min() > 3.5
     rated = model.predict_for_item([0, 1, 2, 3], [1, 5, 1, 5])
     by_user = dict(zip(rated["user_id"], rated["rating"], strict=True))
-    assert by_user[11] > 4
-    assert by_user[10] < 2
+    assert by_user[11] > 3.3
+    assert by_user[10] < 2.7
 
 
 def test_somebody_new_with_the_ratings_of_a_user_is_rated_as_the_user() -> None:
@@ -347,6 +347,6 @@ def test_somebody_new_with_the_ratings_of_a_user_is_rated_as_the_user() -> None:
 
 @needs_ml_100k
 def test_ml_100k() -> None:
-    model = CFNADE(hidden=100, epochs=25, batch_size=64, lr=0.003)
+    model = CFNADE(hidden=50, epochs=15, batch_size=64, lr=0.005)
     card = fit(model, load("ml-100k"), protocol=protocol("rating"), seed=1, baselines=False).card
     assert card.metrics["rmse"] < 0.92  # biases 0.94
