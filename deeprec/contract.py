@@ -182,7 +182,8 @@ class Facts(NamedTuple):
         users, items: how many of them have any; 0 for a log.
         rating_range: smallest and largest rating; None without ratings.
         rating_spread: standard deviation of the ratings; 0 without.
-        levels: the distinct ratings, ascending; () without ratings, and where there are more than 32 of them.
+        levels: the distinct ratings, ascending, those of the other parts too, as a scale has them all; () without
+            ratings, and where there are more than 32.
         columns: of a log: fields, numerics and bags.
         values: of a log: distinct values of its fields and bags, rows of the embedding tables.
         positives: of a log: rows with label 1.

@@ -100,8 +100,9 @@ class InteractionTask:
         if ratings is None or not len(ratings):
             return Facts(len(rows), users, items)
         bounds = float(ratings.min()), float(ratings.max())
+        assert self.data.ratings is not None
         spread = float(ratings.std(dtype=np.float64))
-        return Facts(len(rows), users, items, bounds, spread, distinct_levels(ratings))
+        return Facts(len(rows), users, items, bounds, spread, distinct_levels(self.data.ratings))
 
     def baselines(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Popularity and item-KNN, or the means and biases of ratings."""

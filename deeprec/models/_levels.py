@@ -66,7 +66,7 @@ class LevelConfig(TrainConfig):
     by_data: ClassVar[Mapping[str, ByData]] = {
         "levels": ByData(
             lambda facts, options: facts.levels if len(facts.levels) > 1 else options.levels,
-            "the distinct ratings of the training part",
+            "the distinct ratings of the data",
         )
     }
 
@@ -187,8 +187,7 @@ class LevelModel(Recommender):
                 f"{self.name}: ratings of two levels at least are needed, got {there[0]:g} only; take bias, or a model "
                 "of likes such as bpr"
             )
-        if not there or "levels" not in self.chosen:
-            self._levels_of_ratings(data.ratings, data)
+        self._levels_of_ratings(data.ratings, data)
         return super().schema_for(data)
 
     def _levels_of_ratings(self, ratings: NDArray[np.float32], data: Interactions) -> NDArray[np.int64]:

@@ -282,6 +282,17 @@ def test_ratings_off_the_scale_are_refused(values: tuple[float, ...], options: d
     assert model.schema is None  # nothing was built
 
 
+def test_a_level_of_the_validation_part_alone_is_on_the_scale() -> None:
+    frame = ratings((1, 2, 3)).to_frame()
+    rule = protocol("rating", seed=1)
+    split = CFNADE(hidden=4).task_for(frame, rule).split
+    held_out = split.validation.to_frame().head(1)
+    pair = (pl.col("user_id") == held_out["user_id"][0]) & (pl.col("item_id") == held_out["item_id"][0])
+    frame = frame.with_columns(rating=pl.when(pair).then(5.0).otherwise(pl.col("rating")))
+    model = CFNADE(hidden=4, epochs=1).fit(frame, protocol=rule, seed=1, baselines=False)
+    assert model.config.levels == (1, 2, 3, 5)
+
+
 def test_data_without_ratings_is_refused() -> None:
     frame = ratings().to_frame().drop("rating")
     with pytest.raises(ValueError, match="cf-nade: the data must have ratings"):
