@@ -171,7 +171,8 @@ class DeepCoNN(Recommender):
         Raises:
             ValueError: with texts, of which later ones have other words.
         """
-        if self.require_built().words:
+        words = weights.get("user_cnn.words.weight")
+        if self.require_built().words or (words is not None and len(words) > len(self.user_cnn.words.weight)):
             raise ValueError("deepconn: fit_more: later reviews have other words; train anew on all rows")
         super().begin_from({**weights, **{name: getattr(self, name) for name in _OWN}}, data)
 
