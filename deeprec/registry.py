@@ -28,6 +28,7 @@ _MODELS = {
     "cfn": "deeprec.models.cfn:CFN",
     "convmf": "deeprec.models.convmf:ConvMF",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
+    "deep-music": "deeprec.models.deep_music:DeepMusic",
     "deepconn": "deeprec.models.deepconn:DeepCoNN",
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "din": "deeprec.models.din:DIN",
