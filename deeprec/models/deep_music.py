@@ -43,7 +43,7 @@ from deeprec.surroundings import trained
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_OF_VECTORS, _OF_SOUNDS = ("hidden", "dropout"), ("folder", "rate", "seconds", "window")
+_OF_VECTORS, _OF_SOUNDS = ("layers", "dropout"), ("folder", "rate", "seconds", "window")
 _OF_CONTENT = ("lr", "batch_size", "weight_decay", "clip_norm", "passes", "loss", "hybrid")
 _WINDOWS_A_STEP = 256
 
@@ -62,7 +62,7 @@ class DeepMusicConfig(TrainConfig):
     folder: where the sounds lie, a folder or an uncompressed .tar; "": the current one.
     rate, seconds: samples a second that sounds are brought to, and how much of each is heard, from its beginning.
     window: seconds of a part that is learned from; factors of an item are means over its parts. > 0.
-    hidden, dropout: of the network of vectors: widths of its layers, each >= 1; share that is dropped, in [0, 1).
+    layers, dropout: of the network of vectors: widths of its layers, each >= 1; share that is dropped, in [0, 1).
     loss: "mse", of the factors, or "wpe", the weighted error of ALS with the factors that the network gives.
     hybrid: whether items that somebody met have their own factors; else all have those of the network.
     passes: over the contents in an epoch, >= 1.
@@ -89,7 +89,7 @@ class DeepMusicConfig(TrainConfig):
     rate: int = 16_000
     seconds: float = 30.0
     window: float = 3.0
-    hidden: tuple[int, ...] = (256,)
+    layers: tuple[int, ...] = (256,)
     dropout: float = 0.2
     loss: str = "mse"
     hybrid: bool = True
@@ -112,8 +112,8 @@ class DeepMusicConfig(TrainConfig):
             )
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"DeepMusicConfig: features must name each column once, got {self.features}")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"DeepMusicConfig: hidden must be widths >= 1, got {self.hidden}")
+        if any(width < 1 for width in self.layers):
+            raise ValueError(f"DeepMusicConfig: layers must be widths >= 1, got {self.layers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"DeepMusicConfig: dropout must lie in [0, 1), got {self.dropout}")
         one_of(self, "loss", ("mse", "wpe"))
@@ -188,7 +188,7 @@ class DeepMusic(Recommender):
         elif config.features:
             self.network = MLP(
                 sum(schema.widths),
-                config.hidden,
+                config.layers,
                 out_features=config.factors,
                 dropout=config.dropout,
                 generator=generator,
@@ -328,10 +328,9 @@ class DeepMusic(Recommender):
 
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
         """The exact solution for new users, with the vectors that items are scored by."""
-        rows, alpha = self._item_rows(), self.config.alpha
-        values = rows.new_tensor(alpha).expand(len(items))
-        offsets = to_device(offsets, items.device)
-        return (als_solve(offsets, items, values, rows, ridge=self.config.l2, gram=self.als.item_gram).rows,)
+        values = (self.config.alpha * self.als.usual_value).expand(len(items))
+        offsets, gram = to_device(offsets, items.device), self.als.item_gram
+        return (als_solve(offsets, items, values, self._item_rows(), ridge=self.config.l2, gram=gram).rows,)
 
     def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:
         return DotScorer(state[0], self._item_rows())

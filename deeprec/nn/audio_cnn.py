@@ -39,8 +39,9 @@ def mel_filters(sample_rate: int, window: int, mels: int, low: float = 0.0, high
             f"mel_filters: window must be >= 2 and 0 <= low < high <= {sample_rate / 2:g}, got {window}, {low} and "
             f"{top}"
         )
-    frequencies = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate / window)
-    points = torch.linspace(_mel(low), _mel(top), mels + 2, dtype=torch.float64)
+    # On the CPU, whatever is made elsewhere now: the values are looked at.
+    frequencies = torch.arange(window // 2 + 1, dtype=torch.float64, device="cpu") * (sample_rate / window)
+    points = torch.linspace(_mel(low), _mel(top), mels + 2, dtype=torch.float64, device="cpu")
     corners = 700 * (10 ** (points / 2595) - 1)
     rises = (frequencies.unsqueeze(1) - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falls = (corners[2:] - frequencies.unsqueeze(1)) / (corners[2:] - corners[1:-1])
@@ -51,7 +52,7 @@ def mel_filters(sample_rate: int, window: int, mels: int, low: float = 0.0, high
             f"mel_filters: each filter must have a frequency of the spectrum, got {empty} of {mels} without at "
             f"{sample_rate} Hz and a window of {window}; take fewer mels or a longer window"
         )
-    return filters
+    return filters.to(torch.empty(0).device)
 
 
 def _mel(frequency: float) -> float:

@@ -80,11 +80,11 @@ def fitted(data: Interactions) -> tuple[Interactions, deeprec.models.Model]:
 
 
 def test_tastes_are_read_in_reviews(fitted: tuple[Interactions, deeprec.models.Model]) -> None:
-    data, model = fitted
+    _, model = fitted
     assert model.evaluate()["rmse"] < 1.0  # 2.0 for the mean and for biases
     shown = model.recommend([0], k=5)["item_id"].to_list()
     assert sum(item % 2 == 0 for item in shown) >= 4
-    assert model.similar_items([1], k=5)["similar_item_id"].to_list() == pytest.approx([1] * 5, abs=30)
+    assert all(item % 2 for item in model.similar_items([1], k=5)["similar_item_id"])
 
 
 def test_predictions_leave_out_the_review_of_the_pair(fitted: tuple[Interactions, deeprec.models.Model]) -> None:
@@ -130,9 +130,10 @@ def test_what_cannot_be_is_said(data: Interactions) -> None:
     with pytest.raises(ValueError, match="deepconn: the data must have ratings"):
         create("deepconn").fit(data.of_pairs(data.users, data.items), protocol="full")
     twice = data.take(np.append(np.arange(len(data)), 0))
+    model = create("deepconn", **SMALL)
+    model.build(model.schema_for(twice))
     with pytest.raises(ValueError, match="a user may rate an item once, got 1 more in frame, the first of user 1 "):
-        model = create("deepconn", **SMALL)
-        model.build(model.schema_for(twice)).batches(twice, 0)
+        model.batches(twice, 0)
     model = create("deepconn", **SMALL, epochs=1).fit(data, protocol="rating")
     with pytest.raises(ValueError, match="later reviews have other words; train anew"):
         model.fit_more(data, protocol="rating")
