@@ -27,6 +27,7 @@ _MODELS = {
     "cdae": "deeprec.models.cdae:CDAE",
     "cfn": "deeprec.models.cfn:CFN",
     "convmf": "deeprec.models.convmf:ConvMF",
+    "convncf": "deeprec.models.convncf:ConvNCF",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
     "deep-music": "deeprec.models.deep_music:DeepMusic",
     "deepconn": "deeprec.models.deepconn:DeepCoNN",
