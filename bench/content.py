@@ -10,6 +10,7 @@ same command again. Data is found in DEEPREC_DATA.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
@@ -149,6 +150,7 @@ SETS = {
 }
 _VBPR = {"factors": 32, "content_factors": 32, "epochs": 40, "patience": 4}
 _SOUND = {"audio": "file", "factors": 16, "seconds": 5.0, "window": 2.0, "batch_size": 32, "patience": 8, "epochs": 30}
+_DEEPCONN = {"filters": 50, "embedding_dim": 32, "length": 200, "vocabulary": 10_000, "lr": 0.002}
 _NCF, _RATINGS = ("ncf",), ("rating",)
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}, ("ranking", "cold", "sounds", "ncf")),
@@ -169,10 +171,12 @@ CONTENDERS = {
     "convncf": Contender("ConvNCF, 32 factors, 8 maps", "convncf", {"channels": 8, "epochs": 6}, _NCF),
     "bias": Contender("biases", "bias", {}, _RATINGS),
     "svd++": Contender("SVD++: biased MF", "svd++", {}, _RATINGS),
-    "pmf": Contender("PMF: ConvMF without texts", "convmf", {"item_l2": 10.0}, _RATINGS),
+    "pmf": Contender("PMF: ConvMF without texts", "convmf", {"user_l2": 20.0, "item_l2": 20.0}, _RATINGS),
     "convmf": Contender("ConvMF", "convmf", {"text": "plot"}, _RATINGS, "words"),
-    "deepconn": Contender("DeepCoNN, without the review of the pair", "deepconn", {}, _RATINGS, "reviews"),
-    "deepconn-own": Contender("DeepCoNN, trained with it", "deepconn", {"with_own": True}, _RATINGS, "reviews"),
+    "deepconn": Contender("DeepCoNN, without the review of the pair", "deepconn", _DEEPCONN, _RATINGS, "reviews"),
+    "deepconn-own": Contender(
+        "DeepCoNN, trained with it", "deepconn", {**_DEEPCONN, "with_own": True}, _RATINGS, "reviews"
+    ),
 }
 
 
@@ -247,11 +251,13 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
         baselines=False,
         **inputs,
     )
-    card = RESULTS / name / label / f"seed-{seed}.json"
-    card.parent.mkdir(parents=True, exist_ok=True)
-    result.card.write(card)
-    reached = ", ".join(f"{figure} {_figure(result.card, figure):.4f}" for figure in chosen.figures)
-    print(f"{say.what}: {reached}, epoch {result.card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
+    card, place = result.card, RESULTS / name / label / f"seed-{seed}.json"
+    if "audio" in each.options:  # without the folders of this machine
+        card = dataclasses.replace(card, config={**card.config, "folder": "audio-instruments/clips.tar"})
+    place.parent.mkdir(parents=True, exist_ok=True)
+    card.write(place)
+    reached = ", ".join(f"{figure} {_figure(card, figure):.4f}" for figure in chosen.figures)
+    print(f"{say.what}: {reached}, epoch {card.epoch}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def _figure(card: Card, figure: str) -> float:
