@@ -156,7 +156,7 @@ CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}, ("ranking", "cold", "sounds", "ncf")),
     "item-knn": Contender("item-KNN", "item-knn", {}, ("ranking", "ncf")),
     "bpr": Contender("MF by BPR", "bpr", {"factors": 64, "patience": 4}, ("ranking",)),
-    "als": Contender("MF by ALS", "als", {"factors": 64, "refit": False}, ("ranking",)),
+    "als": Contender("MF by ALS", "als", {"factors": 64}, ("ranking",)),
     "tf-idf": Contender("TF-IDF content KNN", "tf-idf", {}, reads="words"),
     "bm25": Contender("BM25 content KNN", "bm25", {}, reads="words"),
     "vbpr": Contender("VBPR", "vbpr", _VBPR, reads="features"),
@@ -171,7 +171,7 @@ CONTENDERS = {
     "convncf": Contender("ConvNCF, 32 factors, 8 maps", "convncf", {"channels": 8, "epochs": 6}, _NCF),
     "bias": Contender("biases", "bias", {}, _RATINGS),
     "svd++": Contender("SVD++: biased MF", "svd++", {}, _RATINGS),
-    "pmf": Contender("PMF: ConvMF without texts", "convmf", {"user_l2": 20.0, "item_l2": 20.0}, _RATINGS),
+    "pmf": Contender("PMF: ConvMF without texts", "convmf", {"user_l2": 20.0, "item_l2": 20.0}, _RATINGS, "words"),
     "convmf": Contender("ConvMF", "convmf", {"text": "plot"}, _RATINGS, "words"),
     "deepconn": Contender("DeepCoNN, without the review of the pair", "deepconn", _DEEPCONN, _RATINGS, "reviews"),
     "deepconn-own": Contender(

@@ -51,8 +51,9 @@ class ContentBatch:
         """The batch on a device; itself where it is there."""
         if self.items.device == device:
             return self
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ContentBatch(**{k: to_device(x, device) if isinstance(x, Tensor) else x for k, x in given.items()})
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        there = {name: to_device(x, device) for name, x in given.items() if isinstance(x, Tensor)}
+        return ContentBatch(**{**given, **there})
 
 
 class Contents(Protocol):

@@ -161,7 +161,7 @@ class ConvNCF(Recommender):
         users, items = torch.broadcast_tensors(users.long(), items.long())
         p, q = self.users(users), self.items(items)
         scores: Tensor = self.network(p.reshape(-1, p.shape[-1]), q.reshape(-1, q.shape[-1]))
-        return scores.view(users.shape) + self.item_bias(items).squeeze(-1)
+        return torch.add(scores.view(users.shape), self.item_bias(items).squeeze(-1))
 
     def loss(self, batch: PairBatch) -> Tensor:
         """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows."""
@@ -192,7 +192,7 @@ class ConvNCF(Recommender):
     def forward_rows(self, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
         items = items.long()
         scores: Tensor = self.network(rows[0], self.items.weight.detach()[items])
-        return scores + self.item_bias.weight.detach()[items, 0]
+        return torch.add(scores, self.item_bias.weight.detach()[items, 0])
 
     def scorer(self, state: tuple[Tensor, ...]) -> BlockScorer:
         """Each pair by itself: no vector of an item alone says its score."""

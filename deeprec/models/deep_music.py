@@ -97,6 +97,7 @@ class DeepMusicConfig(TrainConfig):
     batch_size: int = 128
     epochs: int = 15
     patience: int = 5
+    refit: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -371,9 +372,9 @@ class DeepMusic(Recommender):
         rows = []
         for part in torch.arange(len(frame)).split(self.config.batch_size):
             values, lengths, owners = contents.all(part.numpy())
-            there = [None if each is None else to_device(each, self.device) for each in (values, lengths)]
-            places = to_device(torch.from_numpy(owners), self.device)
-            rows.append(self._heard(there[0], there[1], places, len(part)))
+            values, places = (to_device(each, self.device) for each in (values, torch.from_numpy(owners)))
+            lengths = None if lengths is None else to_device(lengths, self.device)
+            rows.append(self._heard(values, lengths, places, len(part)))
         with growing(self, item_ids):
             nothing = self.heard.new_zeros(len(frame), self.config.factors)
             self.heard = torch.cat([self.heard, *rows])

@@ -245,7 +245,8 @@ class DeepCoNN(Recommender):
     def _machine(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings [b] less their mean of what documents become, [b, W] each, eq. 6."""
         z = torch.cat([users, items], 1)
-        return self.fm_bias + z @ self.fm_linear + self.interaction(z.unsqueeze(2) * self.fm_vectors)
+        pairs: Tensor = self.interaction(z.unsqueeze(2) * self.fm_vectors)
+        return self.fm_bias + z @ self.fm_linear + pairs
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -39,7 +40,7 @@ def read_instruments(
 ) -> Interactions:
     """reviewerID, asin, overall, unixReviewTime and reviewText."""
     path = needed(folder, _FILE)
-    columns = {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime"}
+    columns: dict[str, Any] = {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime"}
     with naming(path):
         return from_frame(_table(path), **columns, review="reviewText", name=name, on_bad=on_bad, duplicates=duplicates)
 
