@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from deeprec.batches.contents import ClipContents, ContentBatch, Contents, ContentsAndSides, VectorContents
+from deeprec.batches.content_sweeps import ClipContents, ContentBatch, Contents, ContentsAndSides, VectorContents
 from deeprec.batches.sides import SideBatch, Sides
 from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows, SequenceBatches, SessionBatches
-from deeprec.batches.contents import ContentsAndSides, VectorContents
+from deeprec.batches.content_sweeps import ContentsAndSides, VectorContents
 from deeprec.batches.corruption import Corruption
 from deeprec.batches.reviews import ReviewBatches, ReviewDocuments
 from deeprec.batches.sides import Sides

@@ -51,7 +51,11 @@ def test_loss_is_that_of_bpr(data: Interactions) -> None:
     expected, pairs = torch.zeros(()), 0
     for user, (i, *negatives) in zip(batch.users, batch.items, strict=True):
         for j in negatives:
-            rows = (model.users.weight[user], model.items.weight[[int(i), int(j)]], model.item_bias.weight[[int(i), int(j)]])
+            rows = (
+                model.users.weight[user],
+                model.items.weight[[int(i), int(j)]],
+                model.item_bias.weight[[int(i), int(j)]],
+            )
             expected = expected - F.logsigmoid(model(user, i) - model(user, j))
             expected, pairs = expected + 0.1 * sum(row.square().sum() for row in rows), pairs + 1
     torch.testing.assert_close(model.loss(batch), expected / pairs, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import deeprec
-from deeprec.batches.contents import ClipContents, ContentBatch
+from deeprec.batches.content_sweeps import ClipContents, ContentBatch
 from deeprec.batches.sides import SideBatch
 from deeprec.data import Interactions, from_frame, synthetic, with_features, with_media
 from deeprec.data.media.decoders import AudioDecoder
