@@ -149,8 +149,9 @@ SETS = {
     ),
 }
 _VBPR = {"factors": 32, "content_factors": 32, "epochs": 40, "patience": 4}
+_VBPR_TUNED = {"factors": 64, "content_factors": 8, "content_l2": 0.1, "patience": 4}
 _SOUND = {"audio": "file", "factors": 16, "seconds": 5.0, "window": 2.0, "batch_size": 32, "patience": 8, "epochs": 30}
-_DEEPCONN = {"filters": 50, "embedding_dim": 32, "length": 200, "vocabulary": 10_000, "lr": 0.002}
+_DEEPCONN = {"width": 16, "filters": 32, "embedding_dim": 32, "length": 100, "vocabulary": 5000, "epochs": 15}
 _NCF, _RATINGS = ("ncf",), ("rating",)
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}, ("ranking", "cold", "sounds", "ncf")),
@@ -160,7 +161,7 @@ CONTENDERS = {
     "tf-idf": Contender("TF-IDF content KNN", "tf-idf", {}, reads="words"),
     "bm25": Contender("BM25 content KNN", "bm25", {}, reads="words"),
     "vbpr": Contender("VBPR", "vbpr", _VBPR, reads="features"),
-    "vbpr-tuned": Contender("VBPR, tuned on validation", "vbpr", {}, ("ranking",), "features"),
+    "vbpr-tuned": Contender("VBPR, tuned on validation", "vbpr", _VBPR_TUNED, ("ranking",), "features"),
     "vbpr-image": Contender("VBPR, picture alone", "vbpr", _VBPR, reads="image"),
     "vbpr-audio": Contender("VBPR, sound alone", "vbpr", _VBPR, reads="audio"),
     "deep-music": Contender("ALS, and a network from content to its factors", "deep-music", {}, reads="features"),
