@@ -27,7 +27,7 @@ from deeprec.batches.pairs import PairBatch
 from deeprec.config import Only, TrainConfig, at_least
 from deeprec.contract import SIMILAR_ITEMS, Schema
 from deeprec.models.base import Recommender
-from deeprec.models.bpr import BPR, BPRConfig
+from deeprec.models.bpr import BPR, BPRConfig, bpr_loss
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import BlockScorer
 
@@ -169,14 +169,7 @@ class ConvNCF(Recommender):
         rows = users.unsqueeze(1).expand_as(items)
         scores = self.network(rows.reshape(-1, rows.shape[2]), items.view(-1, rows.shape[2]))
         scores = scores.view(items.shape[:2]) + bias.squeeze(2)
-        losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
-        loss = losses.sum()
-        if self.config.l2:
-            pairs = losses.shape[1]
-            squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
-            squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-            loss = loss + self.config.l2 / 2 * squares
-        return loss / losses.numel() if self.config.reduction == "mean" else loss
+        return bpr_loss(scores, users, items, bias, self.config.l2, self.config.reduction)
 
     @torch.no_grad()
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
