@@ -279,8 +279,10 @@ def page() -> str:
         "Cold: items held out whole with all their rows, a tenth for the test and a tenth to choose the epoch by,",
         "ranked among themselves. What knows nothing of an item but who met it gives all of them one score, which",
         "ranks last; by guessing, recall@K would be K over the number of test items. Of a rating that is predicted",
-        "the review is in no document. Mean and deviation over the seeds; most sets have one seed, in one thread of",
-        "a machine that did other work too, so that seconds compare roughly. Written by `bench/content.py`.",
+        "the review is in no document. ALS, with content and without, is trained anew on training and validation rows",
+        "for the epochs that these chose, as its defaults are; the others are not. Mean and deviation over the seeds;",
+        "most sets have one seed, in one thread of a machine that did other work too, so that seconds compare roughly.",
+        "Written by `bench/content.py`.",
     ]
     for name, chosen in SETS.items():
         places = {label: sorted((RESULTS / name / label).glob("seed-*.json")) for label in CONTENDERS}
