@@ -86,15 +86,7 @@ class BPR(Recommender):
         """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows."""
         users, items, bias = self.users(batch.users), self.items(batch.items), self.item_bias(batch.items)
         scores = torch.baddbmm(bias, items, users.unsqueeze(2)).squeeze(2)
-        losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
-        loss = losses.sum()
-        if self.config.l2:
-            # A positive and its user count once for each pair, as in the paper's step.
-            pairs = losses.shape[1]
-            squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
-            squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-            loss = loss + self.config.l2 / 2 * squares
-        return loss / losses.numel() if self.config.reduction == "mean" else loss
+        return bpr_loss(scores, users, items, bias, self.config.l2, self.config.reduction)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         return (self.users.weight.detach()[users.long()],)
@@ -110,3 +102,23 @@ class BPR(Recommender):
     def item_vectors(self) -> Tensor:
         self.require_built()
         return self.items.weight.detach()
+
+
+def bpr_loss(scores: Tensor, users: Tensor, items: Tensor, bias: Tensor, l2: float, reduction: str) -> Tensor:
+    """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows.
+
+    Args:
+        scores: [b, 1 + n], the positive's first.
+        users: [b, D], items: [b, 1 + n, D], bias: [b, 1 + n, 1]: the rows.
+        l2: each pair adds l2 / 2 times their squares.
+        reduction: "mean" over the pairs, or "sum".
+    """
+    losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
+    loss = losses.sum()
+    if l2:
+        # A positive and its user count once for each pair, as in the paper's step.
+        pairs = losses.shape[1]
+        squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
+        squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
+        loss = loss + l2 / 2 * squares
+    return loss / losses.numel() if reduction == "mean" else loss
