@@ -25,6 +25,7 @@ _MODELS = {
     "bst": "deeprec.models.bst:BST",
     "caser": "deeprec.models.caser:Caser",
     "cdae": "deeprec.models.cdae:CDAE",
+    "cdl": "deeprec.models.cdl:CDL",
     "cfn": "deeprec.models.cfn:CFN",
     "convmf": "deeprec.models.convmf:ConvMF",
     "dcn-v2": "deeprec.models.dcn_v2:DCNV2",
