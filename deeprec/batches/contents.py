@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class Contents:
     """The terms of all items, cut into batches.
 
     Args:
-        terms: a row an item, weights in [0, 1].
+        terms: a row an item, weights in [0, 1]: what is to be reconstructed.
+        inputs: [nnz], float32: the weights by which the encoder is shown the same terms.
         batch_size: items a step, >= 1.
         noise: share of the terms of an item that is hidden from the encoder, in [0, 1); drawn anew in every pass.
         absent: terms drawn for each item, >= 1; those that it has do not count. Together they weigh as much as all
@@ -62,6 +63,7 @@ class Contents:
     def __init__(
         self,
         terms: Terms,
+        inputs: NDArray[np.float32],
         *,
         batch_size: int,
         noise: float,
@@ -69,7 +71,7 @@ class Contents:
         seed: int,
         device: torch.device | None = None,
     ) -> None:
-        self.terms, self.offsets = terms, terms.offsets
+        self.terms, self.shown, self.offsets = terms, replace(terms, weights=inputs), terms.offsets
         self.batch_size, self.noise, self.absent, self.seed = batch_size, noise, absent, seed
         self.device = torch.device("cpu") if device is None else device
 
@@ -81,7 +83,7 @@ class Contents:
         nothing = np.zeros(0, np.int64)
         for start in range(0, len(self.terms), self.batch_size):
             items = np.arange(start, min(start + self.batch_size, len(self.terms)))
-            rows = self.terms.take(items)
+            rows = self.shown.take(items)
             yield self._made(items, rows.offsets, rows.ids, rows.weights, np.zeros(len(items) + 1, np.int64), nothing,
                              nothing.astype(np.float32), nothing.astype(np.float32))  # fmt: skip
 
@@ -93,7 +95,8 @@ class Contents:
             yield self._corrupted(order[start : start + self.batch_size], draw)
 
     def _corrupted(self, items: NDArray[np.int64], draw: np.random.Generator) -> ContentBatch:
-        rows, size, count = self.terms.take(items), self.terms.size, len(items)
+        rows, shown = self.terms.take(items), self.shown.take(items)
+        size, count = self.terms.size, len(items)
         lengths = np.diff(rows.offsets)
         owners = np.repeat(np.arange(count), lengths)
         is_shown = draw.random(len(owners)) >= self.noise
@@ -113,7 +116,7 @@ class Contents:
         terms, targets, weights = (np.zeros(int(target_offsets[-1]), kind) for kind in (np.int64, np.float32, np.float32))
         terms[places], targets[places], weights[places] = rows.ids, rows.weights, 1.0
         terms[where], weights[where] = drawn.ravel(), np.where(is_own, 0.0, shares[:, None]).ravel()
-        return self._made(items, offsets, rows.ids[is_shown], rows.weights[is_shown], target_offsets, terms, targets, weights)
+        return self._made(items, offsets, rows.ids[is_shown], shown.weights[is_shown], target_offsets, terms, targets, weights)
 
     def _made(self, *parts: NDArray[np.generic]) -> ContentBatch:
         floats = [part if part.dtype == np.float32 else part.astype(np.int64, copy=False) for part in parts]

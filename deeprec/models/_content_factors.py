@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from deeprec.batches.contents import ContentBatch, Contents
 from deeprec.batches.documents import DocumentsAndSides
 from deeprec.batches.sides import SideBatch, Sides
-from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least
+from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Bag, DataSchema, FeatureSchema, Interactions, Terms, Text, encode_tables
+from deeprec.data.columns.terms import WEIGHTINGS
 from deeprec.device import to_device
 from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
@@ -31,7 +32,7 @@ from deeprec.nn.dropout import Dropout
 from deeprec.nn.mlp import ACTIVATIONS
 from deeprec.nn.scoring import DotScorer
 
-_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "hidden", "activation", "noise", "dropout", "absent",
+_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "weighting", "hidden", "activation", "noise", "dropout", "absent",
                "content_epochs", "pretrain_epochs")  # fmt: skip
 
 
@@ -44,6 +45,7 @@ class ContentFactorsConfig(TrainConfig):
     confidence, unseen_confidence: C of what a user met (a), and of everything else (b); a > b > 0.
     user_l2, item_l2: lambda_u and lambda_v, > 0; the latter holds items near to what the encoder says.
     vocabulary: most terms of each column that are known, >= 1, the most frequent ones.
+    weighting: of the terms that the encoder is shown, "tf-idf", "log", "binary" or "count"; each row has length 1.
     hidden: widths between the terms and the code, one or more, each >= 1; the decoder has them in reverse.
     activation: of the hidden layers, such as "sigmoid" or "tanh".
     noise: share of an item's terms that is hidden from the encoder in training, in [0, 1).
@@ -69,6 +71,7 @@ class ContentFactorsConfig(TrainConfig):
     user_l2: float = 1.0
     item_l2: float = 10.0
     vocabulary: int = 8000
+    weighting: str = "tf-idf"
     hidden: tuple[int, ...] = (200,)
     activation: str = "sigmoid"
     noise: float = 0.3
@@ -97,6 +100,7 @@ class ContentFactorsConfig(TrainConfig):
         for each in ("noise", "dropout"):
             if not 0 <= getattr(self, each) < 1:
                 raise ValueError(f"{name}: {each} must lie in [0, 1), got {getattr(self, each)}")
+        one_of(self, "weighting", WEIGHTINGS)
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"{name}: hidden must be widths >= 1, at least one, got {self.hidden}; (200,) is usual")
         if self.activation not in ACTIVATIONS:
@@ -110,7 +114,8 @@ class ContentAutoencoder(nn.Module):
     """terms -> hidden -> code [b, D] -> hidden in reverse -> terms; the first and the last layer are over sparse rows.
 
     Parameters: `first` [S, H], `first_bias` [H], `inner.I.*` up to the code, `outer.I.*` from it, `last` [S, H] and
-    `last_bias` [S]. Weights begin as Xavier's uniform ones, biases at 0.
+    `last_bias` [S]. Weights begin as Xavier's uniform ones, those of the first layer N(0, 1), as rows have length 1 however
+    few terms they have; biases at 0.
 
     Args:
         size: S, terms, >= 1.
@@ -139,7 +144,8 @@ class ContentAutoencoder(nn.Module):
         self.last = nn.Parameter(torch.empty(size, hidden[0]))
         self.last_bias = nn.Parameter(torch.zeros(size))
         weights = [layer.weight for part in (self.inner, self.outer) for layer in part if isinstance(layer, nn.Linear)]
-        for weight in (self.first, *weights, self.last):
+        nn.init.normal_(self.first, generator=generator)
+        for weight in (*weights, self.last):
             nn.init.xavier_uniform_(weight, generator=generator)
 
     def encode(self, offsets: Tensor, terms: Tensor, values: Tensor) -> Tensor:
@@ -286,9 +292,20 @@ class ContentFactors(Recommender):
         config, self._contents = self.config, None
         sides = Sides(train, device=self.device)
         if config.content:
+            terms = self._terms_of(train)
+            inputs = terms.weighted(config.weighting).weighted("l2").weights
             options = {"batch_size": config.batch_size, "noise": config.noise, "absent": config.absent}
-            self._contents = Contents(self._terms_of(train), **options, seed=seed, device=self.device)
+            self._contents = Contents(terms, inputs, **options, seed=seed, device=self.device)
+            self._begin_from_frequencies(terms)
         return DocumentsAndSides(sides, self._contents, config.content_epochs, config.pretrain_epochs)
+
+    @torch.no_grad()
+    def _begin_from_frequencies(self, terms: Terms) -> None:
+        """The output without a code: the mean of each term, so that what is learned is what tells items apart."""
+        assert self.network is not None
+        sums = np.bincount(terms.ids, terms.weights, minlength=terms.size)
+        means = (sums + 0.5) / (len(terms) + 1)
+        self.network.last_bias.copy_(torch.from_numpy(np.log(means / (1 - means))))
 
     def loss(self, batch: ContentBatch) -> Tensor:
         """Mean over the items of l_v / 2 |v - e|^2, for those that were solved for, and of the autoencoder's own."""
