@@ -3,8 +3,9 @@
 Papers: Burke 2002, "Hybrid Recommender Systems: Survey and Experiments" (UMUAI 12), weighted hybrids; Cormack, Clarke,
 Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods" (SIGIR), eq. 1.
 Deviations: scores are standardised for each user over what the user has not met, so that models of other scales can be
-blended; weights are those with the largest likelihood of the validation items, by a softmax over all items that their
-users have not met; in reciprocal rank fusion equal scores share their best rank.
+blended; weights begin as those with the largest likelihood of the validation items, by a softmax over all items that
+their users have not met, and are searched from there by the NDCG of these users at the protocol's first cutoff; in
+reciprocal rank fusion equal scores share their best rank.
 The models must have been trained on the same training part as the blend, and on nothing of its validation part: `fit`
 compares checksums of data and split, and refuses others. All of them lie in the folder of the blend.
 """
@@ -15,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from deeprec.data import Interactions
 from deeprec.data.interactions.features import feature_matrix
 from deeprec.device import to_device
 from deeprec.evaluate import protocol_from_dict, read_card
+from deeprec.kernels.sums import take
 from deeprec.models.history import HistoryRecommender
 from deeprec.nn.scoring import BlockScorer, as_sets, owners_of, rows_of, score_rows
 from deeprec.registry import config_class, create, model_class, names
@@ -42,6 +44,7 @@ BLENDS = ("weights", "ranks", "network")
 _MOST_SCORES = 1 << 26  # that are learnt from: users x models x items
 _MOST_HIDDEN = 1 << 24  # values of the network's hidden layer in a step
 _STEPS = 100  # of L-BFGS at most
+_SEARCH = (0.4, 0.2, 0.1, 0.05)  # added to one weight of a sum of 1
 _CHOOSING = 5  # of so many users one chooses the epoch of the network
 
 
@@ -112,6 +115,73 @@ class HybridSizes(Schema):
     """
 
     num_members: int = 2
+
+
+class _Examples(NamedTuple):
+    """What a blend is learnt from.
+
+    Attributes:
+        scores: [M, b, N], standardised; is_met: [b, N], bool, what cannot be recommended.
+        columns: [b, P], of the users.
+        bounds: [b + 1], on the CPU, and liked: [nnz], int64: the validation items of each user.
+        cutoff: K of the NDCG.
+    """
+
+    scores: Tensor
+    is_met: Tensor
+    columns: Tensor
+    bounds: Tensor
+    liked: Tensor
+    cutoff: int
+
+    def of(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Scores and columns of these users."""
+        return self.scores[:, part], self.columns[part]
+
+    def _liked_of(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Rows, from the first of these users on, and items."""
+        first, last = int(self.bounds[part.start]), int(self.bounds[part.stop])
+        bounds = self.bounds[part.start : part.stop + 1] - first
+        return owners_of(bounds, self.liked.device), self.liked[first:last]
+
+    def loss(self, blended: Tensor, part: slice) -> Tensor:
+        """Mean of -ln softmax, over all that was not met, at the validation items of these users."""
+        rows, items = self._liked_of(part)
+        normal = blended.masked_fill(self.is_met[part], -torch.inf).logsumexp(1)
+        return (take(normal, 0, rows) - blended[rows, items]).sum() / max(len(items), 1)
+
+    def gains(self, blended: Tensor, part: slice) -> Tensor:
+        """NDCG [b] of these users."""
+        rows, items = self._liked_of(part)
+        is_liked = torch.zeros_like(self.is_met[part])
+        is_liked.index_put_((rows, items), is_liked.new_ones(()))
+        k = min(self.cutoff, blended.shape[1])
+        top = blended.masked_fill(self.is_met[part], -torch.inf).topk(k, 1).indices
+        discounts = 1 / torch.arange(2, k + 2, device=top.device).log2()
+        counts = self.bounds[part.start : part.stop + 1].diff().clamp(max=k)
+        ideal = to_device(discounts.cumsum(0).cpu()[counts - 1], top.device)
+        return (is_liked.gather(1, top) * discounts).sum(1) / ideal
+
+
+def _searched(weights: Tensor, examples: _Examples) -> Tensor:
+    """Weights [M] with a larger NDCG: the best of these, of equal ones and of each model alone, then by single steps."""
+
+    def reached(these: Tensor) -> float:
+        every = slice(0, examples.scores.shape[1])
+        return float(examples.gains(torch.einsum("m,mbn->bn", these, examples.scores), every).mean())
+
+    size, alone = weights.abs().sum().clamp(min=1e-12), torch.eye(len(weights), device=weights.device)
+    candidates = [weights / size, torch.full_like(weights, 1 / len(weights)), *alone.unbind()]
+    values = [reached(each) for each in candidates]
+    best = max(values)
+    chosen = candidates[values.index(best)]
+    for step in _SEARCH:
+        for direction in (*alone.unbind(), *(-alone).unbind()):
+            moved = chosen + step * direction
+            moved = moved / moved.abs().sum().clamp(min=1e-12)
+            if (value := reached(moved)) > best:
+                best, chosen = value, moved
+    return chosen
 
 
 class Hybrid(HistoryRecommender):
@@ -239,7 +309,7 @@ class Hybrid(HistoryRecommender):
                 f"hybrid: blend={self.config.blend!r} is learnt on validation rows, got none of {task.name!r}; take a "
                 "protocol with a validation part, or blend='ranks'"
             )
-        self._learn(validation)
+        self._learn(validation, task.protocol.cutoffs[0])
 
     def _fit_weights(self, *_: Any) -> None:
         """They are of the models."""
@@ -258,7 +328,7 @@ class Hybrid(HistoryRecommender):
         _require_models(made)
         return made
 
-    def _learn(self, validation: Interactions) -> None:
+    def _learn(self, validation: Interactions, cutoff: int) -> None:
         """The weights, and the network around them."""
         schema = self.require_built()
         offsets, items = validation.csr()
@@ -266,64 +336,51 @@ class Hybrid(HistoryRecommender):
         most = max(2, _MOST_SCORES // (schema.num_items * schema.num_members))
         if len(users) > most:
             users = np.sort(np.random.default_rng(self._seed).choice(users, most, replace=False))
-        asked = torch.from_numpy(users)
-        bounds, liked = rows_of((torch.from_numpy(offsets), torch.from_numpy(items)), asked)
-        liked, counts = liked.long().to(self.device), bounds.diff()
-        asked = asked.to(self.device)
-        state = self.encode(Queries(asked))
-        scores, is_met = self._standardised(state, 0, len(users))
-        owners = owners_of(bounds, self.device)
-
-        def loss_of(blended: Tensor, part: slice) -> Tensor:
-            """Mean of -ln softmax at the validation items of these users."""
-            first, last = int(bounds[part.start]), int(bounds[part.stop])
-            normal = blended.masked_fill(is_met[part], -torch.inf).logsumexp(1)
-            rows = owners[first:last] - part.start
-            return (normal[rows] - blended[rows, liked[first:last]]).sum() / max(last - first, 1)
-
+        bounds, liked = rows_of((torch.from_numpy(offsets), torch.from_numpy(items)), torch.from_numpy(users))
+        asked = to_device(torch.from_numpy(users), self.device)
+        scores, is_met = self._standardised(self.encode(Queries(asked)), 0, len(users))
+        columns = self.user_values[asked]
+        examples = _Examples(scores, is_met, columns, bounds, to_device(liked.long(), self.device), cutoff)
         with torch.enable_grad():
-            self._learn_weights(scores, loss_of)
+            self.weights.copy_(self._likeliest(examples))
+            self.weights.copy_(_searched(self.weights, examples))
             if self.network is not None:
-                self._learn_network(scores, self.user_values[asked], counts, loss_of)
+                self._learn_network(examples)
 
-    def _learn_weights(self, scores: Tensor, loss_of: Any) -> None:
+    def _likeliest(self, examples: _Examples) -> Tensor:
+        """Weights [M] of the least loss; a convex problem."""
         weights = torch.zeros_like(self.weights, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weights], max_iter=_STEPS, tolerance_change=1e-7, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([weights], max_iter=_STEPS, tolerance_change=1e-10, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            blended = torch.einsum("m,mbn->bn", weights, scores)
-            loss: Tensor = loss_of(blended, slice(0, scores.shape[1])) + self.config.l2 / 2 * weights.square().sum()
-            loss.backward()
+            blended = torch.einsum("m,mbn->bn", weights, examples.scores)
+            loss = examples.loss(blended, slice(0, len(blended))) + self.config.l2 / 2 * weights.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        self.weights.copy_(weights.detach())
+        return weights.detach()
 
-    def _learn_network(self, scores: Tensor, columns: Tensor, counts: Tensor, loss_of: Any) -> None:
-        """Adam on four fifths of the users, the epoch with the least loss on the others."""
+    def _learn_network(self, examples: _Examples) -> None:
+        """Adam on four fifths of the users; the epoch with the best NDCG of the others, 0 being none."""
         assert self.network is not None
         self.network.requires_grad_(True)
         optimizer = torch.optim.Adam(self.network.parameters(), self.config.lr)
-        count, num_items = scores.shape[1:]
-        step = max(1, _MOST_HIDDEN // (num_items * self.config.hidden))
+        count, num_items = examples.scores.shape[1:]
+        step = max(1, min(_MOST_HIDDEN // (num_items * self.config.hidden), -(-count // _CHOOSING)))
         parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-        choosing = parts[:: _CHOOSING] if len(parts) >= _CHOOSING else parts
-        learning = [part for part in parts if part not in choosing] or parts
-        best, kept = float("inf"), {name: value.clone() for name, value in self.network.state_dict().items()}
+        choosing, learning = parts[::_CHOOSING], [part for at, part in enumerate(parts) if at % _CHOOSING]
+        best, kept = -1.0, {}
         draw = np.random.default_rng(self._seed)
         for epoch in range(self.config.epochs + 1):
             with torch.no_grad():
-                of = [(float(loss_of(self._blended(scores[:, p], columns[p]), p)), int(counts[p].sum())) for p in choosing]
-            mean = sum(value * n for value, n in of) / sum(n for _, n in of)
-            if mean < best:
-                best, kept = mean, {name: value.clone() for name, value in self.network.state_dict().items()}
-            if epoch == self.config.epochs:
-                break
-            for at in draw.permutation(len(learning)):
-                part = learning[at]
+                reached = sum(float(examples.gains(self._blended(*examples.of(part)), part).sum()) for part in choosing)
+            if reached > best:
+                best, kept = reached, {name: value.clone() for name, value in self.network.state_dict().items()}
+            for at in draw.permutation(len(learning)) if epoch < self.config.epochs else ():
                 optimizer.zero_grad()
-                loss_of(self._blended(scores[:, part], columns[part]), part).backward()
+                examples.loss(self._blended(*examples.of(learning[at])), learning[at]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         self.network.load_state_dict(kept)
         self.network.requires_grad_(False)
@@ -455,6 +512,11 @@ def require_same_split(model: Any, task: Any) -> None:
                 f"hybrid: models must be trained on the {what} of the blend, got {model.name} of another{more}; train it "
                 "on this data under this protocol"
             )
+    if isinstance(model, Hybrid) and model.config.blend != "ranks":
+        raise ValueError(
+            f"hybrid: models must not know the validation part, got a hybrid whose {model.config.blend} were learnt on "
+            "it; blend its models instead"
+        )
     if model.config.refit:
         raise ValueError(
             f"hybrid: models must not know the validation part, on which the blend is learnt, got {model.name} with "
