@@ -33,6 +33,7 @@ _MODELS = {
     "deepfm": "deeprec.models.deepfm:DeepFM",
     "din": "deeprec.models.din:DIN",
     "dnn": "deeprec.models.dnn:DNN",
+    "dropoutnet": "deeprec.models.dropoutnet:DropoutNet",
     "dspr": "deeprec.models.dspr:DSPR",
     "dssm": "deeprec.models.dssm:DSSM",
     "ease": "deeprec.models.ease:EASE",

@@ -20,12 +20,13 @@ from deeprec.batches.documents import DocumentsAndSides
 from deeprec.batches.sides import SideBatch, Sides
 from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
-from deeprec.data import Bag, DataSchema, FeatureSchema, Interactions, Terms, Text, encode_tables
+from deeprec.data import Interactions, Terms
 from deeprec.data.columns.terms import WEIGHTINGS
 from deeprec.device import to_device
 from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.sampled_linear_loss import sampled_linear_loss
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.models._content_terms import content_terms
 from deeprec.models._own_entries import with_own_entries
 from deeprec.models.base import Recommender
 from deeprec.nn.dropout import Dropout
@@ -165,6 +166,10 @@ class ContentAutoencoder(nn.Module):
         return total
 
 
+def _holds_numbers(dtype: pl.DataType) -> bool:
+    return dtype.is_float() or (isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_float())  # type: ignore[union-attr]
+
+
 def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
     layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
     for layer in layers:
@@ -217,23 +222,14 @@ class ContentFactors(Recommender):
 
     def _terms_of(self, data: Interactions) -> Terms:
         """The terms of all items, each by its count over the largest count of the item."""
-        frame, names = data.item_features, self.config.content
-        known = () if frame is None else tuple(frame.columns)
-        columns: list[Any] = []
-        for name in names:
-            if frame is None or name not in known:
-                there = f"columns {', '.join(known)}" if known else "no table of items"
-                raise ValueError(f"{self.name}: content must be columns of the item table, got {name!r} and {there}")
-            dtype = frame.get_column(name).dtype
-            is_list = isinstance(dtype, pl.List) and (dtype.inner == pl.String or dtype.inner.is_integer())
-            if not is_list and dtype != pl.String:
-                raise ValueError(
-                    f"{self.name}: content must be columns of lists of values or of texts, got {name!r} of {dtype}"
-                )
-            columns.append((Bag if is_list else Text)(name, max_size=self.config.vocabulary))
-        table = encode_tables(data, DataSchema(items=FeatureSchema(tuple(columns), label=None))).items
-        assert table is not None
-        terms = Terms.of_table(table)
+        names, frame = self.config.content, data.item_features
+        terms = content_terms(self.name, "content", data, "item", names, self.config.vocabulary)
+        if terms.num_values:
+            numbers = [name for name in names if frame is not None and _holds_numbers(frame.get_column(name).dtype)]
+            raise ValueError(
+                f"{self.name}: content must be columns of texts, lists or categories, got numbers in {', '.join(numbers)}; "
+                "leave them out"
+            )
         if not len(terms.ids):
             raise ValueError(f"{self.name}: content must hold a term at least, got none in {', '.join(names)}")
         counts = np.diff(terms.offsets)
