@@ -33,7 +33,7 @@ from deeprec.nn.dropout import Dropout
 from deeprec.nn.mlp import ACTIVATIONS
 from deeprec.nn.scoring import DotScorer
 
-_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "weighting", "hidden", "activation", "noise", "dropout", "absent",
+_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "weighting", "layers", "activation", "noise", "dropout", "absent",
                "content_epochs", "pretrain_epochs")  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class ContentFactorsConfig(TrainConfig):
     user_l2, item_l2: lambda_u and lambda_v, > 0; the latter holds items near to what the encoder says.
     vocabulary: most terms of each column that are known, >= 1, the most frequent ones.
     weighting: of the terms that the encoder is shown, "tf-idf", "log", "binary" or "count"; each row has length 1.
-    hidden: widths between the terms and the code, one or more, each >= 1; the decoder has them in reverse.
+    layers: widths between the terms and the code, one or more, each >= 1; the decoder has them in reverse.
     activation: of the hidden layers, such as "sigmoid" or "tanh".
     noise: share of an item's terms that is hidden from the encoder in training, in [0, 1).
     dropout: share of the hidden layers that is dropped in training, in [0, 1).
@@ -73,14 +73,15 @@ class ContentFactorsConfig(TrainConfig):
     item_l2: float = 10.0
     vocabulary: int = 8000
     weighting: str = "tf-idf"
-    hidden: tuple[int, ...] = (200,)
-    activation: str = "sigmoid"
+    layers: tuple[int, ...] = (200,)
+    activation: str = "tanh"
     noise: float = 0.3
     dropout: float = 0.0
-    absent: int = 256
-    pretrain_epochs: int = 20
-    content_epochs: int = 2
-    batch_size: int = 128
+    absent: int = 64
+    pretrain_epochs: int = 15
+    content_epochs: int = 1
+    batch_size: int = 256
+    lr: float = 0.003
     epochs: int = 20
     patience: int = 5
 
@@ -102,8 +103,8 @@ class ContentFactorsConfig(TrainConfig):
             if not 0 <= getattr(self, each) < 1:
                 raise ValueError(f"{name}: {each} must lie in [0, 1), got {getattr(self, each)}")
         one_of(self, "weighting", WEIGHTINGS)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"{name}: hidden must be widths >= 1, at least one, got {self.hidden}; (200,) is usual")
+        if not self.layers or min(self.layers) < 1:
+            raise ValueError(f"{name}: layers must be widths >= 1, at least one, got {self.layers}; (200,) is usual")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"{name}: activation must be one of {known}; got {self.activation!r}")
@@ -256,7 +257,7 @@ class ContentFactors(Recommender):
         if schema.num_features:
             self.network = ContentAutoencoder(
                 schema.num_features,
-                config.hidden,
+                config.layers,
                 self.code_parts * config.factors,
                 config.factors,
                 activation=config.activation,

@@ -29,9 +29,8 @@ class CVAEConfig(ContentFactorsConfig):
 
     conditions: ClassVar[tuple[Only, ...]] = (Only(("divergence",), "content", lambda config: bool(config.content)),)
 
-    user_l2: float = 0.1
-    activation: str = "tanh"
-    divergence: float = 1.0
+    user_l2: float = 10.0
+    divergence: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

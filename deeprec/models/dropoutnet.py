@@ -41,7 +41,7 @@ class DropoutNetConfig(TrainConfig):
     """Attributes:
     factors: width D of the factors that are given, >= 1.
     als_alpha, als_l2, als_epochs: of the ALS that makes them, see its `alpha`, `l2` and `epochs`.
-    hidden: widths of the layers of each tower, each >= 1; () has none.
+    layers: widths of the hidden layers of each tower, each >= 1; () has none.
     out_factors: width of what the towers give, >= 1.
     item_content, user_content: columns of the item and of the user table: texts, lists, categories, numbers, vectors.
     vocabulary: most terms of each column that are known, >= 1, the most frequent ones.
@@ -67,7 +67,7 @@ class DropoutNetConfig(TrainConfig):
     als_alpha: float = 20.0
     als_l2: float = 40.0
     als_epochs: int = 12
-    hidden: tuple[int, ...] = (800, 400)
+    layers: tuple[int, ...] = (800, 400)
     out_factors: int = 200
     item_content: tuple[str, ...] = ()
     user_content: tuple[str, ...] = ()
@@ -85,9 +85,8 @@ class DropoutNetConfig(TrainConfig):
         super().__post_init__()
         for each in ("factors", "als_epochs", "out_factors", "vocabulary", "step_items", "best"):
             at_least(self, each, 1)
-        for each in self.hidden:
-            if each < 1:
-                raise ValueError(f"DropoutNetConfig: hidden must be widths >= 1, got {self.hidden}; (800, 400) is usual")
+        if min(self.layers, default=1) < 1:
+            raise ValueError(f"DropoutNetConfig: layers must be widths >= 1, got {self.layers}; (800, 400) is usual")
         if not 0 <= self.hidden_share < 1:
             raise ValueError(f"DropoutNetConfig: hidden_share must lie in [0, 1), got {self.hidden_share}")
         if not 0 <= self.mean_share <= 1:
@@ -163,9 +162,10 @@ class Tower(nn.Module):
 class DropoutNet(Recommender):
     """score(u, i) = f_U([U_u, content_u]) . f_V([V_i, content_i]), trained to give U_u . V_i.
 
-    Buffers: `user_factors`, `item_factors` [n, D], of ALS; `has_user`, `has_item` [n, 1], 1 where there are training
-    rows; `has_factors` [], 1 once these are made; `means` [num_users, D], of the factors of a user's items; `standards` [6, D], mean and deviation of the factors
-    of users, of items, and of the means; `user_codes`, `item_codes` [n, out_factors], what the towers give.
+    Buffers: `user_factors`, `item_factors` [n, D], of ALS; `has_factors` [], 1 once these are made; `has_user`,
+    `has_item` [n, 1], 1 where there are training rows; `means` [num_users, D], of the factors of a user's items;
+    `standards` [6, D], mean and deviation of the factors of users, of items, and of the means; `user_codes`,
+    `item_codes` [n, out_factors], what the towers give.
     """
 
     name = "dropoutnet"
@@ -227,7 +227,7 @@ class DropoutNet(Recommender):
             columns = getattr(config, f"{side}_content")
             if bool(sum(content)) != bool(columns):
                 raise ValueError(f"dropoutnet: schema must count the {side}s' {columns}, got {schema}; call fit(data)")
-            tower = Tower(config.factors, *content, config.hidden, config.out_factors, generator)
+            tower = Tower(config.factors, *content, config.layers, config.out_factors, generator)
             setattr(self, f"{side}_tower", tower)
             self.register_buffer(f"{side}_factors", torch.zeros(count, config.factors))
             self.register_buffer(f"has_{side}", torch.zeros(count, 1))

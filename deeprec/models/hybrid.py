@@ -57,7 +57,7 @@ class HybridConfig(TrainConfig):
         the weights and beside them a network over the standardised scores and the columns of the user.
     rank_constant: k of 1 / (k + rank), >= 0.
     l2: l2 / 2 times the squares of the weights is added to their mean loss, >= 0.
-    hidden: width of the network's hidden layer, >= 1.
+    network_width: width of the network's hidden layer, >= 1.
     user_columns: columns of the user table that the network sees; () for none.
     epochs, lr: of the network.
     """
@@ -70,7 +70,7 @@ class HybridConfig(TrainConfig):
         Only(("rank_constant",), "blend='ranks'", lambda config: config.blend == "ranks"),
         Only(("l2",), "blend='weights' or 'network'", lambda config: config.blend != "ranks"),
         Only(
-            ("hidden", "user_columns", "epochs", "lr"), "blend='network'", lambda config: config.blend == "network"
+            ("network_width", "user_columns", "epochs", "lr"), "blend='network'", lambda config: config.blend == "network"
         ),
     )
 
@@ -78,7 +78,7 @@ class HybridConfig(TrainConfig):
     blend: str = "weights"
     rank_constant: float = 60.0
     l2: float = 0.001
-    hidden: int = 16
+    network_width: int = 16
     user_columns: tuple[str, ...] = ()
     epochs: int = 10
     lr: float = 0.003
@@ -87,7 +87,7 @@ class HybridConfig(TrainConfig):
         super().__post_init__()
         one_of(self, "blend", BLENDS)
         at_least(self, "rank_constant", 0)
-        at_least(self, "hidden", 1)
+        at_least(self, "network_width", 1)
         for name in ("members", "user_columns"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
@@ -272,7 +272,7 @@ class Hybrid(HistoryRecommender):
         self.register_buffer("user_values", torch.zeros(schema.num_users, schema.num_features))
         self.network: nn.Sequential | None = None
         if config.blend == "network":
-            first, last = nn.Linear(count + schema.num_features, config.hidden), nn.Linear(config.hidden, 1)
+            first, last = nn.Linear(count + schema.num_features, config.network_width), nn.Linear(config.network_width, 1)
             nn.init.xavier_uniform_(first.weight, generator=generator)
             for tensor in (first.bias, last.weight, last.bias):
                 nn.init.zeros_(tensor)
@@ -368,7 +368,7 @@ class Hybrid(HistoryRecommender):
         self.network.requires_grad_(True)
         optimizer = torch.optim.Adam(self.network.parameters(), self.config.lr)
         count, num_items = examples.scores.shape[1:]
-        step = max(1, min(_MOST_HIDDEN // (num_items * self.config.hidden), -(-count // _CHOOSING)))
+        step = max(1, min(_MOST_HIDDEN // (num_items * self.config.network_width), -(-count // _CHOOSING)))
         parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
         choosing, learning = parts[::_CHOOSING], [part for at, part in enumerate(parts) if at % _CHOOSING]
         best, kept = -1.0, {}
