@@ -113,10 +113,14 @@ class Contents:
         target_offsets = rows.offsets + np.arange(count + 1) * self.absent
         places = np.arange(len(owners)) + owners * self.absent
         where = (target_offsets[1:, None] - self.absent + np.arange(self.absent)).ravel()
-        terms, targets, weights = (np.zeros(int(target_offsets[-1]), kind) for kind in (np.int64, np.float32, np.float32))
+        terms, targets, weights = (
+            np.zeros(int(target_offsets[-1]), kind) for kind in (np.int64, np.float32, np.float32)
+        )
         terms[places], targets[places], weights[places] = rows.ids, rows.weights, 1.0
         terms[where], weights[where] = drawn.ravel(), np.where(is_own, 0.0, shares[:, None]).ravel()
-        return self._made(items, offsets, rows.ids[is_shown], shown.weights[is_shown], target_offsets, terms, targets, weights)
+        return self._made(
+            items, offsets, rows.ids[is_shown], shown.weights[is_shown], target_offsets, terms, targets, weights
+        )
 
     def _made(self, *parts: NDArray[np.generic]) -> ContentBatch:
         floats = [part if part.dtype == np.float32 else part.astype(np.int64, copy=False) for part in parts]

@@ -69,7 +69,7 @@ class ContentFactorsConfig(TrainConfig):
     content: tuple[str, ...] = ()
     confidence: float = 1.0
     unseen_confidence: float = 0.01
-    user_l2: float = 1.0
+    user_l2: float = 10.0
     item_l2: float = 10.0
     vocabulary: int = 8000
     weighting: str = "tf-idf"
@@ -366,7 +366,9 @@ class ContentFactors(Recommender):
             return
         was_training = self.network.training
         self.network.eval()
-        codes = [self.code(self.network.encode(each.offsets, each.terms, each.values)) for each in self._contents.whole()]
+        codes = [
+            self.code(self.network.encode(each.offsets, each.terms, each.values)) for each in self._contents.whole()
+        ]
         self.prior.copy_(torch.cat(codes))
         self.network.train(was_training)
         self.item_factors.copy_(torch.where(self.is_solved > 0, self.item_factors, self.prior))

@@ -14,7 +14,9 @@ from deeprec.data.interactions.features import feature_matrix
 _TABLES = {"user": "user_features", "item": "item_features"}
 
 
-def content_terms(model: str, option: str, data: Interactions, side: str, names: tuple[str, ...], vocabulary: int) -> Terms:
+def content_terms(
+    model: str, option: str, data: Interactions, side: str, names: tuple[str, ...], vocabulary: int
+) -> Terms:
     """Rows of all users or items: words of texts, values of lists, categories, as terms; numbers and vectors as values.
 
     Args:
@@ -46,11 +48,15 @@ def _feature(
     if dtype.is_float() or (inner is not None and inner.is_float()):
         ids: IdMap = getattr(data, f"{side}_ids")
         width = feature_matrix(getattr(data, _TABLES[side]), (name,), ids).shape[1]  # says what is missing
-        return Numeric(name, transform="none", missing="raise") if inner is None else Vector(name, width, missing="raise")
+        return (
+            Numeric(name, transform="none", missing="raise") if inner is None else Vector(name, width, missing="raise")
+        )
     if dtype == pl.String:
         return Text(name, max_size=vocabulary)
     if isinstance(dtype, pl.List) and inner is not None and (inner == pl.String or inner.is_integer()):
         return Bag(name, max_size=vocabulary)
     if dtype.is_integer() or dtype in (pl.Boolean, pl.Categorical, pl.Enum):
         return Categorical(name, max_size=vocabulary)
-    raise ValueError(f"{model}: {option} must be columns of texts, lists, categories or numbers, got {name!r} of {dtype}")
+    raise ValueError(
+        f"{model}: {option} must be columns of texts, lists, categories or numbers, got {name!r} of {dtype}"
+    )

@@ -27,7 +27,9 @@ class CDLConfig(ContentFactorsConfig):
     reconstruction: lambda_n, of the squared error of an item's terms, > 0.
     """
 
-    conditions: ClassVar[tuple[Only, ...]] = (Only(("reconstruction",), "content", lambda config: bool(config.content)),)
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("reconstruction",), "content", lambda config: bool(config.content)),
+    )
 
     reconstruction: float = 100.0
 

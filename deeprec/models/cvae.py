@@ -29,7 +29,7 @@ class CVAEConfig(ContentFactorsConfig):
 
     conditions: ClassVar[tuple[Only, ...]] = (Only(("divergence",), "content", lambda config: bool(config.content)),)
 
-    user_l2: float = 10.0
+    user_l2: float = 100.0
     divergence: float = 0.1
 
     def __post_init__(self) -> None:

@@ -59,18 +59,20 @@ class HybridConfig(TrainConfig):
     l2: l2 / 2 times the squares of the weights is added to their mean loss, >= 0.
     network_width: width of the network's hidden layer, >= 1.
     user_columns: columns of the user table that the network sees; () for none.
-    epochs, lr: of the network.
+    network_epochs, network_lr: passes over the users, >= 1, of which the best counts, and learning rate, > 0.
     """
 
     unused: ClassVar[tuple[str, ...]] = (
-        *(name for name in GRADIENT_OPTIONS if name not in ("epochs", "lr", "l2")),
+        *(name for name in GRADIENT_OPTIONS if name != "l2"),
         "refit",
     )
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("rank_constant",), "blend='ranks'", lambda config: config.blend == "ranks"),
         Only(("l2",), "blend='weights' or 'network'", lambda config: config.blend != "ranks"),
         Only(
-            ("network_width", "user_columns", "epochs", "lr"), "blend='network'", lambda config: config.blend == "network"
+            ("network_width", "network_epochs", "network_lr", "user_columns"),
+            "blend='network'",
+            lambda config: config.blend == "network",
         ),
     )
 
@@ -80,14 +82,17 @@ class HybridConfig(TrainConfig):
     l2: float = 0.001
     network_width: int = 16
     user_columns: tuple[str, ...] = ()
-    epochs: int = 10
-    lr: float = 0.003
+    network_epochs: int = 10
+    network_lr: float = 0.003
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, "blend", BLENDS)
         at_least(self, "rank_constant", 0)
         at_least(self, "network_width", 1)
+        at_least(self, "network_epochs", 1)
+        if not self.network_lr > 0:
+            raise ValueError(f"HybridConfig: network_lr must be > 0, got {self.network_lr}; 0.003 is usual")
         for name in ("members", "user_columns"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
@@ -272,7 +277,10 @@ class Hybrid(HistoryRecommender):
         self.register_buffer("user_values", torch.zeros(schema.num_users, schema.num_features))
         self.network: nn.Sequential | None = None
         if config.blend == "network":
-            first, last = nn.Linear(count + schema.num_features, config.network_width), nn.Linear(config.network_width, 1)
+            first, last = (
+                nn.Linear(count + schema.num_features, config.network_width),
+                nn.Linear(config.network_width, 1),
+            )
             nn.init.xavier_uniform_(first.weight, generator=generator)
             for tensor in (first.bias, last.weight, last.bias):
                 nn.init.zeros_(tensor)
@@ -293,7 +301,9 @@ class Hybrid(HistoryRecommender):
         """The models where they are to be trained, and what blends them, on the validation part."""
         task, self._task = self._task, None
         if task is None or task.split.train is not train and len(train) != len(task.split.train):
-            raise ValueError("hybrid: the blend is learnt on the validation part of a task; call fit(data, protocol=...)")
+            raise ValueError(
+                "hybrid: the blend is learnt on the validation part of a task; call fit(data, protocol=...)"
+            )
         super().fit_directly(train)
         self.models = self._members(task) if self.config.members else self.models
         for model in self.models:
@@ -366,19 +376,19 @@ class Hybrid(HistoryRecommender):
         """Adam on four fifths of the users; the epoch with the best NDCG of the others, 0 being none."""
         assert self.network is not None
         self.network.requires_grad_(True)
-        optimizer = torch.optim.Adam(self.network.parameters(), self.config.lr)
+        optimizer = torch.optim.Adam(self.network.parameters(), self.config.network_lr)
         count, num_items = examples.scores.shape[1:]
         step = max(1, min(_MOST_HIDDEN // (num_items * self.config.network_width), -(-count // _CHOOSING)))
         parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
         choosing, learning = parts[::_CHOOSING], [part for at, part in enumerate(parts) if at % _CHOOSING]
         best, kept = -1.0, {}
         draw = np.random.default_rng(self._seed)
-        for epoch in range(self.config.epochs + 1):
+        for epoch in range(self.config.network_epochs + 1):
             with torch.no_grad():
                 reached = sum(float(examples.gains(self._blended(*examples.of(part)), part).sum()) for part in choosing)
             if reached > best:
                 best, kept = reached, {name: value.clone() for name, value in self.network.state_dict().items()}
-            for at in draw.permutation(len(learning)) if epoch < self.config.epochs else ():
+            for at in draw.permutation(len(learning)) if epoch < self.config.network_epochs else ():
                 optimizer.zero_grad()
                 examples.loss(self._blended(*examples.of(learning[at])), learning[at]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -522,4 +532,3 @@ def require_same_split(model: Any, task: Any) -> None:
             f"hybrid: models must not know the validation part, on which the blend is learnt, got {model.name} with "
             "refit=True; train it with refit=False"
         )
-

@@ -55,7 +55,9 @@ def test_drawn_terms_stand_for_all_that_an_item_lacks() -> None:
     first, again = (list(contents.shuffled(3)) for _ in range(2))
     assert sorted(torch.cat([batch.items for batch in first]).tolist()) == [0, 1, 2, 3]
     for batch, same in zip(first, again, strict=True):
-        assert all(torch.equal(getattr(batch, name), getattr(same, name)) for name in ("items", "terms", "target_terms"))
+        assert all(
+            torch.equal(getattr(batch, name), getattr(same, name)) for name in ("items", "terms", "target_terms")
+        )
         for row, item in enumerate(batch.items.tolist()):
             own = terms.ids[terms.offsets[item] : terms.offsets[item + 1]].tolist()
             part = slice(int(batch.target_offsets[row]), int(batch.target_offsets[row + 1]))
@@ -141,7 +143,9 @@ def test_without_content_it_is_weighted_matrix_factorisation(name: str, data: In
 def test_what_is_missing_is_said(name: str, data: Interactions) -> None:
     with pytest.raises(ValueError, match=r"content must be columns of the item table, got 'tag' and columns .*tags"):
         create(name, content=("tag",)).fit(data)
-    bare = with_features(data, items=data.item_features.with_columns(tags=pl.Series([[]] * 60, dtype=pl.List(pl.String))))
+    bare = with_features(
+        data, items=data.item_features.with_columns(tags=pl.Series([[]] * 60, dtype=pl.List(pl.String)))
+    )
     with pytest.raises(ValueError, match="content must hold a term at least|no train row"):
         create(name, content=("tags",)).fit(bare)
     numbers = with_features(data, items=data.item_features.with_columns(tags=pl.Series([0.5] * 60)))

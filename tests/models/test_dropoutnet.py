@@ -131,7 +131,9 @@ def test_scores_before_and_after_saving_are_the_same(tmp_path: object, data: Int
 
 
 def test_what_is_missing_is_said(data: Interactions) -> None:
-    with pytest.raises(ValueError, match=r"item_content must be columns of the item table, got 'tag' and columns .*tags"):
+    with pytest.raises(
+        ValueError, match=r"item_content must be columns of the item table, got 'tag' and columns .*tags"
+    ):
         create("dropoutnet", item_content=("tag",)).fit(data)
     with pytest.raises(ValueError, match="hidden_share must lie in"):
         create("dropoutnet", hidden_share=1.0)

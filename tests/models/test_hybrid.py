@@ -82,7 +82,10 @@ def test_the_model_that_knows_gets_the_weight() -> None:
     assert float(weights[1]) > 8 * abs(float(weights[0]))
     found = _searched(weights, examples)
     every = slice(0, 200)
-    assert examples.gains(scores[1], every).mean() <= examples.gains(torch.einsum("m,mbn->bn", found, scores), every).mean()
+    assert (
+        examples.gains(scores[1], every).mean()
+        <= examples.gains(torch.einsum("m,mbn->bn", found, scores), every).mean()
+    )
     # The NDCG by hand: of the item at rank r it is 1 / log2(1 + r).
     ranks = (scores[1] > scores[1, torch.arange(200), liked].unsqueeze(1)).sum(1) + 1
     expected = torch.where(ranks <= 10, 1 / (ranks + 1).float().log2(), torch.zeros(()))
@@ -92,7 +95,10 @@ def test_the_model_that_knows_gets_the_weight() -> None:
 def test_the_loss_is_least_at_the_learnt_weights() -> None:
     blend = create("hybrid", members=("als", "bpr", "ease"))
     draw = torch.Generator().manual_seed(1)
-    scores, liked = torch.randn(3, 30, 20, generator=draw, dtype=torch.float64), torch.randint(20, (30,), generator=draw)
+    scores, liked = (
+        torch.randn(3, 30, 20, generator=draw, dtype=torch.float64),
+        torch.randint(20, (30,), generator=draw),
+    )
     scores[0, torch.arange(30), liked] += 1
     examples = _Examples(scores, torch.zeros(30, 20, dtype=torch.bool), torch.zeros(30, 0), torch.arange(31), liked, 5)
     blend.build(deeprec.models.Schema(3, 4))
@@ -105,7 +111,7 @@ def test_the_loss_is_least_at_the_learnt_weights() -> None:
 
 @pytest.mark.parametrize("blend", ["weights", "ranks", "network"])
 def test_it_is_saved_with_its_models(tmp_path: Path, data: Interactions, parts: list[object], blend: str) -> None:
-    options = {"user_columns": ("group", "age"), "epochs": 2} if blend == "network" else {}
+    options = {"user_columns": ("group", "age"), "network_epochs": 2} if blend == "network" else {}
     model = Hybrid(parts, blend=blend, **options).fit(data, protocol=RULE, out=tmp_path / "run", baselines=False)
     again = deeprec.load(tmp_path / "run")
     assert [each.name for each in again.models] == ["item-knn", "popularity", "als"]
@@ -145,7 +151,9 @@ def test_members_by_name_and_by_folder(tmp_path: Path, data: Interactions, parts
 
 def test_what_would_leak_is_refused(data: Interactions, parts: list[object]) -> None:
     other = create("popularity", refit=False).fit(data, protocol=protocol("random", seed=5), baselines=False)
-    with pytest.raises(ValueError, match=r"trained on the split of the blend, got popularity of another \(seed: 0 / 5\)"):
+    with pytest.raises(
+        ValueError, match=r"trained on the split of the blend, got popularity of another \(seed: 0 / 5\)"
+    ):
         Hybrid([parts[0], other]).fit(data, protocol=RULE)
     again = create("popularity").fit(data, protocol=RULE, baselines=False)
     if again.config.refit:
