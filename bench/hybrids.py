@@ -2,9 +2,9 @@
 
     python -m bench.hybrids [--only SET ...] [--labels LABEL ...] [--seeds 1 2 3] [--page] [--list]
 
-Sets: citeulike-a with one training item of each user (CDL's sparse rule), with items held out whole ("cold"), and with a
-tenth of all rows held out ("warm"); MovieLens-1M, all items ranked, for the blends. The seed cuts the rows and makes the
-weights. A finished run is kept as results/hybrids/SET/LABEL/seed-N.json, and one that was cut off goes on from its
+Sets: citeulike-a with one training item of each user (CDL's sparse rule), with items held out whole ("cold"), and with
+a tenth of all rows held out ("warm"); MovieLens-1M, all items ranked, for the blends. The seed cuts the rows and makes
+the weights. A finished run is kept as results/hybrids/SET/LABEL/seed-N.json, and one that was cut off goes on from its
 checkpoint in build/hybrids: start the same command again. Data is found in DEEPREC_DATA.
 """
 
@@ -74,7 +74,7 @@ SETS = {
     "citeulike-1": Set(
         "citeulike-a, one training item of each user",
         "The rule of CDL's sparse setting: 5,551 interactions are trained on, a tenth of the others chooses, the rest "
-        "tests. The abstracts that the papers read are not at hand; ours are the articles' tags, 14 on the mean and none "
+        "tests. The abstracts that the papers read are not at hand; ours are the articles' tags, 14 on the mean, none "
         "for a fifth of them. As reach, with abstracts: recall@300 of 0.19 for CDL and 0.22 for CVAE in an independent "
         "replication (Ferrari Dacrema et al. 2021), where the best neighbour method without content has 0.07.",
         "citeulike-a",
@@ -204,8 +204,8 @@ def page() -> str:
     lines = [
         "# Hybrid models",
         "",
-        "Options are chosen on the validation part, of simple methods too; the test part is used once. No model is trained",
-        "on the validation part again. Mean and deviation over the seeds. Written by `bench/hybrids.py`.",
+        "Options are chosen on the validation part, of simple methods too; the test part is used once. No model is",
+        "trained on the validation part again. Mean and deviation over the seeds. Written by `bench/hybrids.py`.",
     ]
     for name, each in SETS.items():
         places = {label: sorted((RESULTS / name / label).glob("seed-*.json")) for label in each.labels}

@@ -41,9 +41,9 @@ class Protocol:
             predicted ratings (then candidates, negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
             interactions; "random_by_user": a random share of each user's; "given_by_user": all but `given_rows` random
-            ones of each user's; "last_by_user": the last share of each user's (ranked in one list); "time": what came last, from one moment on
-            for all users (each user's positives of that part are ranked in one list); "items": a random share of the
-            items, with all their interactions; "users": a random share of the users, of new ones all their rows in
+            ones of each user's; "last_by_user": the last share of each user's (ranked in one list); "time": what came
+            last, from one moment on for all users (each user's positives of that part are ranked in one list); "items":
+            a random share of the items, with all their interactions; "users": a random share of the users, of new ones all their rows in
             `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
             "sessions": the sessions (users of the data) that start last, whole, see `sessions_holdout`;
             "official": the split that came with the data; "auto": official where
@@ -296,8 +296,8 @@ PROTOCOLS: dict[str, Protocol] = {
         metrics=("map", "ndcg", "recall"),
         cutoffs=(10, 5, 1),
     ),
-    # Wang, Wang and Yeung 2015, section 4.2: one item of each user trains (given_rows=10: their dense setting), a tenth of
-    # the others chooses, which theirs has not, and the rest tests.
+    # Wang, Wang and Yeung 2015, section 4.2: one item of each user trains (given_rows=10: their dense setting); of
+    # the others a tenth chooses, which theirs has not, and the rest tests.
     "cdl": Protocol(
         "cdl",
         holdout="given_by_user",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +33,8 @@ from deeprec.nn.dropout import Dropout
 from deeprec.nn.mlp import ACTIVATIONS
 from deeprec.nn.scoring import DotScorer
 
-_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "weighting", "layers", "activation", "noise", "dropout", "absent",
-               "content_epochs", "pretrain_epochs")  # fmt: skip
+_OF_CONTENT = ("lr", "batch_size", "weight_decay", "vocabulary", "weighting", "layers", "activation", "noise",
+               "dropout", "absent", "content_epochs", "pretrain_epochs")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class ContentAutoencoder(nn.Module):
     """terms -> hidden -> code [b, D] -> hidden in reverse -> terms; the first and the last layer are over sparse rows.
 
     Parameters: `first` [S, H], `first_bias` [H], `inner.I.*` up to the code, `outer.I.*` from it, `last` [S, H] and
-    `last_bias` [S]. Weights begin as Xavier's uniform ones, those of the first layer N(0, 1), as rows have length 1 however
-    few terms they have; biases at 0.
+    `last_bias` [S]. Weights begin as Xavier's uniform ones, those of the first layer N(0, 1), as rows have length
+    1 however few terms they have; biases at 0.
 
     Args:
         size: S, terms, >= 1.
@@ -167,12 +167,8 @@ class ContentAutoencoder(nn.Module):
         return total
 
 
-def _holds_numbers(dtype: pl.DataType) -> bool:
-    return dtype.is_float() or (isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_float())  # type: ignore[union-attr]
-
-
 def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
-    layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
     for layer in layers:
         assert isinstance(layer, nn.Linear)
         nn.init.zeros_(layer.bias)
@@ -204,7 +200,7 @@ class ContentFactors(Recommender):
         raise NotImplementedError
 
     def content_loss(self, batch: ContentBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Of what the encoder gives in training: the code [b, D] to hold near to the items, and the loss of the rest."""
+        """Of what the encoder gives in training: the code [b, D] to hold near the items, and the loss of the rest."""
         raise NotImplementedError
 
     # -- the data ----------------------------------------------------------------------------------------------------
@@ -223,13 +219,12 @@ class ContentFactors(Recommender):
 
     def _terms_of(self, data: Interactions) -> Terms:
         """The terms of all items, each by its count over the largest count of the item."""
-        names, frame = self.config.content, data.item_features
+        names = self.config.content
         terms = content_terms(self.name, "content", data, "item", names, self.config.vocabulary)
         if terms.num_values:
-            numbers = [name for name in names if frame is not None and _holds_numbers(frame.get_column(name).dtype)]
             raise ValueError(
-                f"{self.name}: content must be columns of texts, lists or categories, got numbers in {', '.join(numbers)}; "
-                "leave them out"
+                f"{self.name}: content must be columns of texts, lists or categories, got numbers in "
+                f"{', '.join(names)}; leave them out"
             )
         if not len(terms.ids):
             raise ValueError(f"{self.name}: content must hold a term at least, got none in {', '.join(names)}")

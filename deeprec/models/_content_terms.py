@@ -7,8 +7,19 @@ from typing import Any
 import polars as pl
 
 from deeprec._suggest import did_you_mean
-from deeprec.data import Bag, Categorical, DataSchema, FeatureSchema, IdMap, Interactions, Numeric, Terms, Text, Vector
-from deeprec.data import encode_tables
+from deeprec.data import (
+    Bag,
+    Categorical,
+    DataSchema,
+    FeatureSchema,
+    IdMap,
+    Interactions,
+    Numeric,
+    Terms,
+    Text,
+    Vector,
+    encode_tables,
+)
 from deeprec.data.interactions.features import feature_matrix
 
 _TABLES = {"user": "user_features", "item": "item_features"}

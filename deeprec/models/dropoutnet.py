@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprec.batches.preferences import ContentRows, PreferenceBatch, PreferenceBatches
+from deeprec.batches.sides import Sides
 from deeprec.config import Only, TrainConfig, at_least, one_of
 from deeprec.contract import NEW_USERS, RECOMMENDS, RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions, Terms
@@ -138,7 +140,7 @@ class Tower(nn.Module):
         self.first = nn.Linear(factors + numbers, widths[0])
         self.of_terms = nn.Parameter(torch.empty(terms, widths[0])) if terms else None
         self.norms = nn.ModuleList(BatchNorm(each) for each in hidden)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         for layer in (self.first, *self.layers):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -318,7 +320,7 @@ class DropoutNet(Recommender):
         return (values - self.standards[2 * place]) / self.standards[2 * place + 1]
 
     def loss(self, batch: PreferenceBatch) -> Tensor:
-        """Half the mean squared error of U_u . V_i at each user's best items, and half that of all pairs of the step."""
+        """Half the mean squared error of U_u . V_i at each user's best items, and half that of all pairs in a step."""
         self._is_stale = True
         users, items = batch.users, batch.items
         of_users, of_items = self.user_factors[users], self.item_factors[items]

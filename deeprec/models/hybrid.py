@@ -169,7 +169,7 @@ class _Examples(NamedTuple):
 
 
 def _searched(weights: Tensor, examples: _Examples) -> Tensor:
-    """Weights [M] with a larger NDCG: the best of these, of equal ones and of each model alone, then by single steps."""
+    """Weights [M] with a larger NDCG: the best of these, equal ones and each model alone, then by single steps."""
 
     def reached(these: Tensor) -> float:
         every = slice(0, examples.scores.shape[1])
@@ -300,7 +300,7 @@ class Hybrid(HistoryRecommender):
     def fit_directly(self, train: Interactions) -> None:
         """The models where they are to be trained, and what blends them, on the validation part."""
         task, self._task = self._task, None
-        if task is None or task.split.train is not train and len(train) != len(task.split.train):
+        if task is None:
             raise ValueError(
                 "hybrid: the blend is learnt on the validation part of a task; call fit(data, protocol=...)"
             )
@@ -519,8 +519,8 @@ def require_same_split(model: Any, task: Any) -> None:
         if there.get(key) != expected[key]:
             more = f" ({'; '.join(differences)})" if differences else ""
             raise ValueError(
-                f"hybrid: models must be trained on the {what} of the blend, got {model.name} of another{more}; train it "
-                "on this data under this protocol"
+                f"hybrid: models must be trained on the {what} of the blend, got {model.name} of another{more}; train "
+                "it on this data under this protocol"
             )
     if isinstance(model, Hybrid) and model.config.blend != "ranks":
         raise ValueError(

@@ -146,14 +146,14 @@ def test_what_is_missing_is_said(name: str, data: Interactions) -> None:
     bare = with_features(
         data, items=data.item_features.with_columns(tags=pl.Series([[]] * 60, dtype=pl.List(pl.String)))
     )
-    with pytest.raises(ValueError, match="content must hold a term at least|no train row"):
+    with pytest.raises(ValueError, match=r"content must hold a term at least|no train row"):
         create(name, content=("tags",)).fit(bare)
     numbers = with_features(data, items=data.item_features.with_columns(tags=pl.Series([0.5] * 60)))
     with pytest.raises(ValueError, match="content must be columns of texts, lists or categories, got numbers in tags"):
         create(name, content=("tags",)).fit(numbers)
     with pytest.raises(ValueError, match="noise has no effect here"):
         create(name, noise=0.2)
-    with pytest.raises(ValueError, match="confidence must be > unseen_confidence > 0, got 0.01 and 0.01"):
+    with pytest.raises(ValueError, match=r"confidence must be > unseen_confidence > 0, got 0.01 and 0.01"):
         create(name, confidence=0.01)
     with pytest.raises(ValueError, match="layers must be widths >= 1"):
         create(name, content=("tags",), layers=())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 import pytest
@@ -78,7 +80,7 @@ def test_the_loss_is_that_of_a_few_lines(data: Interactions) -> None:
 
     users, items = model.user_factors, model.item_factors
     offsets, indices = data.csr()
-    means = torch.stack([items[torch.from_numpy(indices[a:b]).long()].mean(0) for a, b in zip(offsets, offsets[1:])])
+    means = torch.stack([items[torch.from_numpy(indices[a:b]).long()].mean(0) for a, b in pairwise(offsets)])
     shown = torch.where(batch.is_mean[:, None] > 0, standard(means)[batch.users], standard(users)[batch.users])
     ours = tower(model.user_tower, shown * batch.shows_user[:, None], batch.of_users)
     theirs = tower(model.item_tower, standard(items)[batch.items] * batch.shows_item[:, None], batch.of_items)

@@ -126,7 +126,7 @@ def test_it_is_saved_with_its_models(tmp_path: Path, data: Interactions, parts: 
     assert len(deeprec.load(tmp_path / "run").models) == 2
     place = tmp_path / "run" / "models" / "1" / "config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "model": "als"}))
-    with pytest.raises(ValueError, match="config.json was changed after it was written"):
+    with pytest.raises(ValueError, match=r"config\.json was changed after it was written"):
         deeprec.load(tmp_path / "run")
 
 
@@ -157,7 +157,7 @@ def test_what_would_leak_is_refused(data: Interactions, parts: list[object]) -> 
         Hybrid([parts[0], other]).fit(data, protocol=RULE)
     again = create("popularity").fit(data, protocol=RULE, baselines=False)
     if again.config.refit:
-        with pytest.raises(ValueError, match="must not know the validation part.*popularity with refit=True"):
+        with pytest.raises(ValueError, match=r"must not know the validation part.*popularity with refit=True"):
             Hybrid([parts[0], again]).fit(data, protocol=RULE)
     blend = Hybrid(parts).fit(data, protocol=RULE, baselines=False)
     with pytest.raises(ValueError, match="must not know the validation part, got a hybrid whose weights"):
