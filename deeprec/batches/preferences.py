@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class PreferenceBatch:
         if self.users.device == device:
             return self
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        there = {name: to_device(x, device) for name, x in given.items() if isinstance(x, Tensor)}
+        there: dict[str, Any] = {name: to_device(x, device) for name, x in given.items() if isinstance(x, Tensor)}
         there |= {name: x.to(device) for name, x in given.items() if isinstance(x, ContentRows)}
         return PreferenceBatch(**{**given, **there})
 
@@ -142,7 +142,9 @@ class PreferenceBatches:
                 torch.from_numpy(items),
                 None if self.of_users is None else ContentRows.of(self.of_users.take(users)),
                 None if self.of_items is None else ContentRows.of(self.of_items.take(items)),
-                *(torch.from_numpy(each.astype(np.float32)) for each in (shows_user, is_mean, shows_item)),
+                torch.from_numpy(shows_user),
+                torch.from_numpy(is_mean.astype(np.float32)),
+                torch.from_numpy(shows_item),
                 own,
             ).to(self.device)
 

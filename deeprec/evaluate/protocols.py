@@ -43,8 +43,9 @@ class Protocol:
             interactions; "random_by_user": a random share of each user's; "given_by_user": all but `given_rows` random
             ones of each user's; "last_by_user": the last share of each user's (ranked in one list); "time": what came
             last, from one moment on for all users (each user's positives of that part are ranked in one list); "items":
-            a random share of the items, with all their interactions; "users": a random share of the users, of new ones all their rows in
-            `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
+            a random share of the items, with all their interactions; "users": a random share of the users, of new ones
+            all their rows in `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the
+            new ones alone;
             "sessions": the sessions (users of the data) that start last, whole, see `sessions_holdout`;
             "official": the split that came with the data; "auto": official where
             the data has it, leave_one_out otherwise, and sessions with targets="events" (see `resolve`).

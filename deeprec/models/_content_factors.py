@@ -286,8 +286,15 @@ class ContentFactors(Recommender):
         if config.content:
             terms = self._terms_of(train)
             inputs = terms.weighted(config.weighting).weighted("l2").weights
-            options = {"batch_size": config.batch_size, "noise": config.noise, "absent": config.absent}
-            self._contents = Contents(terms, inputs, **options, seed=seed, device=self.device)
+            self._contents = Contents(
+                terms,
+                inputs,
+                batch_size=config.batch_size,
+                noise=config.noise,
+                absent=config.absent,
+                seed=seed,
+                device=self.device,
+            )
             self._begin_from_frequencies(terms)
         return DocumentsAndSides(sides, self._contents, config.content_epochs, config.pretrain_epochs)
 

@@ -47,7 +47,10 @@ def content_terms(
             raise ValueError(f"{model}: {option} must be columns of the {side} table, got {name!r} and {known}{near}")
         columns.append(_feature(model, option, name, frame.get_column(name), vocabulary, data, side))
     schema = FeatureSchema(tuple(columns), label=None)
-    table = getattr(encode_tables(data, DataSchema(**{f"{side}s": schema})), f"{side}s")
+    of_users = side == "user"
+    tables = encode_tables(data, DataSchema(users=schema) if of_users else DataSchema(items=schema))
+    table = tables.users if of_users else tables.items
+    assert table is not None
     return Terms.of_table(table)
 
 

@@ -145,7 +145,9 @@ class Tower(nn.Module):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
-        nn.init.normal_((self.layers[-1] if hidden else self.first).weight, std=_OUTPUT_STD, generator=generator)
+        last = self.layers[-1] if hidden else self.first
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=_OUTPUT_STD, generator=generator)
         if self.of_terms is not None:
             nn.init.normal_(self.of_terms, generator=generator)  # rows of terms have length 1
 
@@ -208,7 +210,7 @@ class DropoutNet(Recommender):
         Raises:
             ValueError: a column that is not there, or of another kind.
         """
-        sizes = {}
+        sizes: dict[str, int] = {}
         for side in ("user", "item"):
             if (terms := self._content(data, side)) is not None:
                 sizes |= {f"{side}_terms": terms.size, f"{side}_numbers": terms.num_values}
@@ -247,9 +249,12 @@ class DropoutNet(Recommender):
         """As every model.
 
         Raises:
-            ValueError: always: the factors of later rows are other ones.
+            ValueError: with content, of which later users and items have other terms.
         """
-        raise ValueError("dropoutnet: fit_more: the factors that it learns to give change with every row; train anew")
+        if self.features_taken():
+            raise ValueError("dropoutnet: fit_more: other users and items have other terms; train anew on all rows")
+        super().begin_from(weights, data)
+        self.has_factors.zero_()  # ALS goes on from those there are
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -286,6 +291,9 @@ class DropoutNet(Recommender):
         No validation chooses their epoch: that of cold items knows nothing of it.
         """
         if not self.has_factors.item():
+            is_known = self.item_factors.any(1, keepdim=True)
+            als.item_factors.copy_(torch.where(is_known, self.item_factors, als.item_factors))
+            als.item_gram.copy_(als.item_factors.T @ als.item_factors)
             for sweep in range(self.config.als_epochs):
                 for batch in sides.epoch(sweep):
                     als.backward(batch)
@@ -331,7 +339,8 @@ class DropoutNet(Recommender):
         errors = (ours @ theirs.T - of_users @ of_items.T).square()
         count = len(users)
         own = errors[:, : count * batch.own].view(count, count, batch.own).diagonal()
-        return (own.mean() + errors.mean()) / 2
+        loss: Tensor = (own.mean() + errors.mean()) / 2
+        return loss
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -342,8 +351,8 @@ class DropoutNet(Recommender):
         was_training = self.training
         self.eval()
         for place, (side, content) in enumerate(zip(("user", "item"), self._content_there, strict=True)):
-            tower, has_rows = getattr(self, f"{side}_tower"), getattr(self, f"has_{side}")
-            inputs = self._standard(place, getattr(self, f"{side}_factors")) * has_rows
+            tower, factors = getattr(self, f"{side}_tower"), getattr(self, f"{side}_factors")
+            inputs = self._standard(place, factors) * factors.any(1, keepdim=True)
             codes = getattr(self, f"{side}_codes")
             for start in range(0, len(inputs), _ROWS_A_BLOCK):
                 end = min(start + _ROWS_A_BLOCK, len(inputs))
@@ -366,7 +375,8 @@ class DropoutNet(Recommender):
         """Scores of pairs of internal ids; shapes broadcast. Trained by `loss`, not by this."""
         self.require_built()
         self._refresh()
-        return (self.user_codes[users.long()] * self.item_codes[items.long()]).sum(-1)
+        scores: Tensor = (self.user_codes[users.long()] * self.item_codes[items.long()]).sum(-1)
+        return scores
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         self._refresh()

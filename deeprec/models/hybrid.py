@@ -12,6 +12,7 @@ compares checksums of data and split, and refuses others. All of them lie in the
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class HybridConfig(TrainConfig):
         ),
     )
 
-    members: tuple[str, ...] = ("als", "item-knn")
+    members: tuple[str, ...] = ("item-knn", "popularity")
     blend: str = "weights"
     rank_constant: float = 60.0
     l2: float = 0.001
@@ -204,6 +205,7 @@ class Hybrid(HistoryRecommender):
     name = "hybrid"
     config_class: ClassVar[type[TrainConfig]] = HybridConfig
     capabilities: ClassVar[frozenset[str]] = frozenset({RECOMMENDS, NEW_USERS})
+    learns_from_validation: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"user_features"})
     keeps: ClassVar[tuple[str, ...]] = (*HistoryRecommender.keeps, "models")
     sizes_class: ClassVar[type[Any]] = HybridSizes
@@ -257,7 +259,8 @@ class Hybrid(HistoryRecommender):
             return np.zeros((data.num_users, 0), np.float32)
         values = feature_matrix(data.user_features, self.config.user_columns, data.user_ids).astype(np.float64)
         scaled = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
-        return scaled.astype(np.float32)
+        matrix: np.ndarray = scaled.astype(np.float32)
+        return matrix
 
     # -- the parameters ----------------------------------------------------------------------------------------------
 
@@ -268,13 +271,17 @@ class Hybrid(HistoryRecommender):
         self._seed = 0 if generator is None else generator.initial_seed()
         return super().build(sizes, generator)
 
-    def _build(self, schema: HybridSizes, generator: torch.Generator | None) -> None:
+    def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         super()._build(schema, generator)
+        assert isinstance(schema, HybridSizes)
         count, config = schema.num_members, self.config
         if count < 2:
             raise ValueError(f"hybrid: two models or more are blended, got {count}; pass Hybrid([first, second])")
         self.register_buffer("weights", torch.full((count,), 1 / count))
         self.register_buffer("user_values", torch.zeros(schema.num_users, schema.num_features))
+        plain = [each for each in config.members if each in names() and model_class(each).sizes_class is Schema]
+        if plain and len(plain) == count:  # to be trained; of others the data says what they are built for
+            self.models = [create(each).build(Schema(schema.num_users, schema.num_items), generator) for each in plain]
         self.network: nn.Sequential | None = None
         if config.blend == "network":
             first, last = (
@@ -298,13 +305,18 @@ class Hybrid(HistoryRecommender):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def fit_directly(self, train: Interactions) -> None:
-        """The models where they are to be trained, and what blends them, on the validation part."""
+        """The models where they are to be trained, and what blends them, on the validation part of the task of `fit`.
+
+        By hand, without a task, equal weights of models that are there or are fitted directly.
+        """
         task, self._task = self._task, None
-        if task is None:
-            raise ValueError(
-                "hybrid: the blend is learnt on the validation part of a task; call fit(data, protocol=...)"
-            )
         super().fit_directly(train)
+        if task is None:
+            for model in self.models if self.config.members else ():
+                if model.trains_by_gradient:
+                    raise ValueError(f"hybrid: {model.name} is trained in steps; call fit(data, protocol=...)")
+                model.fit_directly(train)
+            return
         self.models = self._members(task) if self.config.members else self.models
         for model in self.models:
             require_same_split(model, task)
@@ -326,7 +338,10 @@ class Hybrid(HistoryRecommender):
 
     def _members(self, task: Any) -> list[Any]:
         """Those that `members` names: trained here, or loaded."""
-        made = []
+        made: list[Any] = []
+        if hasattr(task, "start"):  # of `fit_more`, whose weights are the blend's: the models begin anew
+            task = copy.copy(task)
+            task.start = None
         for each in self.config.members:
             if each in names():
                 options = {"refit": False} if "refit" in taken_options(config_class(each)) else {}
@@ -366,10 +381,10 @@ class Hybrid(HistoryRecommender):
             optimizer.zero_grad()
             blended = torch.einsum("m,mbn->bn", weights, examples.scores)
             loss = examples.loss(blended, slice(0, len(blended))) + self.config.l2 / 2 * weights.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
         return weights.detach()
 
     def _learn_network(self, examples: _Examples) -> None:
@@ -390,7 +405,7 @@ class Hybrid(HistoryRecommender):
                 best, kept = reached, {name: value.clone() for name, value in self.network.state_dict().items()}
             for at in draw.permutation(len(learning)) if epoch < self.config.network_epochs else ():
                 optimizer.zero_grad()
-                examples.loss(self._blended(*examples.of(learning[at])), learning[at]).backward()  # type: ignore[no-untyped-call]
+                examples.loss(self._blended(*examples.of(learning[at])), learning[at]).backward()
                 optimizer.step()
         self.network.load_state_dict(kept)
         self.network.requires_grad_(False)
@@ -463,7 +478,8 @@ class Hybrid(HistoryRecommender):
         of_scores, of_columns = first.weight.split([len(scores), columns.shape[1]], dim=1)
         hidden = torch.einsum("mbn,hm->bnh", scores, of_scores)
         hidden = torch.tanh(hidden + F.linear(columns, of_columns, first.bias).unsqueeze(1))
-        return blended + last(hidden).squeeze(2)
+        added: Tensor = last(hidden)
+        return blended + added.squeeze(2)
 
 
 def _standard(scores: Tensor, is_met: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def _require_kept(model: AnyModel) -> None:
 
 def _write_models(directory: Path, models: Sequence[AnyModel]) -> dict[str, str]:
     """Write the models that a model is made of; SHA-256 of their files by name."""
-    digests = {}
+    digests: dict[str, str] = {}
     for number, model in enumerate(models):
         place = f"{_MODELS}/{number}"
         folder = save(model, directory / place)

@@ -191,7 +191,8 @@ def given_holdout(data: Interactions, given: int = 1, validation: float = 0.1, s
     others = np.maximum(counts - given, 0)
     end = (given + np.floor(others * validation + 0.5).astype(np.int64))[data.users[ordered]]
     parts = (ordered[place < given], ordered[(place >= given) & (place < end)], ordered[place >= end])
-    return Split(*(data.take(np.sort(part)) for part in parts))
+    train_rows, validation_rows, test_rows = (data.take(np.sort(part)) for part in parts)
+    return Split(train_rows, validation_rows, test_rows)
 
 
 def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, *, new_users: bool = False) -> Split:
