@@ -1,127 +1,141 @@
-"""Batches of items as bags of terms, corrupted for a denoising autoencoder, with terms that they lack beside them."""
+"""What encoders read of items, by number: the tokens of their texts and their decoded media."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import logging
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from deeprec.data import Terms
-from deeprec.device import to_device
+from deeprec.batches.media import ItemMedia, module_input
+from deeprec.data.columns.encoder import Encoder
+from deeprec.data.columns.inputs import Bags, Encoded
+from deeprec.data.columns.kinds import MEDIA, Audio, Image, Media, Text, Video
+from deeprec.data.media.decoders import ArrayDecoder, AudioDecoder, ImageDecoder, VideoDecoder
+from deeprec.data.media.files import MediaFiles
+
+_log = logging.getLogger("deeprec")
+
+_SHOWN = 3  # faulty media in a line of the log
 
 
-@dataclass(frozen=True, slots=True)
-class ContentBatch:
-    """Items and their terms: compressed rows of what is shown, and of where the reconstruction is looked at.
+class Content(NamedTuple):
+    """Of one column, for a batch of items.
 
     Attributes:
-        items: [b], int64.
-        offsets: [b + 1], int64; row r shows values[p] at terms[p], offsets[r] <= p < offsets[r + 1].
-        terms: [nnz], int64, ascending and distinct within a row; values: [nnz], float32.
-        target_offsets: [b + 1], int64; target_terms: [m], int64: the terms of each item, then drawn ones.
-        targets: [m], float32, 0 at drawn ones.
-        target_weights: [m], float32: 1 at the item's own terms; how many that it lacks a drawn one stands for.
+        values: token ids int64 [n, T], 0 behind a text, or media as in `MediaTensors`.
+        lengths: int64 [n], of sounds; zeros otherwise.
+        is_known: bool [n], whether the item has any.
     """
 
-    items: Tensor
-    offsets: Tensor
-    terms: Tensor
     values: Tensor
-    target_offsets: Tensor
-    target_terms: Tensor
-    targets: Tensor
-    target_weights: Tensor
+    lengths: Tensor
+    is_known: Tensor
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def to(self, device: torch.device) -> ContentBatch:
-        """The batch on a device; itself where it is there."""
-        if self.items.device == device:
-            return self
-        return ContentBatch(*(to_device(getattr(self, field.name), device) for field in fields(self)))
+    def vectors(self, module: nn.Module, device: torch.device) -> Tensor:
+        """[n, width] of the module, zeros where an item has nothing."""
+        values, lengths, is_known = (part.to(device, non_blocking=True) for part in self)
+        made = module(values) if values.dtype == torch.int64 else module_input(module, values, lengths)
+        return made * is_known.unsqueeze(1).to(made.dtype)
 
 
-class Contents:
-    """The terms of all items, cut into batches.
+class ItemContents:
+    """Columns of the rows of a table, for encoders. Copies share it; pickled, it brings its rows along.
+
+    Media are decoded when they are first asked for and kept on the disk, in a folder that goes with the object. One
+    that cannot be decoded is as one that is not there, and the log names it.
 
     Args:
-        terms: a row an item, weights in [0, 1]: what is to be reconstructed.
-        inputs: [nnz], float32: the weights by which the encoder is shown the same terms.
-        batch_size: items a step, >= 1.
-        noise: share of the terms of an item that is hidden from the encoder, in [0, 1); drawn anew in every pass.
-        absent: terms drawn for each item, >= 1; those that it has do not count. Together they weigh as much as all
-            that it lacks, so that the mean of the loss is that over the whole vocabulary.
-        seed: of order, noise and draws.
-        device: where batches go; None: the CPU.
+        encoder: of the table.
+        rows: its encoded rows.
+        names: of the columns, texts with ids, images, sounds or videos.
+        items: ids of the rows, for messages; None: their numbers.
     """
 
     def __init__(
-        self,
-        terms: Terms,
-        inputs: NDArray[np.float32],
-        *,
-        batch_size: int,
-        noise: float,
-        absent: int,
-        seed: int,
-        device: torch.device | None = None,
+        self, encoder: Encoder, rows: Encoded, names: Sequence[str], items: Sequence[Any] | None = None
     ) -> None:
-        self.terms, self.shown, self.offsets = terms, replace(terms, weights=inputs), terms.offsets
-        self.batch_size, self.noise, self.absent, self.seed = batch_size, noise, absent, seed
-        self.device = torch.device("cpu") if device is None else device
+        self._made_of = encoder, rows, tuple(names), items
+        self._tokens: dict[str, Bags] = {}
+        self._media: dict[str, ItemMedia] = {}
+        self._told: dict[str, int] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="deeprec-media-", ignore_cleanup_errors=True)
+        for feature in features_of(encoder, names):
+            bags = rows.bags[feature.name]
+            if isinstance(feature, Text):
+                self._tokens[feature.name] = bags
+            else:
+                folder = f"{self._folder.name}/{len(self._media)}"
+                files = MediaFiles(feature.folder)
+                self._media[feature.name] = ItemMedia(bags.texts(), files, decoder_of(feature), folder, items=items)
 
-    def __len__(self) -> int:
-        return -(-len(self.terms) // self.batch_size)
+    def __deepcopy__(self, memo: dict[int, Any]) -> ItemContents:
+        return self
 
-    def whole(self) -> Iterator[ContentBatch]:
-        """All items in their order, as they are, without targets."""
-        nothing = np.zeros(0, np.int64)
-        for start in range(0, len(self.terms), self.batch_size):
-            items = np.arange(start, min(start + self.batch_size, len(self.terms)))
-            rows = self.shown.take(items)
-            yield self._made(items, rows.offsets, rows.ids, rows.weights, np.zeros(len(items) + 1, np.int64), nothing,
-                             nothing.astype(np.float32), nothing.astype(np.float32))  # fmt: skip
+    def __reduce__(self) -> Any:
+        return ItemContents, self._made_of
 
-    def shuffled(self, number: int) -> Iterator[ContentBatch]:
-        """All items once in random order, the same for a number."""
-        draw = np.random.default_rng((self.seed, number))
-        order = draw.permutation(len(self.terms))
-        for start in range(0, len(order), self.batch_size):
-            yield self._corrupted(order[start : start + self.batch_size], draw)
+    def gather(self, name: str, numbers: Tensor) -> Content:
+        """A column of items [n], int64 on the CPU, in any order, repeats too."""
+        if name in self._media:
+            media = self._media[name]
+            batch = media.gather(numbers)
+            if len(media.bad) > self._told.get(name, 0):
+                self._tell(name, media)
+            return Content(*batch)
+        bags = take_tokens(self._tokens[name], numbers.numpy())
+        return Content(bags, torch.zeros(len(numbers), dtype=torch.int64), (bags != 0).any(1))
 
-    def _corrupted(self, items: NDArray[np.int64], draw: np.random.Generator) -> ContentBatch:
-        rows, shown = self.terms.take(items), self.shown.take(items)
-        size, count = self.terms.size, len(items)
-        lengths = np.diff(rows.offsets)
-        owners = np.repeat(np.arange(count), lengths)
-        is_shown = draw.random(len(owners)) >= self.noise
-        offsets = np.zeros(count + 1, np.int64)
-        np.cumsum(np.bincount(owners[is_shown], minlength=count), out=offsets[1:])
-        drawn = draw.integers(size, size=(count, self.absent))
-        keys = owners * size + rows.ids  # ascending
-        is_own = np.zeros(drawn.shape, np.bool_)
-        if len(keys):
-            asked = np.arange(count)[:, None] * size + drawn
-            is_own = keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked
-        shares = (size - lengths) / np.maximum((~is_own).sum(1), 1)
-        # Row by row the own terms, then the drawn ones.
-        target_offsets = rows.offsets + np.arange(count + 1) * self.absent
-        places = np.arange(len(owners)) + owners * self.absent
-        where = (target_offsets[1:, None] - self.absent + np.arange(self.absent)).ravel()
-        terms, targets, weights = (
-            np.zeros(int(target_offsets[-1]), kind) for kind in (np.int64, np.float32, np.float32)
-        )
-        terms[places], targets[places], weights[places] = rows.ids, rows.weights, 1.0
-        terms[where], weights[where] = drawn.ravel(), np.where(is_own, 0.0, shares[:, None]).ravel()
-        return self._made(
-            items, offsets, rows.ids[is_shown], shown.weights[is_shown], target_offsets, terms, targets, weights
-        )
+    def _tell(self, name: str, media: ItemMedia) -> None:
+        new = media.bad[self._told.get(name, 0) :]
+        self._told[name] = len(media.bad)
+        shown = "; ".join(str(fault) for fault in new[:_SHOWN])
+        more = f"; and {len(new) - _SHOWN:,} more" if len(new) > _SHOWN else ""
+        _log.warning("%s: %d media cannot be decoded and count as not there: %s%s", name, len(new), shown, more)
 
-    def _made(self, *parts: NDArray[np.generic]) -> ContentBatch:
-        floats = [part if part.dtype == np.float32 else part.astype(np.int64, copy=False) for part in parts]
-        return ContentBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in floats)).to(self.device)
+
+def take_tokens(bags: Bags, numbers: Any) -> Tensor:
+    """Ids of rows, one higher than in `bags`, with zeros behind: int64 [n, length of the longest]."""
+    starts, lengths = bags.offsets[numbers], np.diff(bags.offsets)[numbers]
+    columns = np.arange(max(1, int(lengths.max(initial=0))))
+    there = columns < lengths[:, None]
+    places = np.where(there, starts[:, None] + columns, 0)
+    ids = bags.ids[places] if len(bags.ids) else np.zeros_like(places)
+    return torch.from_numpy(np.where(there, ids.astype(np.int64) + 1, 0))
+
+
+def features_of(encoder: Encoder, names: Sequence[str]) -> list[Any]:
+    """The features of these names.
+
+    Raises:
+        ValueError: one that is not there, or that no encoder reads.
+    """
+    features = {feature.name: feature for feature in encoder.schema.features}
+    able = [name for name, feature in features.items() if is_encodable(feature)]
+    for name in names:
+        if name not in able:
+            there = f"got a {features[name].kind}" if name in features else "which the schema has not"
+            raise ValueError(
+                f"encoders: {name!r} must be a column of text with tokens or of images, sounds or videos, {there}; "
+                f"those that can be read: {', '.join(able) or 'none'}"
+            )
+    return [features[name] for name in names]
+
+
+def is_encodable(feature: Any) -> bool:
+    """Whether an encoder can read a feature."""
+    return isinstance(feature, MEDIA) or (isinstance(feature, Text) and not feature.is_raw)
+
+
+def decoder_of(feature: Media) -> ArrayDecoder:
+    """How the files of a column are decoded, as the schema says."""
+    if isinstance(feature, Image):
+        return ImageDecoder((feature.size, feature.size))
+    if isinstance(feature, Audio):
+        return AudioDecoder(feature.rate, feature.seconds)
+    assert isinstance(feature, Video)
+    return VideoDecoder(feature.frames, (feature.size, feature.size))

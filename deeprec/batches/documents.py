@@ -88,7 +88,7 @@ class Documents:
 
 
 class ItemContents(Protocol):
-    """What is known of each item, in batches: `Documents`, or `contents.Contents`."""
+    """What is known of each item, in batches: `Documents`, or `term_bags.TermBags`."""
 
     offsets: NDArray[np.int64]
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprec.batches.contents import ContentBatch, Contents
 from deeprec.batches.documents import DocumentsAndSides
 from deeprec.batches.sides import SideBatch, Sides
+from deeprec.batches.term_bags import TermBags, TermBatch
 from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import Interactions, Terms
@@ -157,7 +157,7 @@ class ContentAutoencoder(nn.Module):
             hidden = layer(self.dropout(self.activate(hidden)))
         return hidden
 
-    def reconstruction(self, code: Tensor, batch: ContentBatch, loss: str) -> Tensor:
+    def reconstruction(self, code: Tensor, batch: TermBatch, loss: str) -> Tensor:
         """Sum over the batch of the loss of sigmoid outputs at its targets, from codes [b, factors]."""
         for layer in self.outer:
             code = self.dropout(self.activate(layer(code)))
@@ -199,7 +199,7 @@ class ContentFactors(Recommender):
         """e [b, D] of what the encoder gives."""
         raise NotImplementedError
 
-    def content_loss(self, batch: ContentBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    def content_loss(self, batch: TermBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Of what the encoder gives in training: the code [b, D] to hold near the items, and the loss of the rest."""
         raise NotImplementedError
 
@@ -259,7 +259,7 @@ class ContentFactors(Recommender):
                 dropout=config.dropout,
                 generator=generator,
             )
-        self._contents: Contents | None = None
+        self._contents: TermBags | None = None
         self._user_gram: Tensor | None = None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -286,7 +286,7 @@ class ContentFactors(Recommender):
         if config.content:
             terms = self._terms_of(train)
             inputs = terms.weighted(config.weighting).weighted("l2").weights
-            self._contents = Contents(
+            self._contents = TermBags(
                 terms,
                 inputs,
                 batch_size=config.batch_size,
@@ -306,16 +306,16 @@ class ContentFactors(Recommender):
         means = (sums + 0.5) / (len(terms) + 1)
         self.network.last_bias.copy_(torch.from_numpy(np.log(means / (1 - means))))
 
-    def loss(self, batch: ContentBatch) -> Tensor:
+    def loss(self, batch: TermBatch) -> Tensor:
         """Mean over the items of l_v / 2 |v - e|^2, for those that were solved for, and of the autoencoder's own."""
         assert self.network is not None
         code, rest = self.content_loss(batch, self.network.encode(batch.offsets, batch.terms, batch.values))
         distances = (code - self.item_factors[batch.items]).square() * self.is_solved[batch.items]
         return (self.config.item_l2 / 2 * distances.sum() + rest) / len(batch)
 
-    def backward(self, batch: ContentBatch | SideBatch) -> Tensor:
+    def backward(self, batch: TermBatch | SideBatch) -> Tensor:
         """Gradients of the autoencoder, or the solved rows of the batch and their mean loss an entry."""
-        if isinstance(batch, ContentBatch):
+        if isinstance(batch, TermBatch):
             return super().backward(batch)
         with torch.no_grad():
             if batch.of_users:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.batches.contents import ContentBatch
+from deeprec.batches.term_bags import TermBatch
 from deeprec.config import Only, TrainConfig
 from deeprec.models._content_factors import ContentFactors, ContentFactorsConfig
 
@@ -49,7 +49,7 @@ class CDL(ContentFactors):
     def code(self, encoded: Tensor) -> Tensor:
         return torch.sigmoid(encoded)
 
-    def content_loss(self, batch: ContentBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    def content_loss(self, batch: TermBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """The code, and lambda_n / 2 times the squared errors."""
         assert self.network is not None
         code = self.code(encoded)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deeprec.batches.contents import ContentBatch
+from deeprec.batches.term_bags import TermBatch
 from deeprec.config import Only, TrainConfig, at_least
 from deeprec.models._content_factors import ContentFactors, ContentFactorsConfig
 
@@ -49,7 +49,7 @@ class CVAE(ContentFactors):
         """mu."""
         return encoded[:, : self.config.factors]
 
-    def content_loss(self, batch: ContentBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    def content_loss(self, batch: TermBatch, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """mu, and cross-entropy with the divergence 1/2 sum(mu^2 + sigma^2 - ln sigma^2 - 1)."""
         assert self.network is not None
         mean, log_variance = encoded.chunk(2, dim=1)

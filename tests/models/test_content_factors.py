@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 import torch
 
-from deeprec.batches.contents import ContentBatch, Contents
 from deeprec.batches.sides import SideBatch
+from deeprec.batches.term_bags import TermBags, TermBatch
 from deeprec.data import Interactions, Terms, from_frame, with_features
 from deeprec.evaluate import protocol
 from deeprec.models import create
@@ -51,7 +51,7 @@ def test_rows_are_those_of_the_equations(name: str) -> None:
 
 def test_drawn_terms_stand_for_all_that_an_item_lacks() -> None:
     terms = Terms.of_entries([0, 0, 1, 2, 2, 2], [1, 4, 0, 0, 2, 5], None, 4, 9)
-    contents = Contents(terms, terms.weights, batch_size=3, noise=0.5, absent=50, seed=0)
+    contents = TermBags(terms, terms.weights, batch_size=3, noise=0.5, absent=50, seed=0)
     first, again = (list(contents.shuffled(3)) for _ in range(2))
     assert sorted(torch.cat([batch.items for batch in first]).tolist()) == [0, 1, 2, 3]
     for batch, same in zip(first, again, strict=True):
@@ -103,7 +103,7 @@ def test_an_epoch_reads_the_contents_then_solves_both_sides(name: str, data: Int
     model.build(model.schema_for(data), torch.Generator().manual_seed(0))
     batches = model.batches(data, 0)
     steps = list(batches.epoch(0))
-    assert [isinstance(step, ContentBatch) for step in steps] == [True] * 8 + [False] * 2
+    assert [isinstance(step, TermBatch) for step in steps] == [True] * 8 + [False] * 2
     assert len(batches) == len(steps)
     for step in steps:
         model.backward(step)
