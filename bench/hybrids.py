@@ -100,10 +100,10 @@ SETS = {
     ),
     "ml-1m": Set(
         "MovieLens-1M, the last film of each user among all films",
-        "All are trained on the training part alone (no refit), as a blend needs it; it is learnt on one other film of "
-        "each user, the test film is used once.",
+        "All are trained on the training part alone (no refit), as a blend needs it; it is learnt on the film before "
+        "the last of each user, the test film is used once.",
         "ml-1m",
-        ("full", {}),
+        ("full", {"validation": "last"}),
         ("ndcg@10", "hr@10"),
         (*_SINGLE, *_BLENDS),
     ),

@@ -3,9 +3,13 @@
 Paper: Wang, Wang, Yeung 2015, "Collaborative Deep Learning for Recommender Systems" (KDD, arXiv 1409.2944), eq. 1 to 5.
 Code: js05212/CDL.
 Deviations: the squared error of the reconstruction is taken at an item's own terms and at drawn ones that stand for the
-rest, not over the whole vocabulary; noise is drawn anew in every pass; all layers are trained together from the start,
-with Adam. An item without training rows is where the encoder puts it, and draws the encoder nowhere. Without `content`
-it is weighted matrix factorisation.
+rest, not over the whole vocabulary; the encoder is shown TF-IDF rows of length 1, and hidden layers but the code are
+tanh; the output begins at the frequencies of the terms; noise is drawn anew in every pass; all layers are trained
+together from the start, with Adam. An item without training rows is where the encoder puts it, and draws the encoder
+nowhere. Without `content` it is weighted matrix factorisation. The vocabulary and the autoencoder know the content of
+all items of the table, as in the paper.
+Defaults: by recall@300 of the validation part of citeulike-a, its tags as content, with one training item a user: of
+user_l2 from 0.01 to 100; sigmoid layers and count rows learn several times as slowly.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 Paper: Li, She 2017, "Collaborative Variational Autoencoder for Recommender Systems" (KDD), eq. 3 to 13.
 Code: eelxpeng/CollaborativeVAE.
 Deviations: the cross-entropy of the reconstruction is taken at an item's own terms and at drawn ones that stand for the
-rest, not over the whole vocabulary; there is no pre-training of layers one by one; one sample of the code a pass. An
-item without training rows is where the encoder puts it, and draws the encoder nowhere. Without `content` it is weighted
-matrix factorisation.
+rest, not over the whole vocabulary; the encoder is shown TF-IDF rows of length 1; the output begins at the frequencies
+of the terms; there is no pre-training of layers one by one; one sample of the code a pass. An item without training
+rows is where the encoder puts it, and draws the encoder nowhere. Without `content` it is weighted matrix factorisation.
+Defaults: by recall@300 of the validation part of citeulike-a with one training item a user: of user_l2 0.1, 1, 10 and
+100, divergence 1, 0.1 and 0.01, and item_l2 1, 10 and 100, which matters little there.
 """
 
 from __future__ import annotations

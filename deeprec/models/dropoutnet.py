@@ -4,8 +4,9 @@ Paper: Volkovs, Yu, Poutanen 2017, "DropoutNet: Addressing Cold Start in Recomme
 section 4.1. Code: layer6ai-labs/DropoutNet.
 Deviations: the factors are those of ALS, trained here on the training part; each user of a step is beside all of its
 items, of which half are some user's best, and the squared errors of a user's own best ones have half of the weight;
-Adam in place of SGD with momentum; ids are not hidden on both sides of a pair together on purpose, but may be. The mean
-of a user's item factors, which new users are shown as, is taken in training for a share of the users.
+Adam in place of SGD with momentum; the weights of hidden layers begin as Xavier's. The mean of a user's item
+factors, which new users are shown as, is taken in training for a share of the users. Without content it can but smooth
+the factors.
 """
 
 from __future__ import annotations

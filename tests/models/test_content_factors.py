@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from deeprec.batches.sides import SideBatch
 from deeprec.batches.term_bags import TermBags, TermBatch
-from deeprec.data import Interactions, Terms, from_frame, with_features
+from deeprec.data import Interactions, Terms, from_frame, load, with_features
 from deeprec.evaluate import protocol
 from deeprec.models import create
 
@@ -161,3 +163,11 @@ def test_what_is_missing_is_said(name: str, data: Interactions) -> None:
     fitted.fit(data, baselines=False)
     with pytest.raises(ValueError, match="other items have other terms"):
         fitted.fit_more(data)
+
+
+@pytest.mark.skipif("DEEPREC_DATA" not in os.environ, reason="needs DEEPREC_DATA")
+def test_tags_tell_what_a_user_with_one_article_wants() -> None:
+    """Popularity has 0.06 of recall@300 here, ALS 0.05; CVAE reaches 0.21 with all terms and epochs."""
+    options = {"content": ("tags",), "vocabulary": 1500, "pretrain_epochs": 6, "epochs": 1, "absent": 32}
+    model = create("cvae", **options).fit(load("citeulike-a"), protocol="cdl", seed=1, baselines=False)
+    assert model.evaluate()["recall@300"] > 0.14

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 import deeprec
-from deeprec.data import Interactions, from_frame, with_features
-from deeprec.evaluate import protocol
+from deeprec.data import Interactions, from_frame, load, with_features
+from deeprec.evaluate import evaluate, protocol
 from deeprec.models import Hybrid, create
 from deeprec.models.hybrid import _Examples, _searched
 
@@ -187,3 +188,14 @@ def test_what_is_no_blend_is_said(data: Interactions, parts: list[object]) -> No
         create("hybrid", rank_constant=3.0)
     with pytest.raises(ValueError, match="learnt on validation rows, got none"):
         create("hybrid", members=("item-knn", "popularity")).fit(data, protocol=protocol("random", validation="none"))
+
+
+@pytest.mark.skipif("DEEPREC_DATA" not in os.environ, reason="needs DEEPREC_DATA")
+def test_a_blend_is_at_least_as_good_as_its_models_on_the_part_that_it_learnt_from() -> None:
+    films = load("ml-100k")
+    single = [create(name, refit=False).fit(films, protocol=RULE, baselines=False) for name in ("ease", "item-knn")]
+    blend = Hybrid(single).fit(films, protocol=RULE, baselines=False)
+    task = blend._fitted_on
+    reached = [evaluate(model, task.split, task.protocol, "validation")["ndcg@10"] for model in (*single, blend)]
+    assert reached[2] >= max(reached[:2])
+    assert blend.evaluate()["ndcg@10"] > 0.31
