@@ -66,7 +66,7 @@ class Contender(NamedTuple):
 
 _SPARSE = ("popularity", "item-knn", "als", "tf-idf", "bm25", "cdl", "cvae")
 _COLD = ("popularity", "tf-idf", "bm25", "cdl", "cvae", "dropoutnet")
-_WARM = ("popularity", "item-knn", "als", "tf-idf", "bm25", "cdl", "cvae", "dropoutnet")
+_WARM = ("popularity", "item-knn", "als", "als-100", "tf-idf", "bm25", "cdl", "cvae", "dropoutnet")
 _SINGLE = ("popularity", "item-knn", "als-ml", "ease")
 _BLENDS = ("blend-weights", "blend-ranks", "blend-network")
 _MEMBERS = ("ease", "als-ml", "item-knn")
@@ -118,6 +118,18 @@ SETS = {
 }
 _NO_REFIT = {"refit": False}
 _CONTENT = {"content": ("tags",)}
+_DROPOUTNET = {
+    "item_content": ("tags",),
+    "vocabulary": 3000,
+    "factors": 100,
+    "out_factors": 100,
+    "layers": (200,),
+    "als_epochs": 8,
+    "epochs": 40,
+    "patience": 8,
+    "batch_size": 64,
+    "lr": 0.003,
+}
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", (_NO_REFIT,)),
     "item-knn": Contender(
@@ -137,10 +149,9 @@ CONTENDERS = {
     "bm25": Contender("BM25 content KNN", "bm25", (_NO_REFIT, {"k1": 0.6, "b": 0.3, **_NO_REFIT}), True),
     "cdl": Contender("CDL", "cdl", tuple({**_CONTENT, "user_l2": l2} for l2 in (10.0, 100.0))),
     "cvae": Contender("CVAE", "cvae", tuple({**_CONTENT, "user_l2": l2} for l2 in (10.0, 100.0))),
-    "dropoutnet": Contender(
-        "DropoutNet",
-        "dropoutnet",
-        ({"item_content": ("tags",), "layers": (400,), "epochs": 30, "batch_size": 64, "lr": 0.003},),
+    "dropoutnet": Contender("DropoutNet", "dropoutnet", (_DROPOUTNET,)),
+    "als-100": Contender(
+        "ALS, the factors of DropoutNet", "als", ({"factors": 100, "epochs": 8, "patience": 0, **_NO_REFIT},)
     ),
     "als-ml": Contender(
         "ALS", "als", tuple({"factors": 64, "alpha": a, "l2": l2, **_NO_REFIT} for a, l2 in ((20.0, 40.0), (5.0, 20.0)))
