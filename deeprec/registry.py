@@ -16,6 +16,8 @@ _MODELS = {
     "acf": "deeprec.models.acf:ACF",
     "afm": "deeprec.models.afm:AFM",
     "als": "deeprec.models.als:ALS",
+    "amf": "deeprec.models.amf:AMF",
+    "amr": "deeprec.models.amr:AMR",
     "autorec": "deeprec.models.autorec:AutoRec",
     "base-rate": "deeprec.models.base_rate:BaseRate",
     "bert4rec": "deeprec.models.bert4rec:BERT4Rec",

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from deeprec.batches.pairs import PairBatch
 from deeprec.config import ByData, TrainConfig, at_least
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
-from deeprec.models.base import Recommender
+from deeprec.models._adversarial import AdversarialConfig, AdversarialRecommender
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
 
 
 @dataclass(frozen=True)
-class BPRConfig(TrainConfig):
+class BPRConfig(AdversarialConfig):
     """Attributes:
     factors: size D of the vectors, >= 1.
     init_std: standard deviation of the initial vectors, > 0.
@@ -58,13 +58,13 @@ class BPRConfig(TrainConfig):
             raise ValueError(f"BPRConfig: init_std must be > 0, got {self.init_std}")
 
 
-class BPR(Recommender):
+class BPR(AdversarialRecommender):
     """x_ui = b_i + p_u . q_i, trained to maximise the mean of ln sigmoid(x_ui - x_uj)."""
 
     name = "bpr"
     config_class: ClassVar[type[TrainConfig]] = BPRConfig
     config: BPRConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = AdversarialRecommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
 
     def _build(self, schema: Schema, generator: torch.Generator | None) -> None:
         factors, std = self.config.factors, self.config.init_std
@@ -82,19 +82,23 @@ class BPR(Recommender):
         scores: Tensor = (self.users(users) * self.items(items)).sum(-1) + self.item_bias(items).squeeze(-1)
         return scores
 
-    def loss(self, batch: PairBatch) -> Tensor:
-        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows."""
+    def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, and L2 of their rows."""
         users, items, bias = self.users(batch.users), self.items(batch.items), self.item_bias(batch.items)
         scores = torch.baddbmm(bias, items, users.unsqueeze(2)).squeeze(2)
         losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
-        loss = losses.sum()
-        if self.config.l2:
-            # A positive and its user count once for each pair, as in the paper's step.
-            pairs = losses.shape[1]
-            squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
-            squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-            loss = loss + self.config.l2 / 2 * squares
-        return loss / losses.numel() if self.config.reduction == "mean" else loss
+        share = 1 / losses.numel() if self.config.reduction == "mean" else 1.0
+        if not self.config.l2:
+            return share * losses.sum(), None
+        # A positive and its user count once for each pair, as in the paper's step.
+        pairs = losses.shape[1]
+        squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
+        squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
+        return share * losses.sum(), share * self.config.l2 / 2 * squares
+
+    def attacked(self) -> tuple[Tensor, ...]:
+        """p and q; the biases are left alone, as in the paper's model, which has none."""
+        return (self.users.weight, self.items.weight)
 
     def user_rows(self, users: Tensor) -> tuple[Tensor, ...]:
         return (self.users.weight.detach()[users.long()],)
