@@ -31,8 +31,9 @@ class AdversarialConfig(TrainConfig):
     epsilon: length by which each vector is moved, >= 0; it is of use beside the length that vectors have after training
         without, so that another scale of the weights needs another one.
     perturbation: "adversarial", along the gradient of the loss, or "random", any way, to compare it with.
-    plain_epochs: epochs of training without perturbations first, >= 0; adversarial training goes on from the one that
-        validation chooses, with an optimizer that begins anew. 0 begins from the initial weights.
+    plain_epochs: epochs of training without perturbations first, >= 0, by default as many as `epochs`; adversarial
+        training goes on from the one that validation chooses, with an optimizer that begins anew. 0: there are none, and
+        it begins from the initial weights, which is not what the paper does.
     """
 
     conditions: ClassVar[tuple[Only, ...]] = (
@@ -42,20 +43,21 @@ class AdversarialConfig(TrainConfig):
     adversarial: float = 0.0
     epsilon: float = 0.5
     perturbation: str = "adversarial"
-    plain_epochs: int = 40
+    plain_epochs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "adversarial", 0)
         at_least(self, "epsilon", 0)
-        at_least(self, "plain_epochs", 0)
+        if self.plain_epochs is not None:
+            at_least(self, "plain_epochs", 0)
         one_of(self, "perturbation", PERTURBATIONS)
 
     def plain(self) -> AdversarialConfig:
         """The config of the training without perturbations that comes first."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         idle: dict[str, Any] = {name: defaults[name] for name in ("epsilon", "perturbation", "plain_epochs")}
-        return dataclasses.replace(self, **idle, adversarial=0.0, epochs=self.plain_epochs)
+        return dataclasses.replace(self, **idle, adversarial=0.0, epochs=self.plain_epochs or self.epochs)
 
 
 class AdversarialRecommender(Recommender):
@@ -106,7 +108,7 @@ class AdversarialRecommender(Recommender):
 
     def warm_start(self, train_stage: Callable[[Any], Any]) -> bool:
         """Train without perturbations first."""
-        if not self.config.adversarial or not self.config.plain_epochs:
+        if not self.config.adversarial or self.config.plain_epochs == 0:
             return super().warm_start(train_stage)
         plain = train_stage(type(self)(config=self.config.plain()))
         self.load_state_dict(plain.state_dict())
@@ -190,7 +192,7 @@ def _moved(tables: Sequence[Tensor], moves: Sequence[_Move | None]) -> Iterator[
         for table, move in zip(tables, moves, strict=True):
             if move is not None:
                 rows, by = move
-                before = table.clone() if rows is None else table[rows]
+                before = table.clone() if rows is None else table.index_select(0, rows)
                 kept.append((table, rows, before))
                 _write(table, rows, before + by)
     try:
