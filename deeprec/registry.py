@@ -39,6 +39,7 @@ _MODELS = {
     "fm": "deeprec.models.fm:FM",
     "gmf": "deeprec.models.gmf:GMF",
     "gru4rec": "deeprec.models.gru4rec:GRU4Rec",
+    "irgan": "deeprec.models.irgan:IRGAN",
     "item-knn": "deeprec.models.item_knn:ItemKNN",
     "lr": "deeprec.models.lr:LR",
     "mf": "deeprec.models.mf:MF",

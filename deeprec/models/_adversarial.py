@@ -32,8 +32,8 @@ class AdversarialConfig(TrainConfig):
         without, so that another scale of the weights needs another one.
     perturbation: "adversarial", along the gradient of the loss, or "random", any way, to compare it with.
     plain_epochs: epochs of training without perturbations first, >= 0, by default as many as `epochs`; adversarial
-        training goes on from the one that validation chooses, with an optimizer that begins anew. 0: there are none, and
-        it begins from the initial weights, which is not what the paper does.
+        training goes on from the one that validation chooses, with an optimizer that begins anew. 0: it begins from
+        the initial weights, which the paper does not.
     """
 
     conditions: ClassVar[tuple[Only, ...]] = (
@@ -80,6 +80,11 @@ class AdversarialRecommender(Recommender):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether training is; a model of one's own may have a config without the options."""
+        return getattr(self.config, "adversarial", 0.0) > 0
+
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch without perturbations."""
         loss, l2 = self.terms(batch)
@@ -88,7 +93,7 @@ class AdversarialRecommender(Recommender):
     def backward(self, batch: Any) -> Tensor:
         """The gradients of loss(Theta) + lambda loss(Theta + Delta), Delta taken as a constant; L2 is not perturbed."""
         config = self.config
-        if not config.adversarial:
+        if not self.is_adversarial:
             return super().backward(batch)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with _differentiable(self.attacked()) as tables:
@@ -108,7 +113,7 @@ class AdversarialRecommender(Recommender):
 
     def warm_start(self, train_stage: Callable[[Any], Any]) -> bool:
         """Train without perturbations first."""
-        if not self.config.adversarial or self.config.plain_epochs == 0:
+        if not self.is_adversarial or self.config.plain_epochs == 0:
             return super().warm_start(train_stage)
         plain = train_stage(type(self)(config=self.config.plain()))
         self.load_state_dict(plain.state_dict())

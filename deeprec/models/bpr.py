@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deeprec.batches.pairs import PairBatch
-from deeprec.config import ByData, TrainConfig, at_least
+from deeprec.config import ByData, Only, TrainConfig, at_least
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.models._adversarial import AdversarialConfig, AdversarialRecommender
 from deeprec.nn.embedding import Embedding
@@ -30,9 +30,14 @@ class BPRConfig(AdversarialConfig):
     """Attributes:
     factors: size D of the vectors, >= 1.
     init_std: standard deviation of the initial vectors, > 0.
+    hardest: of the negatives of a positive only the one with the highest score is learned from: dynamic negative
+        sampling (Zhang, Chen, Wang, Yu 2013, SIGIR). It means something with num_negatives > 1.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("precision",)
+    conditions: ClassVar[tuple[Only, ...]] = (
+        Only(("hardest",), "num_negatives > 1", lambda config: config.num_negatives > 1),
+    )
     by_data: ClassVar[Mapping[str, ByData]] = {
         "batch_size": ByData(
             lambda facts, config: min(1024, max(64, facts.rows * (1 + config.num_negatives) // 100)),
@@ -42,6 +47,7 @@ class BPRConfig(AdversarialConfig):
 
     factors: int = 64
     init_std: float = 0.1
+    hardest: bool = False
     l2: float = 0.01
     epochs: int = 40
     lr: float = 0.05
@@ -56,6 +62,13 @@ class BPRConfig(AdversarialConfig):
         at_least(self, "factors", 1)
         if not self.init_std > 0:
             raise ValueError(f"BPRConfig: init_std must be > 0, got {self.init_std}")
+
+
+def with_hardest(batch: PairBatch, scores: Tensor) -> PairBatch:
+    """The batch with one negative of each positive, that of the highest score; scores [b, 1 + n], ties to the first."""
+    hardest = 1 + scores[:, 1:].argmax(1, keepdim=True)
+    items = torch.cat([batch.items[:, :1], batch.items.gather(1, hardest)], 1)
+    return PairBatch(batch.users, items, batch.labels[:, :2])
 
 
 class BPR(AdversarialRecommender):
@@ -84,6 +97,8 @@ class BPR(AdversarialRecommender):
 
     def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, and L2 of their rows."""
+        if self.config.hardest:
+            batch = with_hardest(batch, self(batch.users.unsqueeze(1), batch.items).detach())
         users, items, bias = self.users(batch.users), self.items(batch.items), self.item_bias(batch.items)
         scores = torch.baddbmm(bias, items, users.unsqueeze(2)).squeeze(2)
         losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])

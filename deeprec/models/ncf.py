@@ -42,7 +42,7 @@ class NCFRecommender(AdversarialRecommender):
 
     def backward(self, batch: PairBatch) -> Tensor:
         """The loss's gradients, without a detour through autograd where training is not adversarial."""
-        return super().backward(batch) if self.config.adversarial else self._loss(batch, accumulate_grad=True)
+        return super().backward(batch) if self.is_adversarial else self._loss(batch, accumulate_grad=True)
 
     def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy and L2, apart."""

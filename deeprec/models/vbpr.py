@@ -27,7 +27,7 @@ from deeprec.data import Interactions
 from deeprec.data.interactions.features import feature_matrix
 from deeprec.kernels.embedding import embedding
 from deeprec.models._adversarial import AdversarialRecommender
-from deeprec.models.bpr import BPRConfig
+from deeprec.models.bpr import BPRConfig, with_hardest
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
 
@@ -171,6 +171,9 @@ class VBPR(AdversarialRecommender):
         self.require_built()
         self._mapped = None
         config = self.config
+        if config.hardest:
+            batch = with_hardest(batch, self(batch.users.unsqueeze(1), batch.items))
+            self._mapped = None
         ids, users = batch.items.long(), self.users(batch.users)
         is_known = self.is_known[ids]
         items, bias = self.items(batch.items) * is_known, self.item_bias(batch.items) * is_known
