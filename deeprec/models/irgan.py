@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.batches.likes import Likes, UserBatch
-from deeprec.config import Only, TrainConfig, at_least, make_config, one_of
+from deeprec.config import Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, OptimizerOptions, Schema, Turn
 from deeprec.data import Interactions
 from deeprec.kernels.sums import take_by_column
 from deeprec.models.base import Recommender
-from deeprec.models.bpr import BPR, BPRConfig
+from deeprec.models.bpr import BPR
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
 
@@ -195,17 +195,17 @@ class IRGAN(Recommender):
         config = self.config
         if not config.pretrain_epochs:
             return False
-        options = {
-            "factors": config.factors,
-            "init_std": config.init_std,
-            "epochs": config.pretrain_epochs,
-            "lr": config.pretrain_lr,
-            "l2": config.pretrain_l2,
-            "num_negatives": config.pretrain_negatives,
-            "hardest": config.pretrain_negatives > 1,
-            "patience": config.patience,
-        }
-        self.start_from(train_stage(BPR(config=make_config(BPRConfig, None, options))))
+        bpr = BPR(
+            factors=config.factors,
+            init_std=config.init_std,
+            epochs=config.pretrain_epochs,
+            lr=config.pretrain_lr,
+            l2=config.pretrain_l2,
+            num_negatives=config.pretrain_negatives,
+            hardest=config.pretrain_negatives > 1,
+            patience=config.patience,
+        )
+        self.start_from(train_stage(bpr))
         return True
 
     @torch.no_grad()
@@ -286,17 +286,17 @@ class IRGAN(Recommender):
         starts, counts = batch.offsets[:-1, None].long(), batch.offsets.diff()[:, None]
         draws = torch.rand(len(counts), samples, dtype=torch.float64, device=self.device)
         places = torch.minimum((draws * counts).long(), counts.long() - 1)
-        items: Tensor = batch.indices[starts + places]
-        return items.long()
+        return batch.indices[starts + places].long()
 
     def _rewards(self, batch: UserBatch, drawn: Tensor) -> Tensor:
         """[b, S] of drawn items: 2 sigmoid(s') - 1, or by pairs the log of the chance to rank before a like."""
         with torch.enable_grad():  # see `_probabilities`
             scores = self.discriminator(batch.users.unsqueeze(1), drawn).detach()
             if self.config.judges == "pointwise":
-                return 2 * scores.sigmoid() - 1
+                return 2 * torch.sigmoid(scores) - 1
             met = self._met(batch, drawn.shape[1])
-            return F.logsigmoid(scores - self.discriminator(batch.users.unsqueeze(1), met).detach())
+            rewards: Tensor = F.logsigmoid(scores - self.discriminator(batch.users.unsqueeze(1), met).detach())
+            return rewards
 
     # -- scores ------------------------------------------------------------------------------------------------------
 

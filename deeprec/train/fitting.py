@@ -259,6 +259,7 @@ def _fit_stage(
     if checkpoint is None and not is_warm:
 
         def train_part(other: Any) -> Any:
+            other.adapt(run.task.facts())
             below = None if directory is None else writable_directory(directory / f"{_PRETRAIN}{other.name}")
             _fit_stage(other, run, below, resume, is_refit=is_refit, is_main=False)
             return other
