@@ -24,7 +24,7 @@ from deeprec.batches.likes import Likes, UserBatch
 from deeprec.config import Only, TrainConfig, at_least, one_of
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, OptimizerOptions, Schema, Turn
 from deeprec.data import Interactions
-from deeprec.kernels.sums import take_by_column
+from deeprec.kernels.sums import take, take_by_column
 from deeprec.models.base import Recommender
 from deeprec.models.bpr import BPR
 from deeprec.nn.embedding import Embedding
@@ -217,25 +217,30 @@ class IRGAN(Recommender):
     def _discriminate(self, batch: UserBatch) -> Tensor:
         """The discriminator's gradients: cross-entropy of what users met, 1, and what the generator draws, 0."""
         config, judge = self.config, self.discriminator
-        users, owners, counts = batch.users, _owners(batch), batch.offsets.diff()
+        users, owners, num_likes = batch.users, _owners(batch), len(batch.indices)
         with torch.no_grad():
-            probabilities = self._probabilities(users, config.negatives_temperature)
-            drawn = draw(probabilities, config.samples)
-        met = judge(users[owners], batch.indices)
+            drawn = draw(self._probabilities(users, config.negatives_temperature), config.samples)
+        if config.judges == "pairwise":  # each like against one of the user's draws
+            column = torch.randint(config.samples, (num_likes,), device=self.device)
+            others, owners_of_others = drawn[owners, column], owners
+        else:
+            others, owners_of_others = (
+                drawn.flatten(),
+                torch.arange(drawn.numel(), device=self.device) // config.samples,
+            )
+        judged, whose = torch.cat([batch.indices, others]), torch.cat([owners, owners_of_others])
+        rows = take(judge.users(users), 0, whose), judge.items(judged), judge.item_bias(judged)
+        scores = (rows[0] * rows[1]).sum(1) + rows[2].squeeze(1)
+        met, invented = scores[:num_likes], scores[num_likes:]
         if config.judges == "pairwise":
-            # Each like against one of the user's draws.
-            column = torch.randint(config.samples, (len(owners),), device=self.device)
-            others = drawn[owners, column]
-            loss = F.softplus(judge(users[owners], others) - met).sum()
-            squares = judge.squares(users[owners], others)
+            loss = F.softplus(invented - met).sum()
         else:
             # The draws of a user weigh as much together as what the user met.
-            shares = (counts / config.samples).unsqueeze(1).to(met.dtype)
-            loss = F.softplus(-met).sum() + (shares * F.softplus(judge(users.unsqueeze(1), drawn))).sum()
-            squares = judge.squares(users.repeat_interleave(config.samples), drawn.flatten())
+            shares = (batch.offsets.diff() / config.samples).unsqueeze(1).to(scores.dtype)
+            loss = F.softplus(-met).sum() + (shares * F.softplus(invented.view_as(drawn))).sum()
         if config.discriminator_l2:
-            loss = loss + config.discriminator_l2 / 2 * (squares + judge.squares(users[owners], batch.indices))
-        loss = loss / max(1, len(owners))
+            loss = loss + config.discriminator_l2 / 2 * torch.stack([row.square().sum() for row in rows]).sum()
+        loss = loss / max(1, num_likes)
         loss.backward()
         return loss.detach()
 

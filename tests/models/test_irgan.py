@@ -178,8 +178,8 @@ def test_each_player_steps_its_own_weights(tastes: Interactions) -> None:
 
 @pytest.mark.parametrize("judges", ["pointwise", "pairwise"])
 def test_the_game_alone_finds_the_kinds(tastes: Interactions, judges: str) -> None:
-    model = create("irgan", factors=8, epochs=60, pretrain_epochs=0, patience=0, lr=3.0, discriminator_lr=0.2, judges=judges, samples=32,
-                   positives_share=0.5)  # fmt: skip
+    options = {"factors": 8, "epochs": 60, "pretrain_epochs": 0, "patience": 0, "samples": 32, "positives_share": 0.5}
+    model = create("irgan", **options, lr=3.0, discriminator_lr=0.2, judges=judges)
     model.fit(tastes, protocol="full", seed=0, baselines=False)
     shown = model.recommend([1, 2, 3], k=5)
     assert ((shown["item_id"] % 4) == (shown["user_id"] % 4)).mean() >= 0.8
