@@ -207,7 +207,7 @@ def page() -> str:
         "",
         "`amf` goes on from BPR with vectors moved against it (APR, He et al. 2018), `irgan` from BPR with a",
         "discriminator (Wang et al. 2017). All items are ranked; validation chooses the epoch, 0 being the start. Mean",
-        "and deviation over the seeds. Coverage: the share of the catalogue that is in anybody's first ten; Gini: 0 where",
+        "and deviation over the seeds. Coverage: the share of the catalogue that is in any first ten; Gini: 0 where",
         "all items are shown equally often, near 1 where a few are. Written by `bench/adversarial.py`.",
     ]
     for name, chosen in SETS.items():
