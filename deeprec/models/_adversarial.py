@@ -126,27 +126,33 @@ class AdversarialRecommender(Recommender):
         """Within it each row of `attacked` is moved by epsilon, as the loss on all of `train` rises fastest (2.2).
 
         Args:
-            train: what `batches` takes; an epoch of it with negatives by `seed` is gone through.
+            train: interactions by the model's ids, best those it was trained on; an epoch of them with negatives by
+                `seed` is gone through.
             epsilon: length of the moves, >= 0. A row without a gradient stays.
             kind: "adversarial", or "random" for moves of that length any way.
             seed: of the negatives, or of the random moves.
         Raises:
-            ValueError: a negative epsilon, another kind, or a model without weights.
+            ValueError: a negative epsilon, another kind, data of other sizes, or a model without weights.
         """
         if not epsilon >= 0 or kind not in PERTURBATIONS:
             raise ValueError(
                 f"under_attack: epsilon must be >= 0 and kind one of {', '.join(PERTURBATIONS)}, got {epsilon} and "
                 f"{kind!r}"
             )
-        self.require_built()
+        schema = self.require_built()
+        if (train.num_users, train.num_items) != (schema.num_users, schema.num_items):
+            raise ValueError(
+                f"under_attack: train must have the {schema.num_users} users and {schema.num_items} items of the "
+                f"model, got {train.num_users} and {train.num_items}; pass what it was trained on"
+            )
         sums = [torch.zeros_like(table) for table in self.attacked()]
         if kind == "random":
             generator = torch.Generator().manual_seed(seed)
             sums = [torch.randn(each.shape, generator=generator).to(each) for each in sums]
         else:
-            for batch in self.batches(train, seed).epoch(0):
+            for batch in super().batches(train, seed).epoch(0):
                 with _differentiable(self.attacked()) as tables:
-                    loss = self.terms(batch.to(self.device))[0]
+                    loss = self.terms(batch)[0]
                     for each, gradient in zip(sums, torch.autograd.grad(loss, tables), strict=True):
                         if gradient.is_sparse:
                             add_rows(each, gradient._indices()[0], gradient._values())

@@ -252,6 +252,10 @@ def test_attack_is_the_same_for_a_seed_and_refuses_what_it_cannot_do(tastes: Int
     for given, message in (({"epsilon": -1.0}, "epsilon must be >= 0"), ({"epsilon": 1, "kind": "noise"}, "got 1 and")):
         with pytest.raises(ValueError, match=message), model.under_attack(tastes, **given):
             pass
+    small = from_frame(pl.DataFrame({"user_id": range(10), "item_id": range(10)}))
+    refused = pytest.raises(ValueError, match="the 60 users and 80 items of the model, got 10 and")
+    with refused, model.under_attack(small, 0.5):
+        pass
     with pytest.raises(ValueError, match="no data yet"), create("bpr").under_attack(tastes, 0.5):
         pass
 
