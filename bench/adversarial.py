@@ -103,6 +103,8 @@ SETS = {
         is_seeded=True,
     ),
 }
+# After 40 epochs of BPR, of which validation chooses one; a lower rate, as AdaGrad begins anew there.
+_SECOND = {"plain_epochs": 40, "plain_lr": 0.1, "epochs": 20, "lr": 0.02}
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}),
     "item-knn": Contender("item-KNN", "item-knn", {}),
@@ -110,11 +112,11 @@ CONTENDERS = {
     "bpr-longer": Contender(
         "BPR, for as many epochs as both stages have together", "bpr", {"epochs": 80, "patience": 0}
     ),
-    "bpr-on": Contender("BPR gone on with", "amf", {"epsilon": 0.0}),
-    "random": Contender("BPR gone on with under random perturbations", "amf", {"perturbation": "random"}),
-    "amf": Contender("AMF (APR)", "amf", {}),
+    "bpr-on": Contender("BPR gone on with", "amf", {**_SECOND, "epsilon": 0.0}),
+    "random": Contender("BPR gone on with under random perturbations", "amf", {**_SECOND, "perturbation": "random"}),
+    "amf": Contender("AMF (APR)", "amf", _SECOND),
     "irgan": Contender("IRGAN, pointwise", "irgan", {}),
-    "irgan-pairs": Contender("IRGAN, pairwise", "irgan", {"judges": "pairwise"}),
+    "irgan-pairs": Contender("IRGAN, pairwise", "irgan", {"judges": "pairwise", "lr": 0.1}),
 }
 
 
@@ -161,7 +163,7 @@ def run(name: str, label: str, seed: int, data: Interactions) -> None:
     if each.model not in ("popularity", "item-knn"):
         options = {**chosen.options, **options}
     if each.model == "amf":
-        options = {"epsilon": chosen.epsilon, "lr": options["lr"], **options}
+        options = {"epsilon": chosen.epsilon, **options}
     out, start = WORK / name / label / f"seed-{seed}", WORK / "starts" / name / f"seed-{seed}"
     if each.model == "amf" and start.exists() and not out.exists():
         shutil.copytree(start, out / _PLAIN_STAGE)

@@ -22,6 +22,7 @@ from deeprec.kernels.sums import add_rows
 from deeprec.models.base import Recommender
 
 PERTURBATIONS = ("adversarial", "random")
+_OPTIONS = ("epsilon", "perturbation", "plain_epochs", "plain_lr")  # which mean something beside `adversarial`
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,17 @@ class AdversarialConfig(TrainConfig):
     plain_epochs: epochs of training without perturbations first, >= 0, by default as many as `epochs`; adversarial
         training goes on from the one that validation chooses, with an optimizer that begins anew. 0: it begins from
         the initial weights, which the paper does not.
+    plain_lr: learning rate of these, > 0, by default `lr`; a rate below it keeps the second start of the optimizer from
+        undoing what the first has reached.
     """
 
-    conditions: ClassVar[tuple[Only, ...]] = (
-        Only(("epsilon", "perturbation", "plain_epochs"), "adversarial > 0", lambda config: config.adversarial > 0),
-    )
+    conditions: ClassVar[tuple[Only, ...]] = (Only(_OPTIONS, "adversarial > 0", lambda config: config.adversarial > 0),)
 
     adversarial: float = 0.0
     epsilon: float = 0.5
     perturbation: str = "adversarial"
     plain_epochs: int | None = None
+    plain_lr: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,13 +53,16 @@ class AdversarialConfig(TrainConfig):
         at_least(self, "epsilon", 0)
         if self.plain_epochs is not None:
             at_least(self, "plain_epochs", 0)
+        if self.plain_lr is not None and not self.plain_lr > 0:
+            raise ValueError(f"{type(self).__name__}: plain_lr must be > 0, got {self.plain_lr}")
         one_of(self, "perturbation", PERTURBATIONS)
 
     def plain(self) -> AdversarialConfig:
         """The config of the training without perturbations that comes first."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        idle: dict[str, Any] = {name: defaults[name] for name in ("epsilon", "perturbation", "plain_epochs")}
-        return dataclasses.replace(self, **idle, adversarial=0.0, epochs=self.plain_epochs or self.epochs)
+        idle: dict[str, Any] = {name: defaults[name] for name in _OPTIONS}
+        epochs, lr = self.plain_epochs or self.epochs, self.plain_lr or self.lr
+        return dataclasses.replace(self, **idle, adversarial=0.0, epochs=epochs, lr=lr)
 
 
 class AdversarialRecommender(Recommender):

@@ -66,20 +66,20 @@ class IRGANConfig(TrainConfig):
     )
     groups: ClassVar[tuple[str, ...]] = (GENERATOR, DISCRIMINATOR)
 
-    factors: int = 32
+    factors: int = 16
     init_std: float = 0.1
     epochs: int = 40
     batch_size: int = 16
-    lr: float = 0.01
+    lr: float = 1.0
     optimizer: str = "sgd"
     patience: int = 5
     judges: str = "pointwise"
     discriminator_lr: float = 0.05
     discriminator_optimizer: str = "adagrad"
-    discriminator_l2: float = 0.01
+    discriminator_l2: float = 0.3
     samples: int = 64
     temperature: float = 1.0
-    negatives_temperature: float = 0.2
+    negatives_temperature: float = 1.0
     positives_share: float = 0.2
     pretrain_epochs: int = 40
     pretrain_lr: float = 0.05

@@ -192,7 +192,8 @@ def test_begins_from_the_best_epoch_without_perturbations(tastes: Interactions) 
     rule = protocol("full", cutoffs=(5,))
     options = {"factors": 4, "epochs": 3, "batch_size": 64, "patience": 0}
     plain = fit(create("bpr", **{**options, "epochs": 6}), tastes, protocol=rule, seed=1, baselines=False)
-    result = fit(create("amf", **options, plain_epochs=6), tastes, protocol=rule, seed=1, baselines=False)
+    second = create("amf", **options, plain_epochs=6, plain_lr=0.05, lr=0.01)
+    result = fit(second, tastes, protocol=rule, seed=1, baselines=False)
     assert [entry["epoch"] for entry in result.history] == [0.0, 1.0, 2.0, 3.0]
     assert result.history[0]["ndcg@5"] == max(entry["ndcg@5"] for entry in plain.history)
     alone = fit(create("amf", **options, plain_epochs=0), tastes, protocol=rule, seed=1, baselines=False)
@@ -266,6 +267,7 @@ def test_attack_is_the_same_for_a_seed_and_refuses_what_it_cannot_do(tastes: Int
         ({"adversarial": -1.0}, "adversarial must be >= 0, got -1.0"),
         ({"epsilon": -0.5}, "epsilon must be >= 0, got -0.5"),
         ({"plain_epochs": -1}, "plain_epochs must be >= 0, got -1"),
+        ({"plain_lr": 0.0}, "plain_lr must be > 0, got 0.0"),
         ({"perturbation": "noise"}, "perturbation must be one of adversarial, random; got 'noise'"),
         ({"adversarial": 0.0, "epsilon": 0.1}, r"epsilon has no effect here.*adversarial > 0"),
     ],
