@@ -42,7 +42,7 @@ class AdversarialConfig(TrainConfig):
     conditions: ClassVar[tuple[Only, ...]] = (Only(_OPTIONS, "adversarial > 0", lambda config: config.adversarial > 0),)
 
     adversarial: float = 0.0
-    epsilon: float = 0.5
+    epsilon: float = 0.1
     perturbation: str = "adversarial"
     plain_epochs: int | None = None
     plain_lr: float | None = None

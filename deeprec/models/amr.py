@@ -20,6 +20,8 @@ class AMRConfig(VBPRConfig):
     """Options of `vbpr`, with `adversarial` on."""
 
     adversarial: float = 1.0
+    lr: float = 0.01
+    plain_lr: float | None = 0.05
 
 
 class AMR(VBPR):

@@ -138,7 +138,7 @@ def test_the_gradient_raises_the_loss_more_than_chance() -> None:
     losses = {}
     for kind in ("adversarial", "random"):
         torch.manual_seed(0)
-        losses[kind] = float(built("amf", perturbation=kind, l2=0.0).backward(BATCH))
+        losses[kind] = float(built("amf", epsilon=0.5, perturbation=kind, l2=0.0).backward(BATCH))
     assert losses["adversarial"] > losses["random"] + 0.3
 
 
@@ -269,7 +269,7 @@ def test_attack_is_the_same_for_a_seed_and_refuses_what_it_cannot_do(tastes: Int
         ({"plain_epochs": -1}, "plain_epochs must be >= 0, got -1"),
         ({"plain_lr": 0.0}, "plain_lr must be > 0, got 0.0"),
         ({"perturbation": "noise"}, "perturbation must be one of adversarial, random; got 'noise'"),
-        ({"adversarial": 0.0, "epsilon": 0.1}, r"epsilon has no effect here.*adversarial > 0"),
+        ({"adversarial": 0.0, "epsilon": 0.2}, r"epsilon has no effect here.*adversarial > 0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -112,7 +112,7 @@ def test_weights_are_those_of_importance_sampling() -> None:
 def test_discriminator_learns_to_tell_what_was_met_from_what_was_drawn(
     monkeypatch: pytest.MonkeyPatch, judges: str
 ) -> None:
-    model = built(judges=judges, samples=3, discriminator_l2=0.4)
+    model = built(judges=judges, samples=3, discriminator_l2=0.4, negatives_temperature=0.2)
     batch, drawn = batch_of({0: [1, 3], 2: [5]}), torch.tensor([[2, 2, 4], [0, 5, 1]])
     seen: list[Tensor] = []
 
@@ -179,7 +179,8 @@ def test_each_player_steps_its_own_weights(tastes: Interactions) -> None:
 @pytest.mark.parametrize("judges", ["pointwise", "pairwise"])
 def test_the_game_alone_finds_the_kinds(tastes: Interactions, judges: str) -> None:
     options = {"factors": 8, "epochs": 60, "pretrain_epochs": 0, "patience": 0, "samples": 32, "positives_share": 0.5}
-    model = create("irgan", **options, lr=3.0, discriminator_lr=0.2, judges=judges)
+    judge = {"judges": judges, "discriminator_lr": 0.2, "discriminator_l2": 0.01, "negatives_temperature": 0.2}
+    model = create("irgan", **options, **judge, lr=3.0)
     model.fit(tastes, protocol="full", seed=0, baselines=False)
     shown = model.recommend([1, 2, 3], k=5)
     assert ((shown["item_id"] % 4) == (shown["user_id"] % 4)).mean() >= 0.8
