@@ -8,8 +8,8 @@ fifty of the other; for each user as many items are drawn (`samples`), those for
 count as much as what the user met; from each reward the mean of the other draws' is taken, which leaves the expected
 gradient as it is; AdaGrad in place of SGD for the discriminator.
 The defaults are those that ranked best by validation on the likes of MovieLens-100K: draws for the discriminator at the
-generator's own temperature, where the authors have 0.2, and a strong `discriminator_l2`; with less of it the discriminator
-learns by heart what was met, and teaches the generator to avoid what it has not seen.
+generator's own temperature, where the authors have 0.2, and a strong `discriminator_l2`; with less of it the
+discriminator learns by heart what was met, and teaches the generator to avoid all else.
 Where not to use it: the start by BPR does most of the work, see results/adversarial.md.
 """
 
