@@ -98,13 +98,14 @@ SETS = {
         "MovieLens-100K, ratings of 4 and 5, a fifth held out: 55,375 likes, 943 users",
         ("random", {"test_share": 0.2, "metrics": ("ndcg", "precision", "coverage", "gini"), "cutoffs": (5, 10)}),
         ("ndcg@5", "precision@5", "ndcg@10", *_LISTS),
-        ("popularity", "item-knn", "bpr", "irgan", "irgan-pairs"),
-        {"factors": 16, "epochs": 40, "patience": 6},
+        ("popularity", "item-knn", "bpr-64", "dns", "irgan", "irgan-pairs"),
+        {"epochs": 40, "patience": 6},
         is_seeded=True,
     ),
 }
 # After 40 epochs of BPR, of which validation chooses one; a lower rate, as AdaGrad begins anew there.
 _SECOND = {"plain_epochs": 40, "plain_lr": 0.1, "epochs": 20, "lr": 0.02}
+_DYNAMIC = {"factors": 32, "l2": 0.05, "num_negatives": 4, "hardest": True}
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", {}),
     "item-knn": Contender("item-KNN", "item-knn", {}),
@@ -115,6 +116,8 @@ CONTENDERS = {
     "bpr-on": Contender("BPR gone on with", "amf", {**_SECOND, "epsilon": 0.0}),
     "random": Contender("BPR gone on with under random perturbations", "amf", {**_SECOND, "perturbation": "random"}),
     "amf": Contender("AMF (APR)", "amf", _SECOND),
+    "bpr-64": Contender("BPR", "bpr", {"factors": 64, "l2": 0.03}),
+    "dns": Contender("BPR with dynamic negatives, the start of those below", "bpr", _DYNAMIC),
     "irgan": Contender("IRGAN, pointwise", "irgan", {}),
     "irgan-pairs": Contender("IRGAN, pairwise", "irgan", {"judges": "pairwise", "lr": 0.1}),
 }

@@ -69,11 +69,11 @@ class IRGANConfig(TrainConfig):
     )
     groups: ClassVar[tuple[str, ...]] = (GENERATOR, DISCRIMINATOR)
 
-    factors: int = 16
+    factors: int = 32
     init_std: float = 0.1
     epochs: int = 40
     batch_size: int = 16
-    lr: float = 1.0
+    lr: float = 0.3
     optimizer: str = "sgd"
     patience: int = 5
     judges: str = "pointwise"
@@ -86,8 +86,8 @@ class IRGANConfig(TrainConfig):
     positives_share: float = 0.2
     pretrain_epochs: int = 40
     pretrain_lr: float = 0.05
-    pretrain_l2: float = 0.01
-    pretrain_negatives: int = 1
+    pretrain_l2: float = 0.05
+    pretrain_negatives: int = 4
 
     def __post_init__(self) -> None:
         self._check_types()
