@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from deeprec.data.sets.datasets import find
 from deeprec.evaluate import evaluate, protocol
 from deeprec.models import create
 from deeprec.models._adversarial import _move
-from deeprec.train import fit
+from deeprec.train import Callback, CallbackError, fit
 
 PAIRWISE = {
     "amf": {"factors": 5},
@@ -211,6 +212,42 @@ def test_the_refit_gives_each_stage_its_own_epochs(tastes: Interactions) -> None
     assert last["amf (pre-training)"] == 5
     assert last["amf"] == 2
     assert last["amf (pre-training) (refit)"] == plain.card.epoch, "not the epochs of this stage"
+
+
+class Stop(Callback):
+    """Raises after so many checkpoints."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.left -= 1
+        if not self.left:
+            raise RuntimeError("the power went")
+
+
+@pytest.mark.parametrize("after", [2, 5])  # in the first stage, in the second
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("amf", {"plain_epochs": 3, "perturbation": "random", "batch_size": 64}),
+        ("neumf", {"adversarial": 1.0, "optimizer": "adam"}),
+        ("irgan", {"pretrain_epochs": 3}),
+    ],
+)
+def test_an_interrupted_run_ends_bit_for_bit_as_a_whole_one(
+    name: str, options: dict[str, Any], after: int, tastes: Interactions, tmp_path: Path
+) -> None:
+    options = {**options, "factors": 4, "epochs": 3, "patience": 0}
+    whole = fit(create(name, **options), tastes, protocol="full", seed=2, baselines=False)
+    again = {"protocol": "full", "seed": 2, "out": tmp_path / "cut", "baselines": False}
+    with pytest.raises(CallbackError):
+        fit(create(name, **options), tastes, callbacks=[Stop(after)], **again)
+    resumed = fit(create(name, **options), tastes, resume=True, **again)
+    assert [e["loss"] for e in resumed.history][1:] == [e["loss"] for e in whole.history][1:]
+    assert resumed.card.metrics == whole.card.metrics
+    for key, each in whole.model.state_dict().items():
+        assert torch.equal(each, resumed.model.state_dict()[key]), key
 
 
 def test_recommends_what_a_person_would(tastes: Interactions) -> None:
