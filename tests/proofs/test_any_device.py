@@ -61,6 +61,7 @@ WRITES = {
     "deeprec.evaluate.ranking._rank_block": "a user's positives, each once",
     "deeprec.models.gru4rec.backward": "the lanes of a step, each once",
     "deeprec.models.gru4rec.history_rows": "the histories of a block, each once",
+    "deeprec.models._adversarial._write": "the rows of a sparse gradient, each once",
     "deeprec.models.slim.item_vectors": "the neighbours of an item, each once",
     "deeprec.nn.target_attention.forward": "a place for each entry, but for those that are cut off again",
 }
@@ -75,7 +76,7 @@ PUTS_OF_HISTORIES = PUTS | {
     "elsewhere": "the gradient of sums.take, which autograd calls: index_select there",
 }
 
-PUTS_OF = dict.fromkeys(("acf", "caser"), PUTS_OF_HISTORIES)  # of models whose steps sum so
+PUTS_OF = dict.fromkeys(("acf", "caser", "irgan"), PUTS_OF_HISTORIES)  # of models whose steps sum so
 
 # Operator calls and looks of a training step, of the optimizer that has most, but for L-BFGS. A step that takes more is
 # a regression on a GPU, where each call costs; one that takes far less should lower its budget. These are measured; a
@@ -84,6 +85,8 @@ BUDGET = {
     "acf": (599, 4),
     "afm": (1141, 32),
     "als": (14, 0),
+    "amf": (723, 9),
+    "amr": (787, 9),
     "autorec": (221, 5),
     "bert4rec": (1452, 0),
     "caser": (628, 5),
@@ -104,6 +107,7 @@ BUDGET = {
     "fm": (831, 30),
     "gmf": (86, 2),
     "gru4rec": (181, 2),
+    "irgan": (708, 4),
     "lr": (423, 17),
     "mf": (170, 2),
     "mlp": (122, 2),
