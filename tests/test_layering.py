@@ -21,9 +21,11 @@ LEVELS = {
     "serve": 4,
     "train": 5,
     "models": 6,
-    "cli": 7,
-    "doctor": 7,
-    "__main__": 8,
+    "pipeline": 7,
+    "http": 8,
+    "cli": 9,
+    "doctor": 9,
+    "__main__": 10,
 }
 # The rooms of deeprec.data, and the rooms that each knows.
 ROOMS = {

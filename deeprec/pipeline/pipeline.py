@@ -1,0 +1,77 @@
+"""`Pipeline`: what people call on a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeprec.device import Device
+from deeprec.pipeline import folder
+from deeprec.pipeline.config import PipelineConfig
+from deeprec.pipeline.evaluation import Comparison, Report, compare, evaluate
+from deeprec.pipeline.fitting import fit
+from deeprec.pipeline.stages import Parts, Stages
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Pipeline(Stages):
+    """Sources, filters, ranking, re-ranking and explanation as one whole that is fitted, measured, saved and asked.
+
+    Attributes:
+        config: its stages.
+        report: figures of the test part, as `evaluate` gave them when `fit` measured it; {} without.
+    """
+
+    def __init__(self, parts: Parts, report: dict[str, Any] | None = None) -> None:
+        super().__init__(parts)
+        self.report = report or {}
+
+    @classmethod
+    def fit(
+        cls,
+        config: PipelineConfig | str | Path,
+        data: Any = None,
+        *,
+        device: Device = "auto",
+        measure: bool = True,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Self:
+        """A pipeline for data; see `deeprec.pipeline.fitting.fit`.
+
+        Args:
+            config: of all stages, or a YAML file; the paths in a file are relative to it.
+            data: Interactions, a frame, a name or a path; None: that of the config.
+            device: where models are trained and stay.
+            measure: evaluate the test part at the end.
+            on_stage: told in words what is done now.
+        Raises:
+            ValueError: a config that is wrong or does not fit the data.
+        """
+        base = Path(config).parent if isinstance(config, str | Path) else None
+        stages = config if isinstance(config, PipelineConfig) else PipelineConfig.from_yaml(Path(config))
+        made = cls(fit(stages, data, device=device, base=base, on_stage=on_stage))
+        if measure:
+            if on_stage is not None:
+                on_stage("measuring the test part")
+            made.report = made.evaluate().as_dict()
+        return made
+
+    @classmethod
+    def load(cls, directory: str | Path, *, device: Device = "auto") -> Self:
+        """The pipeline in a folder; see `deeprec.pipeline.folder.load`."""
+        return cls(*folder.load(directory, device=device))
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the pipeline into a folder, as a whole or not at all; see `deeprec.pipeline.folder.save`."""
+        return folder.save(self, self.report, directory)
+
+    def evaluate(self, part: str = "test", *, k: int | None = None) -> Report:
+        """The figures of a part, stage by stage; see `deeprec.pipeline.evaluation.evaluate`."""
+        return evaluate(self, part, k=k)
+
+    def compare(self, other: Stages, part: str = "test", *, k: int | None = None) -> Comparison:
+        """Another pipeline beside this one, on the same people; see `deeprec.pipeline.evaluation.compare`."""
+        return compare(self, other, part, k=k)
