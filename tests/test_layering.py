@@ -1,4 +1,4 @@
-"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- cli; no circles."""
+"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- pipeline <- http <- cli; no circles."""
 
 from __future__ import annotations
 

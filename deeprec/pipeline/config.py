@@ -1,4 +1,4 @@
-"""A pipeline as data: sources, filters, ranking and re-ranking, each stage a frozen dataclass, read from YAML or Python.
+"""A pipeline as data: sources, filters, ranking and re-ranking, a frozen dataclass each, read from YAML or Python.
 
 data: ml-1m
 protocol: {name: caser, metrics: [ndcg, recall], cutoffs: [10]}
@@ -99,7 +99,8 @@ class Popularity(_Stage):
 class ItemToItem(_Stage):
     """The items nearest to the last items of the user, by the cosine of a model's item vectors.
 
-    score(i) = sum over the last items j of decay^(place of j from the end) cos(i, j), of each j the nearest `neighbors`.
+    score(i) = sum over the last items j of decay^(place of j from the end) cos(i, j), of each j the nearest
+    `neighbors`.
 
     Attributes:
         of: a source of kind "model" that knows item vectors.
@@ -145,7 +146,7 @@ class Freshest(_Stage):
         self._require(self.quota >= 1, "quota", ">= 1", "leave it out for 20")
 
 
-# -- filters: what they take out no source proposes, so that quotas are full ---------------------------------------------
+# -- filters: what they take out no source proposes, so that quotas are full -----------------------------------------
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ class Boost(_Stage):
 
 @dataclass(frozen=True)
 class MMR(_Stage):
-    """Maximal marginal relevance: takes the item with the best (1 - diversity) score - diversity max cos to those taken.
+    """Maximal marginal relevance: next comes the best (1 - diversity) score - diversity max cos to those taken.
 
     Scores are those of the list, brought to [0, 1].
     Reference: Carbonell, Goldstein 1998, "The use of MMR, diversity-based reranking" (SIGIR).

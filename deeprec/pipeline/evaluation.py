@@ -163,6 +163,11 @@ def evaluate(pipeline: Stages, part: str = "test", *, k: int | None = None) -> R
     if part not in PARTS:
         raise ValueError(f"pipeline: part must be validation or test, got {part!r}; take one of them")
     k = pipeline.config.k if k is None else k
+    if part == "validation" and (late := [n for n, m in pipeline.models.items() if getattr(m.config, "refit", False)]):
+        raise ValueError(
+            f"pipeline: the validation part cannot measure {', '.join(late)}, which learned from it at the end; read "
+            'report["validation"], or give the sources refit: false'
+        )
     held, before, users = _held_out(pipeline, part)
     counts, num_items, num_users = pipeline.state.counts, len(pipeline.item_ids), len(pipeline.user_ids)
     names = [
@@ -209,8 +214,8 @@ def compare(first: Stages, second: Stages, part: str = "test", *, k: int | None 
         if ours[key] != theirs[key]:
             what = "data" if key == "sha256" else "split"
             raise ValueError(
-                f"pipeline: compare needs two pipelines of the same {what}, got {ours['name']} and {theirs['name']}; fit "
-                "both on one log with one protocol"
+                f"pipeline: compare needs two pipelines of the same {what}, got {ours['name']} and {theirs['name']}; "
+                "fit both on one log with one protocol"
             )
     k = k or first.config.k
     one, other = evaluate(first, part, k=k), evaluate(second, part, k=k)
@@ -220,10 +225,8 @@ def compare(first: Stages, second: Stages, part: str = "test", *, k: int | None 
     low, high = _interval(difference)
     tops = one.per_user["top"][rows], other.per_user["top"][other_rows]
     same = [len(np.intersect1d(a[a >= 0], b[b >= 0])) / k for a, b in zip(*tops, strict=True)]
-    held, _, _ = _held_out(first, part)
-    debiased = _debiased(tops[1], held.taken(both), first.state.counts) - _debiased(
-        tops[0], held.taken(both), first.state.counts
-    )
+    targets, counts = _held_out(first, part)[0].taken(both), first.state.counts
+    debiased = _debiased(tops[1], targets, counts) - _debiased(tops[0], targets, counts)
     return Comparison(
         k,
         len(both),
@@ -300,7 +303,8 @@ def _ranks(top: Ints, held: Lists) -> Ints:
     # Those that are not there stand behind each other, as the metrics want distinct ranks.
     missing = ranks > width
     place = np.arange(len(ranks)) - held.offsets[owners]
-    return np.where(missing, width + 1 + place, ranks)
+    distinct: Ints = np.where(missing, width + 1 + place, ranks)
+    return distinct
 
 
 def _mean_of_rows(values: NDArray[Any], lists: Lists) -> NDArray[np.float64]:

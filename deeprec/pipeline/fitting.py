@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deeprec._files import require_regular
-from deeprec._suggest import did_you_mean
+from deeprec._suggest import did_you_mean, listed
 from deeprec.contract import SIMILAR_ITEMS, AnyModel
 from deeprec.data import IdMap, Interactions, Split, with_features
 from deeprec.data import load as load_data
@@ -55,6 +55,7 @@ def fit(
     device: Device = "auto",
     base: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
+    on_validated: Callable[[Parts], None] | None = None,
 ) -> Parts:
     """A pipeline for data: its models trained, its lists read.
 
@@ -68,6 +69,7 @@ def fit(
         device: where models are trained and stay.
         base: folder that the paths of the config are relative to; None: the working directory.
         on_stage: told in words what is done now.
+        on_validated: given the whole before any source learns from the validation part, to be measured on it.
     Raises:
         ValueError: a stage that does not fit the data, or a folder with a model of other data or another split.
     """
@@ -93,16 +95,18 @@ def fit(
     ranker = None
     for source in trained:
         told(f"training {source.name}")
-        models[source.name] = _trained(source, interactions, rule, config.seed, device, refit=stage is None)
+        models[source.name] = _trained(source, interactions, rule, config.seed, device, refit=False)
     _require_ids(config, models, interactions)
+    _with_arrays(config, state, models)
     if stage is not None:
         told("what the sources propose to users of the validation part")
-        _with_arrays(config, state, models)
         ranker = _ranker(stage, Stages(Parts(config, state, models)), config.seed, device, told)
-        for source in trained:
-            if _refits(source):
-                told(f"training {source.name} with the validation part")
-                models[source.name] = _trained(source, interactions, rule, config.seed, device, refit=True)
+    if on_validated is not None and len(split.validation):
+        on_validated(Parts(config, state, models, ranker))
+    for source in trained:
+        if _refits(source):
+            told(f"training {source.name} with the validation part")
+            models[source.name] = _trained(source, interactions, rule, config.seed, device, refit=True)
     _with_arrays(config, state, models)
     return Parts(config, state, models, ranker)
 
@@ -130,16 +134,19 @@ def _interactions(config: PipelineConfig, data: Any, base: Path) -> Interactions
 
 
 def _rule(config: PipelineConfig, interactions: Interactions) -> Protocol:
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in config.protocol.items()}
-    rule = protocol(options.pop("name"), **options)
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.protocol.items()
+    }
+    name: str = options.pop("name")
+    rule = protocol(name, **options)
     if not isinstance(rule, Protocol) or rule.task == "rating":
         raise ValueError(
             f"pipeline: the protocol must rank items, got {config.protocol['name']!r}; take full, random or caser"
         )
     if rule.targets == "events" or rule.holdout in ("users", "items"):
         raise ValueError(
-            f"pipeline: the protocol must hold out interactions of known users, got {rule.name!r}; take full, random or "
-            "caser"
+            f"pipeline: the protocol must hold out interactions of known users, got {rule.name!r}; take full, random "
+            "or caser"
         )
     return rule.resolve(interactions)
 
@@ -295,8 +302,10 @@ def _listed(stage: AllowFilter, base: Path, ids: IdMap) -> NDArray[np.int64]:
 def _blocked(path: Path, data: Interactions) -> Lists:
     frame = read_table(require_regular(path, "pipeline: per-user", "name a table with user_id and item_id")).frame
     if not {"user_id", "item_id"} <= set(frame.columns):
-        raise ValueError(f"pipeline: per-user: {path} must have columns user_id and item_id, got {frame.columns}; rename "
-                         "them")  # fmt: skip
+        raise ValueError(
+            f"pipeline: per-user: {path} must have columns user_id and item_id, got {listed(frame.columns)}; rename "
+            "them"
+        )
     codes = []
     for ids in (data.user_ids, data.item_ids):
         column = frame[f"{ids.name}_id"]
@@ -317,10 +326,10 @@ def _trained(
     source: ModelSource, data: Interactions, rule: Protocol, seed: int, device: Device, *, refit: bool
 ) -> AnyModel:
     """The model of a source; without `refit` it knows the training part alone."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in source.options.items()}
-    if not refit and _refits(source):
-        options["refit"] = False
-    return create(source.model, **options).fit(data, protocol=rule, seed=seed, device=device, baselines=False)
+    changed = {"refit": False} if not refit and _refits(source) else {}
+    return create(source.model, **{**source.options, **changed}).fit(
+        data, protocol=rule, seed=seed, device=device, baselines=False
+    )
 
 
 def _of_folder(source: ModelSource, base: Path, split: Split, device: Device) -> AnyModel:
@@ -332,8 +341,8 @@ def _of_folder(source: ModelSource, base: Path, split: Split, device: Device) ->
     theirs = read_card(place).data.get("split_sha256")
     if theirs != split.sha256:
         raise ValueError(
-            f"pipeline: source {source.name!r} must have been trained on the split of the pipeline, got another in {place}; "
-            "train it with the same data and protocol, or let the pipeline train it"
+            f"pipeline: source {source.name!r} must have been trained on the split of the pipeline, got another in "
+            f"{place}; train it with the same data and protocol, or let the pipeline train it"
         )
     return model
 
@@ -384,8 +393,7 @@ def _ranker(stage: ByClicks, pipeline: Stages, seed: int, device: Device, told: 
         )
     told(f"training the ranker {stage.model} on {len(frames[0]):,} rows with {clicks[0]:,} interactions")
     log = Clicks(frames[0], tables.schema(), frames[1], frames[2], name=f"candidates of {state.data['name']}")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in stage.options.items()}
-    return create(stage.model, **options).fit(
+    return create(stage.model, **stage.options).fit(
         log, protocol=ClickProtocol(holdout="official"), seed=seed, device=device, baselines=False
     )
 
@@ -428,6 +436,6 @@ def _rows(
 
 
 def asked_before(pipeline: Stages, users: NDArray[np.int64], before: Lists) -> Any:
-    """Users of the data as they were known after some parts, each with what the models know of them from the training."""
+    """Users of the data as they were known after these parts, with what the models know of them from the training."""
     asked = pipeline.asked(users, history=before.taken(users))
     return asked._replace(is_changed=np.zeros(len(users), np.bool_))

@@ -1,7 +1,7 @@
 """The pipeline folder: config, ids, tables, arrays, and the model folders of its sources and its ranker.
 
-It is written beside what is there and renamed as a whole; loading executes nothing. `pipeline.json` lists the SHA-256 of
-every other file and of itself, and of each model that of its config.json, which lists the model's own files.
+It is written beside what is there and renamed as a whole; loading executes nothing. `pipeline.json` lists the SHA-256
+of every other file and of itself, and of each model that of its config.json, which lists the model's own files.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _checked(folder: Path, name: str, digest: str) -> bytes:
         raise ValueError(f"{error} (the folder is incomplete)") from None
     if sha256_of(content) != digest:
         raise ValueError(
-            f"pipeline: {folder / name} was changed after it was written (its SHA-256 is not the one in {HEAD}); {_REMEDY}"
+            f"pipeline: {folder / name} was changed after it was written (its SHA-256 is not the one in {HEAD}); "
+            f"{_REMEDY}"
         )
     return content
 

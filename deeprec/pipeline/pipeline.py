@@ -22,7 +22,8 @@ class Pipeline(Stages):
 
     Attributes:
         config: its stages.
-        report: figures of the test part, as `evaluate` gave them when `fit` measured it; {} without.
+        report: figures by part, as `evaluate` gave them when `fit` measured it: "validation" from before any source
+            learned from that part, and "test"; {} where it did not.
     """
 
     def __init__(self, parts: Parts, report: dict[str, Any] | None = None) -> None:
@@ -45,18 +46,25 @@ class Pipeline(Stages):
             config: of all stages, or a YAML file; the paths in a file are relative to it.
             data: Interactions, a frame, a name or a path; None: that of the config.
             device: where models are trained and stay.
-            measure: evaluate the test part at the end.
+            measure: evaluate the validation part, and the test part at the end.
             on_stage: told in words what is done now.
         Raises:
             ValueError: a config that is wrong or does not fit the data.
         """
         base = Path(config).parent if isinstance(config, str | Path) else None
         stages = config if isinstance(config, PipelineConfig) else PipelineConfig.from_yaml(Path(config))
-        made = cls(fit(stages, data, device=device, base=base, on_stage=on_stage))
+        reports: dict[str, Any] = {}
+
+        def validated(parts: Parts) -> None:
+            reports["validation"] = evaluate(Stages(parts), "validation").as_dict()
+
+        parts = fit(stages, data, device=device, base=base, on_stage=on_stage,
+                    on_validated=validated if measure else None)  # fmt: skip
+        made = cls(parts)
         if measure:
             if on_stage is not None:
                 on_stage("measuring the test part")
-            made.report = made.evaluate().as_dict()
+            made.report = {**reports, "test": made.evaluate().as_dict()}
         return made
 
     @classmethod

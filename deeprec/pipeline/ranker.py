@@ -8,11 +8,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec.batches.log import LogBatch
 from deeprec.contract import AnyModel
 from deeprec.data import Bag, Categorical, FeatureSchema, Numeric
 from deeprec.data.columns.inputs import Bags, Encoded
 from deeprec.data.columns.numbers import transformed
 from deeprec.data.columns.rows import join, take, take_bags
+from deeprec.device import device_of
+from deeprec.evaluate.click_metrics import correct_for_sampling
 from deeprec.evaluate.tasks import logits_of_rows
 from deeprec.pipeline.config import ByClicks, Fusion
 from deeprec.pipeline.rows import Asked, Candidates, Ints
@@ -142,8 +145,8 @@ class ByClickModel:
             lacking = [f.name for f in encoder.schema.features if f.name not in known]
             what = f"lacks the columns {', '.join(lacking)}" if lacking else "has other columns"
             raise ValueError(
-                f"pipeline: the ranker {model.name} must have been trained on the columns of this pipeline, which {what}; "
-                "fit the pipeline anew"
+                f"pipeline: the ranker {model.name} must have been trained on the columns of this pipeline, which "
+                f"{what}; fit the pipeline anew"
             )
         none_users, none_items = np.full(num_items, -1), np.full(num_users + 1, -1)
         every = np.append(np.arange(num_users), -1)  # the last row is somebody of whom nothing is known
@@ -179,7 +182,14 @@ class ByClickModel:
         return Encoded(ids.astype(np.int32), values.astype(np.float32), bags)
 
     def __call__(self, asked: Asked, candidates: Candidates) -> Floats:
-        return logits_of_rows(self.model, self.rows(asked, candidates))
+        return self._logits(self.rows(asked, candidates))
+
+    def _logits(self, rows: Encoded) -> Floats:
+        """Logits [n], without the way through training mode and back where the model is not in it."""
+        if self.model.training:
+            return logits_of_rows(self.model, rows)
+        logits: Floats = self.model(LogBatch.of(rows).to(device_of(self.model))).float().cpu().numpy()
+        return correct_for_sampling(logits, self.model.negative_rate)
 
     def reasons(self, asked: Asked, candidates: Candidates, places: Ints, most: int = 3) -> list[dict[str, float]]:
         """The features that count most for some candidates: by how much the logit falls when each is made unknown.
@@ -206,7 +216,7 @@ class ByClickModel:
         for name in encoded.bags:
             variants.append(Encoded(encoded.ids, encoded.values, {**encoded.bags, name: unknown.bags[name]}))
             names.append(name)
-        logits = logits_of_rows(self.model, join(variants)).reshape(len(variants), len(places))
+        logits = self._logits(join(variants)).reshape(len(variants), len(places))
         falls = logits[0] - logits[1:]
         best = np.argsort(-falls, axis=0, kind="stable")[:most]
         return [

@@ -210,7 +210,8 @@ def unit_scores(ranked: Ranked) -> Floats:
 def unit_rows(vectors: NDArray[Any]) -> Floats:
     """Rows [N, D] of unit length; those of zeros stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    unit: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
 
 
 def _first_then_rest(ranked: Ranked, first: NDArray[np.int64]) -> Ranked:

@@ -133,13 +133,12 @@ class Ranked(NamedTuple):
 
     def first(self, k: int) -> Ranked:
         """The first k."""
-        return Ranked(*(part[:, :k] for part in self))
+        return Ranked(self.items[:, :k], self.scores[:, :k], self.places[:, :k], self.is_explored[:, :k])
 
     def ordered(self, order: Ints) -> Ranked:
         """In another order [b, n]; the scores go by place, so that they descend still."""
-        moved = (np.take_along_axis(part, order, 1) for part in (self.items, self.places, self.is_explored))
-        items, places, is_explored = moved
-        return Ranked(items, self.scores, places, is_explored)
+        items, places = np.take_along_axis(self.items, order, 1), np.take_along_axis(self.places, order, 1)
+        return Ranked(items, self.scores, places, np.take_along_axis(self.is_explored, order, 1))
 
 
 def merged(proposed: list[Proposed], count: int) -> tuple[Lists, NDArray[np.int32]]:

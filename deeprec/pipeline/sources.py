@@ -97,7 +97,7 @@ class OfModel:
             scorer = scorer._replace(scores=lambda first, end: known[first:end])
             return best.values.cpu().numpy(), best.ids.cpu().numpy(), scorer
         seen = torch.from_numpy(asked.hidden.offsets), torch.from_numpy(asked.hidden.items.astype(np.int32))
-        deny = None if asked.is_out is None else np.flatnonzero(asked.is_out)
+        deny = None if asked.is_out is None else np.flatnonzero(asked.is_out).astype(np.int32)
         if self.index is not None:
             best = by_index(self.model, self.index, scorer, self.quota, seen, deny=deny)
         else:

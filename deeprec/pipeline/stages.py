@@ -50,6 +50,8 @@ from deeprec.surroundings import computed
 _USERS_A_BLOCK = 256
 TRAIN, VALIDATION, TEST = 0, 1, 2
 FALLBACK = "popularity (fallback)"
+_SOURCES = pl.List(pl.Struct({"source": pl.String, "rank": pl.Int64}))
+_FEATURES = pl.List(pl.Struct({"feature": pl.String, "logit": pl.Float64}))
 
 
 class History(NamedTuple):
@@ -177,8 +179,8 @@ class Stages:
                 index = index_of(model)
                 if index is None:
                     raise ValueError(
-                        f"pipeline: source {stage.name!r} with index: true needs an index in its folder, got none; type "
-                        "deeprec index DIR"
+                        f"pipeline: source {stage.name!r} with index: true needs an index in its folder, got none; "
+                        "type deeprec index DIR"
                     )
             return OfModel(stage.name, stage.quota, model, index)
         if isinstance(stage, ItemToItem):
@@ -454,15 +456,12 @@ class Stages:
             "score": pl.Series(answer.stages[0].scores[rows, self._rank_before(answer, final)[rows, columns]]),
         }
         if explain:
-            made["sources"] = pl.Series([self._sources_of(answer, place, row) for row, place in zip(rows, places, strict=True)],
-                                        dtype=pl.Object)  # fmt: skip
-            made["because"] = pl.Series([self.because(answer.asked, row, item)
-                                         for row, item in zip(rows.tolist(), items.tolist(), strict=True)],
-                                        dtype=pl.Object)  # fmt: skip
-            reasons: list[Any] = [{}] * len(rows)
-            if isinstance(self._ranker, ByClickModel) and len(rows):
-                reasons = self._ranker.reasons(answer.asked, answer.candidates, places)
-            made["features"] = pl.Series(reasons, dtype=pl.Object)
+            owners = rows.tolist()
+            sources = [self.sources_of(answer, row, place) for row, place in zip(owners, places.tolist(), strict=True)]
+            made["sources"] = pl.Series(sources, dtype=_SOURCES)
+            near = [self.because(answer.asked, row, item) for row, item in zip(owners, items.tolist(), strict=True)]
+            made["because"] = pl.Series(near, dtype=pl.List(self.item_ids.values.dtype))
+            made["features"] = pl.Series(self.reasons(answer, places), dtype=_FEATURES)
             made["is_explored"] = pl.Series(final.is_explored[rows, columns])
         return pl.DataFrame({name: column.alias(name) for name, column in made.items()})
 
@@ -474,11 +473,20 @@ class Stages:
         before[first.places[rows, columns]] = columns
         return before[final.places]
 
-    def _sources_of(self, answer: Answer, place: int, row: int) -> dict[str, int]:
+    def sources_of(self, answer: Answer, row: int, place: int) -> list[dict[str, Any]]:
+        """The sources that proposed the candidate at `place` to a person, and the rank that each gave it."""
         if answer.is_fallback[row]:
-            return {FALLBACK: 1}
-        ranks = answer.candidates.ranks[place]
-        return {name: int(rank) for name, rank in zip(self.names, ranks, strict=True) if rank}
+            return [{"source": FALLBACK, "rank": 1}]
+        ranks = answer.candidates.ranks[place].tolist()
+        return [{"source": name, "rank": rank} for name, rank in zip(self.names, ranks, strict=True) if rank]
+
+    @computed
+    def reasons(self, answer: Answer, places: Any) -> list[list[dict[str, Any]]]:
+        """The features that a click ranker found most in favour of each of the candidates `places` [n]."""
+        if not isinstance(self._ranker, ByClickModel) or not len(places):
+            return [[]] * len(places)
+        of_each = self._ranker.reasons(answer.asked, answer.candidates, places)
+        return [[{"feature": name, "logit": fall} for name, fall in falls.items()] for falls in of_each]
 
     def because(self, asked: Asked, row: int, item: int, most: int = 3) -> list[Any]:
         """External ids of the items of a history to which an item is near, nearest first; [] where no source knows."""
