@@ -1,4 +1,4 @@
-"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- pipeline <- http <- cli; no circles."""
+"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- pipeline <- http <- cli."""
 
 from __future__ import annotations
 

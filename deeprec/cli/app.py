@@ -58,6 +58,10 @@ _COMMANDS = {
         "index:index",
         "Write an index of a model's items into its folder, and say how much of the exact answer it gives, how fast.",
     ),
+    "pipeline": (
+        "pipeline:app",
+        "Fit, measure, compare and ask whole pipelines: sources, filters, ranking, re-ranking, from a YAML file.",
+    ),
     "predict": (
         "predict:predict",
         "Write the click probability of every row of a file, by the features of training; no label is needed.",

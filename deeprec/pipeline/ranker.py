@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from deeprec.batches.log import LogBatch
@@ -184,6 +185,7 @@ class ByClickModel:
     def __call__(self, asked: Asked, candidates: Candidates) -> Floats:
         return self._logits(self.rows(asked, candidates))
 
+    @torch.no_grad()
     def _logits(self, rows: Encoded) -> Floats:
         """Logits [n], without the way through training mode and back where the model is not in it."""
         if self.model.training:
