@@ -66,6 +66,10 @@ _COMMANDS = {
         "predict:predict",
         "Write the click probability of every row of a file, by the features of training; no label is needed.",
     ),
+    "serve": (
+        "serve:serve",
+        "Serve a model or pipeline over HTTP: recommendations, similar items, scores, events, metrics.",
+    ),
     "schema": ("schema:schema", "Draft a feature schema from the first rows of a file, as YAML to be corrected."),
     "features": (
         "features:app",
