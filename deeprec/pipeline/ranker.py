@@ -13,7 +13,6 @@ from deeprec.batches.log import LogBatch
 from deeprec.contract import AnyModel
 from deeprec.data import Bag, Categorical, FeatureSchema, Numeric
 from deeprec.data.columns.inputs import Bags, Encoded
-from deeprec.data.columns.numbers import transformed
 from deeprec.data.columns.rows import join, take, take_bags
 from deeprec.device import device_of
 from deeprec.evaluate.click_metrics import correct_for_sampling
@@ -156,7 +155,13 @@ class ByClickModel:
         inputs = encoder.inputs
         self._of_item = np.array([field.name.startswith(_ITEM) for field in inputs.fields], np.bool_)
         self._item_bags = {bag.name for bag in inputs.bags if bag.name.startswith(_ITEM)}
-        self._context = [(at, f) for at, f in _numerics(encoder) if f.name in self._names_of_context()]
+        context = [(at, f) for at, f in _numerics(encoder) if f.name in self._names_of_context()]
+        states = [encoder.numbers[f.name] for _, f in context]
+        self._places, self._names = [at for at, _ in context], [f.name for _, f in context]
+        # (x - shift) scale between the bounds of training, as `transformed` has it, of all columns at once.
+        self._shift, self._scale, self._low, self._high = (
+            np.array([getattr(state, name) for state in states]) for name in ("shift", "scale", "low", "high")
+        )
         self._item_values = np.array([name.startswith(_ITEM) for name in inputs.numerics], np.bool_)
 
     def _names_of_context(self) -> set[str]:
@@ -171,9 +176,9 @@ class ByClickModel:
         of_user, of_item = self._users, self._items
         ids = np.where(self._of_item, of_item.ids[items], of_user.ids[users])
         values = np.where(self._item_values, of_item.values[items], of_user.values[users])
-        context, numbers = self.tables.context(asked, candidates), self.model.encoder.numbers
-        for at, feature in self._context:
-            values[:, at] = transformed(feature, numbers[feature.name], context[feature.name].astype(np.float64))
+        context = self.tables.context(asked, candidates)
+        numbers = np.stack([context[name] for name in self._names], axis=1).astype(np.float64)
+        values[:, self._places] = np.clip((numbers - self._shift) * self._scale, self._low, self._high)
         bags: dict[str, Bags] = {
             name: take_bags(of_item.bags[name], items)
             if name in self._item_bags

@@ -80,20 +80,20 @@ class Diversifying:
         width = min(max(self.pool, k), ranked.items.shape[1])
         pool = ranked.first(width)
         relevance = (1 - self.diversity) * unit_scores(pool)
-        near = np.zeros_like(relevance)
-        vectors = self.vectors[pool.items] * (pool.items >= 0)[..., None]
-        taken = np.zeros(pool.items.shape, np.bool_)
-        rows = np.arange(len(relevance))
-        order = np.empty((len(rows), min(k, width)), np.int64)
-        for place in range(order.shape[1]):
-            gain = relevance - self.diversity * near if place else relevance
-            gain = np.where(taken | (pool.items < 0), -np.inf, gain)
-            best = gain.argmax(1)
-            is_left = gain[rows, best] > -np.inf
-            best = np.where(is_left, best, (~taken).argmax(1))
-            taken[rows, best], order[:, place] = True, best
-            cosine = np.einsum("bnd,bd->bn", vectors, vectors[rows, best])
-            near = np.maximum(near, cosine) if place else cosine
+        relevance[pool.items < 0] = -np.inf
+        order = np.full((len(relevance), min(k, width)), -1)
+        for row, gain in enumerate(relevance):
+            vectors = self.vectors[pool.items[row]]
+            costs = self.diversity * (vectors @ vectors.T)
+            highest = np.zeros_like(gain)
+            for place in range(order.shape[1]):
+                left = gain - highest
+                best = int(left.argmax())
+                if left[best] == -np.inf:
+                    break
+                order[row, place] = best
+                highest = np.maximum(highest, costs[best]) if place else costs[best].copy()
+                highest[order[row, : place + 1]] = np.inf
         return _first_then_rest(ranked, order)
 
 
@@ -215,7 +215,8 @@ def unit_rows(vectors: NDArray[Any]) -> Floats:
 
 
 def _first_then_rest(ranked: Ranked, first: NDArray[np.int64]) -> Ranked:
-    """The places `first` [b, k] of each list, then the others in their order."""
-    rank = np.tile(np.arange(ranked.items.shape[1]) + first.shape[1], (len(first), 1))
-    np.put_along_axis(rank, first, np.arange(first.shape[1])[None].repeat(len(first), 0), 1)
-    return ranked.ordered(np.argsort(rank, axis=1, kind="stable"))
+    """The places `first` [b, k] of each list, -1 for none, then the others in their order."""
+    width = ranked.items.shape[1]
+    rank = np.tile(np.arange(width + 1) + first.shape[1], (len(first), 1))  # the last column takes what is none
+    np.put_along_axis(rank, np.where(first < 0, width, first), np.arange(first.shape[1])[None].repeat(len(first), 0), 1)
+    return ranked.ordered(np.argsort(rank[:, :width], axis=1, kind="stable"))

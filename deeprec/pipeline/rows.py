@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
 
 
 class Lists(NamedTuple):
@@ -29,11 +30,16 @@ class Lists(NamedTuple):
 
     def owners(self) -> Ints:
         """The row of each item, [nnz]."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        if len(self.offsets) == 2:  # one person, which is what a service is asked for most
+            return np.zeros(len(self.items), np.int64)
+        return np.repeat(np.arange(len(self.offsets) - 1), self.offsets[1:] - self.offsets[:-1])
 
     def taken(self, rows: Any) -> Lists:
         """The lists of the numbers `rows` [m]; -1 is an empty one."""
         rows = np.asarray(rows, np.int64)
+        if len(rows) == 1:
+            part = self.items[int(self.offsets[rows[0]]) : int(self.offsets[rows[0] + 1])] if rows[0] >= 0 else _NONE
+            return Lists(np.array([0, len(part)]), part)
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         counts = np.where(rows < 0, 0, ends - starts)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -48,6 +54,8 @@ class Lists(NamedTuple):
 
     def joined(self, other: Lists) -> Lists:
         """The items of both, those of `other` behind."""
+        if not len(other.items):
+            return self
         owners = np.concatenate([self.owners(), other.owners()])
         order = np.argsort(owners, kind="stable")
         items = np.concatenate([self.items, other.items])[order]

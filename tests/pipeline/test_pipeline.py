@@ -438,3 +438,17 @@ def test_the_ranker_learns_more_than_fusion_knows(data: Interactions, pipeline: 
     fused = Pipeline.fit(config, data).report["test"]["stages"][-1]["ndcg"]
     learned = pipeline.report["test"]["stages"][1]["ndcg"]
     assert learned > fused
+
+
+def test_rows_of_the_ranker_are_those_that_its_encoder_makes(pipeline: Pipeline) -> None:
+    users = np.array([2, 17, -1])
+    asked = pipeline.asked(users)
+    answer = pipeline.answer(asked, 10)
+    ranker, tables, lists = pipeline._ranker, pipeline._ranker.tables, answer.candidates.lists
+    frame = tables.frame(users[lists.owners()], lists.items, tables.context(asked, answer.candidates))
+    expected, made = next(iter(pipeline.click_model.encoder.stream(frame))), ranker.rows(asked, answer.candidates)
+    assert np.array_equal(made.ids, expected.ids)
+    assert np.allclose(made.values, expected.values, atol=1e-6)
+    for name, bags in expected.bags.items():
+        assert np.array_equal(made.bags[name].offsets, bags.offsets)
+        assert np.array_equal(made.bags[name].ids, bags.ids)

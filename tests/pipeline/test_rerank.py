@@ -129,9 +129,9 @@ def test_exploration_draws_from_what_is_left_uniformly_and_the_same_again() -> N
 
 
 def test_short_and_empty_lists_stay() -> None:
-    empty = ranked(Lists.of([[], [3]]), np.zeros(1, np.float32), 5)
+    empty = ranked(Lists.of([[], [3], [1, 2, 4]]), np.array([0, 3, 2, 1], np.float32), 5)
     vectors = unit_rows(np.ones((N, 2)))
-    asked = Asked(np.array([0, 1]), Lists.of([[], []]), np.zeros(2, np.bool_), Lists.of([[], []]), None)
+    asked = Asked(np.arange(3), Lists.of([[]] * 3), np.zeros(3, np.bool_), Lists.of([[]] * 3), None)
     stages = (
         Diversifying(MMR(column="c"), vectors),
         Calibrating(Calibration(column="c"), vectors),
@@ -139,5 +139,8 @@ def test_short_and_empty_lists_stay() -> None:
         Boosting(Boost(column="c", values=("a",)), Values(["a"], Lists.of([[0]] * N))),
         Exploring(Exploration()),
     )
-    for stage, k in itertools.product(stages, (1, 3)):
-        assert stage(asked, empty, NOTHING, k).items.tolist() == [[-1], [3]]
+    for stage, k in itertools.product(stages, (1, 3, 5)):
+        items = stage(asked, empty, NOTHING, k).items.tolist()
+        assert items[:2] == [[-1] * 3, [3, -1, -1]]
+        assert items[2][0] == 1 or (k == 1 and items[2][0] in (1, 2, 4))
+        assert sorted(items[2]) == [1, 2, 4]
