@@ -171,12 +171,14 @@ def _parsed(words: list[str], ids: IdMap) -> list[Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    """The sources and the stages of a report as two tables."""
+    """The sources and the stages of a report as two tables, short enough for 80 columns.
+
+    "only": what no other source has; "top": recall of the first items; "apart": their diversity; "pop": popularity.
+    """
     k, out = report["k"], console()
     say(f"{report['part']} part, {report['users']:,} people, first {k} items")
-    names = {"candidates": "items", "recall": "recall", "own": "only", "ndcg": f"ndcg@{k}",
-             "hit_recall": f"recall@{k}", "diversity": "apart", "coverage": "cover", "gini": "gini",
-             "popularity": "popular"}  # fmt: skip
+    names = {"candidates": "items", "recall": "recall", "own": "only", "ndcg": "ndcg", "hit_recall": "top", "diversity":
+             "apart", "coverage": "cover", "gini": "gini", "popularity": "pop"}  # fmt: skip
     for title, key in (("sources", "sources"), ("stages", "stages")):
         shown = [name for name in names if any(row[name] is not None for row in report[key])]
         rows = table(title, *(names[name] for name in shown), numbers=[names[name] for name in shown])

@@ -25,6 +25,7 @@ _log = logging.getLogger("deeprec")
 _MOST_ITEMS = 10_000  # of a history or a list of a request
 _MOST_PAIRS = 1000
 _MOST_EVENTS = 1000
+PAGE = Path(__file__).with_name("page.html")
 
 Id = Annotated[int | str, Field(description="As the data has it; numbers and their texts are the same.")]
 Ids = Annotated[list[Id], Field(max_length=_MOST_ITEMS)]
@@ -89,13 +90,13 @@ class Reload(_Body):
     folder: str | None = Field(None, max_length=4096)
 
 
-def create_app(service: Service, limits: Limits | None = None, *, page: Path | None = None) -> FastAPI:
+def create_app(service: Service, limits: Limits | None = None, *, page: Path | None = PAGE) -> FastAPI:
     """The application; it starts the service, and ends it.
 
     Args:
         service: not started yet.
         limits: what a client may do.
-        page: an HTML file that is served at "/".
+        page: an HTML file that is served at "/"; None: no page.
     """
 
     @contextlib.asynccontextmanager
@@ -236,6 +237,11 @@ def _listed(engine: Engine, request: RecommendRequest, listing: Listing) -> dict
         answer["user_id"] = request.user_id
     if listing.unknown_items:
         answer["unknown_items"] = listing.unknown_items
+    if listing.stages:
+        answer["stages"] = [
+            {"stage": name, "items": [{"item_id": item, **engine.described(item)} for item in items]}
+            for name, items in listing.stages
+        ]
     return {**answer, "version": engine.version}
 
 
@@ -253,6 +259,12 @@ def _add_events(app: FastAPI, service: Service) -> None:
         engine, items = service.engine, service.store.of_user(user_id)
         described = (lambda item: {}) if engine is None else engine.described
         return _json({"user_id": user_id, "items": [{"item_id": item, **described(item)} for item in items]})
+
+    @app.get("/v1/users/{user_id}/history", summary="Items that a user met: in the data, then while being served")
+    async def history(user_id: str, last: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
+        engine = _engine(service)
+        items = [*engine.met(user_id, last), *service.store.of_user(user_id)][-last:]
+        return _json({"user_id": user_id, "items": [{"item_id": item, **engine.described(item)} for item in items]})
 
     @app.delete("/v1/users/{user_id}/events", summary="Forget what a user did while being served")
     async def forget(user_id: str) -> Response:

@@ -60,6 +60,7 @@ class Listing(NamedTuple):
         fallback: "" or why these are popular items: "unknown", "timeout".
         reasons: for each item sources, because and features; [] unless asked for.
         unknown_items: of the history, that the model does not know.
+        stages: for each stage its name and its first items; [] unless asked for.
     """
 
     items: list[Any]
@@ -68,6 +69,7 @@ class Listing(NamedTuple):
     fallback: str = ""
     reasons: Sequence[dict[str, Any]] = ()
     unknown_items: tuple[str, ...] = ()
+    stages: Sequence[tuple[str, list[Any]]] = ()
 
 
 class Engine:
@@ -186,9 +188,27 @@ class Engine:
                     "" if is_known else "unknown",
                     self._reasons(answer, row, count) if ask.explain else (),
                     tuple(text for text, code in zip(ask.events, codes[row], strict=True) if code < 0),
+                    self._stages(answer, row, ask.k) if ask.explain else (),
                 )
             )
         return listings
+
+    def _stages(self, answer: Answer, row: int, k: int) -> list[tuple[str, list[Any]]]:
+        """The first items of each source alone, and of the list after each stage."""
+        config = self.pipeline.config
+        stages = [f"ranking: {config.ranking.kind}", *(stage.kind for stage in config.rerank)]
+        lists = [one.items[row] for one in answer.proposed] + [stage.items[row] for stage in answer.stages]
+        names = [f"source: {name}" for name in self.pipeline.names] + stages
+        return [
+            (name, [self.items[item] for item in items[:k].tolist() if item >= 0])
+            for name, items in zip(names, lists, strict=True)
+        ]
+
+    def met(self, user: str, most: int) -> list[Any]:
+        """The last items that the data knows of a user, latest last."""
+        code = self.user_code(user)
+        items = self.pipeline.state.history.lists.taken([code]).items[-most:]
+        return [self.items[item] for item in items.tolist()]
 
     def _reasons(self, answer: Answer, row: int, count: int) -> list[dict[str, Any]]:
         made, final = self.pipeline, answer.stages[-1]

@@ -126,6 +126,9 @@ def scores_of(scorer: AnyScorer, lists: Lists) -> Tensor:
             left, right = (torch.nn.functional.normalize(side, dim=1) for side in (left, right))
         values = torch.bmm(left[owners].unsqueeze(1), right.unsqueeze(2)).flatten()
         return values if scorer.item_bias is None else values + scorer.item_bias[items].float()
+    if isinstance(scorer, BlockScorer) and scorer.num_users * scorer.num_items <= _SCORES_A_BLOCK:
+        of_all = scorer.scores(0, scorer.num_users)
+        return of_all[owners.to(of_all.device), items.to(of_all.device)].float()
     pieces = []
     for row in range(len(lists.offsets) - 1):
         part = slice(int(lists.offsets[row]), int(lists.offsets[row + 1]))

@@ -112,6 +112,35 @@ def test_it_says_why(serving: Any, folder: Path) -> None:
     assert all(each["sources"] and {"because", "features", "is_explored"} <= each.keys() for each in items)
 
 
+def test_every_stage_is_shown(serving: Any, folder: Path) -> None:
+    client = serving(folder)
+    answer = client.get("/v1/recommend/3?k=5&explain=true").json()
+    names = ["source: ease", "source: popularity", "source: item-to-item", "ranking: fusion"]
+    assert [stage["stage"] for stage in answer["stages"]] == names
+    assert answer["stages"][-1]["items"] == [{"item_id": i["item_id"], **_columns(i)} for i in answer["items"]]
+
+
+def _columns(item: Any) -> Any:
+    kept = {"item_id", "score", "sources", "because", "features", "is_explored"}
+    return {name: value for name, value in item.items() if name not in kept}
+
+
+def test_a_history_is_that_of_the_data_and_then_the_events(serving: Any, folder: Path) -> None:
+    client, made = serving(folder), Pipeline.load(folder)
+    client.post("/v1/feedback", json={"events": [{"user_id": 3, "item_id": 140}]})
+    met = made.item_ids.decode(made.state.history.lists.taken(made.user_ids.encode([3])).items).tolist()
+    assert _items(client.get("/v1/users/3/history?last=4")) == [*met[-3:], "140"]
+
+
+def test_the_page_is_one_file_that_asks_nobody_else(serving: Any, folder: Path) -> None:
+    answer = serving(folder).get("/")
+    assert answer.status_code == 200
+    assert "text/html" in answer.headers["content-type"]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text.replace("http://www.w3.org", "")
+    assert "https://" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [

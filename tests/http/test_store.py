@@ -139,3 +139,37 @@ def _serve(folder: Path, state: Path, client: httpx.Client) -> tuple[subprocess.
         time.sleep(0.1)
     server.kill()
     raise AssertionError("never ready")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_fifty_exchanges_under_load_fail_no_request_and_keep_the_memory(folder: Path, tmp_path: Path) -> None:
+    with httpx.Client(timeout=60) as client:
+        server, port = _serve(folder, tmp_path / "events.sqlite", client)
+        ends, statuses = threading.Event(), []
+
+        def ask(number: int) -> None:
+            with httpx.Client(timeout=60) as own:
+                while not ends.is_set():
+                    statuses.append(own.get(f"http://127.0.0.1:{port}/v1/recommend/{number}?k=5").status_code)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 4)]
+        for thread in threads:
+            thread.start()
+        resident = []
+        for _ in range(50):
+            assert client.post(f"http://127.0.0.1:{port}/v1/reload", json={}).status_code == 200
+            resident.append(_resident(server.pid))
+        ends.set()
+        for thread in threads:
+            thread.join()
+        server.terminate()
+        server.wait(60)
+    assert set(statuses) == {200}
+    assert len(statuses) > 50
+    assert max(resident[25:]) < 1.2 * max(resident[:10])
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
