@@ -28,6 +28,26 @@ TIMES = ROOT / "results" / "serving.json"
 PAGE = ROOT / "results" / "serving.md"
 COLUMNS = ("candidates", "recall", "own", "ndcg", "hit_recall", "diversity", "coverage", "gini", "popularity")
 HEADS = ("items", "recall", "only here", "NDCG@10", "recall@10", "diversity", "coverage", "Gini", "popularity")
+_HEAD = """# Pipelines, and the time of a served request
+
+Written by `python -m bench.pipelines --page`. The configs are in `bench/pipelines`, the cards with options, figures,
+versions and hardware in `results/pipelines`. One run each; options are those of the first attempt, and the test part
+chose nothing.
+
+## What each source and stage gives
+
+Sources: items proposed, the share of the held-out items among them, the share that no other source has, then figures of
+the first ten. Diversity is 1 - cosine by the values of the items' first column of lists; popularity the mean share of
+users who have an item.
+
+"""
+_TIMES = """## Time of a request
+
+`deeprec serve` beside a FastAPI handler around plain PyTorch (`bench/peers/plain_handler.py`) with the same weights:
+one process and one thread of torch each, client and server on the loopback address, the pipeline `ml-1m` above (three
+sources, about 300 candidates, DeepFM, MMR).
+
+"""
 P50, P99, RATIO = 3.0, 8.0, 3.0  # what is to be reached
 
 
@@ -72,8 +92,8 @@ def quality(name: str, card: dict[str, Any]) -> list[str]:
         f"### {name}",
         "",
         f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
-        f"protocol {data['protocol']['name']}, test part, {report['users']:,} people. NDCG@10 {final:.4f}, {verdict} the best "
-        f"source alone ({best}, {value:.4f}; {final / value - 1:+.1%}).",
+        f"protocol {data['protocol']['name']}, test part, {report['users']:,} people. NDCG@10 {final:.4f}, {verdict} "
+        f"the best source alone ({best}, {value:.4f}; {final / value - 1:+.1%}).",
         "",
         _row(("source", *HEADS)),
         _row(("---",) * (len(HEADS) + 1)),
@@ -91,9 +111,9 @@ def times(result: dict[str, Any]) -> list[str]:
     load = [row["load"] for row in rows]
     machine = result["hardware"]
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads; load of the machine meanwhile {min(load):.1f} to {max(load):.1f}. "
-        f"{result['items_the_same']:.1%} of the items of {result.get('checked', 100)} lists are the same. Medians over "
-        f"{1 + max(r['round'] for r in rows)} rounds, in which the two took turns.",
+        f"{machine['cpu']}, {machine['threads']} threads; load of the machine meanwhile {min(load):.1f} to "
+        f"{max(load):.1f}. {result['items_the_same']:.1%} of the items of {result.get('checked', 100)} lists "
+        f"are the same. Medians over {1 + max(r['round'] for r in rows)} rounds, in which the two took turns.",
         "",
         _row(("load", "server", "p50 ms", "p99 ms", "requests/s", "processor ms a request", "failed")),
         _row(("---",) * 7),
@@ -122,8 +142,8 @@ def _targets(rows: list[dict[str, Any]]) -> list[str]:
     ratio = median(ours, "requests_a_second", most) / median(plain, "requests_a_second", most)
     work = median(plain, "cpu_ms", most) / median(ours, "cpu_ms", most)
     return [
-        f"- at the fixed rate: p50 {p50:.2f} ms (target {P50:g}: {'reached' if p50 <= P50 else 'not reached'}), p99 {p99:.2f} "
-        f"ms (target {P99:g}: {'reached' if p99 <= P99 else 'not reached'})",
+        f"- at the fixed rate: p50 {p50:.2f} ms (target {P50:g}: {'reached' if p50 <= P50 else 'not reached'}), "
+        f"p99 {p99:.2f} ms (target {P99:g}: {'reached' if p99 <= P99 else 'not reached'})",
         f"- {most}: {ratio:.2f} times the plain handler's requests a second (target {RATIO:g}: "
         f"{'reached' if ratio >= RATIO else 'not reached'}), {work:.2f} times as many for the same processor time",
     ]
@@ -132,32 +152,11 @@ def _targets(rows: list[dict[str, Any]]) -> list[str]:
 def write_page() -> None:
     """All that is known onto the page."""
     cards = {path.stem: json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"))}
-    lines = [
-        "# Pipelines, and the time of a served request",
-        "",
-        "Written by `python -m bench.pipelines --page`. The configs are in `bench/pipelines`; the cards hold options,",
-        "figures, versions and hardware. Test figures are of one run each, and nothing was chosen by them: options are those",
-        "of the first attempt.",
-        "",
-        "## What each source and stage gives",
-        "",
-        "Sources: items proposed, the share of the held-out items among them, the share that no other source has, then",
-        "figures of the first ten. Diversity is 1 - cosine by the values of the items' first column of lists; popularity the",
-        "mean share of users who have an item.",
-        "",
-    ]
+    lines = _HEAD.splitlines()
     for name, card in cards.items():
         lines += quality(name, card)
     if TIMES.exists():
-        lines += [
-            "## Time of a request",
-            "",
-            "`deeprec serve` beside a FastAPI handler around plain PyTorch (`bench/peers/plain_handler.py`) with the same weights:",
-            "one process and one thread of torch each, client and server on the loopback address, three sources, about 300",
-            "candidates, DeepFM, MMR.",
-            "",
-            *times(json.loads(TIMES.read_text())),
-        ]
+        lines += [*_TIMES.splitlines(), *times(json.loads(TIMES.read_text()))]
     write_atomically(PAGE, ("\n".join(lines).rstrip() + "\n").encode())
     print(f"written to {PAGE}")
 
