@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from deeprec.data.random_bits import random_bits
 from deeprec.evaluate import metrics
 from deeprec.pipeline.config import ByClicks
 from deeprec.pipeline.fitting import asked_before, ranker_users
+from deeprec.pipeline.ranker import MOST_VALUES
 from deeprec.pipeline.rerank import unit_rows
 from deeprec.pipeline.rows import Ints, Lists, Proposed, ranked
 from deeprec.pipeline.stages import TEST, TRAIN, VALIDATION, Stages
@@ -260,20 +262,31 @@ def diversity(top: Ints, vectors: NDArray[np.float32]) -> float:
     """Mean over lists of the mean of 1 - cos over the pairs of their items, for vectors [N, D] of unit length."""
     is_item = top >= 0
     counts = is_item.sum(1)
-    total = (vectors[top] * is_item[..., None]).sum(1, dtype=np.float64)
-    own = ((vectors[top] ** 2).sum(2) * is_item).sum(1)
+    sums, own = np.zeros(len(top)), np.zeros(len(top))
+    for start in range(0, len(top), _USERS_A_BLOCK):
+        rows = slice(start, start + _USERS_A_BLOCK)
+        of_each = vectors[top[rows]] * is_item[rows, :, None]
+        sums[rows] = (of_each.sum(1, dtype=np.float64) ** 2).sum(1)
+        own[rows] = (of_each**2).sum((1, 2), dtype=np.float64)
     pairs = counts * (counts - 1)
-    cosines = ((total**2).sum(1) - own) / np.maximum(pairs, 1)
+    cosines = (sums - own) / np.maximum(pairs, 1)
     return float((1 - cosines[pairs > 0]).mean()) if (pairs > 0).any() else float("nan")
 
 
 def _described(pipeline: Stages) -> NDArray[np.float32] | None:
-    """Vectors by which items are alike: a column of lists, else the vectors of the first model; None without any."""
+    """Vectors by which items are alike: by a column of lists, else by another, of few values; None without any."""
     table = pipeline.state.items
-    if table is not None:
-        for column, kind in table.schema.items():
-            if str(kind).startswith("List") and not str(kind.inner).startswith(("Float", "List")):  # type: ignore[attr-defined]
-                return unit_rows(pipeline.values("diversity", column).shares())
+    columns = [] if table is None else [name for name in table.columns if name != "item_id"]
+    for is_list in (True, False):
+        for column in columns:
+            assert table is not None
+            kind = table.schema[column]
+            inner = kind.inner if isinstance(kind, pl.List) else kind
+            if isinstance(kind, pl.List) != is_list or inner.is_nested() or inner.is_float():
+                continue
+            values = pipeline.values("diversity", column)
+            if 1 < len(values.names) <= MOST_VALUES:
+                return unit_rows(values.shares())
     return None
 
 

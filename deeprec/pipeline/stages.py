@@ -48,6 +48,7 @@ from deeprec.serve.recommend import UNKNOWN, similar_items
 from deeprec.surroundings import computed
 
 _USERS_A_BLOCK = 256
+_MOST_SHARES = 1 << 28  # 1 GiB of float32
 TRAIN, VALIDATION, TEST = 0, 1, 2
 FALLBACK = "popularity (fallback)"
 _SOURCES = pl.List(pl.Struct({"source": pl.String, "rank": pl.Int64}))
@@ -209,7 +210,7 @@ class Stages:
             return Boosting(stage, self.values(stage.kind, stage.column))
         if isinstance(stage, MMR):
             if stage.column:
-                return Diversifying(stage, unit_rows(self.values(stage.kind, stage.column).shares()))
+                return Diversifying(stage, unit_rows(self._shares(stage.kind, stage.column)))
             model = self.models[stage.vectors]
             if SIMILAR_ITEMS not in model.capabilities:
                 raise ValueError(
@@ -218,7 +219,7 @@ class Stages:
                 )
             return Diversifying(stage, unit_rows(_vectors(model)))
         if isinstance(stage, Calibration):
-            return Calibrating(stage, self.values(stage.kind, stage.column).shares())
+            return Calibrating(stage, self._shares(stage.kind, stage.column))
         if isinstance(stage, ProviderQuota):
             values = self.values(stage.kind, stage.column)
             counts = np.diff(values.lists.offsets)
@@ -231,6 +232,16 @@ class Stages:
             codes[counts > 0] = values.lists.items
             return Limiting(stage, codes)
         return Exploring(stage)
+
+    def _shares(self, stage: str, column: str) -> NDArray[np.float32]:
+        """The shares of a column's values, [N, V], where they are not too many to be held."""
+        values = self.values(stage, column)
+        if len(values.names) * len(self.item_ids) > _MOST_SHARES:
+            raise ValueError(
+                f"pipeline: {stage}: {column!r} has {len(values.names):,} values, too many for {len(self.item_ids):,} "
+                "items; take a column with fewer"
+            )
+        return values.shares()
 
     def values(self, stage: str, column: str) -> Values:
         """A column of the items' table.

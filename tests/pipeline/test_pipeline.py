@@ -32,7 +32,10 @@ from deeprec.pipeline import (
     Popularity,
     SeenFilter,
 )
+from deeprec.pipeline.evaluation import diversity
+from deeprec.pipeline.rerank import unit_rows
 from deeprec.pipeline.rows import Lists
+from deeprec.pipeline.stages import Parts
 
 CASER = {"name": "caser", "metrics": ["ndcg", "recall"], "cutoffs": [10]}
 EASE = ModelSource("ease", "ease", options={"refit": False}, quota=200)
@@ -426,8 +429,6 @@ def test_a_changed_head_and_what_is_no_pipeline_are_refused(simple: Pipeline, tm
 
 
 def test_a_ranker_of_other_columns_is_refused(pipeline: Pipeline) -> None:
-    from deeprec.pipeline.stages import Parts
-
     state = dataclasses.replace(pipeline.state, users=None)
     with pytest.raises(ValueError, match="the ranker deepfm must have been trained on the columns of this pipeline"):
         Pipeline(Parts(pipeline.config, state, pipeline.models, pipeline.click_model))
@@ -452,3 +453,17 @@ def test_rows_of_the_ranker_are_those_that_its_encoder_makes(pipeline: Pipeline)
     for name, bags in expected.bags.items():
         assert np.array_equal(made.bags[name].offsets, bags.offsets)
         assert np.array_equal(made.bags[name].ids, bags.ids)
+
+
+def test_diversity_is_the_mean_over_pairs() -> None:
+    draw = np.random.default_rng(0)
+    vectors = unit_rows(draw.standard_normal((20, 5)))
+    top = np.array([draw.permutation(20)[:4] for _ in range(600)])
+    top[0, 2:] = -1
+    top[1, 1:] = -1  # one item has no pairs
+    means = []
+    for row in top:
+        items = row[row >= 0]
+        pairs = [1 - float(vectors[a] @ vectors[b]) for a in items for b in items if a < b]
+        means += [np.mean(pairs)] if pairs else []
+    assert diversity(top, vectors) == pytest.approx(np.mean(means), abs=1e-5)
