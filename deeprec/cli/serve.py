@@ -40,6 +40,9 @@ def serve(
     ] = 250,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests computed together.")] = 32,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests that may wait.")] = 1000,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Folders below it may be served by request; that of DIR by itself.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Serve a model or pipeline over HTTP: recommendations, similar items, scores, events, metrics.
@@ -52,7 +55,12 @@ def serve(
         if not key:
             raise ValueError(f"serve: --api-key-file {key_file} must hold a key, got nothing; write one into it")
     options = ServiceOptions(
-        device=device, max_k=max_k, max_batch=max_batch, max_waiting=max_waiting, timeout=timeout_ms / 1000
+        device=device,
+        max_k=max_k,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        timeout=timeout_ms / 1000,
+        root=root,
     )
     limits = Limits(key, rate, burst, max_bytes)
     engine = Engine.load(directory, device=device, max_k=max_k, titles=folder.titles_of)  # a wrong folder ends here

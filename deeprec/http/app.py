@@ -85,7 +85,7 @@ class Availability(_Body):
 
 
 class Reload(_Body):
-    """The folder to serve; without it the same one, read again."""
+    """The folder to serve, relative to that of the first one's; without it the same one, read again."""
 
     folder: str | None = Field(None, max_length=4096)
 
@@ -280,7 +280,8 @@ def _add_administration(app: FastAPI, service: Service) -> None:
     @app.post("/v1/reload", summary="Serve another folder, or the same one read again, without a break")
     async def reload(request: Reload) -> Response:
         try:
-            engine = await asyncio.to_thread(service.reload, request.folder)
+            place = None if request.folder is None else service.place_of(request.folder)
+            engine = await asyncio.to_thread(service.reload, place)
         except (ValueError, OSError) as error:
             raise HTTPException(409, f"still serving what was there: {error}") from None
         return _json({"kind": engine.kind, "version": engine.version, "folder": str(engine.folder)})

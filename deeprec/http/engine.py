@@ -24,6 +24,7 @@ from deeprec.serve.folder import load as load_model
 from deeprec.serve.recommend import id_maps
 
 Titles = Callable[[Path], pl.DataFrame | None]
+_MOST_MASKS = 64
 _DESCRIBED = ("title", "name", "genres", "year", "poster", "image")  # columns that answers may carry
 
 
@@ -98,6 +99,7 @@ class Engine:
         is_out = pipeline.state.is_out
         self._popular = (order if is_out is None else order[~is_out[order]]).tolist()
         self._counts = counts
+        self._masks: dict[Any, NDArray[np.bool_]] = {}  # of the filters that were asked for last
 
     @classmethod
     def load(cls, folder: Path, *, device: Device = "auto", max_k: int = 200, titles: Titles | None = None) -> Engine:
@@ -155,12 +157,18 @@ class Engine:
         known = self.pipeline.state.is_out
         if allow is None and not deny and not out:
             return known
+        key = allow, deny, out
+        if (kept := self._masks.get(key)) is not None:
+            return kept
         is_out = np.zeros(len(self.items), np.bool_) if known is None else known.copy()
         if allow is not None:
             only = np.ones(len(self.items), np.bool_)
             only[[code for code in map(self.item_code, allow) if code >= 0]] = False
             is_out |= only
         is_out[[code for code in map(self.item_code, (*deny, *out)) if code >= 0]] = True
+        if len(self._masks) >= _MOST_MASKS:
+            self._masks.clear()
+        self._masks[key] = is_out
         return is_out
 
     def _block(self, asks: list[Ask], is_out: NDArray[np.bool_] | None, hides: bool) -> list[Listing]:

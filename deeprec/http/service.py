@@ -41,6 +41,7 @@ class ServiceOptions:
         max_users: people whose events are kept in memory, >= 1.
         max_events: last events of each that are read, >= 1.
         warm_up: requests that are replayed before a model is served, >= 1.
+        root: folder below which all must lie that is served by request; None: that of the first folder.
     """
 
     device: Device = "auto"
@@ -51,6 +52,7 @@ class ServiceOptions:
     max_users: int = 50_000
     max_events: int = 200
     warm_up: int = 200
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_k", "max_batch", "max_waiting", "max_users", "max_events", "warm_up"):
@@ -130,7 +132,7 @@ class Service:
         titles: Titles | None = None,
     ) -> None:
         self.folder, self.store, self.options = Path(folder), store, options or ServiceOptions()
-        self._titles = titles
+        self._first, self._titles = self.folder, titles
         self.engine: Engine | None = None
         self._before: Engine | None = None
         self._exchanging = threading.Lock()
@@ -189,6 +191,20 @@ class Service:
             self.metrics.ready.set(1)
             _log.info("serve: %s %s from %s", made.kind, made.version, made.folder)
             return made
+
+    def place_of(self, folder: str) -> Path:
+        """The folder that a request names, which lies below `root`.
+
+        Raises:
+            ValueError: it lies elsewhere.
+        """
+        root = (self.options.root or self._first.resolve().parent).resolve()
+        place = (root / folder).resolve()
+        if not place.is_relative_to(root):
+            raise ValueError(
+                f"serve: folder must lie below {root}, got {folder!r}; move it there, or start with --root"
+            )
+        return place
 
     def roll_back(self) -> Engine:
         """Serve the engine before the last `reload` again; called twice it comes back.

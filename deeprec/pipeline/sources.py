@@ -50,6 +50,7 @@ class OfModel:
 
     def __init__(self, name: str, quota: int, model: AnyModel, index: ItemIndex | None = None) -> None:
         self.name, self.quota, self.model, self.index = name, quota, model, index
+        self._denied: tuple[Any, NDArray[np.int32]] | None = None  # the last items that nobody gets, by index
 
     def propose(self, asked: Asked) -> tuple[Proposed, Any]:
         kept: list[tuple[Ints, Any]] = []
@@ -97,12 +98,20 @@ class OfModel:
             scorer = scorer._replace(scores=lambda first, end: known[first:end])
             return best.values.cpu().numpy(), best.ids.cpu().numpy(), scorer
         seen = torch.from_numpy(asked.hidden.offsets), torch.from_numpy(asked.hidden.items.astype(np.int32))
-        deny = None if asked.is_out is None else np.flatnonzero(asked.is_out).astype(np.int32)
+        deny = self._deny(asked.is_out)
         if self.index is not None:
             best = by_index(self.model, self.index, scorer, self.quota, seen, deny=deny)
         else:
             best = topk(scorer, self.quota, seen=(seen[0].to(device), seen[1].to(device)), deny=deny)
         return best[0].cpu().numpy(), best[1].cpu().numpy(), scorer
+
+    def _deny(self, is_out: NDArray[np.bool_] | None) -> NDArray[np.int32] | None:
+        if is_out is None:
+            return None
+        kept = self._denied
+        if kept is None or kept[0] is not is_out:
+            kept = self._denied = is_out, np.flatnonzero(is_out).astype(np.int32)
+        return kept[1]
 
     def scores(self, asked: Asked, lists: Lists, kept: Any) -> Floats:
         values = np.full(len(lists.items), np.nan, np.float32)
@@ -151,9 +160,7 @@ class Fixed:
         self._order = order[: int((~np.isnan(values)).sum())]
 
     def propose(self, asked: Asked) -> tuple[Proposed, Any]:
-        order = self._order if asked.is_out is None else self._order[~asked.is_out[self._order]]
-        longest = int(np.diff(asked.hidden.offsets).max(initial=0))
-        head = order[: self.quota + longest]
+        head = self._head(self.quota + int(np.diff(asked.hidden.offsets).max(initial=0)), asked.is_out)
         count = len(asked.users)
         keys = (np.arange(count)[:, None] << 32 | head).ravel()
         hidden = asked.hidden.owners() << 32 | asked.hidden.items
@@ -169,6 +176,18 @@ class Fixed:
         items[row, place[row, column]] = head[column]
         scores[row, place[row, column]] = self.values[head[column]]
         return Proposed(items, scores), None
+
+    def _head(self, count: int, is_out: NDArray[np.bool_] | None) -> Ints:
+        """The first items that may come, `count` of them where there are so many."""
+        if is_out is None:
+            return self._order[:count]
+        width = 2 * count
+        while True:  # of a large catalogue no more is read than it takes
+            head = self._order[:width]
+            head = head[~is_out[head]]
+            if len(head) >= count or width >= len(self._order):
+                return head[:count]
+            width *= 4
 
     def scores(self, asked: Asked, lists: Lists, kept: Any) -> Floats:
         return self.values[lists.items]

@@ -26,15 +26,20 @@ def data() -> Interactions:
 
 
 @pytest.fixture(scope="session")
-def folder(data: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = (ModelSource("ease", "ease", quota=60), Popularity(quota=40), ItemToItem("ease", quota=30))
-    made = Pipeline.fit(PipelineConfig(sources, protocol=CASER), data, measure=False)
-    return made.save(tmp_path_factory.mktemp("serve") / "pipeline")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serve")
 
 
 @pytest.fixture(scope="session")
-def model_folder(data: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deeprec.models.EASE().fit(data, baselines=False).save(tmp_path_factory.mktemp("serve") / "ease")
+def folder(data: Interactions, root: Path) -> Path:
+    sources = (ModelSource("ease", "ease", quota=60), Popularity(quota=40), ItemToItem("ease", quota=30))
+    made = Pipeline.fit(PipelineConfig(sources, protocol=CASER), data, measure=False)
+    return made.save(root / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def model_folder(data: Interactions, root: Path) -> Path:
+    return deeprec.models.EASE().fit(data, baselines=False).save(root / "ease")
 
 
 Client = Callable[..., Any]
