@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from deeprec.config import Only, at_least, chosen_of, one_of
+from deeprec.models._item_encoders import check_encoders
 from deeprec.models._sequence_model import SequenceConfig
 from deeprec.models._tower_config import ITEM_INPUTS
 from deeprec.nn.sequence_encoder import check_encoder
@@ -19,6 +20,9 @@ class AttentionConfig(SequenceConfig):
     """Attributes:
     item_inputs: what an item's vector is made of, added up: "id", a vector of its own; "features", a linear map of the
         columns of the item table, which items without a training row have too.
+    encoders: columns of the table of items that a network reads, trained with the model: texts with tokens (`TextCNN`),
+        images, sounds and videos (`ImageCNN`, `AudioCNN`, `VideoCNN`), each NAME, or NAME=FOLDER for an encoder that
+        `MediaEncoder.save` wrote, pretrained or of another size. Their vectors are numbers of the item's tower.
     blocks: of attention and a network each, >= 0.
     heads: of attention, >= 1; factors must be a multiple.
     hidden: width of the network at each place, >= 1; 0: `factors`.
@@ -45,6 +49,11 @@ class AttentionConfig(SequenceConfig):
 
     conditions: ClassVar[tuple[Only, ...]] = (
         Only(("num_negatives",), f"a loss of {', '.join(_SAMPLED)}", lambda config: config.loss in _SAMPLED),
+        Only(
+            ("encoders",),
+            'item_inputs with "features"',
+            lambda config: "features" in config.item_inputs,
+        ),
         Only(("calibration",), "loss=gbce", lambda config: config.loss == "gbce"),
         Only(("shared", "alpha", "log_q"), "loss=sampled", lambda config: config.loss == "sampled"),
         Only(
@@ -55,6 +64,7 @@ class AttentionConfig(SequenceConfig):
     )
 
     item_inputs: tuple[str, ...] = ("id",)
+    encoders: tuple[str, ...] = ()
     blocks: int = 2
     heads: int = 1
     hidden: int = 0
@@ -89,6 +99,7 @@ class AttentionConfig(SequenceConfig):
         one_of(self, "loss", self.losses)
         one_of(self, "similarity", SIMILARITIES)
         chosen_of(self, "item_inputs", ITEM_INPUTS)
+        check_encoders(owner, self.encoders)
         for name in ("init_std", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{owner}: {name} must be > 0, got {getattr(self, name)}")

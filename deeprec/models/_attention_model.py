@@ -78,7 +78,7 @@ class AttentionModel(ItemColumns, SequenceModel):
     def _trained_vectors(self) -> tuple[Tensor | None, Tensor]:
         """Vectors that are read, None for the rows of `items`, and vectors [N, D] that are scored, with gradients."""
         if self.reads_columns:
-            tables = [self._with_columns(table, number) for number, table in enumerate(self._vector_tables())]
+            tables = self._with_columns(self._vector_tables())
             return tables[0], tables[-1]
         return None, self._scored_vectors()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from deeprec.batches.contents import ItemContents
 from deeprec.contract import Schema
 from deeprec.data import DataSchema, Interactions, Terms
 from deeprec.data.columns.encoder import Encoder
@@ -23,12 +24,19 @@ from deeprec.data.columns.table import EncodedTable
 from deeprec.data.interactions.encoded import encode_tables
 from deeprec.device import to_device
 from deeprec.evaluate.tasks import InteractionTask
+from deeprec.models._item_encoders import (
+    ItemEncoders,
+    described_encoders,
+    load_pretrained,
+    plain_columns,
+    width_of,
+)
 from deeprec.models._tower_items import new_items
 from deeprec.models._tower_model import refresh_vectors, typed
 from deeprec.models._tower_terms import require_data_schema
 from deeprec.models.base import Recommender
 from deeprec.nn.embedding import Embedding
-from deeprec.nn.tower import TermRows, Tower
+from deeprec.nn.tower import TermBatch, TermRows, Tower
 from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
@@ -44,11 +52,13 @@ class ItemSizes(Schema):
     Attributes:
         item_terms, item_values: of an item's columns: terms, and numbers.
         added_items: items that came after the training: the last ones of num_items.
+        encoders: of columns of items, in JSON; the last ones of the item_values are theirs.
     """
 
     item_terms: int = 0
     item_values: int = 0
     added_items: int = 0
+    encoders: tuple[str, ...] = ()
 
 
 class ItemColumns(Recommender):
@@ -74,6 +84,7 @@ class ItemColumns(Recommender):
         self.item_encoder: Encoder | None = None
         self._item_table: EncodedTable | None = None
         self._item_rows: TermRows | None = None
+        self._contents: ItemContents | None = None
         self._absent: Tensor | None = None
         self._is_stale = False
         if schema is not None:
@@ -118,12 +129,14 @@ class ItemColumns(Recommender):
         assert self._item_table is not None
         self.item_encoder = self._item_table.encoder
         terms = self.new_item_terms(len(self._item_table), self._item_table.rows)
-        return ItemSizes(data.num_users, data.num_items, item_terms=terms.size, item_values=terms.num_values)
+        described = described_encoders(self.config.encoders, self.item_encoder, self.config.factors)
+        values = terms.num_values + width_of(described)
+        return ItemSizes(data.num_users, data.num_items, item_terms=terms.size, item_values=values, encoders=described)
 
     def new_item_terms(self, count: int, rows: Encoded) -> Terms:
         """Rows of terms of `count` items by their encoded columns."""
         assert self.item_encoder is not None
-        return Terms.of_rows(self.item_encoder, rows, None, "l2")
+        return Terms.of_rows(self.item_encoder, rows, plain_columns(self.item_encoder, self.config.encoders), "l2")
 
     def build(self, sizes: Schema, generator: torch.Generator | None = None) -> Self:
         """Create the parameters; a plain `Schema` is that of items without columns."""
@@ -138,8 +151,9 @@ class ItemColumns(Recommender):
 
     def _build_columns(self, schema: ItemSizes, tables: int, std: float, generator: torch.Generator | None) -> None:
         """The maps of columns for so many tables of vectors; does nothing where columns are no input."""
-        self._item_rows = self._absent = None
+        self._item_rows = self._contents = self._absent = None
         self._is_stale = False
+        self.item_encoders = ItemEncoders(schema.encoders, generator) if schema.encoders else None
         self.towers = nn.ModuleList()
         if not self.reads_columns:
             return
@@ -163,6 +177,10 @@ class ItemColumns(Recommender):
         if table is None or len(table) != train.num_items:
             raise ValueError(f"{self.name}: the table of items must be that of the data; call fit(data)")
         self._item_rows = TermRows(self.new_item_terms(len(table), table.rows), self.device)
+        if self.item_encoders is not None:
+            names = self.item_encoders.names
+            self._contents = ItemContents(table.encoder, table.rows, names, train.item_ids.values.to_list())
+            load_pretrained(self.item_encoders, self.config.encoders)
         self._is_stale = True
         is_met = torch.from_numpy(train.item_counts() > 0)
         there = to_device(is_met.float(), self.device)
@@ -175,14 +193,16 @@ class ItemColumns(Recommender):
             is_used[self._item_rows.batch(torch.nonzero(is_met).flatten()).ids.cpu()] = 1.0
             tower.terms.mul_(to_device(is_used, self.device).unsqueeze(1))
 
-    def _with_columns(self, table: Embedding | None, number: int) -> Tensor:
-        """Vectors [num_items, D] of a table, with what its tower makes of the columns, while these are at hand."""
+    def _with_columns(self, tables: list[Embedding | None]) -> list[Tensor]:
+        """Vectors [num_items, D] of tables, with what their towers make of the columns, while these are at hand."""
         assert self._item_rows is not None
-        tower = self.towers[number]
-        assert isinstance(tower, Tower)
         self._is_stale = self._is_stale or torch.is_grad_enabled()
-        of_columns: Tensor = tower(typed(self._item_rows.whole(), tower))
-        return of_columns if table is None else table.weight + of_columns
+        rows = self._item_rows.whole()
+        if self.item_encoders is not None:
+            assert self._contents is not None
+            rows = self.item_encoders.with_vectors(rows, self._contents, torch.arange(len(self._item_rows)))
+        of_columns = self._vectors_of(rows)
+        return [part if table is None else table.weight + part for table, part in zip(tables, of_columns, strict=True)]
 
     def begin_from(self, weights: Any, data: Any) -> None:
         """As every model.
@@ -200,7 +220,7 @@ class ItemColumns(Recommender):
     def forget_training(self) -> None:
         """Let go of the columns of the training rows: from now on vectors stay as they are."""
         self._refresh()
-        self._item_rows = self._absent = self._item_table = self._fitted_on = None
+        self._item_rows = self._contents = self._absent = self._item_table = self._fitted_on = None
 
     # -- vectors after training ----------------------------------------------------------------------------------------
 
@@ -215,8 +235,11 @@ class ItemColumns(Recommender):
             return
         self._is_stale = False
         self._finish_rows()
-        for number, table in enumerate(self._vector_tables()):
-            self.item_vectors_kept[number] = self._with_columns(table, number)
+        was_training = self.training
+        self.eval()
+        for number, vectors in enumerate(self._with_columns(self._vector_tables())):
+            self.item_vectors_kept[number] = vectors
+        self.train(was_training)
 
     @torch.inference_mode(False)
     def _kept_vectors(self) -> Tensor:
@@ -238,10 +261,9 @@ class ItemColumns(Recommender):
             self._absent = to_device(self._absent, self.device)
         return result
 
-    @torch.no_grad()
-    def _vectors_of(self, rows: TermRows) -> Tensor:
-        """[tables, n, D] of items that are known by their columns alone."""
-        return torch.stack([tower(typed(rows.whole(), tower)) for tower in self.towers])  # type: ignore[arg-type]
+    def _vectors_of(self, rows: TermBatch) -> list[Tensor]:
+        """[n, D] for each table, of what is known of items by their columns alone."""
+        return [tower(typed(rows, tower)) for tower in self.towers]  # type: ignore[arg-type]
 
     def add_items(self, items: Any) -> Self:
         """Items that came after the training, with vectors from their columns: they are recommended from now on.
@@ -264,8 +286,8 @@ def add_items(model: ItemColumns, items: Any) -> None:
     new = new_items(model, items)
     if new is None:
         return
-    item_ids, terms = new
-    vectors = model._vectors_of(TermRows(terms, model.device))
+    item_ids, rows = new
+    vectors = torch.stack(model._vectors_of(rows))
     model.item_vectors_kept = torch.cat([model._kept_vectors(), vectors], 1)
     sizes, count = model.require_built(), len(item_ids) - len(model.item_ids or ())
     model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)

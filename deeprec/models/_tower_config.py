@@ -9,6 +9,7 @@ from deeprec.batches.towers import LOG_Q, NEGATIVES
 from deeprec.batches.user_rows import POOLINGS
 from deeprec.config import Only, TrainConfig, at_least, chosen_of, one_of
 from deeprec.data.columns.terms import WEIGHTINGS
+from deeprec.models._item_encoders import check_encoders
 from deeprec.nn.mlp import ACTIVATIONS
 
 USER_INPUTS = ("id", "history", "features")
@@ -24,6 +25,9 @@ class TowerConfig(TrainConfig):
     user_inputs: what a user's tower reads: "id"; "history", the items met, as a multi-hot, in training without the
         positive of the row; "features", the columns of the data's user table.
     item_inputs: what an item's tower reads: "id"; "features", the columns of the item table.
+    encoders: columns of the table of items that a network reads, trained with the model: texts with tokens (`TextCNN`),
+        images, sounds and videos (`ImageCNN`, `AudioCNN`, `VideoCNN`), each NAME, or NAME=FOLDER for an encoder that
+        `MediaEncoder.save` wrote, pretrained or of another size. Their vectors are numbers of the item's tower.
     weighting: of columns of bags and tokens, one of "count", "binary", "log", "l2" and "tf-idf" (fitted on the items or
         users with a training row).
     pooling: weights of a history of n items: "mean" 1 / n, "sqrt" 1 / sqrt(n), "sum" 1.
@@ -58,6 +62,11 @@ class TowerConfig(TrainConfig):
             lambda config: config.negatives in _DRAWS,
         ),
         Only(("hard_negatives",), "negatives other than full", lambda config: config.negatives != "full"),
+        Only(
+            ("encoders",),
+            'item_inputs with "features"',
+            lambda config: "features" in config.item_inputs,
+        ),
         Only(("hard_pool",), "hard_negatives > 0", lambda config: config.hard_negatives > 0),
         Only(
             ("log_q",),
@@ -73,6 +82,7 @@ class TowerConfig(TrainConfig):
 
     user_inputs: tuple[str, ...] = ("history",)
     item_inputs: tuple[str, ...] = ("id",)
+    encoders: tuple[str, ...] = ()
     weighting: str = "binary"
     pooling: str = "mean"
     history_length: int = 0
@@ -101,6 +111,7 @@ class TowerConfig(TrainConfig):
         owner = type(self).__name__
         chosen_of(self, "user_inputs", USER_INPUTS)
         chosen_of(self, "item_inputs", ITEM_INPUTS)
+        check_encoders(owner, self.encoders)
         if self.layers and min(self.layers) < 1:
             raise ValueError(f"{owner}: layers must be widths >= 1, got {self.layers}")
         for name in ("factors", "batch_size"):

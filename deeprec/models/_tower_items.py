@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from deeprec.batches.contents import ItemContents
 from deeprec.data.columns.rows import join
-from deeprec.nn.tower import TermRows
+from deeprec.nn.tower import TermBatch, TermRows
 from deeprec.serve.features import require_table
 from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
-    from deeprec.data import IdMap, Terms
+    from deeprec.data import IdMap
     from deeprec.models._tower_model import TowerModel
 
 
@@ -24,13 +25,13 @@ def add_items(model: TowerModel, items: Any) -> TowerModel:
     """See `TowerModel.add_items`."""
     new = new_items(model, items)
     if new is not None:
-        item_ids, terms = new
-        append_items(model, item_ids, model._scored(model.embed_new_items(TermRows(terms, model.device).whole())))
+        item_ids, rows = new
+        append_items(model, item_ids, model._scored(model.embed_new_items(rows)))
     return model
 
 
-def new_items(model: Any, items: Any) -> tuple[IdMap, Terms] | None:
-    """The ids of a model's items with the new ones of a frame behind them, and the terms of these; None: no rows.
+def new_items(model: Any, items: Any) -> tuple[IdMap, TermBatch] | None:
+    """The ids of a model's items with the new ones of a frame behind them, and what towers read; None: no rows.
 
     Raises:
         ValueError: columns are no input of the model, one is missing, an id is known or comes twice.
@@ -53,7 +54,16 @@ def new_items(model: Any, items: Any) -> tuple[IdMap, Terms] | None:
             f"add_items: every item_id must be new and there once, got {len(frame)} rows with "
             f"{len(grown) - len(known)} new ones; drop the others"
         )
-    return grown, model.new_item_terms(len(frame), join(list(model.item_encoder.stream(frame))))
+    rows = join(list(model.item_encoder.stream(frame)))
+    batch = TermRows(model.new_item_terms(len(frame), rows), model.device).whole()
+    if model.item_encoders is None:
+        return grown, batch
+    contents = ItemContents(model.item_encoder, rows, model.item_encoders.names, frame["item_id"].to_list())
+    was_training = model.training
+    model.eval()
+    batch = model.item_encoders.with_vectors(batch, contents, torch.arange(len(frame)))
+    model.train(was_training)
+    return grown, batch
 
 
 def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:

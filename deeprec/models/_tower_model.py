@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deeprec.batches.contents import ItemContents
 from deeprec.batches.towers import TowerBatch, TowerBatches
 from deeprec.batches.user_rows import UserRows, rows_of_histories
 from deeprec.data import Interactions, Terms
@@ -25,6 +26,7 @@ from deeprec.device import to_device
 from deeprec.kernels.softmax_loss import softmax_loss
 from deeprec.kernels.softmax_loss.reference import unit
 from deeprec.kernels.sums import take
+from deeprec.models._item_encoders import load_pretrained
 from deeprec.models._tower_items import add_items
 from deeprec.models._tower_terms import TowerSizes, TowerTerms
 from deeprec.nn.scoring import DotScorer, topk
@@ -43,6 +45,7 @@ class TowerModel(TowerTerms):
     hard_items: Tensor
     _user_rows: UserRows | None = None
     _item_rows: TermRows | None = None
+    _contents: ItemContents | None = None
     _known: tuple[Tensor, Tensor] | None = None
     _is_stale = False
 
@@ -55,8 +58,16 @@ class TowerModel(TowerTerms):
 
     def embed_items(self, items: Tensor) -> Tensor:
         """Vectors [n, D] of items (internal ids on the CPU) while the terms of the training data are at hand."""
+        return self.embed_new_items(self.rows_of_items(items))
+
+    def rows_of_items(self, items: Tensor) -> TermBatch:
+        """Terms and numbers of items (internal ids on the CPU) while those of the training data are at hand."""
         assert self._item_rows is not None
-        return self.embed_new_items(self._item_rows.batch(items))
+        batch = self._item_rows.batch(items)
+        if self.item_encoders is None:
+            return batch
+        assert self._contents is not None
+        return self.item_encoders.with_vectors(batch, self._contents, items)
 
     def embed_new_items(self, batch: TermBatch) -> Tensor:
         """Vectors [b, D] of rows of `new_item_terms`."""
@@ -94,6 +105,7 @@ class TowerModel(TowerTerms):
             device=self.device,
         )
         self._item_rows = TermRows(self.item_terms(train), self.device)
+        self._prepare_encoders(train)
         self._is_stale = True
         self._zero_unmet(train)
         batches = TowerBatches(
@@ -115,7 +127,17 @@ class TowerModel(TowerTerms):
     def forget_training(self) -> None:
         """Let go of the training rows: from now on vectors stay as they are."""
         self._refresh()
-        self._user_rows = self._item_rows = self._known = self._fitted_on = None
+        self._user_rows = self._item_rows = self._contents = self._known = self._fitted_on = None
+
+    def _prepare_encoders(self, train: Interactions) -> None:
+        """What they read, and the weights of saved ones; a run that goes on puts its own in their place."""
+        if self.item_encoders is None:
+            return
+        table = self._tables.items
+        assert table is not None
+        names = self.item_encoders.names
+        self._contents = ItemContents(table.encoder, table.rows, names, train.item_ids.values.to_list())
+        load_pretrained(self.item_encoders, self.config.encoders)
 
     @torch.no_grad()
     def _zero_unmet(self, train: Interactions) -> None:

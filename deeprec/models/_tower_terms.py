@@ -16,6 +16,7 @@ from deeprec.data.columns.inputs import Encoded
 from deeprec.data.columns.terms import joined
 from deeprec.data.interactions.encoded import EncodedTables, encode_tables
 from deeprec.evaluate.tasks import InteractionTask
+from deeprec.models._item_encoders import ItemEncoders, described_encoders, plain_columns, width_of
 from deeprec.models._tower_config import TowerConfig
 from deeprec.models.base import Recommender
 from deeprec.nn.tower import Tower
@@ -32,6 +33,7 @@ class TowerSizes(Schema):
         user_terms, user_values: columns of a user's terms, but for the history, and numbers.
         item_terms, item_values: the same of an item.
         added_items: items that came after the training: the last ones of num_items, which no history holds.
+        encoders: of columns of items, in JSON; the last ones of the item_values are theirs.
     """
 
     user_terms: int = 0
@@ -39,6 +41,7 @@ class TowerSizes(Schema):
     item_terms: int = 0
     item_values: int = 0
     added_items: int = 0
+    encoders: tuple[str, ...] = ()
 
 
 class TowerTerms(Recommender):
@@ -102,6 +105,9 @@ class TowerTerms(Recommender):
         assert self.item_encoder is not None
         return joined(Terms.of_entries([], [], None, count, ids), self._weighted("item", self.item_encoder, rows))
 
+    def _build_encoders(self, sizes: TowerSizes, generator: torch.Generator | None) -> None:
+        self.item_encoders = ItemEncoders(sizes.encoders, generator) if sizes.encoders else None
+
     def _build_towers(self, sizes: TowerSizes, generator: torch.Generator | None) -> None:
         self.user_tower = self._tower(self._user_size(sizes), sizes.user_values, generator)
         self.item_tower = self._tower(sizes.item_terms, sizes.item_values, generator)
@@ -131,13 +137,17 @@ class TowerTerms(Recommender):
         """
         self._encode_tables(data)
         users, items = self.user_terms(data), self.item_terms(data)
+        described: tuple[str, ...] = ()
+        if self.item_encoder is not None:
+            described = described_encoders(self.config.encoders, self.item_encoder, self.config.factors)
         return TowerSizes(
             data.num_users,
             data.num_items,
             user_terms=users.size,
             user_values=users.num_values,
             item_terms=items.size,
-            item_values=items.num_values,
+            item_values=items.num_values + width_of(described),
+            encoders=described,
         )
 
     def _encode_tables(self, data: Interactions) -> None:
@@ -169,7 +179,11 @@ class TowerTerms(Recommender):
         """Terms of encoded rows, by the idf of training where there is one."""
         idf = getattr(self, f"{side}_idf", None) if self.config.weighting == "tf-idf" else None
         factors = None if idf is None or not len(idf) else idf.cpu().numpy()
-        return Terms.of_rows(encoder, rows, None, self.config.weighting, factors)
+        return Terms.of_rows(encoder, rows, self._columns_of(side, encoder), self.config.weighting, factors)
+
+    def _columns_of(self, side: str, encoder: Encoder) -> list[str] | None:
+        """The inputs of a table that are terms and numbers; None: all."""
+        return plain_columns(encoder, self.config.encoders) if side == "item" else None
 
     def _fit_idf(self, train: Interactions) -> None:
         """Factors of terms by the users and items with a training row."""
@@ -178,7 +192,7 @@ class TowerTerms(Recommender):
         for side, table, met in zip(("user", "item"), self._tables, (train.users, train.items), strict=True):
             if table is not None:
                 is_counted = np.bincount(met, minlength=len(table)) > 0
-                factors = Terms.of_table(table).idf(is_counted)
+                factors = Terms.of_table(table, self._columns_of(side, table.encoder)).idf(is_counted)
                 getattr(self, f"{side}_idf").copy_(torch.from_numpy(factors))
 
     # -- parameters ----------------------------------------------------------------------------------------------------
@@ -197,6 +211,7 @@ class TowerTerms(Recommender):
     def _build(self, schema: TowerSizes, generator: torch.Generator | None) -> None:
         width = self.config.factors
         self._build_towers(schema, generator)
+        self._build_encoders(schema, generator)
         self.register_buffer("vectors_of_users", torch.zeros(schema.num_users, width))
         self.register_buffer("vectors_of_items", torch.zeros(schema.num_items, width))
         is_weighted = self.config.weighting == "tf-idf"

@@ -37,6 +37,7 @@ class MultiViewConfig(TowerConfig):
             'user_inputs with "history"',
             lambda config: "history" in config.user_inputs,
         ),
+        Only(("encoders",), "pairs that are not averaged", lambda config: not config.averaged),
         Only(("domain_bias",), 'similarity "dot"', lambda config: config.similarity == "dot"),
         Only(
             ("hide_own",),

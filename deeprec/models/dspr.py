@@ -52,7 +52,7 @@ class DSPRConfig(TowerConfig):
     layers: widths of the layers before the vector, each >= 1.
     """
 
-    unused: ClassVar[tuple[str, ...]] = (*TowerConfig.unused, "user_inputs", "item_inputs")
+    unused: ClassVar[tuple[str, ...]] = (*TowerConfig.unused, "user_inputs", "item_inputs", "encoders")
 
     user_inputs: tuple[str, ...] = ("features",)
     item_inputs: tuple[str, ...] = ("features",)

@@ -187,9 +187,9 @@ class MultiView(TowerModel):
         codes = self._codes[items]
         domains = codes.unique().tolist()
         if len(domains) == 1:  # every step
-            return self._of_domain(domains[0], self._item_rows.batch(items))
+            return self._of_domain(domains[0], self.rows_of_items(items))
         rows = [torch.nonzero(codes == domain).flatten() for domain in domains]
-        parts = [self._of_domain(at, self._item_rows.batch(items[own])) for at, own in zip(domains, rows, strict=True)]
+        parts = [self._of_domain(at, self.rows_of_items(items[own])) for at, own in zip(domains, rows, strict=True)]
         order = torch.cat([items[:0], *rows]).argsort()
         return take(torch.cat([self.vectors_of_items[:0], *parts]), 0, to_device(order, self.device))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def mel_filters(sample_rate: int, window: int, mels: int, low: float = 0.0, high
         mels: K, >= 1.
         low, high: in Hz, 0 <= low < high <= sample_rate / 2; None: that half.
     Returns:
-        [window // 2 + 1, K], float64, of power at the frequencies 0, sample_rate / window, ...
+        [window // 2 + 1, K], float64 on the CPU, of power at the frequencies 0, sample_rate / window, ...
     Raises:
         ValueError: an argument is out of range, or a filter that lies between two frequencies of the spectrum.
     Reference: Young et al., "The HTK Book", section 5.4.
@@ -39,8 +40,10 @@ def mel_filters(sample_rate: int, window: int, mels: int, low: float = 0.0, high
             f"mel_filters: window must be >= 2 and 0 <= low < high <= {sample_rate / 2:g}, got {window}, {low} and "
             f"{top}"
         )
-    frequencies = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate / window)
-    points = torch.linspace(_mel(low), _mel(top), mels + 2, dtype=torch.float64)
+    # On the CPU, whatever torch's default device is: what is made for the meta device can be looked at too.
+    on_cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    frequencies = torch.arange(window // 2 + 1, **on_cpu) * (sample_rate / window)
+    points = torch.linspace(_mel(low), _mel(top), mels + 2, **on_cpu)
     corners = 700 * (10 ** (points / 2595) - 1)
     rises = (frequencies.unsqueeze(1) - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falls = (corners[2:] - frequencies.unsqueeze(1)) / (corners[2:] - corners[1:-1])
@@ -99,7 +102,8 @@ class AudioCNN(MediaEncoder):
             raise ValueError(f"AudioCNN: channels must be sizes >= 1, got {tuple(channels)}")
         self.window, self.hop = window, hop
         # Both follow from the options, and are no part of the state.
-        self.register_buffer("filters", mel_filters(sample_rate, window, mels).float(), persistent=False)
+        filters = mel_filters(sample_rate, window, mels).float().to(torch.get_default_device())
+        self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("hann", torch.hann_window(window, dtype=torch.float32), persistent=False)
         self.filters: Tensor
         self.hann: Tensor

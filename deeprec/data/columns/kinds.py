@@ -14,6 +14,7 @@ TRANSFORMS = ("standardise", "log", "log-standardise", "quantile", "min-max", "n
 MISSING = ("mean", "raise")
 MAX_SIZE = 2**31 - 1  # ids are int32
 TOKENS = ("words", "trigrams", "characters", "raw")
+_LONGEST_SIDE, _MOST_FRAMES = 4096, 256  # of media, as `deeprec.data.media` decodes them
 
 
 @dataclass(frozen=True)
@@ -365,23 +366,63 @@ class _Media:
 
 @dataclass(frozen=True)
 class Image(_Media):
-    """An image of each row."""
+    """An image of each row.
+
+    Attributes:
+        size: height and width that it is brought to where a model reads it, in [1, 4096].
+    """
 
     kind: ClassVar[str] = "image"
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self)
 
 
 @dataclass(frozen=True)
 class Audio(_Media):
-    """A sound of each row."""
+    """A sound of each row.
+
+    Attributes:
+        rate: samples a second that a model reads, >= 1.
+        seconds: of each sound, from its beginning, > 0.
+    """
 
     kind: ClassVar[str] = "audio"
+
+    rate: int = 16_000
+    seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer(self, "rate", 1, is_optional=False)
+        object.__setattr__(self, "seconds", finite(self, "seconds", self.seconds))
+        if not self.seconds > 0:
+            raise ValueError(f"{named(self)}: seconds must be > 0, got {self.seconds}")
 
 
 @dataclass(frozen=True)
 class Video(_Media):
-    """A video of each row."""
+    """A video of each row.
+
+    Attributes:
+        frames: of each video, at equal distances, in [1, 256].
+        size: height and width of a frame where a model reads it, in [1, 4096].
+    """
 
     kind: ClassVar[str] = "video"
+
+    frames: int = 8
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self)
+        check_integer(self, "frames", 1, is_optional=False)
+        if self.frames > _MOST_FRAMES:
+            raise ValueError(f"{named(self)}: frames must be <= {_MOST_FRAMES}, got {self.frames}")
 
 
 Media: TypeAlias = Image | Audio | Video
@@ -411,6 +452,12 @@ def check_named(feature: Any) -> None:
         if not isinstance(value, str) or (option == "name" and not value):
             raise TypeError(f"{type(feature).__name__}: {option} must be text, got {value!r}{quoted(value)}")
     object.__setattr__(feature, "column", feature.column or feature.name)
+
+
+def _check_side(feature: Any) -> None:
+    check_integer(feature, "size", 1, is_optional=False)
+    if feature.size > _LONGEST_SIDE:
+        raise ValueError(f"{named(feature)}: size must be <= {_LONGEST_SIDE}, got {feature.size}")
 
 
 def _check_vocabulary(feature: Any) -> None:

@@ -314,7 +314,7 @@ def _columns(encoder: Encoder, rows: Encoded, columns: Sequence[str] | None) -> 
     if kept:
         raise ValueError(
             f"Terms: columns must have ids or numbers, got {', '.join(kept)} as text or media; set tokens: trigrams or "
-            "words in the schema, or name the columns to take"
+            "words in the schema, name media in the option encoders, or name the columns to take"
         )
     parts: list[tuple[Terms, bool]] = []
     for at, field in enumerate(inputs.fields):
