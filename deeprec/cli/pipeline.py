@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from deeprec._files import make_folder
-from deeprec.cli.console import command, console, figure, print_json, say, seconds, table
+from deeprec.cli.console import command, console, figure, print_json, progress, say, seconds, table
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.data import IdMap
 from deeprec.pipeline import Pipeline, PipelineConfig, is_pipeline
@@ -122,15 +122,35 @@ def recommend(
     history: Annotated[
         str | None, typer.Option("--history", help="Instead of a user: items that somebody met, ITEM,ITEM,...")
     ] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="All users of the data; with --output.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write a file instead: .parquet, .csv, .tsv or .jsonl.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what a killed run with --output has finished.")
+    ] = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Items for each user.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Say which source, history item and feature.")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to users of the data, or to somebody by a history."""
-    if (user is None) == (history is None):
-        raise ValueError("pipeline: recommend needs either --user or --history; give one of them")
+    if [user is not None, history is not None, everyone].count(True) != 1:
+        raise ValueError("pipeline: recommend needs one of --user, --history and --all; give one of them")
+    if (everyone and output is None) or (history is not None and output is not None) or (resume and output is None):
+        raise ValueError("pipeline: --output goes with --user or --all, and --all and --resume with it; give both")
     made = Pipeline.load(directory, device=device)
+    if output is not None:
+        asked = None if everyone else _parsed(user or [], made.user_ids)
+        with progress() as bar:
+            task = bar.add_task("recommending", total=None)
+
+            def show(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            written = made.recommend_file(output, k, users=asked, resume=resume, on_progress=show)
+        say(("done", "green"), f": {written:,} rows written to {output}")
+        return
     if user is not None:
         frame = made.recommend(_parsed(user, made.user_ids), k, explain=explain)
     else:

@@ -6,6 +6,7 @@ of every other file and of itself, and of each model that of its config.json, wh
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -123,6 +124,21 @@ def load(directory: str | Path, *, device: Device = "auto") -> tuple[Parts, dict
               for source in config.sources if isinstance(source, ModelSource)}  # fmt: skip
     ranker = load_model(folder / _RANKER, device=device) if isinstance(config.ranking, ByClicks) else None
     return Parts(config, state, models, ranker), head["report"]
+
+
+def digest_of(pipeline: Stages) -> str:
+    """SHA-256 of everything that shapes a list."""
+    models = [*pipeline.models.values(), *([] if pipeline.click_model is None else [pipeline.click_model])]
+    digest = hashlib.sha256(json.dumps(pipeline.config.as_dict(), sort_keys=True).encode())
+    for model in models:
+        digest.update(f"{model.name} {model.config}".encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    for name, values in sorted(_tensors(pipeline.state).items()):
+        digest.update(name.encode() + values.numpy().tobytes())
+    for ids in (pipeline.user_ids, pipeline.item_ids):
+        digest.update(ids.sha256().encode())
+    return digest.hexdigest()
 
 
 def _read_head(folder: Path) -> dict[str, Any]:

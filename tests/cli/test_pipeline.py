@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 SMALL = """
@@ -57,6 +58,18 @@ def test_lists_say_why(fitted: tuple[Path, str], deeprec) -> None:
     assert len(history) == 3
 
 
+def test_all_lists_go_into_a_file(fitted: tuple[Path, str], deeprec, tmp_path: Path) -> None:
+    folder, _ = fitted
+    done = deeprec("pipeline", "recommend", folder, "--all", "-k", 3, "--output", tmp_path / "lists.parquet")
+    assert done.exit_code == 0, done.output
+    lists = pl.read_parquet(tmp_path / "lists.parquet")
+    assert len(lists) == 600
+    assert lists.columns == ["user_id", "rank", "item_id", "score"]
+    alone = json.loads(deeprec("pipeline", "recommend", folder, "--user", 7, "-k", 3, "--json").output)
+    assert lists.filter(pl.col("user_id") == 7)["item_id"].to_list() == [each["item_id"] for each in alone]
+    assert "--output goes with" in deeprec("pipeline", "recommend", folder, "--all").stderr
+
+
 def test_two_pipelines_are_compared(fitted: tuple[Path, str], deeprec, tmp_path: Path) -> None:
     folder, _ = fitted
     head = SMALL.split("sources")[0]
@@ -75,7 +88,7 @@ def test_two_pipelines_are_compared(fitted: tuple[Path, str], deeprec, tmp_path:
     [
         (("pipeline", "none.yaml"), "none.yaml"),
         (("pipeline", "evaluate", "none"), "no pipeline in none"),
-        (("pipeline", "recommend", "none"), "either --user or --history"),
+        (("pipeline", "recommend", "none"), "one of --user, --history and --all"),
         (("serve", "none"), "none"),
         (("pipeline", "evalute", "none"), "evaluate"),
     ],

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -467,3 +468,26 @@ def test_diversity_is_the_mean_over_pairs() -> None:
         pairs = [1 - float(vectors[a] @ vectors[b]) for a in items for b in items if a < b]
         means += [np.mean(pairs)] if pairs else []
     assert diversity(top, vectors) == pytest.approx(np.mean(means), abs=1e-5)
+
+
+def test_a_file_of_lists_goes_on_after_a_kill(
+    simple: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["deeprec.serve.recommend_file"], "_USERS_A_PART", 64)
+    rows = simple.recommend_file(tmp_path / "whole.csv", 5)
+    assert rows == 5 * 300
+
+    def stop(done: int, total: int) -> None:
+        if done >= 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simple.recommend_file(tmp_path / "parts.csv", 5, on_progress=stop)
+    kept: list[int] = []
+    usual = Pipeline.recommend
+    monkeypatch.setattr(Pipeline, "recommend", lambda *args, **options: kept.append(1) or usual(*args, **options))
+    with pytest.raises(ValueError, match="another k"):
+        simple.recommend_file(tmp_path / "parts.csv", 6, resume=True)
+    assert simple.recommend_file(tmp_path / "parts.csv", 5, resume=True) == rows
+    assert len(kept) == 3  # of five parts
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
