@@ -40,9 +40,9 @@ Sources: items proposed, the share of the held-out items among them, the share t
 the first ten. Diversity is 1 - cosine by the values of the items' first column of lists; popularity the mean share of
 users who have an item.
 
-To read with care: sources without refit (sasrec here) learned from the training part alone, while the ranker learned from
-what people did in the validation part too; refitted, or trained longer and tuned, a source may come nearer. What a stage
-such as MMR costs in NDCG buys what the columns behind it show.
+To read with care: sources without refit (sasrec here) learned from the training part alone, while the ranker learned
+from what people did in the validation part too; refitted, or trained longer and tuned, a source may come nearer. What a
+stage such as MMR costs in NDCG buys what the columns behind it show.
 
 """
 _TIMES = """## Time of a request

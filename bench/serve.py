@@ -138,9 +138,19 @@ class Connection:
         self.reader: Any = None
 
     async def get(self, user: Any) -> bool:
-        """Whether a list came."""
+        """Whether a list came; a connection that lay idle and was closed meanwhile is opened again."""
+        try:
+            return await self._asked(user)
+        except (OSError, asyncio.IncompleteReadError):
+            if self.reader is None:
+                return False
+            self.reader = None
+            return await self.get(user)
+
+    async def _asked(self, user: Any) -> bool:
         if self.reader is None:
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.reader = reader
         self.writer.write(f"GET /v1/recommend/{user}?k=10 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 import deeprec
@@ -27,7 +27,18 @@ _MOST_PAIRS = 1000
 _MOST_EVENTS = 1000
 PAGE = Path(__file__).with_name("page.html")
 
-Id = Annotated[int | str, Field(description="As the data has it; numbers and their texts are the same.")]
+
+def _whole_text(text: str) -> str:
+    """JSON can hold half a character, which nothing can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text must be Unicode, got half a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_text)]
+Id = Annotated[int | Text, Field(description="As the data has it; numbers and their texts are the same.")]
 Ids = Annotated[list[Id], Field(max_length=_MOST_ITEMS)]
 
 
@@ -60,9 +71,9 @@ class FeedbackEvent(_Body):
 
     user_id: Id
     item_id: Id
-    kind: str = Field("view", max_length=100)
+    kind: Text = Field("view", max_length=100)
     time: float | None = Field(None, ge=0, le=1e11, description="Seconds since 1970; now by itself.")
-    id: str | None = Field(None, max_length=200, description="One with the id of another is not kept twice.")
+    id: Text | None = Field(None, max_length=200, description="One with the id of another is not kept twice.")
 
 
 class Feedback(_Body):
@@ -87,7 +98,7 @@ class Availability(_Body):
 class Reload(_Body):
     """The folder to serve, relative to that of the first one's; without it the same one, read again."""
 
-    folder: str | None = Field(None, max_length=4096)
+    folder: Text | None = Field(None, max_length=4096)
 
 
 def create_app(service: Service, limits: Limits | None = None, *, page: Path | None = PAGE) -> FastAPI:

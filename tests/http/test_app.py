@@ -173,6 +173,20 @@ def test_a_wrong_request_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        rb'{"events": [{"user_id": "\ud800", "item_id": 1}]}',
+        b'{"events": [{"user_id": 1' + b"0" * 5000 + b', "item_id": 1}]}',
+        b'{"events": [{"user_id": 1, "item_id": 1, "time": 1e300}]}',
+        b'{"events": [{"user_id": true, "item_id": null}]}',
+    ],
+)
+def test_odd_events_are_refused(serving: Any, folder: Path, content: bytes) -> None:
+    answer = serving(folder).post("/v1/feedback", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b'{"user_id": NaN}', b"[" * 100_000, b'{"user_id": 1e999}']
 )
 def test_what_is_no_json_is_refused(serving: Any, folder: Path, content: bytes) -> None:
