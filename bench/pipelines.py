@@ -129,7 +129,18 @@ def times(result: dict[str, Any]) -> list[str]:
             rate = [row["requests_a_second"] for row in own if "requests_a_second" in row]
             cells = (kind, server, f"{p50:.2f}", f"{p99:.2f}", f"{np.median(rate):.0f}" if rate else "-", f"{cpu:.2f}")
             lines.append(_row((*cells, str(sum(int(row["failed"]) for row in own)))))
-    return [*lines, "", *_targets(rows), ""]
+    return [*lines, "", *_targets(rows), *_soak(result.get("soak")), ""]
+
+
+def _soak(soak: dict[str, Any] | None) -> list[str]:
+    """What a long run said, in words."""
+    if soak is None:
+        return []
+    memory = soak["megabytes"]
+    return [
+        f"- {soak['seconds'] / 60:.0f} minutes of lists and events: {soak['requests']:,} lists, {soak['events']:,} "
+        f"events, {soak['failed']} failed; memory {memory[1]:.0f} MB after a tenth, {memory[-1]:.0f} MB at the end"
+    ]
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[str]:

@@ -119,6 +119,11 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def resident(self) -> float:
+        """Megabytes of memory that the process holds."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
     def items(self, user: Any) -> list[Any]:
         """The list of a user."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/recommend/{user}?k=10", timeout=60) as answer:
@@ -147,15 +152,24 @@ class Connection:
             self.reader = None
             return await self.get(user)
 
+    async def post(self, path: str, body: Any) -> bool:
+        """Whether something was kept; as `get`."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        return await self._sent(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+
     async def _asked(self, user: Any) -> bool:
+        return await self._sent(f"GET /v1/recommend/{user}?k=10 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+
+    async def _sent(self, request: bytes) -> bool:
         if self.reader is None:
             reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
             self.reader = reader
-        self.writer.write(f"GET /v1/recommend/{user}?k=10 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        self.writer.write(request)
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         body = await self.reader.readexactly(length)
-        return head.startswith(b"HTTP/1.1 200") and b'"fallback":"timeout"' not in body
+        return head.startswith(b"HTTP/1.1 20") and b'"fallback":"timeout"' not in body
 
 
 async def at_rate(port: int, users: list[Any], rate: float, seconds: float) -> dict[str, float]:
@@ -203,6 +217,27 @@ async def by_clients(port: int, users: list[Any], clients: int, seconds: float) 
             "failed": failed}  # fmt: skip
 
 
+async def soaked(server: Server, users: list[Any], items: list[Any], rate: float, seconds: float) -> dict[str, Any]:
+    """Lists at a fixed rate, an event after every second one: what failed, and the server's memory by tenths."""
+    connection, poster = Connection(server.port), Connection(server.port)
+    failed = requests = events = 0
+    memory, start = [], time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        user = users[requests * 7 % len(users)]
+        failed += not await connection.get(user)
+        requests += 1
+        if requests % 2:
+            event = {"user_id": user, "item_id": items[requests * 13 % len(items)]}
+            failed += not await poster.post("/v1/feedback", {"events": [event]})
+            events += 1
+        if elapsed >= len(memory) * seconds / 10:
+            memory.append(server.resident())
+        if (wait := start + requests / rate - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+    memory.append(server.resident())
+    return {"seconds": seconds, "requests": requests, "events": events, "failed": failed, "megabytes": memory}
+
+
 def measured(server: Server, run: Any, count: Callable[[dict[str, float]], float]) -> dict[str, float]:
     """A run with the processor time of a request in it, and the load of the machine."""
     before = server.seconds()
@@ -220,6 +255,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--soak", type=float, default=0.0, help="seconds of lists and events, and nothing else is timed"
+    )
     given = parser.parse_args()
     made = Pipeline.load(given.folder, device="cpu")
     users = made.user_ids.values.to_list()
@@ -238,6 +276,14 @@ def main() -> None:
         try:
             for name, command in words.items():
                 servers[name] = Server(command)
+            if given.soak:
+                server = servers["deeprec serve"]
+                items = made.item_ids.values.to_list()
+                soak = asyncio.run(soaked(server, users, items, given.rate, given.soak))
+                print(soak)
+                kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+                write_atomically(given.out, json.dumps({**kept, "soak": soak}, indent=1).encode() + b"\n")
+                return
             lists = {name: [server.items(user) for user in users[:_CHECKED]] for name, server in servers.items()}
             same = [a == b for a, b in zip(*lists.values(), strict=True)]
             shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*lists.values(), strict=True)])
@@ -264,7 +310,9 @@ def main() -> None:
         finally:
             for server in servers.values():
                 server.close()
+    before = json.loads(given.out.read_text()) if given.out.exists() else {}
     result = {
+        **{name: before[name] for name in ("soak",) if name in before},
         "pipeline": made.config.as_dict(),
         "report": made.report["test"],
         "lists_the_same": float(np.mean(same)),
