@@ -23,6 +23,7 @@ from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
 from deeprec.data.interactions.logged import LoggedInteractions, naive_bayes_propensities, with_propensities
 from deeprec.data.interactions.new_users import new_users_holdout
+from deeprec.data.interactions.reviews import Reviews
 from deeprec.data.interactions.selection import positives
 from deeprec.data.interactions.session_splits import official_sessions, sessions_holdout
 from deeprec.data.interactions.sessions import sessions
@@ -69,6 +70,7 @@ __all__ = [
     "MediaTable",
     "Numeric",
     "OfficialSplit",
+    "Reviews",
     "Sequence",
     "Split",
     "SyntheticInteractions",
