@@ -101,15 +101,7 @@ class BPR(AdversarialRecommender):
             batch = with_hardest(batch, self(batch.users.unsqueeze(1), batch.items).detach())
         users, items, bias = self.users(batch.users), self.items(batch.items), self.item_bias(batch.items)
         scores = torch.baddbmm(bias, items, users.unsqueeze(2)).squeeze(2)
-        losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
-        share = 1 / losses.numel() if self.config.reduction == "mean" else 1.0
-        if not self.config.l2:
-            return share * losses.sum(), None
-        # A positive and its user count once for each pair, as in the paper's step.
-        pairs = losses.shape[1]
-        squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
-        squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-        return share * losses.sum(), share * self.config.l2 / 2 * squares
+        return bpr_terms(scores, users, items, bias, self.config.l2, self.config.reduction)
 
     def attacked(self) -> tuple[Tensor, ...]:
         """p and q; the biases are left alone, as in the paper's model, which has none."""
@@ -129,3 +121,25 @@ class BPR(AdversarialRecommender):
     def item_vectors(self) -> Tensor:
         self.require_built()
         return self.items.weight.detach()
+
+
+def bpr_terms(
+    scores: Tensor, users: Tensor, items: Tensor, bias: Tensor, l2: float, reduction: str
+) -> tuple[Tensor, Tensor | None]:
+    """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, and L2 of their rows.
+
+    Args:
+        scores: [b, 1 + n], the positive's first.
+        users: [b, D], items: [b, 1 + n, D], bias: [b, 1 + n, 1]: the rows.
+        l2: each pair adds l2 / 2 times their squares; with 0 there is no second term.
+        reduction: "mean" over the pairs, or "sum".
+    """
+    losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
+    share = 1 / losses.numel() if reduction == "mean" else 1.0
+    if not l2:
+        return share * losses.sum(), None
+    # A positive and its user count once for each pair, as in the paper's step.
+    pairs = losses.shape[1]
+    squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
+    squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
+    return share * losses.sum(), share * l2 / 2 * squares
