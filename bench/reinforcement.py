@@ -355,8 +355,8 @@ def page() -> str:
         "What they say: the correction finds what earns most though it was hardly ever shown, where cloning and the",
         "uncorrected gradient stay near the log; the top-K correction keeps probability for all ten places of a page.",
         "**Simple means of rewards, and DQN without later rewards, which is a model of the reward, do as well or",
-        "better in all of these worlds**, with less variance; of policies that differ by user REINFORCE is no better",
-        "than the uncorrected gradient.",
+        "better in all worlds without planning**, with less variance; of policies that differ by user REINFORCE is no",
+        "better than the uncorrected gradient. Where clicks move tastes, DQN with later rewards alone finds the plan.",
     ]
     titles = {
         "bandit": "One item of ten",
