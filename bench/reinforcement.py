@@ -474,7 +474,7 @@ def _coat_page() -> list[str]:
         "",
         "## Coat: ratings that users chose, tested on coats shown at random",
         "",
-        f"**{_COAT[best]}** has the smallest error. Width, l2 and epochs are chosen by four folds of the training",
+        f"**{_COAT[best]}** has the smallest error. Width 8; l2 and epochs are chosen by four folds of the training",
         "ratings, by the squared error, weighted as the model weighs it. 5 % of the random ratings give P(r)",
         "for naive Bayes, and are in no test. Mean and standard deviation over seeds, which draw folds, weights and",
         "that sample.",

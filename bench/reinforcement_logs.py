@@ -183,7 +183,7 @@ _EPOCHS = (25, 50, 100, 200)
 def _choose(
     name: str, options: dict[str, Any], train: Interactions, folds: NDArray[Any], seed: int
 ) -> tuple[dict[str, Any], int]:
-    """Width, l2 and epochs with the least error over the folds, weighted as the model weighs ratings."""
+    """l2 and epochs, at width 8, with the least error over the folds, weighted as the model weighs ratings."""
     totals: dict[tuple[int, float, int], float] = {}
     grid = _GRID if name == "ips-mf" else tuple(product((8,), (0.03, 0.1, 0.3, 1.0)))
     for fold in range(_FOLDS):
