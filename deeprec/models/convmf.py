@@ -34,6 +34,7 @@ from deeprec.device import to_device
 from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.sparse_linear import sparse_linear
 from deeprec.models._new_items import growing, require_new_items
+from deeprec.models._own_entries import owners, with_own_entries
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer
 from deeprec.nn.text_cnn import TextCNN
@@ -252,8 +253,8 @@ class ConvMF(Recommender):
                 prior = self.prior[batch.begin : batch.end]
             rows = _solved(batch.offsets, batch.indices, batch.values, others, prior, l2)
             mine[batch.begin : batch.end] = rows
-            owners = _owners(batch.offsets, len(batch))
-            errors = (rows[owners] * others[batch.indices.long()]).sum(1) - batch.values
+            of_entries = owners(batch.offsets, len(batch))
+            errors = (rows[of_entries] * others[batch.indices.long()]).sum(1) - batch.values
             return errors.square().mean()
 
     def _documents_of(self, bags: Bags, is_read: NDArray[np.bool_], seed: int = 0) -> Documents:
@@ -350,12 +351,6 @@ def _require_texts(bags: Bags, name: str, ids: pl.Series) -> None:
         )
 
 
-def _owners(offsets: Tensor, count: int) -> Tensor:
-    """The row of each of `count` entries."""
-    every = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(every, offsets.diff(), output_size=count)
-
-
 def _solved(
     offsets: Tensor, indices: Tensor, values: Tensor, others: Tensor, prior: Tensor | None, l2: float
 ) -> Tensor:
@@ -364,16 +359,11 @@ def _solved(
     `als_solve` with weights of 1 has 2 sum_p y_p for the second factor. What is missing to it is a vector of the row's
     own that comes as one more entry, of a weight of 0, which leaves the first factor as it is.
     """
-    count = len(offsets) - 1
     offsets, indices = offsets.long(), indices.long()
     missing = sparse_linear(offsets, indices, values - 2, others)
     if prior is not None:
         missing = missing + l2 * prior
-    places = torch.arange(len(indices), device=indices.device) + _owners(offsets, len(indices))
-    rows = torch.arange(count + 1, device=indices.device)
-    entries = torch.empty(len(indices) + count, dtype=torch.int64, device=indices.device)
-    entries[places] = indices
-    entries[offsets[1:] + rows[:-1]] = len(others) + rows[:-1]
+    offsets, entries = with_own_entries(offsets, indices, len(others))
     weights = (entries < len(others)).to(others.dtype)
     gram = others.new_zeros(others.shape[1], others.shape[1])
-    return als_solve(offsets + rows, entries, weights, torch.cat([others, missing]), ridge=l2, gram=gram).rows
+    return als_solve(offsets, entries, weights, torch.cat([others, missing]), ridge=l2, gram=gram).rows

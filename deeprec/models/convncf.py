@@ -27,7 +27,7 @@ from deeprec.batches.pairs import PairBatch
 from deeprec.config import Only, TrainConfig, at_least
 from deeprec.contract import SIMILAR_ITEMS, Schema
 from deeprec.models.base import Recommender
-from deeprec.models.bpr import BPR, BPRConfig, bpr_loss
+from deeprec.models.bpr import BPR, BPRConfig, bpr_terms
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import BlockScorer
 
@@ -169,7 +169,8 @@ class ConvNCF(Recommender):
         rows = users.unsqueeze(1).expand_as(items)
         scores = self.network(rows.reshape(-1, rows.shape[2]), items.view(-1, rows.shape[2]))
         scores = scores.view(items.shape[:2]) + bias.squeeze(2)
-        return bpr_loss(scores, users, items, bias, self.config.l2, self.config.reduction)
+        loss, l2 = bpr_terms(scores, users, items, bias, self.config.l2, self.config.reduction)
+        return loss if l2 is None else loss + l2
 
     @torch.no_grad()
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:

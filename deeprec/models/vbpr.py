@@ -24,10 +24,11 @@ from deeprec.batches.pairs import PairBatch, PairwiseBatches
 from deeprec.config import Only, TrainConfig, at_least
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
 from deeprec.data import IdMap, Interactions
+from deeprec.kernels.embedding import embedding
+from deeprec.models._adversarial import AdversarialRecommender
 from deeprec.models._item_vectors import scaled, scales_of, vector_parts
 from deeprec.models._new_items import append_rows, growing, require_new_items
-from deeprec.models.base import Recommender
-from deeprec.models.bpr import BPRConfig
+from deeprec.models.bpr import BPRConfig, with_hardest
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
 from deeprec.surroundings import trained
@@ -73,14 +74,14 @@ class VBPRSizes(Schema):
     widths: tuple[int, ...] = ()
 
 
-class VBPR(Recommender):
+class VBPR(AdversarialRecommender):
     """x_ui = beta_i + gamma_u . gamma_i + theta_u . (E f_i) + beta' . f_i."""
 
     name = "vbpr"
     config_class: ClassVar[type[TrainConfig]] = VBPRConfig
     config: VBPRConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
-    takes: ClassVar[frozenset[str]] = Recommender.takes | {"item_features"}
+    capabilities: ClassVar[frozenset[str]] = AdversarialRecommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
+    takes: ClassVar[frozenset[str]] = AdversarialRecommender.takes | {"item_features"}
     sizes_class: ClassVar[type[Any]] = VBPRSizes
 
     # -- the data ----------------------------------------------------------------------------------------------------
@@ -159,31 +160,42 @@ class VBPR(Recommender):
         assert isinstance(batches, PairwiseBatches)
         return batches
 
-    def loss(self, batch: PairBatch) -> Tensor:
-        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows."""
+    def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, and L2 of their rows."""
         self.require_built()
         self._mapped = None
         config = self.config
+        if config.hardest:
+            batch = with_hardest(batch, self(batch.users.unsqueeze(1), batch.items))
+            self._mapped = None
         ids, users = batch.items.long(), self.users(batch.users)
         is_known = self.is_known[ids]
         items, bias = self.items(batch.items) * is_known, self.item_bias(batch.items) * is_known
         vectors, offsets = items, bias
         if config.features:
-            seen = self.vectors[ids]  # [b, 1 + n, F]
+            seen = embedding(self.vectors, batch.items, sparse_grad=True)  # [b, 1 + n, F]
             vectors = torch.cat([items, seen @ self.content], 2)
             offsets = bias + seen @ self.content_bias
         scores = torch.baddbmm(offsets, vectors, users.unsqueeze(2)).squeeze(2)
         losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:]) * is_known[:, 1:, 0]
-        loss = losses.sum()
-        pairs = losses.shape[1]
+        share = 1 / losses.numel() if config.reduction == "mean" else 1.0
+        pairs, l2 = losses.shape[1], None
         if config.l2:
             squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
             squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-            loss = loss + config.l2 / 2 * squares
+            l2 = share * config.l2 / 2 * squares
         if config.content_l2:
             squares = self.content.square().sum() + self.content_bias.square().sum()
-            loss = loss + config.content_l2 / 2 * losses.numel() * squares
-        return loss / losses.numel() if config.reduction == "mean" else loss
+            content_l2 = share * config.content_l2 / 2 * losses.numel() * squares
+            l2 = content_l2 if l2 is None else l2 + content_l2
+        return share * losses.sum(), l2
+
+    def attacked(self) -> tuple[Tensor, ...]:
+        """The vectors of what is in an item; without any, gamma, as BPR."""
+        return (self.vectors,) if self.config.features else (self.users.weight, self.items.weight)
+
+    def forget(self) -> None:
+        self._mapped = None
 
     def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
         """As every model; the features of known items must be what they were.

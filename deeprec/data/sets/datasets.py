@@ -34,6 +34,7 @@ from deeprec.data.interactions.selection import SELECTION, positives
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
+from deeprec.data.sets.coat import read_coat
 from deeprec.data.sets.media_sets import film_media, read_tiktok
 from deeprec.data.sets.publishers import SOURCES
 from deeprec.data.sets.review_sets import read_beauty, read_instruments
@@ -337,6 +338,9 @@ _REGISTRY = {
                     "citeulike-a", ("users.dat",), 204_986, 5_551, 16_980,
                     "published for research; cite Wang, Chen and Li 2013",
                     "https://github.com/js05212/citeulike-a", read_citeulike),
+        DatasetInfo("coat", "Coat: ratings 1-5 that users chose to give, and ratings of items shown at random",
+                    "coat", ("train.ascii",), 11_600, 290, 300,
+                    "Schnabel et al. 2016: research", "https://www.cs.cornell.edu/~schnabts/mnar/", read_coat),
         DatasetInfo("delicious-tags", "HetRec 2011 Delicious: tags of bookmarks, with a published split",
                     "hetrec2011-tag-aware/delicious", ("train.txt",), 290_887, 1_843, 65_877,
                     "HetRec 2011: non-commercial use", _HETREC, read_tag_split),
