@@ -125,10 +125,9 @@ _DROPOUTNET = {
     "out_factors": 100,
     "layers": (200,),
     "als_epochs": 8,
-    "epochs": 40,
-    "patience": 8,
-    "batch_size": 64,
-    "lr": 0.003,
+    "epochs": 24,
+    "patience": 0,
+    "lr_schedule": "linear",
 }
 CONTENDERS = {
     "popularity": Contender("popularity", "popularity", (_NO_REFIT,)),

@@ -364,7 +364,7 @@ class Hybrid(HistoryRecommender):
         bounds, liked = rows_of((torch.from_numpy(offsets), torch.from_numpy(items)), torch.from_numpy(users))
         asked = to_device(torch.from_numpy(users), self.device)
         state = self.encode(Queries(asked))
-        scores, is_met = self._standardised(self._scorers(state), *state[:2], 0, len(users))
+        scores, is_met = self._standardised(self._scorers(state), state[0], state[1], 0, len(users))
         columns = self.user_values[asked]
         examples = _Examples(scores, is_met, columns, bounds, to_device(liked.long(), self.device), cutoff)
         with torch.enable_grad():
