@@ -295,6 +295,8 @@ def _read_head(folder: Path) -> tuple[_Head, Any, dict[str, Any]]:
         values = read_json(path, "load", _REMEDY)
     except FileNotFoundError:
         hint = "training stopped early; go on with --resume" if any(folder.glob("checkpoint*")) else "check the path"
+        if (folder / "pipeline.json").is_file():
+            hint = "it holds a pipeline: deeprec.pipeline.Pipeline.load"
         raise FileNotFoundError(f"load: no model in {folder} (config.json is missing); {hint}") from None
     version, name = values.get("format"), values.get("model")
     if type(version) is not int or version < 1:
