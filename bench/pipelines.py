@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ _TIMES = """## Time of a request
 one process and one thread of torch each, client and server on the loopback address, the pipeline `ml-1m` above (three
 sources, about 300 candidates, DeepFM, MMR).
 
+"""
+_BUSY = """**Other work kept the machine busy meanwhile**: more waited for a core than there are cores. Milliseconds and
+requests a second say little then, and have to be taken anew on a quiet machine; processor time says what a request
+costs.
 """
 P50, P99, RATIO = 3.0, 8.0, 3.0  # what is to be reached
 
@@ -129,6 +134,8 @@ def times(result: dict[str, Any]) -> list[str]:
             rate = [row["requests_a_second"] for row in own if "requests_a_second" in row]
             cells = (kind, server, f"{p50:.2f}", f"{p99:.2f}", f"{np.median(rate):.0f}" if rate else "-", f"{cpu:.2f}")
             lines.append(_row((*cells, str(sum(int(row["failed"]) for row in own)))))
+    if max(load) > (os.cpu_count() or 1):
+        lines += ["", *_BUSY.splitlines()]
     return [*lines, "", *_targets(rows), *_soak(result.get("soak")), ""]
 
 
