@@ -3,7 +3,8 @@
     python -m bench.reproduce [RECIPE ...] [--seeds 1 2 3] [--data-dir DIR] [--check]
 
 A recipe is deeprec/recipes/SET/NAME.json, read by `deeprec.recipes`, which says what its keys mean. Cards go into
-results/SET/NAME/ as seed-N.json; a finished seed is kept. The mean figures are written into the recipe, and the tables
+results/SET/NAME/ as seed-N.json; a finished seed is kept, and one that was cut off goes on from its checkpoint in
+build/reproduce: start the same command again. The mean figures are written into the recipe, and the tables
 of results/README.md anew: one of rankings by one held-out item, one of rankings by a share of the likes, one of rating
 errors, one of clicks.
 """
@@ -27,6 +28,7 @@ from deeprec.recipes import Recipe
 from deeprec.train import Progress, fit
 
 ROOT = Path(__file__).resolve().parent.parent / "results"
+WORK = ROOT.parent / "build" / "reproduce"
 METRICS = ("hr@10", "ndcg@10")
 LIKES = ("map@10", "ndcg@10", "recall@10")
 ERRORS = ("rmse", "mae")
@@ -42,7 +44,7 @@ def train(recipe: Recipe, seed: int, data_dir: str | None) -> None:
     if card_path.exists():
         print(f"{card_path.relative_to(ROOT)} is there already")
         return
-    card = run(recipe, seed, data_dir)
+    card = run(recipe, seed, data_dir, WORK / recipe.name / f"seed-{seed}")
     card_path.parent.mkdir(parents=True, exist_ok=True)
     card.write(card_path)
     _tell(card_path, card)
@@ -51,15 +53,16 @@ def train(recipe: Recipe, seed: int, data_dir: str | None) -> None:
 def check(recipe: Recipe, seed: int, data_dir: str | None) -> bool:
     """Train one seed of a recipe again and say whether its figures are those of its card, number by number."""
     kept = read_card(ROOT / recipe.name / f"seed-{seed}.json")
-    metrics = run(recipe, seed, data_dir).as_dict()["metrics"]
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = run(recipe, seed, data_dir, Path(folder)).as_dict()["metrics"]
     name = f"{recipe.name} seed {seed}"
     lines = [f"{key} {value} -> {metrics[key]}" for key, value in kept.metrics.items() if value != metrics[key]]
     print(f"{name}: {'; '.join(lines) if lines else 'the same figures'}", flush=True)
     return not lines
 
 
-def run(recipe: Recipe, seed: int, data_dir: str | None) -> Card:
-    """The card of one seed of a recipe, trained now."""
+def run(recipe: Recipe, seed: int, data_dir: str | None, folder: Path) -> Card:
+    """The card of one seed of a recipe, trained now, or to its end where the folder holds a part of it."""
     rule = protocol(**recipe.protocol_options(seed))
     options = {"data_dir": data_dir, **recipe.reading(seed)}
     model = create(recipe.model, config=recipe.config())
@@ -68,18 +71,18 @@ def run(recipe: Recipe, seed: int, data_dir: str | None) -> Card:
         data: Any = load_clicks(recipe.data, holdout=rule.holdout, shares=shares, seed=rule.seed, **options)
     else:
         data = load(recipe.data, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            model,
-            data,
-            protocol=rule,
-            select=recipe.select,
-            seed=seed,
-            out=folder,
-            report_best_on_test="best_on_test" in model.takes and recipe.best_on_test,
-            on_progress=_say,
-        )
-        return read_card(folder)
+    fit(
+        model,
+        data,
+        protocol=rule,
+        select=recipe.select,
+        seed=seed,
+        out=folder,
+        resume=True,
+        report_best_on_test="best_on_test" in model.takes and recipe.best_on_test,
+        on_progress=_say,
+    )
+    return read_card(folder)
 
 
 def _tell(card_path: Path, card: Card) -> None:

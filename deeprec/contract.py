@@ -161,7 +161,7 @@ class OptimizerOptions(NamedTuple):
         weight_decay: of the others, >= 0.
         start: first value of AdaGrad's sums of squares, >= 0.
         beta: of FTRL, > 0.
-        momentum: of AdaGrad's steps, in [0, 1).
+        momentum: of the steps of AdaGrad and SGD, in [0, 1).
     """
 
     optimizer: str
@@ -182,6 +182,8 @@ class Facts(NamedTuple):
         users, items: how many of them have any; 0 for a log.
         rating_range: smallest and largest rating; None without ratings.
         rating_spread: standard deviation of the ratings; 0 without.
+        levels: the distinct ratings, ascending, those of the other parts too, as a scale has them all; () without
+            ratings, and where there are more than 32.
         columns: of a log: fields, numerics and bags.
         values: of a log: distinct values of its fields and bags, rows of the embedding tables.
         positives: of a log: rows with label 1.
@@ -192,6 +194,7 @@ class Facts(NamedTuple):
     items: int = 0
     rating_range: tuple[float, float] | None = None
     rating_spread: float = 0.0
+    levels: tuple[float, ...] = ()
     columns: int = 0
     values: int = 0
     positives: int = 0

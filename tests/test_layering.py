@@ -18,6 +18,7 @@ LEVELS = {
     "surroundings": 1,
     "batches": 2,
     "evaluate": 3,
+    "simulate": 3,
     "serve": 4,
     "train": 5,
     "models": 6,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deeprec.batches.levels import distinct_levels
 from deeprec.batches.log import LogBatch
 from deeprec.contract import Facts, Seen
 from deeprec.data import Interactions, Split, from_frame
@@ -99,7 +100,9 @@ class InteractionTask:
         if ratings is None or not len(ratings):
             return Facts(len(rows), users, items)
         bounds = float(ratings.min()), float(ratings.max())
-        return Facts(len(rows), users, items, bounds, float(ratings.std(dtype=np.float64)))
+        assert self.data.ratings is not None
+        spread = float(ratings.std(dtype=np.float64))
+        return Facts(len(rows), users, items, bounds, spread, distinct_levels(self.data.ratings))
 
     def baselines(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Popularity and item-KNN, or the means and biases of ratings."""

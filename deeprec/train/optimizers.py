@@ -28,7 +28,7 @@ def make_optimizer(options: OptimizerOptions, parameters: Iterable[Tensor]) -> t
     elif name == "ftrl":
         made = optim.FTRL(parameters, lr=lr, l1=options.l1, l2=options.l2, beta=options.beta)
     elif name == "sgd":
-        made = optim.SGD(parameters, lr=lr, weight_decay=decay)
+        made = optim.SGD(parameters, lr=lr, momentum=options.momentum, weight_decay=decay)
     elif name == "adagrad":
         momentum, start = options.momentum, options.start
         made = optim.Adagrad(parameters, lr=lr, weight_decay=decay, initial_accumulator_value=start, momentum=momentum)
