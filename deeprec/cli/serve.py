@@ -68,7 +68,7 @@ def serve(
     )  # a wrong folder ends here
     place = state if state is not None else directory.with_name(f"{directory.name}.events.sqlite")
     store = http.EventStore(place, max_users=options.max_users, max_events=options.max_events)
-    service = http.Service(directory, store, options, titles=folder.titles_of)
+    service = http.Service(directory, store, options, titles=folder.titles_of, engine=engine)
     say(f"serving   {engine.kind} {engine.version} of {directory}, {len(engine.items):,} items")
     say(f"events    {store.count():,} in {place}")
     say(f"listening http://{host}:{port}  (/, /v1/recommend/USER, /metrics, /openapi.json)")
