@@ -163,7 +163,11 @@ def _targets(rows: list[dict[str, Any]]) -> list[str]:
     most = max((r["load_kind"] for r in rows if r["load_kind"].endswith("clients")), key=lambda k: int(k.split()[0]))
     ratio = median(ours, "requests_a_second", most) / median(plain, "requests_a_second", most)
     work = median(plain, "cpu_ms", most) / median(ours, "cpu_ms", most)
+    alone = [median(server, "cpu_ms", "a second") for server in (ours, plain)]
+    tails = [median(server, "p99", most) for server in (ours, plain)]
     return [
+        f"- at the fixed rate, where requests come one at a time, one costs {alone[0]:.2f} ms of a processor, of the plain "
+        f"handler {alone[1]:.2f}; with {most} p99 is {tails[0]:.0f} ms, of the plain handler {tails[1]:.0f}",
         f"- at the fixed rate: p50 {p50:.2f} ms (target {P50:g}: {'reached' if p50 <= P50 else 'not reached'}), "
         f"p99 {p99:.2f} ms (target {P99:g}: {'reached' if p99 <= P99 else 'not reached'})",
         f"- {most}: {ratio:.2f} times the plain handler's requests a second (target {RATIO:g}: "
