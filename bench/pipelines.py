@@ -166,8 +166,8 @@ def _targets(rows: list[dict[str, Any]]) -> list[str]:
     alone = [median(server, "cpu_ms", "a second") for server in (ours, plain)]
     tails = [median(server, "p99", most) for server in (ours, plain)]
     return [
-        f"- at the fixed rate, where requests come one at a time, one costs {alone[0]:.2f} ms of a processor, of the plain "
-        f"handler {alone[1]:.2f}; with {most} p99 is {tails[0]:.0f} ms, of the plain handler {tails[1]:.0f}",
+        f"- at the fixed rate, where requests come one at a time, one costs {alone[0]:.2f} ms of a processor, in the "
+        f"plain handler {alone[1]:.2f}; with {most} p99 is {tails[0]:.0f} ms, of the plain handler {tails[1]:.0f}",
         f"- at the fixed rate: p50 {p50:.2f} ms (target {P50:g}: {'reached' if p50 <= P50 else 'not reached'}), "
         f"p99 {p99:.2f} ms (target {P99:g}: {'reached' if p99 <= P99 else 'not reached'})",
         f"- {most}: {ratio:.2f} times the plain handler's requests a second (target {RATIO:g}: "
