@@ -53,12 +53,22 @@ def epochs_cell(cards: Sequence[Card]) -> str:
     return ", ".join(str(card.epoch) for card in cards if card.epoch is not None)
 
 
-def due_runs(results: Path, names: list[str], labels: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
-    """Name, label and seed of each run without a card, seed by seed, so that a part of them is a table already."""
+def due_runs(
+    results: Path,
+    names: list[str],
+    labels: list[str],
+    seeds: list[int],
+    fits: Callable[[str, str], bool] = lambda name, label: True,
+) -> Iterator[tuple[str, str, int]]:
+    """Name, label and seed of each run without a card, seed by seed, so that a part of them is a table already.
+
+    Args:
+        fits: whether there is such a run, of name and label.
+    """
     for seed in seeds:
         for name in names:
             for label in labels:
-                if not (results / name / label / f"seed-{seed}.json").exists():
+                if fits(name, label) and not (results / name / label / f"seed-{seed}.json").exists():
                     yield name, label, seed
 
 
@@ -72,6 +82,7 @@ def run_command(
     read: Callable[[str], Any],
     run: Callable[[str, str, int, Any], None],
     write_page: Callable[[], Any],
+    fits: Callable[[str, str], bool] = lambda name, label: True,
 ) -> None:
     """Start what is asked for on the command line and not there yet; the page is written anew after every run.
 
@@ -81,6 +92,8 @@ def run_command(
         names, labels: of all runs; seeds: of those that are started where none are named.
         data_of: name of the data of a run's name, which `read` reads once.
         run: trains one and leaves its card; of name, label, seed and data.
+        write_page: of all cards.
+        fits: as of `due_runs`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=list(names), help="what is learned from")
@@ -89,7 +102,7 @@ def run_command(
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--list", action="store_true", help="name the runs that are to do")
     given = parser.parse_args()
-    due = list(due_runs(results, given.only, given.labels, given.seeds))
+    due = list(due_runs(results, given.only, given.labels, given.seeds, fits))
     if given.list:
         print("\n".join(f"{name}, {label}, seed {seed}" for name, label, seed in due))
         return

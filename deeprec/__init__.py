@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deeprec import data, evaluate, models, nn, serve, train
+    from deeprec import data, evaluate, models, nn, pipeline, serve, train
     from deeprec.serve.folder import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "data", "evaluate", "load", "models", "nn", "serve", "train"]
+__all__ = ["__version__", "data", "evaluate", "load", "models", "nn", "pipeline", "serve", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- cli; no circles."""
+"""Arrows point one way: kernels <- nn <- batches <- evaluate <- serve <- train <- models <- pipeline <- http <- cli."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ LEVELS = {
     "surroundings": 1,
     "batches": 2,
     "evaluate": 3,
+    "simulate": 3,
     "serve": 4,
     "train": 5,
     "models": 6,
-    "cli": 7,
-    "doctor": 7,
-    "__main__": 8,
+    "pipeline": 7,
+    "http": 8,
+    "cli": 9,
+    "doctor": 9,
+    "__main__": 10,
 }
 # The rooms of deeprec.data, and the rooms that each knows.
 ROOMS = {

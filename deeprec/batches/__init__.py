@@ -1,5 +1,6 @@
 """What a step of training sees: pairs, rows of ratings, likes of users, rows of a log, sequences, sessions."""
 
+from deeprec.batches.feedback import Feedback, FeedbackBatch, FeedbackBatches
 from deeprec.batches.likes import Likes, UserBatch
 from deeprec.batches.log import LogBatch, LogBatches
 from deeprec.batches.pairs import PairBatch, PairwiseBatches
@@ -9,6 +10,9 @@ from deeprec.batches.sessions import SessionBatch, SessionBatches
 from deeprec.batches.sliding import SlidingBatches, WindowBatch
 
 __all__ = [
+    "Feedback",
+    "FeedbackBatch",
+    "FeedbackBatches",
     "Histories",
     "Likes",
     "LogBatch",

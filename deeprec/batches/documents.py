@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeprec.batches.sides import SideBatch, Sides
+from deeprec.batches.sides import Sides
 from deeprec.device import to_device
 
 
@@ -86,6 +87,18 @@ class Documents:
             yield self.batch(cuts[at].astype(np.int64))
 
 
+class ItemContents(Protocol):
+    """What is known of each item, in batches: `Documents`, or `term_bags.TermBags`."""
+
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+
+    def shuffled(self, number: int) -> Iterator[Any]:
+        """All items once, in batches of random order, the same for a number."""
+
+
 class DocumentsAndSides:
     """From the second epoch on `passes` passes over the texts; then every user's row and every item's.
 
@@ -93,10 +106,11 @@ class DocumentsAndSides:
         sides: whole rows.
         documents: None: there are no texts.
         passes: over the texts in an epoch, >= 1.
+        first_passes: over the texts before the rows of the first epoch, >= 0.
     """
 
-    def __init__(self, sides: Sides, documents: Documents | None, passes: int) -> None:
-        self.sides, self.documents, self.passes = sides, documents, passes
+    def __init__(self, sides: Sides, documents: ItemContents | None, passes: int, first_passes: int = 0) -> None:
+        self.sides, self.documents, self.passes, self.first_passes = sides, documents, passes, first_passes
 
     def __len__(self) -> int:
         return len(self.sides) + (0 if self.documents is None else self.passes * len(self.documents))
@@ -107,12 +121,13 @@ class DocumentsAndSides:
         texts = 0 if self.documents is None else self.passes * (len(self.documents.offsets) - 1)
         return self.sides.num_examples + texts
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[DocumentBatch | SideBatch]:
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Any]:
         """The batches, without the first `skip`."""
         return islice(self._epoch(number), skip, None)
 
-    def _epoch(self, number: int) -> Iterator[DocumentBatch | SideBatch]:
-        if self.documents is not None and number:
-            for each in range(self.passes):
-                yield from self.documents.shuffled(number * self.passes + each)
+    def _epoch(self, number: int) -> Iterator[Any]:
+        if self.documents is not None:
+            begin = self.first_passes + number * self.passes if number else 0
+            for each in range(self.passes if number else self.first_passes):
+                yield from self.documents.shuffled(begin + each)
         yield from self.sides.epoch(number)

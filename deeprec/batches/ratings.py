@@ -75,6 +75,8 @@ class RatingRows:
         column_counts: [num_columns] ratings of each column.
         targets: [nnz] what is to be reconstructed, the ratings by default.
         shown: [nnz] what the encoder is shown of them, before any corruption; None: the targets.
+        weights: [nnz] of their squared errors, float32, for batches without corruption; None: all 1.
+        order: [nnz], the row of `train` that each is, on the CPU.
 
     Raises:
         ValueError: no ratings, a side that there is not, a batch_size below 0, or an item that a user rated twice.
@@ -122,6 +124,8 @@ class RatingRows:
         self.column_counts = to_device(torch.from_numpy(column_counts), device)
         self.targets = self.ratings
         self.shown: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.order = torch.from_numpy(order)
         self.batch_size, self.seed, self.corrupt = batch_size, seed, corrupt
         self._plan: BagPlan | None = None
 
@@ -145,7 +149,7 @@ class RatingRows:
             self._plan = csr_plan(self.offsets, self.indices, self.num_columns)
         every = torch.arange(self.num_rows, device=self.offsets.device)
         shown = self.targets if self.shown is None else self.shown
-        return RowBatch(every, self.offsets, self.indices, self.targets, shown, None, self._plan, 1.0)
+        return RowBatch(every, self.offsets, self.indices, self.targets, shown, self.weights, self._plan, 1.0)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[RowBatch]:
         """The batches of one epoch without the first `skip`; rows without ratings are left out."""
@@ -169,7 +173,8 @@ class RatingRows:
             targets = self.targets[places]
             share = len(rows) / self.num_rows
             shown = targets if self.shown is None else self.shown[places]
-            batch = RowBatch(rows, offsets, self.indices[places], targets, shown, None, None, share)
+            weights = None if self.weights is None else self.weights[places]
+            batch = RowBatch(rows, offsets, self.indices[places], targets, shown, weights, None, share)
             yield self._corrupted(batch, generator)
 
     def _corrupted(self, batch: RowBatch, generator: torch.Generator) -> RowBatch:

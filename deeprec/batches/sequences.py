@@ -175,13 +175,9 @@ class SequenceBatches:
         return int(self._widths[users].sum())
 
     def _order(self, seed: int) -> list[Tensor]:
-        """The users of each batch: shuffled, sorted by length within pools, and the batches shuffled."""
+        """The users of each batch."""
         generator = torch.Generator().manual_seed(seed)
-        shuffled = self._users[torch.randperm(len(self._users), generator=generator)]
-        batches: list[Tensor] = []
-        for pool in shuffled.split(_BATCHES_A_POOL * self.batch_size):
-            batches += pool[self._widths[pool].argsort(stable=True)].split(self.batch_size)
-        return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+        return batches_of_like_length(self._users, self._widths, self.batch_size, generator)
 
     def _block(self, batches: list[Tensor], seed: int, done: int) -> Iterator[SequenceBatch]:
         """Batches whose negatives are drawn together, after `done` targets of the epoch."""
@@ -220,3 +216,16 @@ class SequenceBatches:
             negatives = drawn.new_full((*mask.shape, self.num_negatives), self.padding)
             negatives.view(-1, self.num_negatives)[torch.arange(count, device=users.device) + gaps] = drawn
         return SequenceBatch(users, items, targets, mask, negatives, count)
+
+
+def batches_of_like_length(rows: Tensor, widths: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """The rows of each batch: shuffled, sorted by width within pools, and the batches shuffled.
+
+    Args:
+        rows: [n], int64, on the CPU. widths: of all rows that there are.
+    """
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]
+    batches: list[Tensor] = []
+    for pool in shuffled.split(_BATCHES_A_POOL * batch_size):
+        batches += pool[widths[pool].argsort(stable=True)].split(batch_size)
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]

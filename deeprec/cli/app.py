@@ -58,9 +58,17 @@ _COMMANDS = {
         "index:index",
         "Write an index of a model's items into its folder, and say how much of the exact answer it gives, how fast.",
     ),
+    "pipeline": (
+        "pipeline:app",
+        "Fit, measure, compare and ask whole pipelines: sources, filters, ranking, re-ranking, from a YAML file.",
+    ),
     "predict": (
         "predict:predict",
         "Write the click probability of every row of a file, by the features of training; no label is needed.",
+    ),
+    "serve": (
+        "serve:serve",
+        "Serve a model or pipeline over HTTP: recommendations, similar items, scores, events, metrics.",
     ),
     "schema": ("schema:schema", "Draft a feature schema from the first rows of a file, as YAML to be corrected."),
     "features": (

@@ -8,8 +8,8 @@ from typing import Annotated, TypeAlias
 import typer
 
 # As `deeprec.evaluate.PROTOCOLS` and `deeprec.train.loggers.NAMES` have them: a help text does not wait for torch.
-PROTOCOLS = ("ncf", "full", "random", "cdae", "dspr", "rating", "next-item", "next-event", "caser", "cold-items",
-             "cross-domain")  # fmt: skip
+PROTOCOLS = ("ncf", "full", "random", "cdae", "cdl", "dspr", "rating", "next-item", "next-event", "caser",
+             "cold-items", "cross-domain")  # fmt: skip
 LOGGERS = ("tensorboard", "mlflow", "wandb", "csv")
 
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with the same run in --out, if interrupted.")]

@@ -15,12 +15,15 @@ from deeprec.data.columns.schema import FeatureSchema
 from deeprec.data.columns.schema_inference import infer as infer_schema
 from deeprec.data.columns.table import EncodedTable
 from deeprec.data.columns.terms import Terms
+from deeprec.data.interactions.bandit_log import BanditLog
 from deeprec.data.interactions.build import from_frame
 from deeprec.data.interactions.domains import Domains, domains_of
 from deeprec.data.interactions.encoded import EncodedTables, encode_tables
 from deeprec.data.interactions.features import with_features
 from deeprec.data.interactions.interactions import IdMap, Interactions, OfficialSplit, Split, UnknownIdError
+from deeprec.data.interactions.logged import LoggedInteractions, naive_bayes_propensities, with_propensities
 from deeprec.data.interactions.new_users import new_users_holdout
+from deeprec.data.interactions.reviews import Reviews
 from deeprec.data.interactions.selection import positives
 from deeprec.data.interactions.session_splits import official_sessions, sessions_holdout
 from deeprec.data.interactions.sessions import sessions
@@ -34,6 +37,7 @@ from deeprec.data.interactions.splits import (
 )
 from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.sources import open_source
+from deeprec.data.sets.bandit_sets import load_bandit
 from deeprec.data.sets.click_datasets import load_clicks
 from deeprec.data.sets.click_histories import clicks_with_histories
 from deeprec.data.sets.datasets import DatasetInfo, cache_dir, find, info, list_datasets, load, search_dirs
@@ -47,6 +51,7 @@ __all__ = [
     "SOURCES",
     "Audio",
     "Bag",
+    "BanditLog",
     "Categorical",
     "ClickLog",
     "Cross",
@@ -61,9 +66,11 @@ __all__ = [
     "IdMap",
     "Image",
     "Interactions",
+    "LoggedInteractions",
     "MediaTable",
     "Numeric",
     "OfficialSplit",
+    "Reviews",
     "Sequence",
     "Split",
     "SyntheticInteractions",
@@ -87,8 +94,10 @@ __all__ = [
     "leave_one_out",
     "list_datasets",
     "load",
+    "load_bandit",
     "load_clicks",
     "load_media",
+    "naive_bayes_propensities",
     "new_users_holdout",
     "official",
     "official_sessions",
@@ -103,4 +112,5 @@ __all__ = [
     "time_holdout",
     "with_features",
     "with_media",
+    "with_propensities",
 ]

@@ -40,6 +40,8 @@ def split_of(protocol: Protocol, data: Interactions, met: Interactions) -> Split
     if protocol.holdout in ("random", "random_by_user"):
         by_user = protocol.holdout == "random_by_user"
         parts = splits.random_holdout(data, *shares, seed=protocol.seed, by_user=by_user)
+    elif protocol.holdout == "given_by_user":
+        parts = splits.given_holdout(data, protocol.given_rows, shares[1], seed=protocol.seed)
     elif protocol.holdout == "last_by_user":
         parts = splits.last_holdout(data, *shares)
     elif protocol.holdout == "time":

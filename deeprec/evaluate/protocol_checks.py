@@ -12,7 +12,7 @@ from deeprec.evaluate.metrics import RATING_METRICS, check_metric
 if TYPE_CHECKING:
     from deeprec.evaluate.protocols import Protocol
 
-BY_SHARE = ("random", "random_by_user", "last_by_user", "time", "items", "users", "sessions")
+BY_SHARE = ("random", "random_by_user", "given_by_user", "last_by_user", "time", "items", "users", "sessions")
 ONE_ROW = ("leave_one_out", "official", "auto")  # of these the validation part is a row of each user, by itself
 
 
@@ -52,6 +52,9 @@ def _check_fields(made: Protocol) -> None:
     _require(fits, f"metrics must fit the task {made.task!r}", made.metrics)
     whole = all(isinstance(k, int) and k >= 1 for k in made.cutoffs)
     _require(bool(made.cutoffs) and whole, "cutoffs must be whole numbers of at least 1", made.cutoffs)
+    given = made.given_rows
+    is_number = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    _require(is_number, "given_rows must be a whole number of at least 1", given)
     for field in ("seed", "negatives_seed", "validating"):
         value = getattr(made, field)
         _require(isinstance(value, int) and value >= 0, f"{field} must be a whole number of at least 0", value)

@@ -40,11 +40,12 @@ class Protocol:
             items behind them (see `histories.histories_before`), any other as it was trained; or "rating", the error of
             predicted ratings (then candidates, negatives, mask, ties and cutoffs have no meaning).
         holdout: the test part. "leave_one_out": the last interaction of each user; "random": a random share of all
-            interactions; "random_by_user": a random share of each user's; "last_by_user": the last share of each user's
-            (ranked in one list); "time": what came last, from one moment on
-            for all users (each user's positives of that part are ranked in one list); "items": a random share of the
-            items, with all their interactions; "users": a random share of the users, of new ones all their rows in
-            `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the new ones alone;
+            interactions; "random_by_user": a random share of each user's; "given_by_user": all but `given_rows` random
+            ones of each user's; "last_by_user": the last share of each user's (ranked in one list); "time": what came
+            last, from one moment on for all users (each user's positives of that part are ranked in one list); "items":
+            a random share of the items, with all their interactions; "users": a random share of the users, of new ones
+            all their rows in `domain`, of the others a part (see `new_users_holdout`), with figures "new_..." of the
+            new ones alone;
             "sessions": the sessions (users of the data) that start last, whole, see `sessions_holdout`;
             "official": the split that came with the data; "auto": official where
             the data has it, leave_one_out otherwise, and sessions with targets="events" (see `resolve`).
@@ -55,6 +56,8 @@ class Protocol:
             before it is a question of its own, asked with everything that the user or session did before it, held-out
             events too, and nothing else; figures are means over events. Then models that know new users by a set of
             items are asked with that set, and any other as it was trained. See `events.Events`.
+        given_rows: for "given_by_user": rows of each user that are trained on, at least 1; `validation_share` is then a
+            share of the others.
         validation: "random" or "last" (one training interaction of each user), "share" (a share like that of
             the test, with the hold-outs that have one; before it in time) or "none".
         validation_share: validation share for "share", in (0, 1).
@@ -92,6 +95,7 @@ class Protocol:
         "leave_one_out",
         "random",
         "random_by_user",
+        "given_by_user",
         "last_by_user",
         "time",
         "items",
@@ -121,6 +125,7 @@ class Protocol:
     new_share: float = 0.2
     given_share: float = 0.5
     targets: Literal["users", "events"] = "users"
+    given_rows: int = 1
 
     def __post_init__(self) -> None:
         for field in ("mask", "metrics", "cutoffs"):
@@ -225,6 +230,10 @@ class Protocol:
             fields.add("targets")
         if self.holdout not in BY_SHARE:
             fields |= {"test_share"} if self.validation == "share" else {"test_share", "validation_share"}
+        if self.holdout == "given_by_user":
+            fields.add("test_share")
+        else:
+            fields.add("given_rows")
         if self.holdout != "users":
             fields |= {"domain", "new_share", "given_share"}
         if self.holdout in ("last_by_user", "time") or (self.task == "next-item" and not self.validating):
@@ -287,6 +296,15 @@ PROTOCOLS: dict[str, Protocol] = {
         validation="share",
         metrics=("map", "ndcg", "recall"),
         cutoffs=(10, 5, 1),
+    ),
+    # Wang, Wang and Yeung 2015, section 4.2: one item of each user trains (given_rows=10: their dense setting); of
+    # the others a tenth chooses, which theirs has not, and the rest tests.
+    "cdl": Protocol(
+        "cdl",
+        holdout="given_by_user",
+        validation="share",
+        metrics=("recall", "map", "ndcg"),
+        cutoffs=(300, 50, 100, 200, 500),
     ),
     # Xu et al. 2016, section 5, of a `Folksonomy`: 5 % and 15 % of the assignments, all items ranked. As printed a pair
     # may be in training and test; mask=("train", "validation") with repeats="drop" leaves it out.

@@ -8,7 +8,6 @@ that nothing is learnt from their absence.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +30,7 @@ from deeprec.models._item_encoders import (
     plain_columns,
     width_of,
 )
+from deeprec.models._new_items import growing
 from deeprec.models._tower_items import new_items
 from deeprec.models._tower_model import refresh_vectors, typed
 from deeprec.models._tower_terms import require_data_schema
@@ -288,8 +288,6 @@ def add_items(model: ItemColumns, items: Any) -> None:
         return
     item_ids, rows = new
     vectors = torch.stack(model._vectors_of(rows))
-    model.item_vectors_kept = torch.cat([model._kept_vectors(), vectors], 1)
-    sizes, count = model.require_built(), len(item_ids) - len(model.item_ids or ())
-    model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)
-    model.item_ids = item_ids
-    model.forget_training()
+    with growing(model, item_ids, added_items=model.require_built().added_items + vectors.shape[1]):
+        model.item_vectors_kept = torch.cat([model._kept_vectors(), vectors], 1)
+        model.forget_training()

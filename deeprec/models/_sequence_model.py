@@ -7,7 +7,7 @@ the next recommendation without training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -151,7 +151,11 @@ class SequenceModel(Recommender):
 
     @torch.no_grad()
     def history_rows(self, offsets: Tensor, items: Tensor) -> tuple[Tensor, ...]:
-        """Vectors [b, D] of histories; of one without items zeros, so that biases alone rank.
+        """Vectors [b, D] of histories; of one without items zeros, so that biases alone rank."""
+        return (self._read_last(offsets, items, self.encode_last),)
+
+    def _read_last(self, offsets: Tensor, items: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What `encode` makes of the windows of histories, [b, D]; zeros of one without items.
 
         Histories of like length are read together: padding costs next to nothing.
         """
@@ -165,7 +169,7 @@ class SequenceModel(Recommender):
             rows = order[start : start + max(1, _PLACES_A_BLOCK // max(1, widest))]
             width = int(counts[rows].max())
             if width:
-                parts.append(self.encode_last(*windows_of((offsets, items), rows, width)))
+                parts.append(encode(*windows_of((offsets, items), rows, width)))
             else:
                 parts.append(self.output_items()[0].new_zeros(len(rows), self.config.factors))
             if width and not int(counts[rows].min()):
@@ -173,8 +177,8 @@ class SequenceModel(Recommender):
                 parts[-1] = parts[-1].masked_fill(is_empty.unsqueeze(1), 0.0)
             start += len(rows)
         if not parts:
-            return (self.output_items()[0].new_zeros(0, self.config.factors),)
-        return (take(torch.cat(parts), 0, to_device(order.argsort(), items.device)),)
+            return self.output_items()[0].new_zeros(0, self.config.factors)
+        return take(torch.cat(parts), 0, to_device(order.argsort(), items.device))
 
     def scorer(self, state: tuple[Tensor, ...]) -> DotScorer:
         vectors, bias = self.output_items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from deeprec.batches.contents import ItemContents
 from deeprec.data.columns.rows import join
+from deeprec.models._new_items import growing, require_new_items
 from deeprec.nn.tower import TermBatch, TermRows
-from deeprec.serve.features import require_table
 from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
@@ -36,24 +35,14 @@ def new_items(model: Any, items: Any) -> tuple[IdMap, TermBatch] | None:
     Raises:
         ValueError: columns are no input of the model, one is missing, an id is known or comes twice.
     """
-    model.require_built()
-    frame = require_table("add_items", "items", items)
-    if model.item_encoder is None or model.item_ids is None:
+    frame, grown = require_new_items(model, items)
+    if model.item_encoder is None:
         raise ValueError(
             f"add_items: {model.name} makes vectors of new items from their columns, got item_inputs "
             f"{model.config.item_inputs}; train it with 'features' in item_inputs"
         )
-    if "item_id" not in frame.columns:
-        raise ValueError(f"add_items: items must have a column item_id, got {', '.join(frame.columns)}; rename it")
     if not len(frame):
         return None
-    known = model.item_ids
-    grown = known.grown(frame["item_id"])
-    if len(grown) != len(known) + len(frame):
-        raise ValueError(
-            f"add_items: every item_id must be new and there once, got {len(frame)} rows with "
-            f"{len(grown) - len(known)} new ones; drop the others"
-        )
     rows = join(list(model.item_encoder.stream(frame)))
     batch = TermRows(model.new_item_terms(len(frame), rows), model.device).whole()
     if model.item_encoders is None:
@@ -68,8 +57,6 @@ def new_items(model: Any, items: Any) -> tuple[IdMap, TermBatch] | None:
 
 def append_items(model: TowerModel, item_ids: IdMap, vectors: Tensor) -> None:
     """Let the last ids of a map that has grown have these vectors, as they are scored."""
-    sizes, count = model.require_built(), len(vectors)
-    model.vectors_of_items = torch.cat([model._vectors()[1], vectors])
-    model.schema = dataclasses.replace(sizes, num_items=sizes.num_items + count, added_items=sizes.added_items + count)
-    model.item_ids = item_ids
-    model.forget_training()
+    with growing(model, item_ids, added_items=model.require_built().added_items + len(vectors)):
+        model.vectors_of_items = torch.cat([model._vectors()[1], vectors])
+        model.forget_training()

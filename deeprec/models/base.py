@@ -85,6 +85,7 @@ class Recommender(Model):
     sizes_class: ClassVar[type[Any]] = Schema
     keeps: ClassVar[tuple[str, ...]] = ("user_ids", "item_ids", "seen")
     reads_tags: ClassVar[bool] = False  # whether it knows more of the rows of a `Folksonomy` than who met what
+    learns_from_validation: ClassVar[bool] = False  # whether more than an epoch is chosen by the validation part
     trains_on_whole_rows: ClassVar[bool] = False  # of users or items: `fit_more` gives it those of earlier data too
     schema: Schema | None
     earlier: Seen | None = None  # while `fit_more` runs: what users met before, too, which is no negative

@@ -6,8 +6,9 @@ Salakhutdinov 2007), the paper's ablation.
 Deviations: ratings stand as they are less their mean; Adam in place of RMSprop; the vocabulary is the most frequent
 words, not those of the largest TF-IDF; no list of stop words, but words in more than half of the texts are left out;
 the first sweep precedes the first pass over the texts. An item without ratings is where the CNN puts it.
-Defaults: of (10, 10) and the paper's (100, 10) for (user_l2, item_l2) the latter has the lower error on the validation
-part of ML-1M, with and without texts.
+Defaults: of (10, 10), the paper's (100, 10), (100, 20) and (100, 30) for (user_l2, item_l2), and of 5 passes over the
+texts in an epoch and 2, (100, 30) with 2 has the lowest error on the validation part of ML-1M. Without texts others are
+better, see bench/content.py.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deeprec.batches.documents import DocumentBatch, Documents, DocumentsAndSides
 from deeprec.batches.sides import SideBatch, Sides
 from deeprec.config import GRADIENT_OPTIONS, Only, TrainConfig, at_least
 from deeprec.contract import NEW_USERS, RATES, RECOMMENDS, RETRIEVES, SIMILAR_ITEMS, Schema
-from deeprec.data import DataSchema, FeatureSchema, Interactions, Text, encode_tables
+from deeprec.data import DataSchema, Encoder, FeatureSchema, Interactions, Text, encode_tables
+from deeprec.data.columns.inputs import Bags
+from deeprec.data.columns.rows import join
 from deeprec.device import to_device
 from deeprec.kernels.als_solve import als_solve
 from deeprec.kernels.sparse_linear import sparse_linear
+from deeprec.models._new_items import growing, require_new_items
+from deeprec.models._own_entries import owners, with_own_entries
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer
 from deeprec.nn.text_cnn import TextCNN
+from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,14 +74,14 @@ class ConvMFConfig(TrainConfig):
     factors: int = 50
     text: str = ""
     user_l2: float = 100.0
-    item_l2: float = 10.0
+    item_l2: float = 30.0
     length: int = 300
     vocabulary: int = 8000
     embedding_dim: int = 200
     filters: int = 100
     text_hidden: int = 200
     dropout: float = 0.2
-    text_epochs: int = 5
+    text_epochs: int = 2
     batch_size: int = 128
     epochs: int = 50
     patience: int = 5
@@ -110,6 +118,13 @@ class ConvMF(Recommender):
     takes: ClassVar[frozenset[str]] = Recommender.takes | {"item_features"}
     trains_on_whole_rows: ClassVar[bool] = True
     sizes_class: ClassVar[type[Any]] = ConvMFSizes
+    keeps: ClassVar[tuple[str, ...]] = (*Recommender.keeps, "item_encoder")
+
+    def __init__(self, schema: Schema | None = None, *args: Any, **options: Any) -> None:
+        super().__init__(None, *args, **options)
+        self.item_encoder: Encoder | None = None
+        if schema is not None:
+            self.build(schema, options.get("generator"))
 
     # -- the data ----------------------------------------------------------------------------------------------------
 
@@ -125,10 +140,11 @@ class ConvMF(Recommender):
         """
         if data.ratings is None:
             raise ValueError(f"convmf: the data must have ratings, got {data.name} without; pass rating= when reading")
-        return ConvMFSizes(data.num_users, data.num_items, words=self._texts_of(data)[2] if self.config.text else 0)
+        words = len(self._texts_of(data)[1]) if self.config.text else 0
+        return ConvMFSizes(data.num_users, data.num_items, words=words)
 
-    def _texts_of(self, data: Interactions) -> tuple[np.ndarray, np.ndarray, int]:
-        """Offsets [num_items + 1] and words [nnz], >= 1, of the texts, and the number of ids."""
+    def _texts_of(self, data: Interactions) -> tuple[Bags, NDArray[np.bool_]]:
+        """The words of the texts, and which words are read, by id."""
         name, frame = self.config.text, data.item_features
         if frame is None or name not in frame.columns:
             known = "no table of items" if frame is None else f"columns {', '.join(frame.columns)}"
@@ -137,20 +153,13 @@ class ConvMF(Recommender):
         table = encode_tables(data, DataSchema(items=FeatureSchema((column,), label=None))).items
         assert table is not None
         bags = table.rows.bags[name]
+        self.item_encoder = table.encoder
+        _require_texts(bags, name, data.item_ids.values)
+        size = max(2, next(each.size for each in table.inputs.sequences if each.name == name))
         count = len(bags.offsets) - 1
-        missing = np.flatnonzero(np.diff(bags.offsets) == 0)
-        if len(missing):
-            shown = data.item_ids.values[int(missing[0])]
-            raise ValueError(
-                f"convmf: every item must have a text in {name!r}, got {len(missing)} without, the first {shown!r}; "
-                "write its title there, or leave such items out"
-            )
-        size = next(each.size for each in table.inputs.sequences if each.name == name)
         owners = np.repeat(np.arange(count), np.diff(bags.offsets))
         texts = np.bincount(np.unique(owners * size + bags.ids) % size, minlength=size)
-        is_read = (bags.ids > 0) & (texts[bags.ids] <= max(_MOST_TEXTS * count, 1))
-        offsets = np.concatenate([[0], np.bincount(owners[is_read], minlength=count).cumsum()]).astype(np.int64)
-        return offsets, bags.ids[is_read], max(size, 2)
+        return bags, (np.arange(size) > 0) & (texts <= max(_MOST_TEXTS * count, 1))
 
     # -- the parameters ----------------------------------------------------------------------------------------------
 
@@ -171,6 +180,8 @@ class ConvMF(Recommender):
         self.register_buffer("prior", torch.zeros(schema.num_items, config.factors))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("limits", torch.zeros(2))  # smallest and largest rating
+        self.register_buffer("is_read", torch.zeros(schema.words, dtype=torch.bool))  # by word
+        self.is_read: Tensor
         self.user_factors: Tensor
         self.item_factors: Tensor
         self.prior: Tensor
@@ -217,10 +228,9 @@ class ConvMF(Recommender):
         sides = Sides(train, train.ratings - np.float32(mean), entries_a_batch=_ENTRIES_A_BATCH, device=self.device)
         self._documents = None
         if self.config.text:
-            offsets, words, _ = self._texts_of(train)
-            self._documents = Documents(
-                offsets, words, batch_size=self.config.batch_size, seed=seed, device=self.device
-            )
+            bags, is_read = self._texts_of(train)
+            self.is_read.copy_(torch.from_numpy(is_read))
+            self._documents = self._documents_of(bags, is_read, seed)
         return DocumentsAndSides(sides, self._documents, self.config.text_epochs)
 
     def loss(self, batch: DocumentBatch) -> Tensor:
@@ -243,21 +253,58 @@ class ConvMF(Recommender):
                 prior = self.prior[batch.begin : batch.end]
             rows = _solved(batch.offsets, batch.indices, batch.values, others, prior, l2)
             mine[batch.begin : batch.end] = rows
-            owners = _owners(batch.offsets, len(batch))
-            errors = (rows[owners] * others[batch.indices.long()]).sum(1) - batch.values
+            of_entries = owners(batch.offsets, len(batch))
+            errors = (rows[of_entries] * others[batch.indices.long()]).sum(1) - batch.values
             return errors.square().mean()
+
+    def _documents_of(self, bags: Bags, is_read: NDArray[np.bool_], seed: int = 0) -> Documents:
+        """The texts without the words that are not read."""
+        owners, kept = np.repeat(np.arange(len(bags.offsets) - 1), np.diff(bags.offsets)), is_read[bags.ids]
+        ends = np.bincount(owners[kept], minlength=len(bags.offsets) - 1).cumsum()
+        offsets = np.concatenate([[0], ends]).astype(np.int64)
+        size = self.config.batch_size
+        return Documents(offsets, bags.ids[kept], batch_size=size, seed=seed, device=self.device)
 
     def _read_texts(self) -> None:
         """cnn(X) of all items."""
-        if self.cnn is None or self._documents is None:
-            return
+        if self._documents is not None:
+            self.prior.copy_(self._read(self._documents))
+
+    def _read(self, documents: Documents) -> Tensor:
+        """cnn(X) of texts, [n, D]."""
+        assert self.cnn is not None
         was_training = self.cnn.training
         self.cnn.eval()
-        start = 0
-        for batch in self._documents.whole():
-            self.prior[start : start + len(batch)] = self.cnn(batch.words)
-            start += len(batch)
+        rows = torch.cat([self.cnn(batch.words) for batch in documents.whole()])
         self.cnn.train(was_training)
+        return rows
+
+    @trained
+    @torch.no_grad()
+    def add_items(self, items: Any) -> Self:
+        """Items that came after the training, where the CNN puts their texts: they are recommended from now on.
+
+        Args:
+            items: frame with item_id, none of them known, and the column `text`.
+        Returns:
+            the model; `save` keeps them, and an index that it has takes them in.
+        Raises:
+            ValueError: a model without texts, no such column, an item without a text, an id that is known or comes
+                twice.
+        """
+        frame, item_ids = require_new_items(self, items)
+        if not self.config.text or self.item_encoder is None:
+            raise ValueError("add_items: convmf knows new items by their texts; train it with text=COLUMN")
+        if not len(frame):
+            return self
+        bags = join(list(self.item_encoder.stream(frame))).bags[self.config.text]
+        _require_texts(bags, self.config.text, frame["item_id"])
+        rows = self._read(self._documents_of(bags, self.is_read.cpu().numpy()))
+        with growing(self, item_ids):
+            self._documents = None
+            self.prior = torch.cat([self.prior, rows])
+            self.item_factors = torch.cat([self.item_factors, rows])
+        return self
 
     # -- predictions -------------------------------------------------------------------------------------------------
 
@@ -294,10 +341,14 @@ class ConvMF(Recommender):
         return self.item_factors
 
 
-def _owners(offsets: Tensor, count: int) -> Tensor:
-    """The row of each of `count` entries."""
-    every = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(every, offsets.diff(), output_size=count)
+def _require_texts(bags: Bags, name: str, ids: pl.Series) -> None:
+    """Raise ValueError for an item without a text."""
+    missing = np.flatnonzero(np.diff(bags.offsets) == 0)
+    if len(missing):
+        raise ValueError(
+            f"convmf: every item must have a text in {name!r}, got {len(missing)} without, the first "
+            f"{ids[int(missing[0])]!r}; write its title there, or leave such items out"
+        )
 
 
 def _solved(
@@ -308,16 +359,11 @@ def _solved(
     `als_solve` with weights of 1 has 2 sum_p y_p for the second factor. What is missing to it is a vector of the row's
     own that comes as one more entry, of a weight of 0, which leaves the first factor as it is.
     """
-    count = len(offsets) - 1
     offsets, indices = offsets.long(), indices.long()
     missing = sparse_linear(offsets, indices, values - 2, others)
     if prior is not None:
         missing = missing + l2 * prior
-    places = torch.arange(len(indices), device=indices.device) + _owners(offsets, len(indices))
-    rows = torch.arange(count + 1, device=indices.device)
-    entries = torch.empty(len(indices) + count, dtype=torch.int64, device=indices.device)
-    entries[places] = indices
-    entries[offsets[1:] + rows[:-1]] = len(others) + rows[:-1]
+    offsets, entries = with_own_entries(offsets, indices, len(others))
     weights = (entries < len(others)).to(others.dtype)
     gram = others.new_zeros(others.shape[1], others.shape[1])
-    return als_solve(offsets + rows, entries, weights, torch.cat([others, missing]), ridge=l2, gram=gram).rows
+    return als_solve(offsets, entries, weights, torch.cat([others, missing]), ridge=l2, gram=gram).rows

@@ -16,6 +16,7 @@ import torch
 
 from deeprec.config import ByData, TrainConfig
 from deeprec.contract import RETRIEVES, Facts, Schema
+from deeprec.models._adversarial import AdversarialConfig
 from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
@@ -27,7 +28,7 @@ def _lr(facts: Facts, options: Any) -> float:
 
 
 @dataclass(frozen=True)
-class GMFConfig(TrainConfig):
+class GMFConfig(AdversarialConfig):
     """Attributes:
     factors: embedding size D, >= 1 ("predictive factors").
     """

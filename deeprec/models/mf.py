@@ -21,7 +21,7 @@ from torch import Tensor
 from deeprec.batches.pairs import PairBatch
 from deeprec.config import ByData, TrainConfig
 from deeprec.contract import RETRIEVES, Schema
-from deeprec.models.base import Recommender
+from deeprec.models._adversarial import AdversarialConfig, AdversarialRecommender
 from deeprec.models.ncf import PATIENCE, NCFRecommender
 from deeprec.nn.ncf import NCFNetwork
 
@@ -29,7 +29,7 @@ _USER_BIAS, _ITEM_BIAS = 0, 1
 
 
 @dataclass(frozen=True)
-class MFConfig(TrainConfig):
+class MFConfig(AdversarialConfig):
     """Attributes:
     factors: size d of the vectors, the two bias columns included, >= 3.
     init_std: standard deviation of the initial vectors, > 0.
@@ -82,7 +82,7 @@ class MF(NCFRecommender):
 
     def backward(self, batch: PairBatch) -> Tensor:
         """Through autograd, whose hooks keep the columns of ones."""
-        return Recommender.backward(self, batch)
+        return AdversarialRecommender.backward(self, batch)
 
 
 def _without_column(gradient: Tensor, *, column: int) -> Tensor:

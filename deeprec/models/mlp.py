@@ -15,12 +15,13 @@ import torch
 
 from deeprec.config import ByData, Only, TrainConfig
 from deeprec.contract import Schema
+from deeprec.models._adversarial import AdversarialConfig
 from deeprec.models.ncf import PATIENCE, NCFRecommender, mlp_layers
 from deeprec.nn.ncf import NCFNetwork
 
 
 @dataclass(frozen=True)
-class MLPConfig(TrainConfig):
+class MLPConfig(AdversarialConfig):
     """Attributes:
     factors: width of the last hidden layer, >= 1 ("predictive factors").
     num_layers: hidden layers, >= 0.

@@ -14,7 +14,7 @@ from torch import Tensor
 from deeprec.batches.pairs import PairBatch
 from deeprec.config import ByData
 from deeprec.contract import SIMILAR_ITEMS
-from deeprec.models.base import Recommender
+from deeprec.models._adversarial import AdversarialRecommender
 from deeprec.nn.ncf import NCFNetwork
 from deeprec.nn.scoring import BlockScorer, NCFScorer
 
@@ -24,10 +24,10 @@ _MOST_LAYERS = 30  # the first of more would be wider than 2^30
 PATIENCE = {"patience": ByData(lambda facts, options: 5, "5")}
 
 
-class NCFRecommender(Recommender):
+class NCFRecommender(AdversarialRecommender):
     """A recommender whose scores come from an `NCFNetwork` called `network`."""
 
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {SIMILAR_ITEMS}
+    capabilities: ClassVar[frozenset[str]] = AdversarialRecommender.capabilities | {SIMILAR_ITEMS}
     network: NCFNetwork
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
@@ -41,10 +41,21 @@ class NCFRecommender(Recommender):
         return self._loss(batch, accumulate_grad=False)
 
     def backward(self, batch: PairBatch) -> Tensor:
-        """The loss's gradients, without a detour through autograd."""
-        return self._loss(batch, accumulate_grad=True)
+        """The loss's gradients, without a detour through autograd where training is not adversarial."""
+        return super().backward(batch) if self.is_adversarial else self._loss(batch, accumulate_grad=True)
 
-    def _loss(self, batch: PairBatch, *, accumulate_grad: bool) -> Tensor:
+    def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """Binary cross-entropy and L2, apart."""
+        config, loss = self.config, self._loss(batch, accumulate_grad=False, l2=0.0)
+        if not config.l2:
+            return loss, None
+        return loss, self.network.penalty(batch.users, batch.items, config.l2, reduction=config.reduction)
+
+    def attacked(self) -> tuple[Tensor, ...]:
+        """The embeddings of either half."""
+        return self.network.tables()
+
+    def _loss(self, batch: PairBatch, *, accumulate_grad: bool, l2: float | None = None) -> Tensor:
         config = self.config
         return self.network.loss(
             batch.users,
@@ -52,7 +63,7 @@ class NCFRecommender(Recommender):
             batch.labels,
             reduction=config.reduction,
             precision=config.precision,
-            l2=config.l2,
+            l2=config.l2 if l2 is None else l2,
             accumulate_grad=accumulate_grad,
         )
 

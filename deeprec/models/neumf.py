@@ -18,6 +18,7 @@ import torch
 
 from deeprec.config import ByData, Only, TrainConfig, make_config, unused_options
 from deeprec.contract import Schema
+from deeprec.models._adversarial import AdversarialConfig
 from deeprec.models.base import Recommender
 from deeprec.models.gmf import GMF, GMFConfig
 from deeprec.models.mlp import MLP, MLPConfig
@@ -26,7 +27,7 @@ from deeprec.nn.ncf import NCFNetwork
 
 
 @dataclass(frozen=True)
-class NeuMFConfig(TrainConfig):
+class NeuMFConfig(AdversarialConfig):
     """Attributes:
     factors: width of the last hidden layer and, unless `gmf_factors` says otherwise, of the GMF embeddings, >= 1.
     gmf_factors: width of the GMF embeddings; 0 means `factors`.
@@ -122,6 +123,8 @@ class NeuMF(NCFRecommender):
 
     def warm_start(self, train_stage: Callable[[Recommender], Recommender]) -> bool:
         """Pre-train GMF and MLP with `train_stage` and start from their weights (section 3.4.1)."""
+        if super().warm_start(train_stage):
+            return True  # of NeuMF without perturbations, which was pre-trained itself
         if not self.config.pretrain:
             return False
         gmf = train_stage(GMF(config=self.config.pretrain_config(GMFConfig)))

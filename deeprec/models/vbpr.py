@@ -23,12 +23,15 @@ from torch.nn import functional as F
 from deeprec.batches.pairs import PairBatch, PairwiseBatches
 from deeprec.config import Only, TrainConfig, at_least
 from deeprec.contract import RETRIEVES, SIMILAR_ITEMS, Schema
-from deeprec.data import Interactions
-from deeprec.data.interactions.features import feature_matrix
-from deeprec.models.base import Recommender
-from deeprec.models.bpr import BPRConfig
+from deeprec.data import IdMap, Interactions
+from deeprec.kernels.embedding import embedding
+from deeprec.models._adversarial import AdversarialRecommender
+from deeprec.models._item_vectors import scaled, scales_of, vector_parts
+from deeprec.models._new_items import append_rows, growing, require_new_items
+from deeprec.models.bpr import BPRConfig, with_hardest
 from deeprec.nn.embedding import Embedding
 from deeprec.nn.scoring import DotScorer
+from deeprec.surroundings import trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,14 +74,14 @@ class VBPRSizes(Schema):
     widths: tuple[int, ...] = ()
 
 
-class VBPR(Recommender):
+class VBPR(AdversarialRecommender):
     """x_ui = beta_i + gamma_u . gamma_i + theta_u . (E f_i) + beta' . f_i."""
 
     name = "vbpr"
     config_class: ClassVar[type[TrainConfig]] = VBPRConfig
     config: VBPRConfig
-    capabilities: ClassVar[frozenset[str]] = Recommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
-    takes: ClassVar[frozenset[str]] = Recommender.takes | {"item_features"}
+    capabilities: ClassVar[frozenset[str]] = AdversarialRecommender.capabilities | {RETRIEVES, SIMILAR_ITEMS}
+    takes: ClassVar[frozenset[str]] = AdversarialRecommender.takes | {"item_features"}
     sizes_class: ClassVar[type[Any]] = VBPRSizes
 
     # -- the data ----------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class VBPR(Recommender):
 
     def _parts_of(self, data: Interactions) -> list[np.ndarray]:
         """[num_items, width] for each column."""
-        return [feature_matrix(data.item_features, (name,), data.item_ids) for name in self.config.features]
+        return vector_parts(data.item_features, self.config.features, data.item_ids)
 
     # -- the parameters ----------------------------------------------------------------------------------------------
 
@@ -144,10 +147,10 @@ class VBPR(Recommender):
         if self.config.features:
             parts = self._parts_of(train)
             if self.earlier is None:  # later rows go on with the scales that E was trained for
-                self._fit_scales(parts, train.item_counts() > 0)
-            scales = self.scales.repeat_interleave(torch.tensor(self.require_built().widths, device=self.device))
-            whole = torch.from_numpy(np.concatenate(parts, 1)).to(self.device)
-            self.vectors.copy_((whole - self.centers) / scales)
+                centers, scales = scales_of(parts, train.item_counts() > 0)
+                self.centers.copy_(centers)
+                self.scales.copy_(scales)
+            self.vectors.copy_(scaled(parts, self.centers, self.scales))
         with torch.no_grad():
             self.is_known.copy_(torch.maximum(self.is_known, counts.unsqueeze(1).to(self.is_known.dtype)))
             for table in (self.items.weight, self.item_bias.weight):
@@ -157,39 +160,42 @@ class VBPR(Recommender):
         assert isinstance(batches, PairwiseBatches)
         return batches
 
-    def _fit_scales(self, parts: list[np.ndarray], is_met: np.ndarray) -> None:
-        """Mean of each number, and root of the mean square length of what is left, over the items with rows."""
-        centers = [part[is_met].mean(0, dtype=np.float64) for part in parts]
-        left = [part[is_met] - center for part, center in zip(parts, centers, strict=True)]
-        scales = [max(float(np.sqrt(np.square(each).sum(1).mean())), 1e-12) for each in left]
-        self.centers.copy_(torch.from_numpy(np.concatenate(centers)))
-        self.scales.copy_(torch.tensor(scales))
-
-    def loss(self, batch: PairBatch) -> Tensor:
-        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, with L2 of their rows."""
+    def terms(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """-ln sigmoid(x_ui - x_uj) of the pairs of a positive i and each of its negatives j, and L2 of their rows."""
         self.require_built()
         self._mapped = None
         config = self.config
+        if config.hardest:
+            batch = with_hardest(batch, self(batch.users.unsqueeze(1), batch.items))
+            self._mapped = None
         ids, users = batch.items.long(), self.users(batch.users)
         is_known = self.is_known[ids]
         items, bias = self.items(batch.items) * is_known, self.item_bias(batch.items) * is_known
         vectors, offsets = items, bias
         if config.features:
-            seen = self.vectors[ids]  # [b, 1 + n, F]
+            seen = embedding(self.vectors, batch.items, sparse_grad=True)  # [b, 1 + n, F]
             vectors = torch.cat([items, seen @ self.content], 2)
             offsets = bias + seen @ self.content_bias
         scores = torch.baddbmm(offsets, vectors, users.unsqueeze(2)).squeeze(2)
         losses = -F.logsigmoid(scores[:, :1] - scores[:, 1:]) * is_known[:, 1:, 0]
-        loss = losses.sum()
-        pairs = losses.shape[1]
+        share = 1 / losses.numel() if config.reduction == "mean" else 1.0
+        pairs, l2 = losses.shape[1], None
         if config.l2:
             squares = pairs * (users.square().sum() + items[:, 0].square().sum() + bias[:, 0].square().sum())
             squares = squares + items[:, 1:].square().sum() + bias[:, 1:].square().sum()
-            loss = loss + config.l2 / 2 * squares
+            l2 = share * config.l2 / 2 * squares
         if config.content_l2:
             squares = self.content.square().sum() + self.content_bias.square().sum()
-            loss = loss + config.content_l2 / 2 * losses.numel() * squares
-        return loss / losses.numel() if config.reduction == "mean" else loss
+            content_l2 = share * config.content_l2 / 2 * losses.numel() * squares
+            l2 = content_l2 if l2 is None else l2 + content_l2
+        return share * losses.sum(), l2
+
+    def attacked(self) -> tuple[Tensor, ...]:
+        """The vectors of what is in an item; without any, gamma, as BPR."""
+        return (self.vectors,) if self.config.features else (self.users.weight, self.items.weight)
+
+    def forget(self) -> None:
+        self._mapped = None
 
     def begin_from(self, weights: Mapping[str, Tensor], data: Any) -> None:
         """As every model; the features of known items must be what they were.
@@ -199,12 +205,41 @@ class VBPR(Recommender):
         """
         known = weights.get("vectors")
         if self.config.features and known is not None:
-            widths = torch.tensor(self.require_built().widths)
-            scales = weights["scales"].cpu().repeat_interleave(widths)
-            whole = torch.from_numpy(np.concatenate(self._parts_of(data), 1)[: len(known)])
-            if not torch.equal((whole - weights["centers"].cpu()) / scales, known.cpu()):
+            now = [part[: len(known)] for part in self._parts_of(data)]
+            if not torch.equal(scaled(now, weights["centers"].cpu(), weights["scales"].cpu()), known.cpu()):
                 raise ValueError("vbpr: fit_more: features of known items must be as they were, got others; train anew")
         super().begin_from(weights, data)
+
+    @trained
+    @torch.no_grad()
+    def add_items(self, items: Any) -> Self:
+        """Items that came after the training, ranked by their content: they are recommended from now on.
+
+        Args:
+            items: frame with item_id, none of them known, and the columns of `features`.
+        Returns:
+            the model; `save` keeps them, and an index that it has takes them in.
+        Raises:
+            ValueError: a model without `features`, a column that is missing, an id that is known or comes twice.
+        """
+        frame, item_ids = require_new_items(self, items)
+        if not self.config.features:
+            raise ValueError("add_items: vbpr knows new items by their columns; train it with features=(...)")
+        if not len(frame):
+            return self
+        parts = vector_parts(frame, self.config.features, IdMap(frame["item_id"], "item"))
+        widths = tuple(part.shape[1] for part in parts)
+        if widths != self.require_built().widths:
+            raise ValueError(f"add_items: {self.config.features} must have {self.require_built().widths} numbers, got "
+                             f"{widths}; make them as those that were trained on")  # fmt: skip
+        with growing(self, item_ids):
+            rows = scaled(parts, self.centers, self.scales)
+            self.vectors = torch.cat([self.vectors, rows])
+            self.is_known = torch.cat([self.is_known, self.is_known.new_zeros(len(frame), 1)])
+            append_rows(self.items, rows.new_zeros(len(frame), self.config.factors))
+            append_rows(self.item_bias, rows.new_zeros(len(frame), 1))
+            self._mapped = None
+        return self
 
     # -- scores ------------------------------------------------------------------------------------------------------
 

@@ -132,9 +132,7 @@ class NCFNetwork(nn.Module):
             logits = self(users.unsqueeze(-1), items)
             loss = F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
             if l2:
-                rows = (*self.user_rows(users.unsqueeze(-1).expand_as(items)), *self._item_rows(items))
-                scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
-                loss = loss + 0.5 * l2 * scale * sum((row.square().sum() for row in rows), loss.new_zeros(()))
+                loss = loss + self.penalty(users, items, l2, reduction=reduction)
             if accumulate_grad:
                 loss.backward()
                 loss = loss.detach()
@@ -157,6 +155,17 @@ class NCFNetwork(nn.Module):
             l2=l2,
             accumulate_grad=accumulate_grad,
         )
+
+    def penalty(self, users: Tensor, items: Tensor, l2: float, *, reduction: str = "mean") -> Tensor:
+        """What `l2` adds to the loss of users [b] with groups of items [b, 1 + n]; a scalar, differentiable."""
+        rows = (*self.user_rows(users.unsqueeze(-1).expand_as(items)), *self._item_rows(items))
+        scale = 1.0 if reduction == "sum" else 1.0 / max(1, items.numel())
+        return 0.5 * l2 * scale * torch.stack([row.square().sum() for row in rows]).sum()
+
+    def tables(self) -> tuple[Tensor, ...]:
+        """The embedding tables that there are: of users, of items."""
+        layers = (self.gmf_user, self.gmf_item, self.mlp_user, self.mlp_item)
+        return tuple(table.weight for table in layers if table is not None)
 
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]

@@ -107,6 +107,7 @@ _KEPT = {
     **{each: _Kept(files, since=2, is_optional=True) for each, files in _OF_TABLES.items()},
 }
 _RATE = "negative_rate"  # a number in config.json itself
+_MODELS = "models"  # those that a model is made of, each in a folder of its own, by number
 
 
 def save(model: AnyModel, directory: str | Path, *, card: Card | None = None) -> Path:
@@ -132,7 +133,9 @@ def save(model: AnyModel, directory: str | Path, *, card: Card | None = None) ->
     with unfinished_directory(folder / "model") as beside:
         digests = {_WEIGHTS: write_tensors(beside / _WEIGHTS, weights)}
         for name in model.keeps:
-            if name != _RATE and (value := getattr(model, name)) is not None:
+            if name == _MODELS:
+                digests |= _write_models(beside, getattr(model, name))
+            elif name != _RATE and (value := getattr(model, name)) is not None:
                 digests |= _write_kept(beside, name, value)
         config |= {"config": dataclasses.asdict(model.config), "sha256": digests}
         config["checksum"] = _checksum(config)
@@ -175,6 +178,26 @@ def _require_kept(model: AnyModel) -> None:
             )
 
 
+def _write_models(directory: Path, models: Sequence[AnyModel]) -> dict[str, str]:
+    """Write the models that a model is made of; SHA-256 of their files by name."""
+    digests: dict[str, str] = {}
+    for number, model in enumerate(models):
+        place = f"{_MODELS}/{number}"
+        folder = save(model, directory / place)
+        own = read_json(folder / _CONFIG, "save", _REMEDY)
+        digests |= {f"{place}/{name}": digest for name, digest in own["sha256"].items()}
+        digests[f"{place}/{_CONFIG}"] = sha256_of((folder / _CONFIG).read_bytes())
+    return digests
+
+
+def _number_of(name: str) -> int | None:
+    """Which of these models a file belongs to; None where it is no file of them."""
+    top, _, rest = name.partition("/")
+    number, _, file = rest.partition("/")
+    is_theirs = top == _MODELS and number.isdecimal() and file in (*_FILES, _CONFIG)
+    return int(number) if is_theirs else None
+
+
 def _write_kept(directory: Path, name: str, value: Any) -> dict[str, str]:
     """Write what a model keeps; SHA-256 of its files by name."""
     if name in (_ENCODER, *_TABLE_ENCODERS):
@@ -199,6 +222,11 @@ def _move_into_place(beside: Path, folder: Path, names: list[str]) -> None:
     for name in _FILES:
         if name not in names:
             (folder / name).unlink(missing_ok=True)
+    numbers = {number for number in map(_number_of, names) if number is not None}
+    if numbers:
+        for place in (folder / _MODELS).iterdir():
+            if place.name.isdecimal() and int(place.name) not in numbers:
+                shutil.rmtree(place)
 
 
 def load(directory: str | Path, *, device: Device = "auto") -> Any:
@@ -228,6 +256,11 @@ def _load(directory: str | Path) -> Any:
     for name in kind.keeps:
         if name in _KEPT:
             kept[name] = _read_kept(folder, name, contents, sizes)
+        elif name == _MODELS:
+            numbers = sorted({number for number in map(_number_of, contents) if number is not None})
+            if numbers != list(range(sizes.num_members)):
+                raise ValueError(f"load: {folder} must hold {sizes.num_members} models, got {numbers}; {_REMEDY}")
+            kept[name] = [_load(folder / _MODELS / str(number)) for number in numbers]
     model = _with_weights(folder, head.model, {kind.sizes: sizes, "config": settings}, contents[_WEIGHTS])
     for name, value in kept.items():
         setattr(model, name, value)
@@ -262,6 +295,8 @@ def _read_head(folder: Path) -> tuple[_Head, Any, dict[str, Any]]:
         values = read_json(path, "load", _REMEDY)
     except FileNotFoundError:
         hint = "training stopped early; go on with --resume" if any(folder.glob("checkpoint*")) else "check the path"
+        if (folder / "pipeline.json").is_file():
+            hint = "it holds a pipeline: deeprec.pipeline.Pipeline.load"
         raise FileNotFoundError(f"load: no model in {folder} (config.json is missing); {hint}") from None
     version, name = values.get("format"), values.get("model")
     if type(version) is not int or version < 1:
@@ -308,6 +343,8 @@ def _read_files(folder: Path, head: _Head, keeps: Sequence[str]) -> dict[str, by
     needed = {_WEIGHTS, *(f for each in kept for f in each.files if each.since <= head.format and not each.is_optional)}
     allowed = needed | {file for each in kept for file in each.files if each.since <= head.format}
     listed, config = set(head.sha256), folder / _CONFIG
+    if _MODELS in keeps:
+        allowed |= {name for name in listed if _number_of(name) is not None}
     if listed - allowed:
         raise ValueError(f"load: {config} lists {min(listed - allowed)!r:.80}, which is no file of {head.model}; "
                          f"{_REMEDY}")  # fmt: skip

@@ -72,27 +72,53 @@ def recommend_file(
     ids, _ = asked_users(_NAME, users_map.values if users is None else users, users_map, unknown)
     filters = {"allow": allow, "deny": deny}
     chosen = {each: item_filter(_NAME, each, items, items_map) for each, items in filters.items()}
-    size = _users_a_part(len(ids), k)
     plan = {
-        "model": _model_digest(model),
-        "users": _ids_digest(ids),
+        "model": model_digest(model),
         **{each: None if items is None else _digest(items) for each, items in chosen.items()},
         "k": k,
         "exclude_seen": require_flag(_NAME, "exclude_seen", exclude_seen),
         "unknown": unknown,
         "index": None if index is None else index.state_sha256(),
-        "users_a_part": size,
     }
+
+    def lists_of(asked: pl.Series) -> pl.DataFrame:
+        return recommend(model, asked, k, exclude_seen=exclude_seen, **filters, unknown=unknown, index=index)
+
+    return write_in_parts(path, ids, k, plan, lists_of, resume=resume, on_progress=on_progress)
+
+
+def write_in_parts(
+    path: Path,
+    ids: pl.Series,
+    k: int,
+    plan: dict[str, Any],
+    lists_of: Callable[[pl.Series], pl.DataFrame],
+    *,
+    resume: bool,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the lists of users into a file, a part at a time; `recommend_file` says how.
+
+    Args:
+        path: that `require_writable` let through.
+        ids: of the users.
+        k: length of a list.
+        plan: all that shapes a list beside the users, JSON-ready: parts of another plan are not kept.
+        lists_of: makes the lists of part of the users.
+        resume, on_progress: as of `recommend_file`.
+    Returns:
+        rows written.
+    """
+    size = _users_a_part(len(ids), k)
     if path.suffix == ".parquet":
         require_pool(f"{_NAME}: writing {path}")
     folder = path.with_name(f"{path.name}.parts")
-    with _parts_folder(folder, plan, resume):
+    with _parts_folder(folder, {**plan, "users": _ids_digest(ids), "users_a_part": size}, resume):
         parts, rows = [], 0
         for start in range(0, max(1, len(ids)), size):
             part = _kept_part(folder, start, path.suffix)
             if part is None:
-                asked = ids.slice(start, size)
-                frame = recommend(model, asked, k, exclude_seen=exclude_seen, **filters, unknown=unknown, index=index)
+                frame = lists_of(ids.slice(start, size))
                 part = folder / f"{start:012d}-{len(frame)}{path.suffix}"
                 write_frame(frame, part, header=start == 0)
             parts.append(part)
@@ -159,7 +185,7 @@ def _join(parts: list[Path], path: Path) -> None:
         whole_file.replace(path)
 
 
-def _model_digest(model: AnyModel) -> str:
+def model_digest(model: AnyModel) -> str:
     """Of everything that shapes a list: weights, ids, and what users have seen."""
     digest = hashlib.sha256(f"{model.name} {model.config}".encode())
     for name, tensor in sorted(model.state_dict().items()):

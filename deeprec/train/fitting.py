@@ -245,9 +245,10 @@ def _fit_stage(
     # Drawn on the CPU, so that the weights begin as the same numbers on every device.
     is_warm = run.task.build(model, torch.Generator().manual_seed(run.seed))
     model.to(run.device)
-    name = model.name + ("" if is_main else " (pre-training)") + (" (refit)" if is_refit else "")
+    part = model.name + ("" if is_main else " (pre-training)")
+    name = part + (" (refit)" if is_refit else "")
     train = run.task.train(run.seed, joined=is_refit)
-    epochs = run.chosen_epochs.get(model.name, 0) if is_refit else model.config.epochs
+    epochs = run.chosen_epochs.get(part, 0) if is_refit else model.config.epochs
     stage = Stage(name, epochs, directory, chooses=not is_refit)
     if not model.trains_by_gradient:
         model.fit_directly(train)
@@ -257,16 +258,17 @@ def _fit_stage(
     checkpoint = read_checkpoint(directory) if resume and directory is not None else None
     if checkpoint is None and not is_warm:
 
-        def train_part(part: Any) -> Any:
-            below = None if directory is None else writable_directory(directory / f"{_PRETRAIN}{part.name}")
-            _fit_stage(part, run, below, resume, is_refit=is_refit, is_main=False)
-            return part
+        def train_part(other: Any) -> Any:
+            other.adapt(run.task.facts())
+            below = None if directory is None else writable_directory(directory / f"{_PRETRAIN}{other.name}")
+            _fit_stage(other, run, below, resume, is_refit=is_refit, is_main=False)
+            return other
 
         is_warm = model.warm_start(train_part)
     tracker = run.best_on_test if is_main and not is_refit else None
     train_stage(model, run, stage, train, _identity(model, run, name), checkpoint, is_warm=is_warm, tracker=tracker)
     if not is_refit:
-        run.chosen_epochs[model.name] = stage.best_epoch
+        run.chosen_epochs[part] = stage.best_epoch
         if is_main and run.task.validation_sample():
             stage.validation_metrics = run.task.figures(model, "validation")
     return stage

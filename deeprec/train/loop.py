@@ -64,7 +64,7 @@ class Run:
     callbacks: Callbacks
     device: torch.device
     best_on_test: BestOnTest | None = None
-    chosen_epochs: dict[str, int] = field(default_factory=dict)  # model name -> epoch that validation chose
+    chosen_epochs: dict[str, int] = field(default_factory=dict)  # stage -> epoch that validation chose
 
 
 @dataclass

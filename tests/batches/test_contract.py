@@ -12,7 +12,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from deeprec.batches import Likes, LogBatches, PairwiseBatches, RatingRows, SequenceBatches, SessionBatches
+from deeprec.batches.content_sweeps import ContentsAndSides, VectorContents
 from deeprec.batches.corruption import Corruption
+from deeprec.batches.reviews import ReviewBatches, ReviewDocuments
+from deeprec.batches.sides import Sides
 from deeprec.contract import Batches
 from deeprec.data import Interactions
 from deeprec.data.clicks.part import ClickPart
@@ -36,6 +39,24 @@ def log_part(count: int = 50) -> ClickPart:
     )
 
 
+def review_batches(data: Interactions, seed: int) -> ReviewBatches:
+    """Three words a rating."""
+    words = np.random.default_rng(0).integers(1, 30, 3 * len(data)).astype(np.int32)
+    offsets = np.arange(len(data) + 1) * 3
+    of_users = ReviewDocuments(data.users, offsets, words, data.num_users, data.order, 20)
+    of_items = ReviewDocuments(data.items, offsets, words, data.num_items, None, 20)
+    assert data.ratings is not None
+    given = (data.users, data.items, data.ratings, of_users, of_items)
+    return ReviewBatches(*given, with_own=False, batch_size=7, seed=seed)
+
+
+def content_batches(data: Interactions, seed: int) -> ContentsAndSides:
+    """Two numbers an item."""
+    contents = VectorContents(torch.arange(2.0 * data.num_items).view(-1, 2))
+    met_by = np.concatenate([[0], data.item_counts().cumsum()]), data.users[np.argsort(data.items, kind="stable")]
+    return ContentsAndSides(Sides(data), contents, met_by, passes=2, batch_size=5, seed=seed, device=CPU)
+
+
 NOISE = Corruption(hide=0.2, gaussian=0.1, salt_pepper=0.1)
 # What each makes of the data with a seed; a sampler that is added here is held to the contract.
 SAMPLERS: dict[str, Callable[[Interactions, int], Batches]] = {
@@ -50,6 +71,8 @@ SAMPLERS: dict[str, Callable[[Interactions, int], Batches]] = {
     ),
     "sessions": lambda data, seed: SessionBatches(data, num_lanes=4, seed=seed, num_negatives=3),
     "shuffled sessions": lambda data, seed: SessionBatches(data, num_lanes=4, seed=seed, session_order="shuffled"),
+    "reviews": lambda data, seed: review_batches(data, seed),
+    "contents": lambda data, seed: content_batches(data, seed),
     "log": lambda data, seed: LogBatches(log_part(), batch_size=8, seed=seed),
 }
 

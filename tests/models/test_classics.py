@@ -190,3 +190,18 @@ def test_slim_refuses_what_is_no_matrix() -> None:
 def test_slim_beats_item_knn_on_movielens() -> None:
     card = fit(create("slim"), load("ml-100k"), protocol="full").card
     assert card.metrics["hr@10"] > card.baselines["item-knn"]["hr@10"]
+
+
+def test_dynamic_negatives_are_those_of_the_highest_score() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = create("bpr", schema=Schema(5, 8), factors=3, num_negatives=3, hardest=True, l2=0.2, generator=generator)
+    users, items = torch.tensor([0, 3]), torch.tensor([[1, 2, 3, 4], [5, 0, 7, 6]])
+    scores = model(users.unsqueeze(1), items).detach()
+    kept = items.gather(1, torch.cat([torch.zeros(2, 1).long(), 1 + scores[:, 1:].argmax(1, keepdim=True)], 1))
+    alone = create("bpr", schema=Schema(5, 8), factors=3, num_negatives=1, l2=0.2)
+    alone.load_state_dict(model.state_dict())
+    torch.testing.assert_close(
+        model.loss(PairBatch(users, items, torch.zeros(2, 4))), alone.loss(PairBatch(users, kept, torch.zeros(2, 2)))
+    )
+    with pytest.raises(ValueError, match=r"hardest has no effect here.*num_negatives > 1"):
+        create("bpr", hardest=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+import deeprec
 from deeprec.batches.documents import DocumentBatch
 from deeprec.data import Interactions, from_frame, with_features
 from deeprec.models import create
@@ -80,3 +83,25 @@ def test_what_is_missing_is_said(data: Interactions) -> None:
         create("convmf").fit(data.of_pairs(data.users, data.items), protocol="full")
     with pytest.raises(ValueError, match="filters has no effect here"):
         create("convmf", filters=3)
+
+
+def test_later_items_are_where_their_texts_put_them(data: Interactions, tmp_path: Path) -> None:
+    model = create("convmf", **SMALL, lr=0.01, epochs=6, patience=0, user_l2=1.0, item_l2=1.0)
+    model.fit(data, protocol="rating", seed=0)
+    model.build_index()
+    later = pl.DataFrame({"item_id": [100, 101], "plot": ["war and battle", "love and kisses"]})
+    model.add_items(later)
+    assert model.schema.num_items == 62
+    ratings = model.score([(0, 100), (0, 101), (1, 100), (1, 101)])
+    assert min(ratings[0], ratings[3]) > 3 > max(ratings[1], ratings[2])
+    listed = model.recommend([0, 1], k=10)
+    assert model.recommend([0, 1], k=10, approximate=True).equals(listed)
+    again = deeprec.load(model.save(tmp_path / "model"))
+    again.add_items(later.with_columns(item_id=pl.col("item_id") + 10))
+    assert again.score([(0, 110), (1, 111)]).tolist() == model.score([(0, 100), (1, 101)]).tolist()
+    with pytest.raises(ValueError, match="every item must have a text in 'plot', got 1 without, the first 200"):
+        model.add_items(pl.DataFrame({"item_id": [200], "plot": [""]}))
+    with pytest.raises(ValueError, match="plot"):
+        model.add_items(pl.DataFrame({"item_id": [200]}))
+    with pytest.raises(ValueError, match="train it with text=COLUMN"):
+        create("convmf", factors=4, epochs=1).fit(data, protocol="rating").add_items(later)

@@ -28,7 +28,7 @@ def _other_value(config: Any, field: dataclasses.Field[Any]) -> Any:
         return 0.5 if field.name == "weight_averaging" else default * 2 + 1
     choices = {"lr_schedule": ("linear", "constant"), "optimizer": ("sgd", "adam"), "reduction": ("sum", "mean"),
                "precision": ("bfloat16", "float32"), "judged_by": ("both", "headline"),
-               "user_inputs": (("id",),), "item_inputs": (("id",),)}  # fmt: skip
+               "user_inputs": (("id",),), "item_inputs": (("id",),), "encoders": (("text",),)}  # fmt: skip
     return next(value for value in choices[field.name] if value != default)
 
 

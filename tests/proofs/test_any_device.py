@@ -61,6 +61,7 @@ WRITES = {
     "deeprec.evaluate.ranking._rank_block": "a user's positives, each once",
     "deeprec.models.gru4rec.backward": "the lanes of a step, each once",
     "deeprec.models.gru4rec.history_rows": "the histories of a block, each once",
+    "deeprec.models._adversarial._write": "the rows of a sparse gradient, each once",
     "deeprec.models.slim.item_vectors": "the neighbours of an item, each once",
     "deeprec.nn.target_attention.forward": "a place for each entry, but for those that are cut off again",
 }
@@ -75,7 +76,8 @@ PUTS_OF_HISTORIES = PUTS | {
     "elsewhere": "the gradient of sums.take, which autograd calls: index_select there",
 }
 
-PUTS_OF = dict.fromkeys(("acf", "caser"), PUTS_OF_HISTORIES)  # of models whose steps sum so
+PUTS_OF = dict.fromkeys(("acf", "caser", "dqn", "reinforce"), PUTS_OF_HISTORIES)  # of models whose steps sum so
+PUTS_OF = dict.fromkeys(("acf", "caser", "irgan"), PUTS_OF_HISTORIES)  # of models whose steps sum so
 
 # Operator calls and looks of a training step, of the optimizer that has most, but for L-BFGS. A step that takes more is
 # a regression on a GPU, where each call costs; one that takes far less should lower its budget. These are measured; a
@@ -84,26 +86,38 @@ BUDGET = {
     "acf": (599, 4),
     "afm": (1141, 32),
     "als": (14, 0),
+    "amf": (723, 9),
+    "amr": (787, 9),
     "autorec": (221, 5),
     "bert4rec": (1452, 0),
     "caser": (628, 5),
     "cdae": (250, 6),
+    "cdl": (25, 0),
     "cf-nade": (316, 0),
     "cfn": (225, 5),
     "convmf": (70, 0),
+    "convncf": (904, 3),
+    "cvae": (25, 0),
     "dcn-v2": (857, 15),
+    "deep-music": (14, 0),
+    "deepconn": (402, 0),
     "deepfm": (1085, 30),
     "dnn": (641, 15),
+    "dqn": (2115, 0),  # with those of a recurrent layer at each place, which are one call on a GPU
+    "dropoutnet": (457, 0),
     "dssm": (257, 4),
     "fm": (831, 30),
     "gmf": (86, 2),
     "gru4rec": (181, 2),
+    "ips-mf": (274, 0),
+    "irgan": (708, 4),
     "lr": (423, 17),
     "mf": (170, 2),
     "mlp": (122, 2),
     "neumf": (166, 2),
     "nfm": (978, 32),
     "rbm": (247, 0),
+    "reinforce": (1691, 0),  # as dqn
     "sasrec": (1342, 0),
     "svd++": (528, 7),
     "vbpr": (417, 3),

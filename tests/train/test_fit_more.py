@@ -30,7 +30,11 @@ from deeprec.train.more import LaterInteractions, later_task
 RATING = tuple(with_capabilities(RATES))
 SMALL = {"autorec": {"hidden": 4}, "cfn": {"hidden": 4}, "cdae": {"hidden": 4}}
 GRADIENT = [name for name in recommenders() if model_class(name).trains_by_gradient]
-DIRECT = [name for name in recommenders() if not model_class(name).trains_by_gradient and name not in RATING]
+DIRECT = [
+    name
+    for name in recommenders()
+    if not (model_class(name).trains_by_gradient or model_class(name).learns_from_validation or name in RATING)
+]
 
 
 @pytest.fixture(scope="module")

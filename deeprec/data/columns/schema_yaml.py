@@ -35,19 +35,25 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
         return mapping
 
 
-def load(source: str | Path) -> Any:
-    """What YAML text, or the file of a path, holds; nothing is executed."""
+def load(source: str | Path, owner: str = "schema") -> Any:
+    """What YAML text, or the file of a path, holds; nothing is executed.
+
+    Args:
+        owner: beginning of the message of an error.
+    """
     text: Any = source
     path = file_of(source)
     if path is not None:
-        check_file(path, "schema")
-        with reading(path, "YAML in UTF-8", function="schema"):
+        check_file(path, owner)
+        with reading(path, "YAML in UTF-8", function=owner):
             text = path.read_text(encoding="utf-8")
     try:
         # A subclass of SafeLoader: it builds plain lists, mappings, texts and numbers only.
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"schema: this is not YAML: {' '.join(str(error).split())}; indent with spaces") from None
+        raise ValueError(f"{owner}: this is not YAML: {' '.join(str(error).split())}; indent with spaces") from None
+    except ValueError as error:
+        raise ValueError(f"{owner}: {str(error).removeprefix('schema: ')}") from None
 
 
 def file_of(source: str | Path) -> Path | None:

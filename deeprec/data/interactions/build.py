@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deeprec._suggest import listed
 from deeprec.data.interactions.ids import IdMap, normalise_ids, stripped_ids, to_series
 from deeprec.data.interactions.interactions import Interactions
+from deeprec.data.interactions.reviews import Reviews
 from deeprec.data.interactions.tags import Folksonomy
 from deeprec.data.reading.errors import did_you_mean
 from deeprec.data.reading.frames import frame_of, plain_texts
@@ -43,6 +44,7 @@ def from_frame(
     label: str | None = None,
     *,
     tag: str | None = None,
+    review: str | None = None,
     session: str | None = None,
     time_format: str | None = None,
     name: str = "frame",
@@ -67,6 +69,8 @@ def from_frame(
         tag: column of tags, which makes the rows assignments of a `Folksonomy`; names or numbers, of which blanks
             around a text are no part. A row without a tag, also one of blanks alone, is kept and counted. Not taken by
             itself.
+        review: column of texts, what the user wrote of the item, which makes the rows `Reviews`; a row without a text
+            is kept. Not taken by itself, and not beside tags.
         session: column of sessions, which take the place of users: `user_features` says the user of each (owner; None
             without a column of users) and its start. Not taken by itself.
         name: for messages and cards.
@@ -88,6 +92,7 @@ def from_frame(
         timestamp,
         label,
         tag=tag,
+        review=review,
         session=session,
         time_format=time_format,
         name=name,
@@ -106,6 +111,7 @@ def from_table(
     label: str | None = None,
     *,
     tag: str | None = None,
+    review: str | None = None,
     session: str | None = None,
     time_format: str | None = None,
     name: str,
@@ -128,6 +134,11 @@ def from_table(
     given = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "label": label}
     columns = {role: _find_column(role, column, table.columns, name) for role, column in given.items()}
     tags = None if tag is None else table.get_column(cast(str, _find_column("tag", tag, table.columns, name)))
+    reviews = (
+        None
+        if review is None
+        else _texts(table.get_column(cast(str, _find_column("review", review, table.columns, name))))
+    )
     if table.height == 0:
         raise ValueError(f"from_frame: at least one row is required, got an empty frame ({name})")
     picked = {role: table.get_column(column) for role, column in columns.items() if column is not None}
@@ -177,6 +188,7 @@ def from_table(
         ratings=chosen["rating"].to_numpy() if "rating" in chosen else None,
         order=chosen["timestamp"].to_numpy() if "timestamp" in chosen else None,
         tags=None if tags is None else tags.filter(pl.Series(keep)),
+        reviews=None if reviews is None else reviews.filter(pl.Series(keep)),
         name=name,
         duplicates=duplicates or "latest",
         repairs=repairs,
@@ -202,14 +214,17 @@ def build(
     item_ids: IdMap | None = None,
     tags: Any = None,
     tag_ids: IdMap | None = None,
+    reviews: pl.Series | None = None,
     duplicates: Duplicates = "latest",
     repairs: dict[str, int] | None = None,
 ) -> Interactions:
     """Interactions from clean columns of equal length: external ids, numbers.
 
     Internal ids go by first appearance unless a map is given. Duplicate rows as in `from_frame`. With `tags`, where a
-    missing one is none, they are a `Folksonomy`.
+    missing one is none, they are a `Folksonomy`; with `reviews`, texts, they are `Reviews`.
     """
+    if tags is not None and reviews is not None:
+        raise ValueError(f"build: tags and reviews do not go together, got both in {name}; leave one out")
     if duplicates not in ("latest", "keep", "raise"):
         raise ValueError(f"duplicates must be 'latest', 'keep' or 'raise', got {duplicates!r}")
     user_series, item_series = to_series(users, "user"), to_series(items, "item")
@@ -228,7 +243,10 @@ def build(
     if tags is not None:
         columns |= _tag_columns(to_series(tags, "tag"), tag_ids, len(user_series))
     columns["repairs"] = {kind: count for kind, count in (repairs or {}).items() if count}
-    data = Interactions(**columns) if tags is None else Folksonomy(**columns)
+    if reviews is not None:
+        data: Interactions = Reviews.of_texts(reviews, **columns)
+    else:
+        data = Interactions(**columns) if tags is None else Folksonomy(**columns)
     if duplicates != "keep":
         keep = _latest_of_duplicates(data)
         dropped = len(data) - len(keep)
@@ -282,6 +300,11 @@ def _find_column(role: str, given: str | None, present: list[str], name: str) ->
         f"from_frame: {name} needs a column {column!r} for the {role}, got {listed(present)}"
         f"{did_you_mean(column, present)} Name it by {role}=..."
     )
+
+
+def _texts(column: pl.Series) -> pl.Series:
+    texts: pl.Series = plain_texts(column).cast(pl.String)
+    return texts
 
 
 def _numbers(column: pl.Series) -> pl.Series:

@@ -40,8 +40,8 @@ class FileOptions:
 
     Attributes:
         format: one of `FORMATS`, or None: by the file's name and first rows.
-        columns: by role (user, item, rating, timestamp, label, tag, domain, session) the name of a column, or its place
-            from 0.
+        columns: by role (user, item, rating, timestamp, label, tag, review, domain, session) the name of a column, or
+            its place from 0.
         time_format: of the column of times where it is neither numbers nor ISO 8601, as of `from_frame`.
         order: "file": the rows stand in the order of time; None: a column says it, if any.
         counted: lists whose first number is how many items follow; None: as the lines show it.
@@ -60,7 +60,7 @@ class FileOptions:
     on_bad: OnBad = "raise"
 
 
-ROLES = ("user", "item", "rating", "timestamp", "label", "tag", "domain", "session")
+ROLES = ("user", "item", "rating", "timestamp", "label", "tag", "review", "domain", "session")
 OPTIONS = ("format", *ROLES, "time_format", "order", "counted", "ordered", *(name for name in TEXT_OPTIONS), "on_bad")
 
 

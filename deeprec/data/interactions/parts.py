@@ -14,6 +14,7 @@ from deeprec.data.interactions.build import Duplicates, build
 from deeprec.data.interactions.features import align
 from deeprec.data.interactions.ids import IdMap
 from deeprec.data.interactions.interactions import Interactions, OfficialSplit
+from deeprec.data.interactions.reviews import Reviews
 from deeprec.data.interactions.tags import Folksonomy
 
 _log = logging.getLogger("deeprec")
@@ -49,6 +50,7 @@ def joined(
         user_ids=users,
         item_ids=items,
         tags=_tags(parts),
+        reviews=_reviews(parts),
         duplicates="keep",
         repairs={},
     )
@@ -122,6 +124,16 @@ def _tags(parts: list[Interactions]) -> pl.Series | None:
         places = pl.Series(codes.astype(np.int64))
         columns.append(values.gather(places.set(places < 0, None)))
     return pl.concat(columns)
+
+
+def _reviews(parts: list[Interactions]) -> pl.Series | None:
+    """The texts of all rows; None where no part has any."""
+    if not any(isinstance(part, Reviews) for part in parts):
+        return None
+    nothing = pl.Series([], dtype=pl.String)
+    return pl.concat(
+        [part.row_texts() if isinstance(part, Reviews) else nothing.extend_constant(None, len(part)) for part in parts]
+    )
 
 
 def _each_pair_in_one(

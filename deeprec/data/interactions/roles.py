@@ -26,12 +26,12 @@ _USUAL = {
     "timestamp": {"timestamp", "time", "unixtime", "unixreviewtime", "unixtimestamp"},
 }  # fmt: skip
 _PLACES = ("user", "item", "rating", "timestamp")  # of a text without names
-_NAMED = ("label", "tag", "domain", "session")
+_NAMED = ("label", "tag", "review", "domain", "session")
 _EARLIEST_TIME = 1e8  # a third number that is never smaller is a Unix time (after March 1973), not a rating
 
 
 class Roles(NamedTuple):
-    """Columns by role: user, item and, where there are any, rating, timestamp, label, tag, domain and session."""
+    """Columns by role: user, item and, where there are any, rating, timestamp, label, tag, review, domain, session."""
 
     columns: dict[str, str]
 

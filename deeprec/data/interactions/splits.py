@@ -165,6 +165,36 @@ def _holdout_by_user(data: Interactions, shuffled: Int64Array, test: float, vali
     return Split(data.take(train_rows), data.take(validation_rows), data.take(test_rows), notes=notes)
 
 
+def given_holdout(data: Interactions, given: int = 1, validation: float = 0.1, seed: int = 0) -> Split:
+    """Train on so many rows of each user, drawn at random, and hold out all others: sparse data, made on purpose.
+
+    A user with no more rows than that has all of them in training.
+
+    Args:
+        given: rows of each user to train on, >= 1.
+        validation: share of a user's other rows that chooses the epoch, in [0, 1), to the nearest whole number; the
+            rest tests.
+        seed: of the draw.
+    Raises:
+        ValueError: no rows, or an argument out of range.
+    Reference: Wang, Wang, Yeung 2015 (CDL, KDD), section 4.2, with P = `given` and no validation part.
+    """
+    _need_rows("given_holdout", data)
+    if not given >= 1:
+        raise ValueError(f"given_holdout: given must be a whole number >= 1, got {given}; 1 and 10 are usual")
+    if not 0 <= validation < 1:
+        raise ValueError(f"given_holdout: validation must be a share in [0, 1), got {validation}; 0.1 is usual")
+    shuffled = np.argsort(random_bits(seed, _HOLDOUT, np.arange(len(data))), kind="stable")
+    ordered = shuffled[np.argsort(data.users[shuffled], kind="stable")]
+    counts = data.user_counts()
+    place = np.arange(len(data)) - np.repeat(np.cumsum(counts) - counts, counts)
+    others = np.maximum(counts - given, 0)
+    end = (given + np.floor(others * validation + 0.5).astype(np.int64))[data.users[ordered]]
+    parts = (ordered[place < given], ordered[(place >= given) & (place < end)], ordered[place >= end])
+    train_rows, validation_rows, test_rows = (data.take(np.sort(part)) for part in parts)
+    return Split(train_rows, validation_rows, test_rows)
+
+
 def time_holdout(data: Interactions, test: float = 0.1, validation: float = 0.1, *, new_users: bool = False) -> Split:
     """Hold out what came last: train before one moment, validate up to a second one, test from there on.
 

@@ -34,8 +34,10 @@ from deeprec.data.interactions.selection import SELECTION, positives
 from deeprec.data.reading.errors import did_you_mean, reading
 from deeprec.data.reading.files import is_there, parts_of
 from deeprec.data.reading.text import OnBad, with_gz
+from deeprec.data.sets.coat import read_coat
 from deeprec.data.sets.media_sets import film_media, read_tiktok
 from deeprec.data.sets.publishers import SOURCES
+from deeprec.data.sets.review_sets import read_beauty, read_instruments
 from deeprec.data.sets.sequence_sets import pair_reader, read_diginetica, read_grocery, s3rec_reader
 from deeprec.data.sets.synthetic import synthetic
 from deeprec.data.sets.tag_sets import read_citeulike, read_lastfm_2k, read_tag_split
@@ -121,11 +123,11 @@ def load(
             folder whose files are called train, validation and test (see `files.parts_of`). Of several domains with the
             same users: NAME=PATH,NAME=PATH, or a file with `domain`; see `Domains.joined`.
         data_dir: looked in first for a name.
-        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label,
-            tag and domain by name or by place from 0; separator, quote, missing, header, comment, skip_lines, columns;
-            time_format, on_bad and duplicates (see `from_frame`); validation and test, files that become the official
-            split. For ml-100k fold ("u1".."u5", "ua", "ub"), for ml-1m media (True: columns plot, abstract and poster
-            of the items, as far as the files are there); for synthetic its sizes and seed. With min_rating,
+        options: of files (`layouts.OPTIONS`): format; the columns user, item, rating, timestamp (or order), label, tag,
+            review and domain by name or by place from 0; separator, quote, missing, header, comment, skip_lines,
+            columns; time_format, on_bad and duplicates (see `from_frame`); validation and test, files that become the
+            official split. For ml-100k fold ("u1".."u5", "ua", "ub"), for ml-1m media (True: columns plot, abstract and
+            poster of the items, as far as the files are there); for synthetic its sizes and seed. With min_rating,
             min_interactions or min_tag_uses rows are selected, see `positives`.
     Raises:
         FileNotFoundError: files are nowhere; the places searched and the way to get them are named.
@@ -336,6 +338,9 @@ _REGISTRY = {
                     "citeulike-a", ("users.dat",), 204_986, 5_551, 16_980,
                     "published for research; cite Wang, Chen and Li 2013",
                     "https://github.com/js05212/citeulike-a", read_citeulike),
+        DatasetInfo("coat", "Coat: ratings 1-5 that users chose to give, and ratings of items shown at random",
+                    "coat", ("train.ascii",), 11_600, 290, 300,
+                    "Schnabel et al. 2016: research", "https://www.cs.cornell.edu/~schnabts/mnar/", read_coat),
         DatasetInfo("delicious-tags", "HetRec 2011 Delicious: tags of bookmarks, with a published split",
                     "hetrec2011-tag-aware/delicious", ("train.txt",), 290_887, 1_843, 65_877,
                     "HetRec 2011: non-commercial use", _HETREC, read_tag_split),
@@ -371,6 +376,12 @@ _REGISTRY = {
         DatasetInfo("cross-electronic-cloth", "Amazon: the same users in two domains, electronic and cloth (DisenCDR)",
                     "cross-domain", ("electronic_cloth/train.txt",), 358_298, 15_761, 100_228,
                     _AMAZON_TERMS, _CROSS, _cross_reader("electronic", "cloth")),
+        DatasetInfo("amazon-beauty-reviews", "Amazon All Beauty 2023: ratings 1-5 with times and the texts of reviews",
+                    "amazon-all-beauty-2023", ("reviews.jsonl",), 9_829, 3_543, 2_998, _AMAZON_TERMS,
+                    "https://amazon-reviews-2023.github.io", read_beauty),
+        DatasetInfo("amazon-instruments-reviews", "Amazon Musical Instruments, a half: ratings with texts of reviews",
+                    "amazon-musical-instruments-5k", ("reviews.jsonl",), 5_050, 1_381, 392, _AMAZON_TERMS,
+                    "https://jmcauley.ucsd.edu/data/amazon/", read_instruments),
         DatasetInfo("sasrec-ml-1m", "MovieLens 1M as SASRec's file: histories in order, items rated five times or more",
                     "sasrec", ("ml-1m.txt",), 999_611, 6_040, 3_416, _MOVIELENS_TERMS,
                     "https://github.com/kang205/SASRec", pair_reader("ml-1m.txt")),

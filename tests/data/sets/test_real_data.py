@@ -147,3 +147,15 @@ def test_citeulike_has_the_tags_of_its_articles() -> None:
     tags = libraries.item_features["tags"]
     assert len(tags[0]) == 17
     assert tags.explode().n_unique() == 46_390  # of 46,391 one is of no article
+
+
+def test_reviews_of_amazon_have_their_texts() -> None:
+    beauty, instruments = need("amazon-beauty-reviews"), need("amazon-instruments-reviews")
+    assert (len(beauty), beauty.num_users, beauty.num_items) == (9_829, 3_543, 2_998)
+    assert (len(instruments), instruments.num_users, instruments.num_items) == (5_050, 1_381, 392)
+    assert beauty.official is not None
+    assert (len(beauty.official.train_index), len(beauty.official.test_index)) == (7_802, 2_027)
+    for each, start in ((beauty, "This is perhaps one"), (instruments, "Not much to write")):
+        texts = each.row_texts()
+        assert texts[0].startswith(start)
+        assert texts.null_count() == 2
