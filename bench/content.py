@@ -140,6 +140,13 @@ SETS = {
         ("cold-items", {"metrics": ("ndcg", "recall"), "cutoffs": (5,)}),
         figures=("ndcg@5", "recall@5"),
     ),
+    "ml-100k-ncf": Set(
+        "MovieLens-100K, NCF's protocol: the last item among 99 others",
+        "ncf",
+        "ml-100k",
+        ("ncf", {}),
+        figures=("hr@10", "ndcg@10"),
+    ),
     "ml-1m-ncf": Set(
         "MovieLens-1M, NCF's protocol: the last item among 99 others",
         "ncf",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deeprec import data, evaluate, models, nn, pipeline, serve, train
+    from deeprec import http as http
     from deeprec.serve.folder import load
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __all__ = ["__version__", "data", "evaluate", "load", "models", "nn", "pipeline"
 def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module("deeprec.serve.folder").load
-    if name in __all__:
+    if name in (*__all__, "http"):  # the service needs packages that not everybody has
         return importlib.import_module(f"deeprec.{name}")
     raise AttributeError(f"module 'deeprec' has no attribute {name!r}")
 

@@ -60,7 +60,7 @@ _COMMANDS = {
     ),
     "pipeline": (
         "pipeline:app",
-        "Fit, measure, compare and ask whole pipelines: sources, filters, ranking, re-ranking, from a YAML file.",
+        "Fit, measure, compare and ask whole pipelines, from candidates to lists that say why, by a YAML file.",
     ),
     "predict": (
         "predict:predict",

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+import deeprec
 from deeprec._files import make_folder
 from deeprec.cli.console import command, console, figure, print_json, progress, say, seconds, table
 from deeprec.cli.settings import DEVICE_HELP
 from deeprec.data import IdMap
-from deeprec.pipeline import Pipeline, PipelineConfig, is_pipeline
 
 _FIT = "fit"
 
@@ -37,7 +37,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `deep
 
 @app.callback()
 def pipeline() -> None:
-    """Fit, measure, compare and ask whole pipelines: sources, filters, ranking, re-ranking, from a YAML file.
+    """Fit, measure, compare and ask whole pipelines, from candidates to lists that say why, by a YAML file.
 
     Start with: deeprec pipeline FILE.yaml --out DIR
     """
@@ -53,8 +53,8 @@ def fit(
 ) -> None:
     """Train what the file asks for, measure every stage on the test part, and write one folder."""
     target = out if out is not None else Path("runs") / file.stem
-    config = PipelineConfig.from_yaml(file)
-    if target.exists() and not is_pipeline(target) and (not target.is_dir() or any(target.iterdir())):
+    config = deeprec.pipeline.PipelineConfig.from_yaml(file)
+    if target.exists() and not deeprec.pipeline.is_pipeline(target) and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"pipeline: --out must be new, empty or a pipeline, got {target}; take another folder")
     make_folder(target.parent)
     start = perf_counter()
@@ -63,7 +63,7 @@ def fit(
         if not as_json:
             say((f"{seconds(perf_counter() - start):>8}", "dim"), f"  {words}")
 
-    made = Pipeline.fit(file, data, device=device, on_stage=told)
+    made = deeprec.pipeline.Pipeline.fit(file, data, device=device, on_stage=told)
     made.save(target)
     if as_json:
         print_json({"folder": str(target), **made.report})
@@ -85,7 +85,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Figures of every source and stage on held-out interactions."""
-    report = Pipeline.load(directory, device=device).evaluate(part, k=k).as_dict()
+    report = deeprec.pipeline.Pipeline.load(directory, device=device).evaluate(part, k=k).as_dict()
     if as_json:
         print_json(report)
     else:
@@ -102,7 +102,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """What would be different if OTHER had served the same people."""
-    result = Pipeline.load(first, device=device).compare(Pipeline.load(second, device=device), part, k=k)
+    result = deeprec.pipeline.Pipeline.load(first, device=device).compare(
+        deeprec.pipeline.Pipeline.load(second, device=device), part, k=k
+    )
     if as_json:
         print_json(asdict(result))
         return
@@ -139,7 +141,7 @@ def recommend(
         raise ValueError("pipeline: recommend needs one of --user, --history and --all; give one of them")
     if (everyone and output is None) or (history is not None and output is not None) or (resume and output is None):
         raise ValueError("pipeline: --output goes with --user or --all, and --all and --resume with it; give both")
-    made = Pipeline.load(directory, device=device)
+    made = deeprec.pipeline.Pipeline.load(directory, device=device)
     if output is not None:
         asked = None if everyone else _parsed(user or [], made.user_ids)
         with progress() as bar:

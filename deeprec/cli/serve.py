@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
+import deeprec
 from deeprec._files import read_regular
 from deeprec.cli import folder
 from deeprec.cli.console import say
 from deeprec.cli.settings import DEVICE_HELP
-from deeprec.http import EventStore, Limits, Service, ServiceOptions, create_app, run
-from deeprec.http.engine import Engine
 
 KEY = "DEEPREC_API_KEY"
 
@@ -54,7 +53,8 @@ def serve(
         key = read_regular(key_file, "serve: --api-key-file", "name a file with a key").decode("utf-8").strip()
         if not key:
             raise ValueError(f"serve: --api-key-file {key_file} must hold a key, got nothing; write one into it")
-    options = ServiceOptions(
+    http = deeprec.http  # here, so that the help waits for nothing
+    options = http.ServiceOptions(
         device=device,
         max_k=max_k,
         max_batch=max_batch,
@@ -62,13 +62,15 @@ def serve(
         timeout=timeout_ms / 1000,
         root=root,
     )
-    limits = Limits(key, rate, burst, max_bytes)
-    engine = Engine.load(directory, device=device, max_k=max_k, titles=folder.titles_of)  # a wrong folder ends here
+    limits = http.Limits(key, rate, burst, max_bytes)
+    engine = http.Engine.load(
+        directory, device=device, max_k=max_k, titles=folder.titles_of
+    )  # a wrong folder ends here
     place = state if state is not None else directory.with_name(f"{directory.name}.events.sqlite")
-    store = EventStore(place, max_users=options.max_users, max_events=options.max_events)
-    service = Service(directory, store, options, titles=folder.titles_of)
+    store = http.EventStore(place, max_users=options.max_users, max_events=options.max_events)
+    service = http.Service(directory, store, options, titles=folder.titles_of, engine=engine)
     say(f"serving   {engine.kind} {engine.version} of {directory}, {len(engine.items):,} items")
     say(f"events    {store.count():,} in {place}")
     say(f"listening http://{host}:{port}  (/, /v1/recommend/USER, /metrics, /openapi.json)")
     del engine
-    run(create_app(service, limits), host=host, port=port, limits=limits, is_open=is_open)
+    http.run(http.create_app(service, limits), host=host, port=port, limits=limits, is_open=is_open)

@@ -121,6 +121,7 @@ class Service:
         store: of events.
         options: how it works.
         titles: what reads the titles of a model's folder.
+        engine: of the folder, where it is loaded already.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class Service:
         options: ServiceOptions | None = None,
         *,
         titles: Titles | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.folder, self.store, self.options = Path(folder), store, options or ServiceOptions()
         self._first, self._titles = self.folder, titles
         self.engine: Engine | None = None
+        self._loaded = engine
         self._before: Engine | None = None
         self._exchanging = threading.Lock()
         self.batcher: Batcher[Ask, Listing] = Batcher(
@@ -155,8 +158,14 @@ class Service:
         return self._before is not None
 
     def start(self) -> None:
-        """Load the folder and warm it up; until then nothing is ready."""
-        self.reload()
+        """Load the folder, where it is not yet, and warm it up; until then nothing is ready."""
+        made, self._loaded = self._loaded, None
+        if made is None:
+            self.reload()
+        else:
+            with self._exchanging:
+                self._warm_up(made)
+                self._serve(made)
 
     def close(self) -> None:
         """Answer what waits, write what waits, and end."""
@@ -185,12 +194,16 @@ class Service:
             except Exception:
                 self.metrics.reloads.labels("failed").inc()
                 raise
-            self._before, self.engine = self.engine, made
-            self.folder = made.folder
             self.metrics.reloads.labels("done").inc()
-            self.metrics.ready.set(1)
-            _log.info("serve: %s %s from %s", made.kind, made.version, made.folder)
-            return made
+            return self._serve(made)
+
+    def _serve(self, made: Engine) -> Engine:
+        """From now on with this engine."""
+        self._before, self.engine = self.engine, made
+        self.folder = made.folder
+        self.metrics.ready.set(1)
+        _log.info("serve: %s %s from %s", made.kind, made.version, made.folder)
+        return made
 
     def place_of(self, folder: str) -> Path:
         """The folder that a request names, which lies below `root`.

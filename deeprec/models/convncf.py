@@ -6,10 +6,10 @@ Deviations: an item has a bias, as in `deeprec.models.bpr`, whose vectors and bi
 coefficient of L2 for both tables, and `weight_decay` for the network's; steps over mini-batches, each positive with
 negatives of its own. Windows of 2 x 2 that do not overlap are products of matrices; the first takes its windows from
 the two vectors.
-Where not to use it: for the sake of rankings. Matrix factorisation and item-KNN are as good or better at a fraction of
-the time, see results/content.md, and the places in a map of products have no order that a convolution could use
-(Ferrari Dacrema, Parroni, Cremonesi, Jannach 2020, "Critically Examining the Claimed Value of Convolutions over
-User-Item Embedding Maps for Recommender Systems", CIKM, arXiv 2007.11893).
+Where not to use it: for the sake of rankings. Matrix factorisation ranks about as well in a fraction of the time, see
+results/content.md, and the places in a map of products have no order that a convolution could use (Ferrari Dacrema,
+Parroni, Cremonesi, Jannach 2020, "Critically Examining the Claimed Value of Convolutions over User-Item Embedding Maps
+for Recommender Systems", CIKM, arXiv 2007.11893).
 """
 
 from __future__ import annotations

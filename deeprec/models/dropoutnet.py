@@ -7,6 +7,8 @@ items, of which half are some user's best, and the squared errors of a user's ow
 Adam in place of SGD with momentum; the weights of hidden layers begin as Xavier's. The mean of a user's item
 factors, which new users are shown as, is taken in training for a share of the users. Without content it can but smooth
 the factors.
+Defaults: without a bound on the gradients the loss leaps up again at lr 0.003, seen on citeulike-a with a tenth of the
+articles held out, and lr 0.001 learns half as fast.
 """
 
 from __future__ import annotations
@@ -80,9 +82,11 @@ class DropoutNetConfig(TrainConfig):
     mean_share: float = 0.25
     step_items: int = 512
     best: int = 500
-    batch_size: int = 128
+    batch_size: int = 64
     epochs: int = 20
     patience: int = 5
+    lr: float = 0.003
+    clip_norm: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

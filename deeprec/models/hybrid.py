@@ -33,7 +33,7 @@ from deeprec.device import to_device
 from deeprec.evaluate import protocol_from_dict, read_card
 from deeprec.kernels.sums import take
 from deeprec.models.history import HistoryRecommender
-from deeprec.nn.scoring import BlockScorer, as_sets, owners_of, rows_of, score_rows
+from deeprec.nn.scoring import AnyScorer, BlockScorer, as_sets, owners_of, rows_of, score_rows
 from deeprec.registry import config_class, create, model_class, names
 from deeprec.serve.folder import load
 from deeprec.train import fit
@@ -363,7 +363,8 @@ class Hybrid(HistoryRecommender):
             users = np.sort(np.random.default_rng(self._seed).choice(users, most, replace=False))
         bounds, liked = rows_of((torch.from_numpy(offsets), torch.from_numpy(items)), torch.from_numpy(users))
         asked = to_device(torch.from_numpy(users), self.device)
-        scores, is_met = self._standardised(self.encode(Queries(asked)), 0, len(users))
+        state = self.encode(Queries(asked))
+        scores, is_met = self._standardised(self._scorers(state), state[0], state[1], 0, len(users))
         columns = self.user_values[asked]
         examples = _Examples(scores, is_met, columns, bounds, to_device(liked.long(), self.device), cutoff)
         with torch.enable_grad():
@@ -435,10 +436,10 @@ class Hybrid(HistoryRecommender):
 
     def scorer(self, state: tuple[Any, ...]) -> BlockScorer:
         offsets, items = state[:2]
-        columns = self._columns_asked(state)
+        scorers, columns = self._scorers(state), self._columns_asked(state)
 
         def scores(start: int, end: int) -> Tensor:
-            return self._blended(self._standardised(state, start, end)[0], columns[start:end])
+            return self._blended(self._standardised(scorers, offsets, items, start, end)[0], columns[start:end])
 
         return BlockScorer(len(offsets) - 1, self.require_built().num_items, items.device, scores)
 
@@ -448,17 +449,23 @@ class Hybrid(HistoryRecommender):
             return self.user_values[state[-1]]
         return self.user_values.new_zeros(len(state[0]) - 1, self.user_values.shape[1])
 
+    def _scorers(self, state: tuple[Any, ...]) -> list[AnyScorer]:
+        """Of each model."""
+        return [model.scorer(own) for model, own in zip(self.models, state[2:], strict=False)]
+
     @torch.no_grad()
-    def _standardised(self, state: tuple[Any, ...], start: int, end: int) -> tuple[Tensor, Tensor]:
+    def _standardised(
+        self, scorers: list[AnyScorer], offsets: Tensor, items: Tensor, start: int, end: int
+    ) -> tuple[Tensor, Tensor]:
         """What is blended [M, b, N] of users start to end, and what they met [b, N], bool."""
-        offsets, items = state[0][start : end + 1], state[1]
+        offsets = offsets[start : end + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         num_items = self.require_built().num_items
         is_met = torch.zeros(end - start, num_items, dtype=torch.bool, device=items.device)
         is_met.index_put_((owners_of(offsets - first, items.device), items[first:last].long()), is_met.new_ones(()))
         parts = []
-        for model, own in zip(self.models, state[2:], strict=False):
-            scores = score_rows(model.scorer(own), start, end).float().masked_fill(is_met, -torch.inf)
+        for scorer in scorers:
+            scores = score_rows(scorer, start, end).float().masked_fill(is_met, -torch.inf)
             parts.append(self._reciprocal_ranks(scores) if self.config.blend == "ranks" else _standard(scores, is_met))
         return torch.stack(parts), is_met
 

@@ -124,6 +124,8 @@ def adopt_finished(model: Any, directory: Path) -> None:
         raise ValueError(f"resume: the card in {directory} is that of another model; take another out (--out)")
     model.build(getattr(saved, saved.sizes), torch.Generator())
     model.load_state_dict(saved.state_dict())
+    if "models" in saved.keeps:  # that it is made of
+        model.models = saved.models
 
 
 def _shown(key: str, value: Any) -> str:

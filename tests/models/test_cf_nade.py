@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -354,6 +355,30 @@ def test_somebody_new_with_the_ratings_of_a_user_is_rated_as_the_user() -> None:
         torch.from_numpy(train.ratings[mine][np.argsort(train.items[mine])]),
     )
     assert torch.allclose(state[0], model.user_rows(torch.tensor([4]))[0], atol=1e-6)
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"side": "user", "rank": 3, "inner": (5,)}], ids=str)
+def test_an_interrupted_run_ends_bit_for_bit_the_same(options: dict[str, Any], tmp_path: Path) -> None:
+    data, chosen = ratings(), {**{"hidden": 8, "epochs": 4, "batch_size": 6}, **options}
+
+    def run(folder: str, **how: Any) -> Any:
+        return fit(CFNADE(**chosen), data, protocol="rating", seed=2, out=tmp_path / folder, baselines=False, **how)
+
+    def stop(progress: Any) -> None:
+        if progress.metrics and progress.epoch == 2:
+            raise _Stop
+
+    whole = run("whole")
+    with pytest.raises(_Stop):
+        run("parts", on_progress=stop)
+    parts = run("parts", resume=True)
+    ours, theirs = parts.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert parts.card.metrics == whole.card.metrics
 
 
 @needs_ml_100k

@@ -81,7 +81,7 @@ def test_an_epoch_sweeps_learns_and_reads(data: Interactions) -> None:
 
 def test_warm_items_are_those_of_als_and_cold_ones_their_sounds(data: Interactions, tmp_path: Path) -> None:
     warm = create("deep-music", **SMALL, epochs=4, patience=0).fit(data, protocol="full", seed=0)
-    alone = create("als", factors=6, epochs=4, patience=0, refit=False).fit(data, protocol="full", seed=0)
+    alone = create("als", factors=6, epochs=4, patience=0).fit(data, protocol="full", seed=0)
     is_met = warm.is_met.squeeze(1) > 0
     assert torch.equal(warm.item_vectors()[is_met], alone.item_factors[is_met])
     assert torch.equal(warm.als.user_factors, alone.user_factors)

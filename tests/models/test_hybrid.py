@@ -121,6 +121,9 @@ def test_it_is_saved_with_its_models(tmp_path: Path, data: Interactions, parts: 
     assert again.recommend([101], 5).equals(model.recommend([101], 5))
     assert again.recommend_for_history([0, 4, 8], 5).equals(model.recommend_for_history([0, 4, 8], 5))
     assert again.evaluate(RULE, data) == model.evaluate()
+    whole = Hybrid(parts, blend=blend, **options)  # reads what has ended there
+    whole.fit(data, protocol=RULE, out=tmp_path / "run", resume=True, baselines=False)
+    assert torch.equal(whole.score_items(users), model.score_items(users))
     # A blend of fewer in its place leaves nothing behind.
     Hybrid(parts[:2]).fit(data, protocol=RULE, out=tmp_path / "run", baselines=False)
     assert sorted(path.name for path in (tmp_path / "run" / "models").iterdir()) == ["0", "1"]

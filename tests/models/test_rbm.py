@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,6 +273,32 @@ def test_whoever_has_no_ratings_is_rated_by_the_items() -> None:
     assert scores.shape == (1, 20)
     assert scores.min() > 1
     assert scores.max() < 5
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"side": "item", "rank": 3, "units": "gaussian", "visible": "binomial"}], ids=str
+)
+def test_an_interrupted_run_ends_bit_for_bit_the_same(options: dict[str, Any], tmp_path: Path) -> None:
+    data, chosen = ratings(), {**{"hidden": 8, "epochs": 4, "batch_size": 6, "cd_steps": (1, 3)}, **options}
+
+    def run(folder: str, **how: Any) -> Any:
+        return fit(RBM(**chosen), data, protocol="rating", seed=2, out=tmp_path / folder, baselines=False, **how)
+
+    def stop(progress: Any) -> None:
+        if progress.metrics and progress.epoch == 2:
+            raise _Stop
+
+    whole = run("whole")
+    with pytest.raises(_Stop):
+        run("parts", on_progress=stop)
+    parts = run("parts", resume=True)
+    ours, theirs = parts.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert parts.card.metrics == whole.card.metrics
 
 
 @needs_ml_100k

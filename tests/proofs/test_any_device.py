@@ -32,6 +32,7 @@ LOOKS = {
     # Once a block of a million draws, never in a step: a kernel cannot raise.
     "deeprec.kernels.sample_negatives._check_lists": "the lists, once",
     "deeprec.train.loop.epoch": "the loss, once in 64 steps and at the end of an epoch",
+    "deeprec.models.dropoutnet._made_factors": "the factors, of which a user's best items are drawn, once an epoch",
     # After training, once: rows without ratings.
     "deeprec.models._autoencoder._finish_codes": "is a row without ratings",
     # What comes back to be shown.
