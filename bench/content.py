@@ -34,6 +34,9 @@ from deeprec.data import (
     load_media,
     with_features,
 )
+from deeprec.data.media.decoders import ImageDecoder
+from deeprec.data.media.extract import extract, vector_cache
+from deeprec.data.media.features import FEATURES
 from deeprec.evaluate import Card, protocol, read_card
 from deeprec.models import create
 from deeprec.train import fit
@@ -125,11 +128,12 @@ SETS = {
     ),
     "tiktok-cold": Set("TikTok, a tenth of the videos held out whole", "cold", "tiktok", _COLD, ("image", "audio")),
     "ml-1m-cold": Set(
-        "MovieLens-1M with plots, a tenth of the films held out whole: 1,000,209 ratings taken as likes, 3,706 films",
+        "MovieLens-1M with plots and posters, a tenth of the films held out whole: 1,000,209 ratings taken as likes, "
+        "3,706 films, 3,256 of them with a poster",
         "cold",
         "ml-1m-plots",
         _COLD,
-        ("topics",),
+        ("topics", "poster"),
         WORDS,
     ),
     "instruments-cold": Set(
@@ -171,8 +175,12 @@ CONTENDERS = {
     "vbpr-tuned": Contender("VBPR, tuned on validation", "vbpr", _VBPR_TUNED, ("ranking",), "features"),
     "vbpr-image": Contender("VBPR, picture alone", "vbpr", _VBPR, reads="image"),
     "vbpr-audio": Contender("VBPR, sound alone", "vbpr", _VBPR, reads="audio"),
+    "vbpr-topics": Contender("VBPR, plots alone", "vbpr", _VBPR, reads="topics"),
+    "vbpr-poster": Contender("VBPR, posters alone", "vbpr", _VBPR, reads="poster"),
     "deep-music": Contender("ALS, and a network from content to its factors", "deep-music", {}, reads="features"),
     "deep-music-audio": Contender("the same, sound alone", "deep-music", {}, reads="audio"),
+    "deep-music-topics": Contender("the same, plots alone", "deep-music", {}, reads="topics"),
+    "deep-music-poster": Contender("the same, posters alone", "deep-music", {}, reads="poster"),
     "audio-cnn": Contender("ALS, and an AudioCNN from clips to its factors", "deep-music", _SOUND, ("sounds",)),
     "audio-cnn-shuffled": Contender("the same, clips shuffled", "deep-music", _SOUND, ("sounds",), shuffled="file"),
     "bpr-32": Contender("MF by BPR, 32 factors", "bpr", {"factors": 32}, _NCF),
@@ -200,7 +208,19 @@ def read(name: str) -> Interactions:
     table = pl.read_csv(place).select(item_id=pl.col("movie_id"), plot=pl.col("overview"))
     met = pl.DataFrame({"item_id": data.item_ids.values}).join(table, on="item_id", how="left")
     data = with_features(data, items=met)
-    return with_features(data, items=met.with_columns(topics=pl.Series(_topics(data))))
+    return with_features(data, items=met.with_columns(topics=pl.Series(_topics(data)), poster=_posters(data)))
+
+
+def _posters(data: Interactions) -> pl.Series:
+    """Features without training of the posters, zeros for films without one."""
+    table = load_media("ml-1m")
+    keys = pl.DataFrame({"item_id": data.item_ids.values}).join(table.items, on="item_id", how="left")["file"]
+    encoder = FEATURES["image"](ImageDecoder())
+    with vector_cache(WORK / "posters", encoder) as cache:
+        made = extract(data.item_ids.values.to_list(), keys.to_list(), encoder, table.files, cache)
+        vectors = np.zeros((len(keys), encoder.width), np.float32)
+        vectors[made.rows >= 0] = cache.take(made.rows[made.rows >= 0])[0]
+    return pl.Series(vectors)
 
 
 def _topics(data: Interactions) -> Any:

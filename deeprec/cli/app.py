@@ -42,6 +42,10 @@ class _Formatter(logging.Formatter):
 # need not wait for it, or for torch.
 _COMMANDS = {
     "train": ("train:train", "Train a model, choose the epoch on validation, and measure it once on the test part."),
+    "tune": (
+        "tune:tune",
+        "Search a model's options by the validation part, which needs Optuna; the test part is not looked at.",
+    ),
     "fit-more": (
         "fit_more:fit_more",
         "Go on training a saved model on rows that came later; new users, items and values get rows of their own.",

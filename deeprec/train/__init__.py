@@ -13,14 +13,30 @@ if TYPE_CHECKING:
     from deeprec.train.callbacks import Callback, CallbackError, Progress
     from deeprec.train.fitting import FitResult, evaluate_model, fit
     from deeprec.train.more import fit_more
+    from deeprec.train.tuning import Range, Tuned, tune, usual_ranges
 
-__all__ = ["Callback", "CallbackError", "FitResult", "Progress", "evaluate_model", "fit", "fit_more", "load", "save"]
+__all__ = [
+    "Callback",
+    "CallbackError",
+    "FitResult",
+    "Progress",
+    "Range",
+    "Tuned",
+    "evaluate_model",
+    "fit",
+    "fit_more",
+    "load",
+    "save",
+    "tune",
+    "usual_ranges",
+]
 
 _MODULES = {
     "deeprec.serve.folder": ("load", "save"),
     "deeprec.train.callbacks": ("Callback", "CallbackError", "Progress"),
     "deeprec.train.fitting": ("FitResult", "evaluate_model", "fit"),
     "deeprec.train.more": ("fit_more",),
+    "deeprec.train.tuning": ("Range", "Tuned", "tune", "usual_ranges"),
 }
 
 

@@ -188,6 +188,25 @@ def _train_and_measure(model: Any, run: Run, directory: Path | None, resume: boo
     return FitResult(model, card, entries, directory)
 
 
+@trained
+def validated(
+    model: Any, task: Task, *, seed: int, select: str, device: Device = "auto", callback: Any = None
+) -> tuple[dict[str, float], int | None]:
+    """Train a model for a task and say what its chosen epoch reaches on the validation part; nothing else is measured.
+
+    Args:
+        model: with its options by the data (`adapt`).
+        callback: a `Callback`, which may end the training.
+    Returns:
+        the validation figures, and the epoch that `select` chooses, None of a model that is fitted in closed form.
+    """
+    target = resolve_device(device, "fit")
+    run = Run(task, require_seed(seed), select, as_callbacks(() if callback is None else (callback,), None), target)
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+        stage = _fit_stage(model, run, None, resume=False)
+    return stage.validation_metrics or _validation_metrics(stage), stage.best_epoch if stage.history else None
+
+
 def baseline_figures(name: str, run: Run) -> dict[str, Figures]:
     """Test figures of the simple methods of a run's task, by label, but for the model `name` itself.
 
