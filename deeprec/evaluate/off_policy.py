@@ -20,13 +20,15 @@ Bottou et al. 2013 (JMLR 14) for clipped weights.
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprec._suggest import did_you_mean
-from deeprec.data import BanditLog
+
+if TYPE_CHECKING:
+    from deeprec.data import BanditLog
 
 ESTIMATORS = ("dm", "ips", "clipped-ips", "snips", "dr", "replay")
 INTERVALS = ("normal", "bootstrap")

@@ -37,7 +37,7 @@ class Batcher(Generic[In, Out]):
     ) -> None:
         self._compute, self.max_batch, self._on_batch = compute, max_batch, on_batch
         self._waiting: queue.Queue[Any] = queue.Queue(max_waiting)
-        self._thread = threading.Thread(target=self._run, name="deeprec-batches", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="deeprec-requests", daemon=True)
         self._thread.start()
 
     def submit(self, request: In) -> Future[Out]:

@@ -7,12 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deeprec.kernels._autograd import differentiable, gradient_of, sparse_rows
 from deeprec.kernels.embedding import coalesced_grad
 from deeprec.kernels.sampled_linear_loss import column_grads, csr_plan, dense_column_grads
+from deeprec.kernels.sums import take
 
 _ops = torch.ops.deeprec
+
+
+def _composite(hidden: Tensor, weight: Tensor, bias: Tensor, indptr: Tensor, indices: Tensor, *_: Any) -> Tensor:
+    """The outputs in PyTorch's own operators."""
+    every = torch.arange(len(hidden), device=hidden.device)
+    rows = take(hidden, 0, torch.repeat_interleave(every, indptr.diff(), output_size=len(indices)))
+    columns = indices.long()
+    return (rows * take(weight, 0, columns)).sum(1) + take(bias.unsqueeze(1), 0, columns).squeeze(1)
+
+
+def _again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, indptr, indices = ctx.saved_tensors
+    inputs = (hidden, weight, bias, indptr, indices, None)
+    grads = gradient_of(ctx, (grad,), lambda *given: (_composite(*given),), inputs)
+    if ctx.sparse_grad and grads[1] is not None:
+        grads[1] = sparse_rows(grads[1], csr_plan(indptr, indices, len(weight)).rows)
+    return tuple(grads)
 
 
 class _SampledLinear(torch.autograd.Function):
@@ -22,16 +40,16 @@ class _SampledLinear(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, indptr: Tensor, indices: Tensor, sparse_grad: bool
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, indptr, indices)
+        ctx.save_for_backward(hidden, weight, bias, indptr, indices)
         ctx.sparse_grad = sparse_grad
         targets = hidden.new_zeros(len(indices))
         outputs: Tensor = _ops.sampled_linear_loss(hidden, weight, bias, indptr, indices, targets, None, 0, 0, False)[1]
         return outputs
 
     @staticmethod
-    @once_differentiable
+    @differentiable(_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, indptr, indices = ctx.saved_tensors
+        hidden, weight, _, indptr, indices = ctx.saved_tensors
         grad, positions, column = grad.contiguous(), (indptr, indices), weight.new_empty(len(weight), 1)
         d_hidden = _ops.sparse_linear(indptr, indices, grad, weight, None, 0) if ctx.needs_input_grad[0] else None
         d_bias, _ = dense_column_grads(column, hidden.new_ones(()).expand(len(hidden), 1), grad, positions)

@@ -386,3 +386,23 @@ def test_ml_100k() -> None:
     model = CFNADE(hidden=50, epochs=15, batch_size=64, lr=0.005)
     card = fit(model, load("ml-100k"), protocol=protocol("rating"), seed=1, baselines=False).card
     assert card.metrics["rmse"] < 0.92  # biases 0.94
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_scores_at_entries_have_second_derivatives(sparse: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    sizes = (3, 4), (6, 4), (6,)
+    hidden, weight, bias = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in sizes)
+    indptr, indices = torch.tensor([0, 2, 2, 5]), torch.tensor([0, 5, 1, 5, 3])
+    given = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
+
+    def scores(*tensors: torch.Tensor) -> torch.Tensor:
+        return sampled_linear(*tensors, indptr, indices, False)
+
+    assert torch.autograd.gradcheck(scores, given)
+    assert torch.autograd.gradgradcheck(scores, given)
+    loss = sampled_linear(*given, indptr, indices, sparse).square().sum()
+    first = torch.autograd.grad(loss, given, create_graph=True)[1]
+    assert first.is_sparse == sparse
+    again = torch.autograd.grad((first.to_dense() if sparse else first).square().sum(), given)
+    assert all(grad.to_dense().any() if grad.is_sparse else grad.any() for grad in again)

@@ -82,7 +82,9 @@ def _run(path: Path, how: str) -> None:
         env=environment,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    (line,) = run.stdout.splitlines()
+    lines = run.stdout.splitlines()
+    assert len(lines) == 1, run.stdout[-3000:]
+    line = lines[0]
     assert line.startswith("asked ")
     assert int(line.split()[1]) >= 4
 

@@ -221,7 +221,9 @@ def _how_to_get(name: str) -> str:
 
 
 def _known_set_in(folder: Path, options: dict[str, Any]) -> Interactions | None:
-    """A folder that holds one known data set, or one NCF triple."""
+    """A folder that holds one known data set, or one NCF triple; none where a format says how its files are read."""
+    if "format" in options:
+        return None
     for entry in list_datasets():
         if folder.name == Path(entry.folder).name and any(with_gz(folder / file) for file in entry.files):
             return _call(entry.read, folder, {"name": entry.name, **options})
