@@ -145,6 +145,17 @@ def _fork_safe() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def fork_safe(function: _Function) -> _Function:
+    """A tensor method that is also asked in a forked process, by itself: `served` sees to those that call it."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with _fork_safe():
+            return function(*args, **options)
+
+    return cast(_Function, call)
+
+
 _Versions = tuple[tuple[int, int], ...]
 _copies: weakref.WeakKeyDictionary[nn.Module, tuple[_Versions, nn.Module]] = weakref.WeakKeyDictionary()
 

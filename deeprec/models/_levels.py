@@ -29,6 +29,7 @@ from deeprec.models._level_scores import level_lookups, sampled_linear
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.embedding import catch_up
 from deeprec.nn.scoring import BlockScorer, DotScorer, score_items
+from deeprec.surroundings import fork_safe
 
 _ENTRIES_A_BLOCK = 1 << 20
 _NUMBERS_A_BLOCK = 1 << 23
@@ -341,6 +342,7 @@ class LevelModel(Recommender):
         step = max(1, _NUMBERS_A_BLOCK // width)
         return zip(rows.split(step), columns.split(step), strict=True)
 
+    @fork_safe
     @torch.no_grad()
     def predict_ratings(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings [n] of pairs of internal ids, each [n], in the units of the data."""

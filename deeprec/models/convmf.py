@@ -38,7 +38,7 @@ from deeprec.models._own_entries import owners, with_own_entries
 from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.scoring import DotScorer
 from deeprec.nn.text_cnn import TextCNN
-from deeprec.surroundings import trained
+from deeprec.surroundings import fork_safe, trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -313,6 +313,7 @@ class ConvMF(Recommender):
         self.require_built()
         return (self.user_factors[users.long()] * self.item_factors[items.long()]).sum(-1) + self.mean
 
+    @fork_safe
     @torch.no_grad()
     def predict_ratings(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings [n] of pairs of internal ids, each [n], in the units of the data."""

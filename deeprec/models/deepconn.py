@@ -33,6 +33,7 @@ from deeprec.models.base import Recommender, check_pairs
 from deeprec.nn.fm import FMInteraction
 from deeprec.nn.scoring import DotScorer
 from deeprec.nn.text_cnn import TextCNN
+from deeprec.surroundings import fork_safe
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -311,6 +312,7 @@ class DeepCoNN(Recommender):
         ratings: Tensor = (self._user_codes(self.user_texts)[users.long()] * codes[items]).sum(-1) + levels[items]
         return ratings
 
+    @fork_safe
     @torch.no_grad()
     def predict_ratings(self, users: Tensor, items: Tensor) -> Tensor:
         """Ratings [n] of pairs of internal ids, each [n], in the units of the data.
