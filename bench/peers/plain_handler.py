@@ -134,8 +134,9 @@ def application(path: str) -> FastAPI:
     users = {user: code for code, user in enumerate(state["users"])}
     items, titles = state["items"], state["titles"]
 
+    # In the event loop: plain functions run in threads of their own, and such that compute wait for each other.
     @app.get("/v1/recommend/{user_id}")
-    def recommend(user_id: int, k: int = 10) -> dict[str, Any]:
+    async def recommend(user_id: int, k: int = 10) -> dict[str, Any]:
         best = pipeline.recommend(users[user_id], k)
         return {"items": [{"item_id": items[item], "title": titles[item], "score": score} for item, score in best]}
 
