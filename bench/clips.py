@@ -3,7 +3,7 @@
     python -m bench.clips [--only SET ...] [--seeds 1 2 3]
 
 Clips of a group (a speaker, the video they were cut from) are on one side of each split. Of what is trained on, a fifth
-chooses the epoch of the network and the strength of the linear model's L2. Writes results/clips/SET/seed-N.json and the
+chooses the epoch of the network and the strength of the linear model's L2. Writes results/clips/SET/folds-N.json and the
 page results/clips.md. Clips are found in DEEPREC_DATA.
 """
 
@@ -177,7 +177,7 @@ def run(name: str, seed: int) -> None:
         print(f"{name}, seed {seed}, fold {number + 1} of {clips.folds}: "
               f"linear {rows['linear'][-1]:.3f}, network {rows['network'][-1]:.3f}", flush=True)  # fmt: skip
     written = {"set": name, "seed": seed, "accuracy": rows, "seconds": round(time.perf_counter() - started)}
-    place = RESULTS / name / f"seed-{seed}.json"
+    place = RESULTS / name / f"folds-{seed}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps({**written, "machine": machine(), "versions": versions()}, indent=1) + "\n")
 
@@ -196,7 +196,7 @@ def page() -> str:
         "|---|---|---|---|---|",
     ]
     for name, clips in SETS.items():
-        cards = [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("seed-*.json"))]
+        cards = [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("folds-*.json"))]
         if not cards:
             continue
         values = {key: [x for card in cards for x in card["accuracy"][key]] for key in cards[0]["accuracy"]}
@@ -220,7 +220,7 @@ def main() -> None:
     chosen = parser.parse_args()
     for seed in chosen.seeds:
         for name in chosen.only:
-            if not (RESULTS / name / f"seed-{seed}.json").exists():
+            if not (RESULTS / name / f"folds-{seed}.json").exists():
                 run(name, seed)
                 PAGE.write_text(page(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
