@@ -3,8 +3,8 @@
     python -m bench.clips [--only SET ...] [--seeds 1 2 3]
 
 Clips of a group (a speaker, the video they were cut from) are on one side of each split. Of what is trained on, a fifth
-chooses the epoch of the network and the strength of the linear model's L2. Writes results/clips/SET/folds-N.json and the
-page results/clips.md. Clips are found in DEEPREC_DATA.
+chooses the epoch of the network and the strength of the linear model's L2. A seed is kept as
+results/clips/SET/folds-N.json; the page is results/clips.md. Clips are found in DEEPREC_DATA.
 """
 
 from __future__ import annotations
