@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import math
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,7 +161,6 @@ def tune(
     study = package.create_study(
         study_name=_STUDY,
         storage=package.storages.JournalStorage(package.storages.journal.JournalFileBackend(str(place / _JOURNAL))),
-        sampler=package.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, trials // 3))),
         pruner=package.pruners.MedianPruner(n_startup_trials=4) if prunes else package.pruners.NopPruner(),
         direction="maximize",
         load_if_exists=True,
@@ -319,12 +317,3 @@ def _write(study: Any, place: Path, select: str) -> None:
              *(drawn.get(name, "") for name in names), attributes.get("error", "")]
         )  # fmt: skip
     write_atomically(place / TRIALS, stream.getvalue().encode())
-
-
-def type_of(model: str, option: str) -> Any:
-    """The annotation of an option; ValueError with the nearest where there is none such."""
-    kind = config_class(model)
-    hints = typing.get_type_hints(kind)
-    if option not in taken_options(kind):
-        create(model, **{option: None})  # says what there is
-    return hints[option]
